@@ -1,0 +1,25 @@
+"""torch, imported on first use.
+
+The command line answers `--help` and `methods` in a fraction of a second, although every method's own file
+computes with torch: importing torch alone takes seconds. Modules that are read for the registry write
+`from decodery._lazy import torch`; type checkers see the real module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+class _LazyModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self.__name__), name)
+        setattr(self, name, value)  # later look-ups cost nothing
+        return value
+
+
+if TYPE_CHECKING:
+    import torch as torch
+else:
+    torch = _LazyModule("torch")

@@ -1,0 +1,63 @@
+"""What happened, in order: for streaming, traces and statistics.
+
+Every event names its request (the place of the prompt among those given, and of the sample among its `n`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from decodery.engine.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities (natural) of one committed token, of the target network.
+
+    raw: under the softmax of the raw scores. processed: under the law it was drawn from (0 in greedy decoding).
+    top: the likeliest tokens under the raw softmax with theirs, highest first.
+    """
+
+    raw: float
+    processed: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A draft was sent to be verified: its tokens and each one's parent (-1: the last committed token)."""
+
+    request: int
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token was committed.
+
+    text: what it adds to the visible text; may be empty (a part of a character, a possible stop string) and may hold
+        what earlier tokens had to hold back. from_draft: it had been drafted and was accepted.
+    """
+
+    request: int
+    index: int
+    token_id: int
+    text: str
+    from_draft: bool
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request is over. text: what was still held back. reason: "stop", "length", "cancelled" or "error"."""
+
+    request: int
+    text: str
+    reason: str
+    statistics: Statistics
+
+
+Event: TypeAlias = "Drafted | Token | Finished"

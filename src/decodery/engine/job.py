@@ -1,0 +1,219 @@
+"""One request on its way: its prompt, its law and noise, its stop rules, and what it has committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs
+from decodery.engine.settings import Settings
+from decodery.engine.statistics import Statistics
+from decodery.engine.text import Decoder, TextStream
+from decodery.models.forward import Forward, Scores
+from decodery.sampling.law import Law
+from decodery.sampling.noise import Noise, Stage
+
+if TYPE_CHECKING:
+    from decodery.engine.cost import CostCurve
+    from decodery.models.network import Scorer
+    from decodery.models.sequence import Sequence as CachedSequence
+
+Value = TypeVar("Value")
+PROMPT_CHUNK = 128
+"""Rows of prompt log probabilities computed at a time; each needs a vocabulary of floats."""
+
+
+class Host(Protocol):
+    """What a job needs from the model it runs on. `LanguageModel` is one; tests make small ones."""
+
+    network: Scorer
+    tokenizer: Decoder
+    stop_ids: tuple[int, ...]
+    """Tokens that end the model's output."""
+    memory: dict[Hashable, Any]
+    """What methods keep between requests."""
+
+    def cost(self, network: Scorer) -> CostCurve: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def companion(self, name: str) -> Scorer: ...
+
+
+class Job:
+    """A request being decoded. Methods read `tokens`, `law`, `noise` and call `commit`; everything else is the engine's.
+
+    prompt: token ids. request: the place of the prompt among those given together, for events. sample: which of the
+    `n` samples of the prompt; part of the noise's address.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        prompt: Sequence[int],
+        settings: Settings,
+        request: int = 0,
+        sample: int = 0,
+        listener: Callable[[Event], None] | None = None,
+    ):
+        self.host = host
+        self.settings = settings.with_seed()
+        self.request, self.sample = request, sample
+        self.prompt = tuple(prompt)
+        self.tokens: list[int] = list(prompt)
+        """Prompt and committed tokens."""
+        stop_ids = () if settings.ignore_eos else host.stop_ids
+        self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
+        self.law = Law(self.settings, self.prompt, sorted(self.stop_ids))
+        assert self.settings.seed is not None
+        self.noise = Noise(self.settings.seed, sample)
+        self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
+        self.events: list[Event] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.company = 1
+        """How many jobs share the engine now; a draft that rides along with others costs more."""
+        self._listener = listener
+        self._text = TextStream(host.tokenizer, settings.stop, self.prompt)
+
+    # What methods use
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The committed tokens of the output."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def remaining(self) -> int:
+        """How many more tokens may be committed."""
+        return self.settings.max_new_tokens - (len(self.tokens) - len(self.prompt))
+
+    @property
+    def position(self) -> int:
+        """The position of the next token: the address of its draws."""
+        return len(self.tokens)
+
+    def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
+        """An empty sequence of the target, or of another network."""
+        return (network or self.host.network).new_sequence()
+
+    def draw(self, row: Tensor, path: Sequence[int] = ()) -> int:
+        """The token that plain decoding takes after the committed tokens and `path`, given its raw scores [vocabulary].
+
+        The same address gives the same token in every method.
+        """
+        if self.law.greedy:
+            return int(self.law.scores(row, path).argmax())
+        law = self.law.log_probabilities(row, path).exp()
+        return self.noise.choose(law, self.position + len(path), Stage.TARGET)
+
+    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """State that outlives the request, shared by the requests of the same session; made on first use."""
+        place = (self.settings.session, key)
+        if place not in self.host.memory:
+            self.host.memory[place] = make()
+        value: Value = self.host.memory[place]
+        return value
+
+    def score_prompt(
+        self, sequence: CachedSequence, watch: Callable[[Sequence[int], Tensor], None] | None = None
+    ) -> Generator[Forward, Scores, None]:
+        """Score the prompt but for its last token, where somebody wants the scores: the user (echo with logprobs) or a
+        method (`watch`, called with the tokens and raw scores [n, vocabulary] of each chunk).
+
+        Every method calls it first, so that all of them offer the prompt's log probabilities.
+        """
+        echo = self.settings.echo and self.settings.logprobs is not None
+        if not echo and watch is None:
+            return
+        while sequence.length < len(self.prompt) - 1:
+            start = sequence.length
+            chunk = self.prompt[start : min(start + PROMPT_CHUNK, len(self.prompt) - 1)]
+            scores = yield Forward(sequence, chunk)
+            if watch is not None:
+                watch(chunk, scores.logits)
+            if echo:
+                for row, token in zip(scores.logits, self.prompt[start + 1 :], strict=False):
+                    self.prompt_logprobs.append(self._logprobs(row, token, processed=None))
+
+    def drafted(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
+        """Tell that these nodes are being verified."""
+        self.statistics.drafted += len(tokens)
+        if tokens:
+            self._emit(Drafted(self.request, tuple(tokens), tuple(parents)))
+
+    def commit(self, tokens: Sequence[int], rows: Tensor, accepted: int = 0) -> bool:
+        """Append tokens to the output; True when the request is over.
+
+        rows: [n, vocabulary] the target's raw scores that each token was chosen by. accepted: how many of the first
+        tokens had been drafted. What follows a stop token, a stop string or the last allowed token is dropped: a run
+        of accepted tokens never overshoots.
+        """
+        self.statistics.rounds += 1
+        for place, token in enumerate(tokens):
+            logprobs = None
+            if self.settings.logprobs is not None:
+                processed = self.law.log_probabilities(rows[place])
+                logprobs = self._logprobs(rows[place], token, float(processed[token]))
+            self.tokens.append(token)
+            self.law.observe(token)
+            count = len(self.tokens) - len(self.prompt)
+            if count == 1:
+                self.statistics.first_token()
+            if place < accepted:
+                self.statistics.accepted += 1
+            else:
+                self.statistics.bonus += 1
+            visible = "" if token in self.stop_ids else self._text.push(token)
+            self._emit(Token(self.request, count - 1, token, visible, place < accepted, logprobs))
+            reason = self._stop_reason(token, count, rows[place])
+            if reason is not None:
+                self.finish(reason)
+                return True
+        return False
+
+    # What the engine uses
+
+    def _stop_reason(self, token: int, count: int, row: Tensor) -> str | None:
+        early = count < self.settings.min_new_tokens
+        if token in self.stop_ids and not early:
+            return "stop"
+        if self._text.stopped_by is not None:
+            return "stop"
+        if self.settings.stopping_criteria:
+            ids = torch.tensor([self.tokens])
+            if any(bool(torch.as_tensor(c(ids, row[None])).any()) for c in self.settings.stopping_criteria):
+                return "stop"
+        return "length" if count >= self.settings.max_new_tokens else None
+
+    def finish(self, reason: str, error: Exception | None = None) -> None:
+        """End the request. Harmless where it has ended already."""
+        if self.finish_reason is not None:
+            return
+        self.finish_reason, self.error = reason, error
+        held = self._text.finish()
+        self.statistics.new_tokens = len(self.tokens) - len(self.prompt)
+        self.statistics.finish()
+        self._emit(Finished(self.request, held, reason, self.statistics))
+
+    @property
+    def text(self) -> str:
+        """The visible output so far."""
+        return self._text.text
+
+    def _emit(self, event: Event) -> None:
+        self.events.append(event)
+        if self._listener is not None:
+            self._listener(event)
+
+    def _logprobs(self, row: Tensor, token: int, processed: float | None) -> TokenLogprobs:
+        raw = row.float().log_softmax(dim=-1)
+        wanted = self.settings.logprobs or 0
+        top = raw.topk(min(wanted, raw.shape[0]))
+        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        value = float(raw[token])
+        return TokenLogprobs(value, value if processed is None else processed, pairs)

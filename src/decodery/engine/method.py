@@ -1,0 +1,221 @@
+"""What a decoding method is, and how it declares itself.
+
+A method is a frozen dataclass: its fields are its parameters, its class attributes say what it is called, where it was
+published and what it guarantees. `decode` is the method itself: a coroutine that yields `Forward`s and is sent `Scores`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from decodery.errors import BadParameter, near
+
+if TYPE_CHECKING:
+    from decodery.engine.job import Job
+    from decodery.engine.settings import Settings
+    from decodery.models.forward import Forward
+
+Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
+"""What `decode` returns: yields one forward or a tuple of them, and is sent the scores of each."""
+
+
+class Exactness(enum.StrEnum):
+    """What a method promises about its output. `decodery check` decides it by experiment."""
+
+    IDENTICAL_TO_SAMPLING = "identical-to-sampling"
+    """The output has exactly the law of plain sampling from the processed target, and greedy output is identical."""
+    GREEDY_IDENTICAL = "greedy-identical"
+    """Greedy output is identical to plain greedy decoding; nothing is promised of sampled output."""
+    APPROXIMATE = "approximate"
+    """Close to the target's law, within what the method's page states."""
+    QUALITY_CHANGING = "quality-changing"
+    """Another law on purpose."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether greedy output is promised to equal plain decoding's."""
+        return self in (Exactness.IDENTICAL_TO_SAMPLING, Exactness.GREEDY_IDENTICAL)
+
+
+def parameter(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    auto: str = "",
+) -> Any:
+    """A dataclass field that is a parameter of a method.
+
+    help: one line. low, high: inclusive range. choices: allowed words. auto: what None (written "auto") means.
+    """
+    meta = {"help": help, "low": low, "high": high, "choices": choices, "auto": auto}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method, as the registry lists it."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    auto: str = ""
+
+    @property
+    def range(self) -> str:
+        """The allowed values, for people."""
+        if self.choices:
+            return " | ".join(self.choices)
+        if self.low is None and self.high is None:
+            return ""
+        low = "" if self.low is None else f"{self.low:g}"
+        return f"{low}..{'' if self.high is None else f'{self.high:g}'}"
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base of all decoding methods.
+
+    Subclasses are frozen dataclasses (their fields are made with `parameter`) and set the class attributes below.
+    A method object holds no state of a request; what lives longer is kept in the job's memory.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """Authors, title, year and identifier of the source."""
+    exactness: ClassVar[Exactness]
+    family: ClassVar[str]
+    """Room of the method: "sampling", "speculative", "diffusion", …"""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What must be there for it to run, in words."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
+
+    @abstractmethod
+    def decode(self, job: Job) -> Decoding:
+        """Decode one request."""
+
+    def admit(self, job: Job) -> None:
+        """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
+
+    def __post_init__(self) -> None:
+        for item in self.parameters():
+            object.__setattr__(self, item.name, _checked(self.name, item, getattr(self, item.name)))
+
+    @classmethod
+    def parameters(cls) -> tuple[Parameter, ...]:
+        """The parameters, in order of declaration."""
+        hints = typing.get_type_hints(cls)
+        return tuple(
+            Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
+            for field in dataclasses.fields(cls)
+        )
+
+    def spec(self) -> str:
+        """The method as one writes it: its name and the parameters that differ from their defaults."""
+        changed = [
+            f"{p.name}={'auto' if value is None else value}"
+            for p in self.parameters()
+            if (value := getattr(self, p.name)) != p.default
+        ]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        names = [_type_name(arg) for arg in inner]
+        return " | ".join([*names, "auto"] if len(inner) < len(typing.get_args(hint)) else names)
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def _checked(method: str, item: Parameter, value: Any) -> Any:
+    """The value of a parameter, or BadParameter."""
+    names = item.type.split(" | ")
+    if value is None and "auto" in names:
+        return None
+    if value == "auto" and "auto" in names and "str" not in names:
+        return None
+    matches = [n for n in names if n != "auto" and isinstance(value, _TYPES[n])]
+    if isinstance(value, bool) and "bool" not in names:
+        matches = []
+    if not matches:
+        raise BadParameter(f"{method}: {item.name} must be {' or '.join(names)}, not {value!r} ({item.help}).")
+    if item.choices and value not in item.choices:
+        raise BadParameter(f"{method}: {item.name} must be one of {', '.join(item.choices)}, not {value!r}.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        below = item.low is not None and value < item.low
+        above = item.high is not None and value > item.high
+        if below or above or value != value:
+            raise BadParameter(f"{method}: {item.name} must lie in {item.range}, not {value!r} ({item.help}).")
+    return float(value) if matches == ["float"] else value
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "name" or "name(key=value, …)". Values are Python literals or bare words; raises BadParameter."""
+    name, bracket, rest = text.strip().partition("(")
+    name = name.strip()
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+    except SyntaxError:
+        raise BadParameter(f"cannot read {text!r}; write it as name(key=value, key=value).") from None
+    if not isinstance(call, ast.Call) or call.args:
+        raise BadParameter(f"cannot read {text!r}; parameters are written as name(key=value, key=value).")
+    values: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise BadParameter(f"cannot read {text!r}; parameters are written as name(key=value, key=value).")
+        values[keyword.arg] = _literal(text, keyword.value)
+    return name, values
+
+
+def _literal(text: str, node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "none": None}.get(node.id.lower(), node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        word = ast.unparse(node).replace(" ", "")  # names such as smollm2-135m or owner/name
+        if any(character in word for character in "()[]{}"):
+            raise BadParameter(f"cannot read the value {word!r} in {text!r}; quote it if it is a name.") from None
+        return word
+
+
+def build(cls: type[Method], values: Mapping[str, Any]) -> Method:
+    """A method of class `cls` with these parameters. Raises BadParameter for unknown names."""
+    known = {item.name for item in cls.parameters()}
+    for name in values:
+        if name not in known:
+            hint = near(name, known) if known else "it has none."
+            raise BadParameter(f"{cls.name} has no parameter {name!r}; {hint}")
+    return cls(**values)
+
+
+def refusal(method: Method, settings: Settings) -> str | None:
+    """Why a method does not run with these settings; None where it does."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name, reason in method.refuses.items():
+        value = getattr(settings, name)
+        if value not in (defaults.get(name), (), {}, None):
+            return f"{method.name} does not run with {name}: {reason}"
+    return None

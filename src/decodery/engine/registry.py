@@ -1,0 +1,150 @@
+"""All methods by name: the one source of the command line, the documentation, the server and `decodery.methods()`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from decodery.engine.method import Exactness, Method, Parameter, build, parse_spec
+from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near
+
+BUILT_IN = {
+    "autoregressive": "decodery.engine.autoregressive:Autoregressive",
+    "prompt-lookup": "decodery.speculative.drafters.prompt_lookup:PromptLookup",
+    "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
+    "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
+    "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
+}
+"""Name -> where its class is. Adding a method is one file and one line here."""
+
+ENTRY_POINTS = "decodery.methods"
+"""The entry-point group in which other packages declare methods: name -> "module:Class"."""
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A registry entry."""
+
+    name: str
+    title: str
+    paper: str
+    exactness: Exactness
+    family: str
+    needs: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    summary: str
+    refuses: dict[str, str]
+
+    @classmethod
+    def of(cls, method: type[Method]) -> MethodInfo:
+        summary = (method.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+        return cls(
+            method.name,
+            method.title,
+            method.paper,
+            method.exactness,
+            method.family,
+            method.needs,
+            method.parameters(),
+            " ".join(summary.split()),
+            dict(method.refuses),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "paper": self.paper,
+            "exactness": str(self.exactness),
+            "family": self.family,
+            "needs": list(self.needs),
+            "refuses": self.refuses,
+            "parameters": [
+                {
+                    "name": p.name,
+                    "type": p.type,
+                    "default": p.default,
+                    "help": p.help,
+                    "low": p.low,
+                    "high": p.high,
+                    "choices": list(p.choices),
+                    "auto": p.auto,
+                }
+                for p in self.parameters
+            ],
+        }
+
+
+_classes: dict[str, type[Method]] = {}
+_external: dict[str, importlib.metadata.EntryPoint] | None = None
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    global _external  # a cache of what is installed; read once, since scanning packages is slow
+    if _external is None:
+        _external = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    return _external
+
+
+def names() -> list[str]:
+    """The names of all methods, ours first."""
+    return [*BUILT_IN, *(name for name in {**_entry_points(), **_classes} if name not in BUILT_IN)]
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Add a method class at run time (also usable as a decorator). Raises ValueError where it breaks the contract."""
+    conform(cls)
+    if cls.name in BUILT_IN and _classes.get(cls.name) not in (None, cls):
+        raise ValueError(f"the name {cls.name!r} is taken by a method of decodery")
+    _classes[cls.name] = cls
+    return cls
+
+
+def conform(cls: type[Method]) -> None:
+    """Raise ValueError where a class does not declare what a method must."""
+    for attribute in ("name", "title", "paper", "exactness", "family"):
+        if not getattr(cls, attribute, None):
+            raise ValueError(f"{cls.__name__} must set the class attribute {attribute}")
+    if not isinstance(cls.exactness, Exactness):
+        raise ValueError(f"{cls.__name__}.exactness must be an Exactness")
+    for item in cls.parameters():
+        if not item.help:
+            raise ValueError(f"parameter {item.name} of {cls.__name__} needs a help text")
+    cls()  # the defaults must be valid
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method. Raises UnknownMethod with near names, or MethodUnavailable for a broken plug-in."""
+    if name in _classes:
+        return _classes[name]
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        cls: type[Method] = getattr(importlib.import_module(module), attribute)
+    elif name in _entry_points():
+        point = _entry_points()[name]
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise MethodUnavailable(f"the method {name!r} comes from {point.value}, which fails: {error}.") from error
+    else:
+        raise UnknownMethod(f"there is no method {name!r}; {near(name, names())}")
+    return register(cls)
+
+
+def method(given: str | Method) -> Method:
+    """A method from "name", "name(key=value)" or an object (handed back)."""
+    if isinstance(given, Method):
+        return given
+    if not isinstance(given, str):
+        raise BadParameter(f"a method is given by its name or as a decodery Method, not as {type(given).__name__}.")
+    name, values = parse_spec(given)
+    return build(find(name), values)
+
+
+def methods() -> list[MethodInfo]:
+    """The entries of all methods."""
+    return [MethodInfo.of(find(name)) for name in names()]

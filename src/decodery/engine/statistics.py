@@ -1,0 +1,107 @@
+"""The numbers that every result carries."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class ModelStatistics:
+    """Work done by one network for one request.
+
+    forwards: passes asked. rows: rows scored. layer_rows: rows times layers they went through.
+    """
+
+    forwards: int = 0
+    rows: int = 0
+    layer_rows: int = 0
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What one request cost and brought. Times are wall clock, in seconds, from submission.
+
+    rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
+    committed. bonus: tokens that came from the target itself, one per round.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    bonus: int = 0
+    models: dict[str, ModelStatistics] = field(default_factory=dict)
+    target: str = ""
+    first_token_seconds: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    started: float = field(default_factory=time.perf_counter, repr=False)
+
+    def count(self, model: str, rows: int, layers: int) -> None:
+        """One forward of `rows` rows through `layers` layers of `model`."""
+        entry = self.models.setdefault(model, ModelStatistics())
+        entry.forwards += 1
+        entry.rows += rows
+        entry.layer_rows += rows * layers
+
+    def first_token(self) -> None:
+        """The first new token was committed now."""
+        self.first_token_seconds = time.perf_counter() - self.started
+
+    def finish(self) -> None:
+        """The request ended now."""
+        self.seconds = time.perf_counter() - self.started
+        self.peak_memory_bytes = peak_memory()
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the target."""
+        return self.models[self.target].forwards if self.target in self.models else 0
+
+    @property
+    def rows(self) -> int:
+        """Rows scored by the target."""
+        return self.models[self.target].rows if self.target in self.models else 0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean acceptance length: new tokens per round, the target's own token included (1.0 for plain decoding)."""
+        return self.new_tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second of the whole request, prefill included."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "forwards": self.forwards,
+            "rows": self.rows,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "bonus": self.bonus,
+            "acceptance_length": self.acceptance_length,
+            "first_token_seconds": self.first_token_seconds,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "models": {
+                name: {"forwards": m.forwards, "rows": m.rows, "layer_rows": m.layer_rows}
+                for name, m in self.models.items()
+            },
+        }
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

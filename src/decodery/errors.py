@@ -1,0 +1,66 @@
+"""The errors that a user can meet. Each message is one sentence: what was wrong, and what would be right.
+
+The command line prints the message alone and exits with code 2; a server answers with a 4xx status.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DecoderyError(Exception):
+    """Base of every error that decodery raises on purpose."""
+
+
+class UnknownModel(DecoderyError):
+    """No model has this name: neither bundled, nor a folder, nor a file, nor a repository of the hub."""
+
+
+class ModelNotReadable(DecoderyError):
+    """The files of a model are there but cannot be used: damaged, incomplete, or of an unknown kind."""
+
+
+class DownloadFailed(DecoderyError):
+    """A download could not be completed or did not match its checksum; nothing was installed."""
+
+
+class NotEnoughSpace(DecoderyError):
+    """The disk cannot hold what is to be written."""
+
+
+class UnknownMethod(DecoderyError):
+    """No decoding method has this name."""
+
+
+class MethodUnavailable(DecoderyError):
+    """The method is known but something it needs is missing; the message says what."""
+
+
+class BadParameter(DecoderyError):
+    """A parameter of a method has an unknown name, a wrong type, or a value out of its range."""
+
+
+class BadSetting(DecoderyError):
+    """A generation setting is unknown, of the wrong type, or out of its range."""
+
+
+class BadPrompt(DecoderyError):
+    """The prompt is empty, malformed, or does not fit into the model's context."""
+
+
+class Refused(DecoderyError):
+    """A combination of method and settings that cannot keep its promises; refused before work starts."""
+
+
+class BadInput(DecoderyError):
+    """A file or line given by the user cannot be read."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A trailing hint with the known names closest to `name`, or all of them where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(names)}."

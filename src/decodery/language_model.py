@@ -1,0 +1,394 @@
+"""A language model one can decode with: tokenizer, network, and the calls of the public API."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from decodery.engine.cost import CostCurve, calibrated
+from decodery.engine.events import Event, TokenLogprobs
+from decodery.engine.job import Job
+from decodery.engine.method import Exactness, Method, refusal
+from decodery.engine.registry import method as as_method
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.settings import Settings
+from decodery.engine.statistics import Statistics
+from decodery.errors import BadPrompt, BadSetting, ModelNotReadable, Refused
+from decodery.models import store
+from decodery.models.network import Scorer, TransformersNetwork
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("decodery")
+DEFAULT_METHOD = "token-recycling"
+"""What decodes where no method is named: lossless, needs nothing, and fast."""
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+"""A text, a conversation ({"role", "content"} per message), or token ids."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of one request.
+
+    text: the visible output (with the prompt before it where `echo` was set). token_ids: the new tokens, an end token
+    included. finish_reason: "stop", "length", "cancelled" or "error". seed: the one used, also where none was given.
+    order: the steps of the law that were switched on, in order. logprobs: one per new token where asked for.
+    prompt_logprobs: of prompt tokens 1, 2, … where echo and logprobs were set. error: what ended the request, if so.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    exactness: Exactness
+    stats: Statistics
+    events: tuple[Event, ...] = field(repr=False)
+    method: str
+    model: str
+    seed: int
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
+    order: tuple[str, ...] = ()
+    logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
+    prompt_logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
+    error: Exception | None = None
+
+
+class LanguageModel:
+    """Tokenizer and network. Made by `decodery.load` and `decodery.wrap`.
+
+    network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
+    stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
+    """
+
+    def __init__(
+        self,
+        network: Scorer,
+        tokenizer: Any,
+        stop_ids: Sequence[int] = (),
+        folder: Path | None = None,
+        identity: str = "",
+    ):
+        self.network, self.tokenizer, self.folder = network, tokenizer, folder
+        self.name = network.name
+        self.stop_ids = tuple(stop_ids)
+        self.memory: dict[Hashable, Any] = {}
+        self.companions: dict[str, LanguageModel] = {}
+        """Other models that methods use beside this one, by the name under which a method asks for them."""
+        self._identity = identity or network.name
+        self._costs: dict[int, CostCurve] = {}
+        self._lock = threading.RLock()
+
+    # The public calls
+
+    def generate(self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any) -> Any:
+        """Decode a prompt, or a list of prompts as one packed batch.
+
+        prompt: a string, a conversation, token ids, or a list of any of these. method: a name, "name(key=value)", or a
+        Method; for a list of prompts also a list. seed: an integer, None, or a list. settings: see `Settings`.
+        Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives.
+        Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable or Refused before work starts. A
+        request that fails later raises its own error; within a batch it becomes the `error` of its reply alone.
+        """
+        batch = self._is_batch(prompt)
+        jobs = self._jobs(prompt, method, seed, settings)
+        with self._lock:
+            scheduler = Scheduler()
+            for group in jobs:
+                for job, chosen in group:
+                    scheduler.submit(job, chosen)
+            scheduler.run()
+        replies = [[self._reply(job, chosen) for job, chosen in group] for group in jobs]
+        if not batch:
+            for reply in replies[0]:
+                if reply.error is not None:
+                    raise reply.error
+        answers = [group if group[0].stats is not None and len(group) > 1 else group[0] for group in replies]
+        return answers if batch else answers[0]
+
+    def stream(
+        self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any
+    ) -> Iterator[Event]:
+        """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
+
+        Same arguments and errors as `generate`. Closing the iterator cancels what is still running.
+        """
+        pending: list[Event] = []
+        jobs = self._jobs(prompt, method, seed, settings, pending.append)
+        return self._stream([entry for group in jobs for entry in group], pending)
+
+    def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Iterator[Event]:
+        with self._lock:
+            scheduler = Scheduler()
+            try:
+                for job, chosen in jobs:
+                    scheduler.submit(job, chosen)
+                while True:
+                    while pending:
+                        yield pending.pop(0)
+                    if not scheduler.active:
+                        break
+                    scheduler.step()
+            finally:
+                for job, _ in jobs:
+                    scheduler.cancel(job)
+        for job, _ in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def chat(self, messages: str | Sequence[Message], **arguments: Any) -> Reply:
+        """Answer a conversation, or a single user message. Arguments as for `generate`."""
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        reply: Reply = self.generate(conversation, **arguments)
+        return reply
+
+    def forget(self, session: str | None = None) -> None:
+        """Drop what stateful methods remember, of one session or of all."""
+        with self._lock:
+            for place in [place for place in self.memory if session is None or place[0] == session]:  # type: ignore[index]
+                del self.memory[place]
+
+    # What methods use (the `Host` of a job)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, without special tokens around it."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def companion(self, name: str) -> Scorer:
+        """The network of another model, loaded on first use with this one's dtype and device."""
+        if name not in self.companions:
+            device, dtype = getattr(self.network, "device", "auto"), getattr(self.network, "dtype", "auto")
+            self.companions[name] = load(name, dtype=dtype, device=device)
+        return self.companions[name].network
+
+    def cost(self, network: Scorer) -> CostCurve:
+        """The measured cost curve of a network; measured on first use, then kept on disk."""
+        if id(network) not in self._costs:
+            if isinstance(network, TransformersNetwork):
+                owner = next((m for m in self.companions.values() if m.network is network), self)
+                described = {
+                    "model": owner._identity,
+                    "parameters": str(sum(p.numel() for p in network.model.parameters())),
+                    "dtype": str(network.dtype),
+                    "device": network.device.type,
+                    "path": network.path,
+                }
+                self._costs[id(network)] = calibrated(network, described, store.home() / "calibration")
+            else:
+                self._costs[id(network)] = CostCurve.flat()
+        return self._costs[id(network)]
+
+    # From what a user gives to jobs, and back
+
+    def _jobs(
+        self,
+        prompt: Any,
+        method: Any,
+        seed: Any,
+        settings: Mapping[str, Any],
+        listener: Callable[[Event], None] | None = None,
+    ) -> list[list[tuple[Job, Method]]]:
+        prompts = list(prompt) if self._is_batch(prompt) else [prompt]
+        methods = _spread("method", method, len(prompts), self._is_batch(prompt))
+        seeds = _spread("seed", seed, len(prompts), self._is_batch(prompt))
+        chosen = {id(m): as_method(m) for m in methods}
+        groups: list[list[tuple[Job, Method]]] = []
+        request = 0
+        for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
+            checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
+            ids = self.tokenize(one)
+            self._check_length(ids, checked)
+            group = []
+            for sample in range(checked.n):
+                job = Job(self, ids, checked, request, sample, listener)
+                group.append((job, chosen[id(named)]))
+                request += 1
+            self._admit(*group[0])
+            groups.append(group)
+        return groups
+
+    def _admit(self, job: Job, method: Method) -> None:
+        reason = refusal(method, job.settings)
+        if reason is not None:
+            raise Refused(reason)
+        method.admit(job)
+
+    def _check_length(self, ids: Sequence[int], settings: Settings) -> None:
+        total = len(ids) + settings.max_new_tokens
+        if total > self.network.context:
+            raise BadPrompt(
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {settings.max_new_tokens}, together {total}, "
+                f"but {self.name} has a context of {self.network.context}."
+            )
+
+    @staticmethod
+    def _is_batch(prompt: Any) -> bool:
+        if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
+            return False
+        first = prompt[0]
+        return isinstance(first, str) or (isinstance(first, Sequence) and not isinstance(first, Mapping))
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: a text with the tokenizer's usual special tokens, a conversation with its template.
+
+        Raises BadPrompt where it is empty or malformed, or the model has no chat template.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise BadPrompt("the prompt is empty; give at least one character.")
+            ids = list(self.tokenizer.encode(prompt))
+        elif isinstance(prompt, torch.Tensor):
+            ids = prompt.flatten().tolist()
+        elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
+            ids = self._template(prompt)
+        elif isinstance(prompt, Sequence) and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt):
+            ids = list(prompt)  # type: ignore[arg-type]
+        else:
+            raise BadPrompt(
+                "a prompt is a string, a list of messages with role and content, or a list of token ids, "
+                f"not {type(prompt).__name__}."
+            )
+        if not ids:
+            raise BadPrompt("the prompt is empty; give at least one token.")
+        if min(ids) < 0 or max(ids) >= self.network.vocabulary:
+            raise BadPrompt(
+                f"the prompt holds token {max(ids) if min(ids) >= 0 else min(ids)}, but the tokens of {self.name} are "
+                f"0 to {self.network.vocabulary - 1}."
+            )
+        return ids
+
+    def _template(self, messages: Sequence[Message]) -> list[int]:
+        for message in messages:
+            if set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
+                raise BadPrompt(f"a message has a role and a content, both strings; this one is {dict(message)!r}.")
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise BadPrompt(f"{self.name} has no chat template; give the prompt as a plain string.")
+        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _reply(self, job: Job, method: Method) -> Reply:
+        settings = job.settings
+        assert settings.seed is not None
+        assert job.finish_reason is not None
+        wanted = settings.logprobs is not None
+        tokens = [event for event in job.events if hasattr(event, "token_id")]
+        echo = self.tokenizer.decode(list(job.prompt), skip_special_tokens=True) if settings.echo else ""
+        return Reply(
+            text=echo + job.text,
+            token_ids=job.new_tokens,
+            finish_reason=job.finish_reason,
+            exactness=method.exactness,
+            stats=job.statistics,
+            events=tuple(job.events),
+            method=method.spec(),
+            model=self.name,
+            seed=settings.seed,
+            prompt_token_ids=job.prompt,
+            order=job.law.order,
+            logprobs=[event.logprobs for event in tokens] if wanted else None,  # type: ignore[union-attr, misc]
+            prompt_logprobs=job.prompt_logprobs if wanted and settings.echo else None,
+            error=job.error,
+        )
+
+
+def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:
+    """One value for all prompts, or a list with one for each."""
+    if not isinstance(value, list):
+        return [value] * count
+    if not batch or len(value) != count:
+        raise BadSetting(f"a list of {len(value)} for {name} needs a list of as many prompts.")
+    return value
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+    progress: store.Progress | None = None,
+) -> LanguageModel:
+    """Load a model; fetch and convert it first where it is not here yet.
+
+    name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
+    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, else float32), "float32", "bfloat16",
+    "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
+    progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if threads is not None:
+        if threads < 1:
+            raise BadSetting(f"threads must be at least 1, not {threads}.")
+        torch.set_num_threads(threads)
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    folder = store.resolve(str(name), progress=progress)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
+    model = model.to(where)  # type: ignore[arg-type]
+    return wrap(model, tokenizer, name=Path(name).name if Path(name).exists() else str(name), folder=folder)
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | Any,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+) -> LanguageModel:
+    """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
+
+    Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
+    """
+    label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+    network = TransformersNetwork(model, label)
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    if size > network.vocabulary:
+        raise ModelNotReadable(
+            f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
+        )
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
+    return LanguageModel(network, tokenizer, sorted(ids), folder, identity=str(folder or label))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadSetting(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu.") from None
+    return where
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type != "cpu":
+            return torch.bfloat16
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in _DTYPES:
+        raise BadSetting(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
+    return _DTYPES[dtype]

@@ -1,0 +1,207 @@
+"""What a method may ask of a network, and what it gets back.
+
+A `Forward` names rows of one sequence to be scored; `Scores` holds what the network said about them. Everything a
+decoding method needs (draft trees, canvases, early exits, embeddings as input) is a field here, so no method ever
+touches a model.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from decodery._lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.models.sequence import Sequence
+
+
+class Attend(enum.Enum):
+    """Which cache rows the asked rows see, where no explicit mask is given."""
+
+    CAUSAL = "causal"
+    """Everything cached before this forward, and the rows of this forward up to and including the own one."""
+    FULL = "full"
+    """Everything cached and every row of this forward."""
+
+
+class Rows(enum.Enum):
+    """Which of the asked rows need logits."""
+
+    ALL = "all"
+    LAST = "last"
+    NONE = "none"
+
+
+class Slots(enum.Enum):
+    """Where keys and values go, where no explicit slots are given."""
+
+    APPEND = "append"
+    NOWHERE = "nowhere"
+    """Leave the cache as it was: the rows see each other and the cache, and are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A choice of decoder layers: `start <= layer < stop`, without those in `skip`.
+
+    With `start > 0` the forward's `tokens` must be the hidden rows that enter layer `start`.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    skip: frozenset[int] = frozenset()
+
+    def indices(self, count: int) -> tuple[int, ...]:
+        """The layers to run in a network of `count` layers. Raises ValueError where none or an unknown one is named."""
+        stop = count if self.stop is None else self.stop
+        if not 0 <= self.start < stop <= count:
+            raise ValueError(f"layers {self.start}..{stop} do not lie within the network's {count} layers")
+        return tuple(i for i in range(self.start, stop) if i not in self.skip)
+
+
+ALL_LAYERS = Layers()
+POST_NORM = -1
+"""The tap of the rows after the final norm, which enter the head."""
+
+Tokens: TypeAlias = "Listing[int] | Tensor"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forward:
+    """One ask: score `tokens` in the context of `sequence`.
+
+    tokens: n token ids, or embeddings [n, hidden] (hidden rows where `layers.start > 0`).
+    positions: [n] position ids; by default the n positions after the cached ones.
+    attend: CAUSAL, FULL, or a bool mask [n, columns] (True: visible), whose columns are the cache rows as they are
+        after this forward has written its own: cached + n when appending or writing nowhere.
+    slots: APPEND, NOWHERE, or [n] cache rows to overwrite (at most one past the end in order).
+    layers: which decoder layers run; the caches of the others are not written.
+    taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
+    logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
+    """
+
+    sequence: Sequence
+    tokens: Tokens
+    positions: Listing[int] | None = None
+    attend: Attend | Tensor = Attend.CAUSAL
+    slots: Slots | Listing[int] = Slots.APPEND
+    layers: Layers = ALL_LAYERS
+    taps: tuple[int, ...] = ()
+    logits: Rows | Listing[int] = Rows.ALL
+
+    @property
+    def count(self) -> int:
+        """How many rows are asked."""
+        return len(self.tokens)
+
+    def logit_rows(self) -> Listing[int]:
+        """The row indices whose logits are wanted, in order."""
+        if self.logits is Rows.ALL:
+            return range(self.count)
+        if self.logits is Rows.LAST:
+            return (self.count - 1,)
+        if self.logits is Rows.NONE:
+            return ()
+        return self.logits
+
+    def row_positions(self) -> Listing[int]:
+        """The position id of each row."""
+        if self.positions is not None:
+            return self.positions
+        if isinstance(self.slots, Slots):
+            start = self.sequence.next_position
+            return range(start, start + self.count)
+        return self.slots
+
+    def columns(self) -> int:
+        """How many cache rows the attention of this forward ranges over."""
+        if isinstance(self.slots, Slots):
+            return self.sequence.length + self.count
+        return max(self.sequence.length, max(self.slots) + 1)
+
+    def written_slots(self) -> Listing[int]:
+        """The cache row of each asked row; for NOWHERE the row it borrows during the pass."""
+        if isinstance(self.slots, Slots):
+            return range(self.sequence.length, self.sequence.length + self.count)
+        return self.slots
+
+    def visible(self, device: torch.device | None = None) -> Tensor:
+        """The mask as a bool tensor [n, columns]."""
+        columns = self.columns()
+        if not isinstance(self.attend, Attend):
+            return self.attend if device is None else self.attend.to(device)
+        if self.attend is Attend.FULL:
+            return torch.ones(self.count, columns, dtype=torch.bool, device=device)
+        slots = torch.tensor(list(self.written_slots()), device=device)
+        return torch.arange(columns, device=device)[None, :] <= slots[:, None]
+
+    def check(self, vocabulary: int, layers: int, hidden: int | None) -> None:
+        """Raise ValueError where the ask is malformed, before it is packed with others.
+
+        vocabulary: number of token ids; layers: of the network; hidden: width of its rows (None: unknown).
+        """
+        if self.count == 0:
+            raise ValueError("a forward needs at least one row")
+        if isinstance(self.tokens, torch.Tensor) and self.tokens.is_floating_point():
+            if self.tokens.dim() != 2 or (hidden is not None and self.tokens.shape[1] != hidden):
+                raise ValueError(f"embeddings must have shape [n, {hidden}], not {list(self.tokens.shape)}")
+        elif self.layers.start > 0:
+            raise ValueError("a forward that starts at a later layer needs hidden rows, not token ids")
+        else:
+            ids = self.tokens.tolist() if isinstance(self.tokens, torch.Tensor) else self.tokens
+            if min(ids) < 0 or max(ids) >= vocabulary:
+                raise ValueError(f"token ids must lie in 0..{vocabulary - 1}, got {min(ids)}..{max(ids)}")
+        self.layers.indices(layers)
+        if self.positions is not None and len(self.positions) != self.count:
+            raise ValueError(f"{self.count} rows need as many positions, not {len(self.positions)}")
+        if not isinstance(self.slots, Slots):
+            if len(self.slots) != self.count:
+                raise ValueError(f"{self.count} rows need as many slots, not {len(self.slots)}")
+            fresh = sorted(slot for slot in self.slots if slot >= self.sequence.length)
+            if fresh != list(range(self.sequence.length, self.sequence.length + len(fresh))):
+                raise ValueError(f"slots must not leave a gap after the {self.sequence.length} cached rows")
+        if isinstance(self.attend, torch.Tensor) and tuple(self.attend.shape) != (self.count, self.columns()):
+            raise ValueError(f"the mask must be [{self.count}, {self.columns()}], not {list(self.attend.shape)}")
+        for row in self.logit_rows():
+            if not 0 <= row < self.count:
+                raise ValueError(f"logits were asked of row {row}, but there are {self.count} rows")
+        for tap in self.taps:
+            if not -1 <= tap < layers:
+                raise ValueError(f"there is no layer {tap} to tap among {layers} layers")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """The answer to one `Forward`.
+
+    logits: [rows asked, vocabulary] float32, raw (no temperature, no masks).
+    hidden: tap -> [n, hidden] in the network's dtype.
+    """
+
+    logits: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
+    """The bool mask [pending + n, cached + pending + n] of a draft tree that hangs on the last of `pending` rows.
+
+    Each pending row sees the cache and the pending rows up to itself; each node sees the cache, all pending rows, its
+    ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
+    """
+    nodes = len(parents)
+    mask = torch.zeros(pending + nodes, cached + pending + nodes, dtype=torch.bool)
+    mask[:, :cached] = True
+    mask[:pending, cached : cached + pending] = torch.ones(pending, pending, dtype=torch.bool).tril_()
+    mask[pending:, cached : cached + pending] = True
+    below = mask[pending:, cached + pending :]
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            below[node] = below[parent]
+        below[node, node] = True
+    return mask

@@ -1,0 +1,253 @@
+"""What scores tokens: the contract of every scorer, and the one over transformers' decoders.
+
+`TransformersNetwork` packs the rows of many sequences into one pass of an unmodified transformers model: it registers
+an attention function of its own, which writes each row's keys and values into the row's own sequence and lets the row
+see exactly what its `Forward` says. Layer choices, taps and injected hidden rows work on the module list, so any family
+that uses transformers' attention interface runs without code of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Listing
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from decodery.errors import ModelNotReadable
+from decodery.models.attention import ATTENTION_NAME, Pack, packing
+from decodery.models.forward import POST_NORM, Forward, Layers, Scores
+from decodery.models.sequence import KeyValueCache, Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+PassKey: TypeAlias = "tuple[Layers, bool]"
+
+
+def pass_key(forward: Forward) -> PassKey:
+    """Forwards with equal keys can share a pass of their network."""
+    return forward.layers, isinstance(forward.tokens, Tensor) and forward.tokens.is_floating_point()
+
+
+class Scorer(ABC):
+    """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
+
+    name: str
+    vocabulary: int
+    """Number of token ids the logits range over."""
+    context: int
+    """Most positions a sequence may have."""
+    layers: int
+    hidden: int | None = None
+    """Width of the hidden rows; None where there are none."""
+
+    @abstractmethod
+    def new_sequence(self) -> Sequence:
+        """An empty sequence whose cache belongs to this scorer."""
+
+    @abstractmethod
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        """Score forwards that ask for the same layers and the same kind of input, in one pass."""
+
+    def check(self, forward: Forward) -> None:
+        """Raise ValueError where a forward is malformed; called on each ask before it is packed with others."""
+        forward.check(self.vocabulary, self.layers, self.hidden)
+
+    def run(self, forwards: Listing[Forward]) -> list[Scores]:
+        """Score any forwards, in as few passes as their layers and inputs allow. The answers keep the order."""
+        passes: dict[PassKey, list[int]] = {}
+        for place, forward in enumerate(forwards):
+            passes.setdefault(pass_key(forward), []).append(place)
+        answers: list[Scores | None] = [None] * len(forwards)
+        for places in passes.values():
+            for place, scores in zip(places, self.run_pass([forwards[i] for i in places]), strict=True):
+                answers[place] = scores
+        return answers  # type: ignore[return-value]
+
+
+class _Skip(nn.Module):
+    """Stands in for a layer that is not run: hands the rows on, in the form in which the family's layers answer."""
+
+    def __init__(self, tuple_output: bool, rows: Tensor | None = None):
+        super().__init__()
+        self.tuple_output, self.rows = tuple_output, rows
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = hidden_states if self.rows is None else self.rows
+        return (rows,) if self.tuple_output else rows
+
+
+class TransformersNetwork(Scorer):
+    """A transformers causal language model as a scorer.
+
+    model: a `PreTrainedModel` with a language-model head, in eval mode; it is not modified outside of passes.
+    name: how statistics and error messages call it.
+    Raises ModelNotReadable where the model has no decoder layers or no attention interface.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str):
+        self.model, self.name = model.eval(), name
+        self.path = "eager"
+        """How passes are run; part of what a cost curve was measured of."""
+        config = model.config.get_text_config()
+        self.config = config
+        self.vocabulary = int(config.vocab_size)
+        self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.hidden = int(config.hidden_size)
+        self.device, self.dtype = model.device, model.dtype
+        self._lock = threading.RLock()
+        self._base: nn.Module = model.base_model
+        self._list_name, modules = self._find_layers(int(config.num_hidden_layers))
+        self._modules = list(modules)
+        self.layers = len(self._modules)
+        self._tuple_output = False
+        self._cache_shapes: tuple[tuple[int, int], ...] = ()
+        self._probe()
+
+    def _find_layers(self, count: int) -> tuple[str, nn.ModuleList]:
+        for name, child in self._base.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return name, child
+        raise ModelNotReadable(f"{self.name} ({type(self.model).__name__}) has no list of {count} decoder layers.")
+
+    def _probe(self) -> None:
+        """One token through the model tells the shape of each layer's keys and the form of the layers' answers."""
+        shapes: dict[int, tuple[int, int]] = {}
+        forms: list[bool] = []
+        hook = self._modules[0].register_forward_hook(lambda _m, _i, out: forms.append(isinstance(out, tuple)))
+        pack = Pack.probe(shapes)
+        try:
+            self._call(pack, {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device)}, [[0]], [0])
+        finally:
+            hook.remove()
+        if sorted(shapes) != list(range(self.layers)):
+            raise ModelNotReadable(
+                f"{self.name} ({type(self.model).__name__}) does not use transformers' attention interface in all of "
+                f"its {self.layers} layers, so its rows cannot be packed."
+            )
+        self._tuple_output = forms[0]
+        self._cache_shapes = tuple(shapes[i] for i in range(self.layers))
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
+
+    @property
+    def embedding(self) -> Tensor:
+        """The input embedding matrix [vocabulary, hidden]."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        first = forwards[0]
+        pack = Pack.of(forwards, self.device)
+        inputs = self._inputs(forwards)
+        wanted: list[int] = []
+        offset = 0
+        for forward in forwards:
+            wanted.extend(offset + row for row in forward.logit_rows())
+            offset += forward.count
+        positions = [[p for forward in forwards for p in forward.row_positions()]]
+        taps = sorted({tap for forward in forwards for tap in forward.taps})
+        with self._lock, self._chosen_layers(first.layers, inputs), self._tapped(taps) as tapped:
+            logits = self._call(pack, inputs, positions, wanted)
+        for forward in forwards:
+            forward.sequence.write(forward.written_slots(), _ids(forward), forward.row_positions())
+        pack.forget_borrowed()
+        return _split(forwards, logits, tapped)
+
+    def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
+        rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]
+        packed = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)[None]
+        if packed.is_floating_point():
+            return {"inputs_embeds": packed.to(self.dtype)}
+        return {"input_ids": packed}
+
+    @torch.inference_mode()
+    def _call(self, pack: Pack, inputs: dict[str, Tensor], positions: list[list[int]], wanted: list[int]) -> Tensor:
+        """Run the model on packed rows; logits [len(wanted), vocabulary] float32."""
+        ids = torch.tensor(positions, device=self.device)
+        with self._own_attention(), packing(pack):
+            if not wanted:
+                self._base(**inputs, position_ids=ids, use_cache=False)
+                return torch.empty(0, self.vocabulary, device=self.device)
+            everything = wanted == list(range(ids.shape[1]))
+            rows: int | Tensor = 0 if everything else torch.tensor(wanted, device=self.device)
+            answer = self.model(**inputs, position_ids=ids, use_cache=False, logits_to_keep=rows)
+        logits: Tensor = answer.logits[0].float()
+        return logits
+
+    @contextlib.contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        """Switch the model to our attention function for one pass, and back (the user may share the model)."""
+        configs = {id(config): config for config in (self.model.config, self.config)}.values()
+        before = [config._attn_implementation_internal for config in configs]
+        for config in configs:
+            config._attn_implementation_internal = ATTENTION_NAME
+        try:
+            yield
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation_internal = name
+
+    @contextlib.contextmanager
+    def _chosen_layers(self, layers: Layers, inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Replace the layers that are not to run. The list keeps its length: families look up things by place."""
+        chosen = set(layers.indices(self.layers))
+        if len(chosen) == self.layers:
+            yield
+            return
+        modules = [m if i in chosen else _Skip(self._tuple_output) for i, m in enumerate(self._modules)]
+        if layers.start > 0:
+            # Whatever the family does to its embeddings before the first layer must not touch hidden rows.
+            modules[layers.start - 1] = _Skip(self._tuple_output, inputs["inputs_embeds"])
+        original = self._base._modules[self._list_name]
+        self._base._modules[self._list_name] = nn.ModuleList(modules)
+        try:
+            yield
+        finally:
+            self._base._modules[self._list_name] = original
+
+    @contextlib.contextmanager
+    def _tapped(self, taps: Listing[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the output rows of layers (and of the final norm, POST_NORM) during one pass."""
+        rows: dict[int, Tensor] = {}
+
+        def collect(tap: int) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                if tap == POST_NORM:
+                    rows[tap] = output.last_hidden_state[0]
+                else:
+                    rows[tap] = (output[0] if isinstance(output, tuple) else output)[0]
+
+            return hook
+
+        handles = [(self._base if t == POST_NORM else self._modules[t]).register_forward_hook(collect(t)) for t in taps]
+        try:
+            yield rows
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _ids(forward: Forward) -> list[int]:
+    if isinstance(forward.tokens, Tensor):
+        return [-1] * forward.count if forward.tokens.is_floating_point() else forward.tokens.tolist()
+    return list(forward.tokens)
+
+
+def _split(forwards: Listing[Forward], logits: Tensor, tapped: Mapping[int, Tensor]) -> list[Scores]:
+    """Hand each forward its own rows."""
+    answers: list[Scores] = []
+    row = wanted = 0
+    for forward in forwards:
+        asked = len(forward.logit_rows())
+        hidden = {tap: tapped[tap][row : row + forward.count] for tap in forward.taps}
+        answers.append(Scores(logits[wanted : wanted + asked], hidden))
+        row, wanted = row + forward.count, wanted + asked
+    return answers

@@ -1,0 +1,163 @@
+"""A sequence of scored tokens and the keys and values a network keeps for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from typing import TYPE_CHECKING, Protocol
+
+from decodery._lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.models.network import Scorer
+
+
+class Cache(Protocol):
+    """Storage of one sequence, owned by the network that made it. Row indices are those of the sequence."""
+
+    def reserve(self, rows: int) -> None: ...
+    def move(self, sources: Listing[int], start: int) -> None: ...
+    def copy(self, rows: int) -> Cache: ...
+
+
+class NoCache:
+    """For scorers that keep nothing per row (tables, scripts)."""
+
+    def reserve(self, rows: int) -> None:
+        pass
+
+    def move(self, sources: Listing[int], start: int) -> None:
+        pass
+
+    def copy(self, rows: int) -> NoCache:
+        return self
+
+
+class KeyValueCache:
+    """Keys and values of all layers, [group of equal layers][layers, 2, heads, capacity, head width].
+
+    Layers of equal shape share one tensor, so that keeping an accepted path is one copy and not one per layer.
+    Capacity doubles; rows beyond the sequence's length are scratch.
+    """
+
+    def __init__(self, shapes: Listing[tuple[int, int]], dtype: torch.dtype, device: torch.device):
+        """shapes: (key/value heads, head width) of each layer."""
+        self._shapes = tuple(shapes)
+        self._dtype, self._device = dtype, device
+        self._capacity = 0
+        self._groups: list[Tensor] = []
+        self._views: list[tuple[Tensor, Tensor]] = []
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of layer `index`, each [heads, capacity, head width]; writable views."""
+        return self._views[index]
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` rows."""
+        if rows <= self._capacity:
+            return
+        capacity = max(128, self._capacity)
+        while capacity < rows:
+            capacity *= 2
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
+        old, used = self._groups, self._capacity
+        groups: list[Tensor] = []
+        views: list[tuple[Tensor, Tensor]] = [None] * len(self._shapes)  # type: ignore[list-item]
+        for shape in dict.fromkeys(self._shapes):
+            layers = [i for i, other in enumerate(self._shapes) if other == shape]
+            heads, width = shape
+            # Zeros, not empty: a masked column still enters the product, and 0 * NaN would be NaN.
+            group = torch.zeros(len(layers), 2, heads, capacity, width, dtype=self._dtype, device=self._device)
+            if old:
+                group[:, :, :, :used] = old[len(groups)]
+            for place, layer in enumerate(layers):
+                views[layer] = (group[place, 0], group[place, 1])
+            groups.append(group)
+        self._groups, self._views, self._capacity = groups, views, capacity
+
+    def move(self, sources: Listing[int], start: int) -> None:
+        """Copy rows `sources` to start, start + 1, … in every layer."""
+        index = torch.tensor(list(sources), device=self._device)
+        for group in self._groups:
+            group[:, :, :, start : start + len(sources)] = group.index_select(3, index)
+
+    def copy(self, rows: int) -> KeyValueCache:
+        twin = KeyValueCache(self._shapes, self._dtype, self._device)
+        if rows:
+            twin.reserve(rows)
+            for mine, theirs in zip(self._groups, twin._groups, strict=True):
+                theirs[:, :, :, :rows] = mine[:, :, :, :rows]
+        return twin
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(group.numel() * group.element_size() for group in self._groups)
+
+
+class Sequence:
+    """Token ids and the cache rows that stand for them.
+
+    `tokens[i]` is the token of cache row i (-1 for a row fed as an embedding) and `positions[i]` its position id.
+    """
+
+    def __init__(self, owner: Scorer, cache: Cache):
+        """owner: the scorer that answers forwards of this sequence; cache: the storage it made for it."""
+        self.owner = owner
+        self.cache = cache
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Number of cached rows."""
+        return len(self.tokens)
+
+    @property
+    def next_position(self) -> int:
+        """The position after the furthest cached one."""
+        return self.positions[-1] + 1 if self.positions else 0
+
+    def write(self, slots: Listing[int], tokens: Listing[int], positions: Listing[int]) -> None:
+        """Record what a forward wrote. Called by networks, not by methods."""
+        if slots and slots[0] == self.length:  # the usual case: append
+            self.tokens.extend(tokens)
+            self.positions.extend(positions)
+            return
+        for slot, token, position in zip(slots, tokens, positions, strict=True):
+            if slot == self.length:
+                self.tokens.append(token)
+                self.positions.append(position)
+            else:
+                self.tokens[slot] = token
+                self.positions[slot] = position
+
+    def keep(self, rows: Listing[int], start: int = 0) -> None:
+        """Leave exactly rows 0..start-1 and then `rows`, in that order (the accepted path of a draft tree).
+
+        rows: ascending cache rows, none below `start`. Raises ValueError otherwise.
+        """
+        rows = list(rows)
+        if any(not start <= row < self.length for row in rows) or rows != sorted(set(rows)):
+            raise ValueError(f"rows to keep must ascend within {start}..{self.length - 1}, got {rows}")
+        moved = next((i for i, row in enumerate(rows) if row != start + i), len(rows))
+        if moved < len(rows):
+            self.cache.move(rows[moved:], start + moved)
+        self.tokens[start:] = [self.tokens[row] for row in rows]
+        self.positions[start:] = [self.positions[row] for row in rows]
+
+    def truncate(self, length: int) -> None:
+        """Forget all rows from `length` on. Raises ValueError where there are fewer."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot cut a sequence of {self.length} rows to {length}")
+        del self.tokens[length:]
+        del self.positions[length:]
+
+    def fork(self) -> Sequence:
+        """An independent copy."""
+        twin = Sequence(self.owner, self.cache.copy(self.length))
+        twin.tokens, twin.positions = list(self.tokens), list(self.positions)
+        return twin

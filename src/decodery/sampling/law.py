@@ -1,0 +1,254 @@
+"""The processed law: from the raw scores of a position to the distribution its token is drawn from.
+
+A law is an ordered list of steps; the order is data and is reported with the result. Each step sees the prefix of the
+row it works on, so a law means the same for a node of a draft tree as for the next token of plain decoding. Everything
+that a user sets (temperature, truncation, penalties, biases, own processors) lives here, and every verifier and drafter
+works on what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MINUS_INFINITY = float("-inf")
+
+DEFAULT_ORDER = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_new_tokens",
+    "processors",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+)
+"""The order of transformers' `generate` (vLLM's differs only in that min_p comes before top_k and top_p)."""
+
+
+@dataclass(frozen=True)
+class LawSettings:
+    """What shapes the law of a token. The neutral value of each switches its step off.
+
+    temperature: 0 is greedy decoding, a branch of its own: the steps after "processors" are skipped and the highest
+        score wins, the lowest token id among equals.
+    top_k: keep the k highest scores (0: all). top_p: keep the smallest set of most likely tokens whose mass reaches p.
+    min_p: keep tokens at least min_p times as likely as the likeliest.
+    repetition_penalty: divide positive and multiply negative scores of tokens seen in prompt or output (CTRL, 2019).
+    presence_penalty, frequency_penalty: subtract once, or per occurrence, for tokens seen in the output (OpenAI).
+    logit_bias: token id -> value added to its score.
+    min_new_tokens: stop tokens are impossible before this many new tokens.
+    processors: callables (input_ids [1, n], scores [1, vocabulary]) -> scores, as in transformers.
+    order: names of the steps in the order in which they are applied.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_new_tokens: int = 0
+    processors: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
+    order: tuple[str, ...] = DEFAULT_ORDER
+
+
+class Law:
+    """The processed law of one request.
+
+    settings: see `LawSettings`; prompt: the prompt's token ids; stop_ids: tokens that end the output.
+    The committed output is told by `observe`; the tokens of a draft path are given per row.
+    """
+
+    def __init__(self, settings: LawSettings, prompt: Sequence[int], stop_ids: Sequence[int] = ()):
+        self.settings = settings
+        self.greedy = settings.temperature == 0
+        self._stop_ids = list(stop_ids)
+        self._tokens = list(prompt)
+        self._prompt = len(self._tokens)
+        self._seen: dict[int, int] = dict.fromkeys(self._tokens, 0)
+        """Token -> occurrences in the output; 0 for tokens of the prompt alone."""
+        self._steps = [(name, _STEPS[name]) for name in settings.order if _active(name, settings, self.greedy)]
+        self.uses_prefix = any(name in _PREFIX_STEPS for name, _ in self._steps)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The steps that are switched on, in order."""
+        return tuple(name for name, _ in self._steps)
+
+    def observe(self, token: int) -> None:
+        """A token was committed."""
+        self._tokens.append(token)
+        self._seen[token] = self._seen.get(token, 0) + 1
+
+    def scores(self, row: Tensor, path: Sequence[int] = ()) -> Tensor:
+        """Processed scores [vocabulary] float32 of a raw row, after the committed tokens and then `path`.
+
+        Forbidden tokens are at minus infinity. The input is not changed.
+        """
+        if not self._steps:
+            return row
+        prefix = _Prefix(self, path)
+        # One private copy; the steps work in place on it.
+        scores = row.float().clone()
+        for _, step in self._steps:
+            scores = step(scores, prefix, self.settings)
+        return scores
+
+    def log_probabilities(self, row: Tensor, path: Sequence[int] = ()) -> Tensor:
+        """Log probabilities [vocabulary] float32 of the processed law. In greedy decoding a point mass."""
+        scores = self.scores(row, path)
+        if self.greedy:
+            law = torch.full_like(scores, MINUS_INFINITY)
+            law[int(scores.argmax())] = 0.0
+            return law
+        return torch.log_softmax(scores.float(), dim=-1)
+
+
+class _Prefix:
+    """What a step may know of the tokens before its row."""
+
+    __slots__ = ("law", "path")
+
+    def __init__(self, law: Law, path: Sequence[int]):
+        self.law, self.path = law, path
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.law._tokens) - self.law._prompt + len(self.path)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        return self.law._stop_ids
+
+    def tokens(self) -> list[int]:
+        return self.law._tokens + list(self.path)
+
+    def counts(self) -> dict[int, int]:
+        if not self.path:
+            return self.law._seen
+        counts = dict(self.law._seen)
+        for token in self.path:
+            counts[token] = counts.get(token, 0) + 1
+        return counts
+
+
+Step = Callable[[Tensor, _Prefix, LawSettings], Tensor]
+
+
+def _repetition_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    ids = torch.tensor(list(prefix.counts()), dtype=torch.long, device=scores.device)
+    seen = scores[ids]
+    penalty = settings.repetition_penalty
+    scores[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    return scores
+
+
+def _output_counts(scores: Tensor, prefix: _Prefix) -> tuple[Tensor, Tensor]:
+    counts = {token: count for token, count in prefix.counts().items() if count}
+    ids = torch.tensor(list(counts), dtype=torch.long, device=scores.device)
+    return ids, torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
+
+
+def _presence_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    ids, _ = _output_counts(scores, prefix)
+    scores[ids] -= settings.presence_penalty
+    return scores
+
+
+def _frequency_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    ids, counts = _output_counts(scores, prefix)
+    scores[ids] -= settings.frequency_penalty * counts
+    return scores
+
+
+def _logit_bias(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    for token, value in settings.logit_bias.items():
+        scores[token] += value
+    return scores
+
+
+def _min_new_tokens(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    if prefix.new_tokens < settings.min_new_tokens:
+        scores[prefix.stop_ids] = MINUS_INFINITY
+    return scores
+
+
+def _processors(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    ids = torch.tensor([prefix.tokens()], device=scores.device)
+    rows = scores[None]
+    for processor in settings.processors:
+        rows = processor(ids, rows)
+    return rows[0]
+
+
+def _temperature(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    return scores / settings.temperature
+
+
+def _top_k(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    if settings.top_k >= scores.shape[0]:
+        return scores
+    # Scores equal to the k-th are kept, as in transformers.
+    least = scores.topk(settings.top_k).values[-1]
+    return scores.masked_fill(scores < least, MINUS_INFINITY)
+
+
+def _top_p(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    ordered, ids = scores.sort(descending=True, stable=True)
+    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+    # A token is dropped when the mass of those before it already reaches p; the first always stays.
+    drop = torch.zeros_like(mass, dtype=torch.bool)
+    drop[1:] = mass[:-1] >= settings.top_p
+    return scores.index_fill(0, ids[drop], MINUS_INFINITY)
+
+
+def _min_p(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+    probabilities = scores.softmax(dim=-1)
+    return scores.masked_fill(probabilities < settings.min_p * probabilities.max(), MINUS_INFINITY)
+
+
+_STEPS: dict[str, Step] = {
+    "repetition_penalty": _repetition_penalty,
+    "presence_penalty": _presence_penalty,
+    "frequency_penalty": _frequency_penalty,
+    "logit_bias": _logit_bias,
+    "min_new_tokens": _min_new_tokens,
+    "processors": _processors,
+    "temperature": _temperature,
+    "top_k": _top_k,
+    "top_p": _top_p,
+    "min_p": _min_p,
+}
+_PREFIX_STEPS = frozenset(
+    {"repetition_penalty", "presence_penalty", "frequency_penalty", "min_new_tokens", "processors"}
+)
+_SHARPENING = frozenset({"temperature", "top_k", "top_p", "min_p"})
+"""Steps that cannot change which score is highest; greedy decoding does without them."""
+
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+    "min_new_tokens": 0,
+    "processors": (),
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+}
+
+
+def _active(name: str, settings: LawSettings, greedy: bool) -> bool:
+    if greedy and name in _SHARPENING:
+        return False
+    return bool(getattr(settings, name) != _NEUTRAL[name])

@@ -1,0 +1,1 @@
+"""Speculative decoding: drafters propose, verifiers decide, one loop commits."""

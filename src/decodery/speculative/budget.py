@@ -1,0 +1,95 @@
+"""How much of a draft to verify: what pays on this machine.
+
+Each node of a draft carries a label (its kind). How often nodes of a kind were right when their parent was right is
+counted as decoding goes on; the product along a path estimates the chance that a node will be accepted. The size that
+maximises expected tokens per second on the measured cost curve is verified, down to nothing where drafting does not pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from decodery.engine.cost import CostCurve
+from decodery.speculative.draft import ROOT, Draft
+
+PRIOR_WEIGHT = 4.0
+"""The prior counts as much as this many observations."""
+MEMORY = 256
+"""Counts of a kind are halved when they reach this, so that old text is forgotten."""
+
+
+@dataclass
+class Acceptance:
+    """Counts of right and wrong nodes by kind.
+
+    prior: the chance assumed of a kind that was never seen.
+    """
+
+    prior: float = 0.4
+    _counts: dict[Hashable, list[float]] = field(default_factory=dict)
+
+    def chance(self, kind: Hashable) -> float:
+        """Estimated probability that a node of this kind is accepted where its parent is."""
+        hits, tries = self._counts.get(kind, (0.0, 0.0))
+        return (hits + self.prior * PRIOR_WEIGHT) / (tries + PRIOR_WEIGHT)
+
+    def observe(self, draft: Draft, tokens: Sequence[int]) -> None:
+        """Count the nodes of `draft` (also those that were not verified) against what was committed after the root."""
+        if not draft.kinds:
+            return
+        node = ROOT
+        for token in tokens:
+            matched = None
+            for child in draft.children.get(node, ()):
+                counts = self._counts.setdefault(draft.kinds[child], [0.0, 0.0])
+                counts[1] += 1
+                if draft.tokens[child] == token:
+                    counts[0] += 1
+                    matched = child
+                if counts[1] >= MEMORY:
+                    counts[0], counts[1] = counts[0] / 2, counts[1] / 2
+            if matched is None:
+                return
+            node = matched
+
+    def values(self, draft: Draft) -> list[float]:
+        """Estimated probability of each node to be accepted."""
+        values: list[float] = []
+        for node, parent in enumerate(draft.parents):
+            above = 1.0 if parent == ROOT else values[parent]
+            values.append(above * self.chance(draft.kinds[node]))
+        return values
+
+
+def worthwhile(draft: Draft, acceptance: Acceptance, cost: CostCurve, rows: int, company: int = 1) -> Draft:
+    """The part of a draft whose verification maximises expected tokens per second.
+
+    rows: how many rows are scored anyway (the last committed token, or a whole prompt). company: jobs that share the
+    pass, each taken to bring as many rows as this one.
+    """
+    if not len(draft) or not draft.kinds:
+        return draft
+    values = acceptance.values(draft)
+    # A node's value never exceeds its parent's, so a prefix of this order always contains the ancestors.
+    order = sorted(range(len(draft)), key=lambda node: (-values[node], node))
+    best_rate, best_size, expected = 1.0 / cost(company * rows), 0, 1.0
+    for size, node in enumerate(order, start=1):
+        expected += values[node]
+        rate = expected / cost(company * (rows + size))
+        if rate > best_rate:
+            best_rate, best_size = rate, size
+    return draft.select(sorted(order[:best_size]))
+
+
+def within(draft: Draft, depth: int, stop_ids: frozenset[int]) -> Draft:
+    """The draft without nodes deeper than `depth` and without what follows a stop token."""
+    depths = draft.depths()
+    kept: list[int] = []
+    alive: set[int] = {ROOT}
+    for node, parent in enumerate(draft.parents):
+        if parent in alive and depths[node] <= depth:
+            kept.append(node)
+            if draft.tokens[node] not in stop_ids:
+                alive.add(node)
+    return draft.select(kept)

@@ -1,0 +1,101 @@
+"""Suffix-automaton lookup: copies from where the longest run of last tokens occurred before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from decodery.engine.method import Exactness, parameter
+from decodery.errors import BadInput
+from decodery.speculative.automaton import Match, SuffixAutomaton
+from decodery.speculative.draft import EMPTY, Draft, chain
+from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
+
+if TYPE_CHECKING:
+    from decodery.engine.job import Job
+
+
+@dataclass(frozen=True)
+class SuffixAutomatonLookup(SpeculativeMethod):
+    """Copies what followed the longest earlier occurrence of the last tokens, however long, in constant time per token;
+    looks into this request's own text and, if given, into a corpus."""
+
+    name: ClassVar[str] = "suffix-automaton"
+    title: ClassVar[str] = "Suffix-automaton lookup (SAM-Decoding)"
+    paper: ClassVar[str] = "Hu et al., SAM Decoding, ACL 2025, arXiv 2411.10666"
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    family: ClassVar[str] = "speculative"
+
+    length: int = parameter(40, "most tokens to copy", low=1, high=256)
+    alpha: float = parameter(4.0, "tokens to copy per token of match, plus one", low=0.0, high=64.0)
+    corpus: str = parameter("", "a UTF-8 text file to copy from as well; its automaton is built on first use")
+    corpus_handicap: int = parameter(0, "how much longer a corpus match must be to win", low=0, high=64)
+    adapt: bool = parameter(True, "verify only as many copied tokens as pay on this machine")
+
+    @property
+    def adaptive(self) -> bool:
+        return self.adapt
+
+    def admit(self, job: Job) -> None:
+        if self.corpus:
+            self._static(job)
+
+    def _static(self, job: Job) -> SuffixAutomaton | None:
+        """The corpus' automaton: built once per file and tokenizer, kept as long as the model is."""
+        if not self.corpus:
+            return None
+        try:
+            content = Path(self.corpus).expanduser().read_bytes()
+            text = content.decode("utf-8")
+        except OSError as error:
+            raise BadInput(f"the corpus {self.corpus} cannot be read: {error.strerror or error}.") from None
+        except UnicodeDecodeError as error:
+            raise BadInput(f"the corpus {self.corpus} is not UTF-8 text (byte {error.start}).") from None
+        key = ("suffix-automaton", hashlib.sha256(content).hexdigest())
+        return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)))
+
+    def drafter(self, job: Job) -> AutomatonDrafter:
+        return AutomatonDrafter(self.length, self.alpha, self._static(job), self.corpus_handicap)
+
+
+class AutomatonDrafter(Drafter):
+    """One automaton over the request's own text, and an optional static one."""
+
+    def __init__(self, length: int, alpha: float, corpus: SuffixAutomaton | None = None, handicap: int = 0):
+        self._length, self._alpha, self._corpus, self._handicap = length, alpha, corpus, handicap
+        self._own = SuffixAutomaton()
+        self._match = Match()
+        self._corpus_match = Match()
+
+    @property
+    def match_length(self) -> int:
+        """Length of the longest run of last tokens that occurred before in the request's own text."""
+        return self._match.length
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Take in the tokens that came since the last call."""
+        for token in tokens[len(self._own) :]:
+            # First match, then append: a text's end must not match itself.
+            self._own.advance(self._match, token)
+            self._own.append(token)
+            if self._corpus is not None:
+                self._corpus.advance(self._corpus_match, token)
+
+    def propose(self, tokens: Sequence[int], depth: int) -> Draft:
+        self.read(tokens)
+        source, match, label = self._own, self._match, "own"
+        if self._corpus is not None and self._corpus_match.length > self._match.length + self._handicap:
+            source, match, label = self._corpus, self._corpus_match, "corpus"
+        count = min(self._length, 1 + floor(self._alpha * match.length), depth)
+        copied = source.following(match, count) if match.length and count > 0 else []
+        if not copied:
+            return EMPTY
+        size = min(match.length, 12)
+        return chain(copied, [(label, size, min(place, 8)) for place in range(len(copied))])
+
+    def observe(self, round: Round) -> None:
+        pass

@@ -1,0 +1,147 @@
+"""Draft, verify, commit: the loop that all drafters and verifiers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from decodery.engine.method import Decoding, Method
+from decodery.models.forward import Attend, Forward, tree_mask
+from decodery.speculative.budget import Acceptance, within, worthwhile
+from decodery.speculative.draft import EMPTY, Draft, Siblings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.job import Job
+    from decodery.models.forward import Scores
+    from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.speculative.verifiers import Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """What a verification brought to light, for drafters that learn.
+
+    tokens: the committed tokens before the round (the draft hung on the last). draft: as verified. verdict: the
+    verifier's. emitted: accepted tokens and the target's own. logits: [n + 1, vocabulary] the target's raw
+    scores, row 0 after the last committed token and row i + 1 after node i. hidden: taps -> [n + 1, hidden], where asked for.
+    """
+
+    tokens: Sequence[int]
+    draft: Draft
+    verdict: Verdict
+    emitted: Sequence[int]
+    logits: Tensor
+    hidden: Mapping[int, Tensor]
+
+
+class Drafter(ABC):
+    """Proposes continuations of one request. Everything it knows of the text is in what it is told."""
+
+    taps: tuple[int, ...] = ()
+    """Layers whose hidden rows it wants to see of each verified node."""
+    watch_prompt: Callable[[Sequence[int], Tensor], None] | None = None
+    """Called with the prompt's tokens and their raw scores [n, vocabulary], chunk by chunk, where not None."""
+
+    @abstractmethod
+    def propose(self, tokens: Sequence[int], depth: int) -> Draft | Generator[Forward, Scores, Draft]:
+        """A draft after `tokens`, at most `depth` deep. A drafter that runs a network is a generator of forwards."""
+
+    def observe(self, round: Round) -> None:  # noqa: B027
+        """See what became of the draft. Called after every round, also the last."""
+
+
+@dataclass(frozen=True)
+class SpeculativeMethod(Method):
+    """Base of the methods that draft and verify. A subclass says how it drafts; exactness comes from the verifier."""
+
+    @abstractmethod
+    def drafter(self, job: Job) -> Drafter:
+        """The drafter of one request."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the engine picks the draft's size on the cost curve; otherwise whole drafts are verified."""
+        return True
+
+    def decode(self, job: Job) -> Decoding:
+        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive)
+
+
+def speculate(job: Job, drafter: Drafter, name: str, adaptive: bool) -> Decoding:
+    """Decode a request with a drafter.
+
+    name: under which the acceptance statistics of this way of drafting are remembered. adaptive: pick the draft's size
+    on the cost curve. A request whose drafts are drawn at random counts its acceptance alone: what it draws, and so
+    its output for a seed, must not depend on earlier requests or on its neighbours.
+    """
+    from decodery.speculative.verifiers import verifier_for
+
+    sequence = job.new_sequence()
+    yield from job.score_prompt(sequence, drafter.watch_prompt)
+    shared = job.remember((name, "acceptance"), Acceptance)
+    alone = Acceptance()
+    cost = job.host.cost(job.host.network) if adaptive else None
+    while True:
+        # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come.
+        proposal: Any = drafter.propose(job.tokens, job.remaining - 1) if job.remaining > 1 else EMPTY
+        proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
+        proposed = within(proposed, job.remaining - 1, job.stop_ids)
+        # 2. Keep what is worth its rows.
+        pending = job.tokens[sequence.length :]
+        random = proposed.siblings is not Siblings.DETERMINISTIC
+        acceptance = alone if random else shared
+        draft = proposed
+        if cost is not None and not random:
+            draft = worthwhile(proposed, acceptance, cost, len(pending), job.company)
+        job.drafted(draft.tokens, draft.parents)
+        # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
+        cached = sequence.length
+        scores: Scores = yield _ask(job, sequence, pending, draft, drafter.taps)
+        # 4. Verify on the processed law of each node's own prefix.
+        verifier = verifier_for(draft, job.law.greedy)
+        verdict = verifier.verify(draft, _ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
+        # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
+        start = cached + len(pending)
+        sequence.keep([start + node for node in verdict.path], start)
+        emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
+        rows = scores.logits[[0, *(node + 1 for node in verdict.path)]]
+        # 6. Learn, then commit. The committed tokens are copied, since the drafter may keep what it is shown.
+        acceptance.observe(proposed, emitted)
+        hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
+        before = list(job.tokens)
+        over = job.commit(emitted, rows, accepted=len(verdict.path))
+        drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden))
+        if over:
+            return
+
+
+def _ask(job: Job, sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...]) -> Forward:
+    tokens = [*pending, *draft.tokens]
+    last = len(pending) - 1
+    logits = range(last, len(tokens))
+    if draft.is_chain:
+        return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits)
+    start = sequence.next_position
+    positions = [*range(start, start + len(pending)), *(start + last + depth for depth in draft.depths())]
+    mask = tree_mask(sequence.length, len(pending), draft.parents)
+    return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
+
+
+class _ProcessedLaws:
+    """The target's processed laws of a draft's nodes, computed when a verifier looks at them."""
+
+    def __init__(self, job: Job, draft: Draft, logits: Tensor):
+        self._job, self._draft, self._logits = job, draft, logits
+
+    def __getitem__(self, row: int) -> Tensor:
+        law = self._job.law
+        path: list[int] = []
+        if law.uses_prefix and row > 0:
+            path = [self._draft.tokens[node] for node in self._draft.path(row - 1)]
+        if law.greedy:
+            return law.scores(self._logits[row], path)
+        return law.log_probabilities(self._logits[row], path)

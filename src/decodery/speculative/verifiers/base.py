@@ -1,0 +1,38 @@
+"""What a verifier is: a pure function from a draft and the target's laws to what is committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from decodery.sampling.noise import Chance
+from decodery.speculative.draft import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier decided. path: accepted nodes, from the root's child on. next_token: the target's own token."""
+
+    path: tuple[int, ...]
+    next_token: int
+
+
+class TargetLaws(Protocol):
+    """The target's processed law after each node: a tensor of log probabilities [n + 1, vocabulary], or something that
+    computes the rows asked for. Row 0 is the law after the last committed token, row i + 1 that after node i."""
+
+    def __getitem__(self, row: int) -> Tensor: ...
+
+
+class Verifier(Protocol):
+    """Decides how much of a draft is kept. No cache, no model: its law can be tested by enumeration."""
+
+    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        """Judge a draft.
+
+        target: see `TargetLaws`. chance: where random decisions come from. position: that of the first drafted token;
+        a draw at depth d of the tree is made at position + d - 1.
+        """
+        ...
