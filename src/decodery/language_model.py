@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.errors import BadPrompt, BadSetting, ModelNotReadable, Refused
 from decodery.models import store
+from decodery.models.blocks import network_for
 from decodery.models.network import Scorer, TransformersNetwork
 
 if TYPE_CHECKING:
@@ -248,9 +249,9 @@ class LanguageModel:
         elif isinstance(prompt, torch.Tensor):
             ids = prompt.flatten().tolist()
         elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
-            ids = self._template(prompt)
+            ids = self._template(cast(Sequence[Message], prompt))
         elif isinstance(prompt, Sequence) and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt):
-            ids = list(prompt)  # type: ignore[arg-type]
+            ids = list(prompt)
         else:
             raise BadPrompt(
                 "a prompt is a string, a list of messages with role and content, or a list of token ids, "
@@ -314,6 +315,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     threads: int | None = None,
+    fast: bool = True,
     progress: store.Progress | None = None,
 ) -> LanguageModel:
     """Load a model; fetch and convert it first where it is not here yet.
@@ -321,6 +323,7 @@ def load(
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, else float32), "float32", "bfloat16",
     "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
+    fast: run the blocks of common layouts ourselves (`decodery.models.blocks`), several times faster on a CPU.
     progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -339,7 +342,7 @@ def load(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
     model = model.to(where)  # type: ignore[arg-type]
-    return wrap(model, tokenizer, name=Path(name).name if Path(name).exists() else str(name), folder=folder)
+    return wrap(model, tokenizer, name=Path(name).name if Path(name).exists() else str(name), folder=folder, fast=fast)
 
 
 def wrap(
@@ -348,13 +351,17 @@ def wrap(
     *,
     name: str | None = None,
     folder: Path | None = None,
+    fast: bool = False,
 ) -> LanguageModel:
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
+
+    fast: lay a second copy of the weights out for speed, where the model's layout allows it; changes made to the model
+    afterwards are not seen then.
 
     Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    network = TransformersNetwork(model, label)
+    network = network_for(model, label, fast)
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     if size > network.vocabulary:
         raise ModelNotReadable(

@@ -53,9 +53,11 @@ def sentencepiece() -> Vocabulary:
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     words = ["▁t", "he", "▁the", "▁a", "nd", "and", "▁and", "aa", "aaa"]
     letters = ["▁", *string.ascii_lowercase, *string.digits, ".", ","]
-    tokens = [*special, *plain, *bytes_, *words, *letters]
+    tokens = [*special, *plain, *bytes_, *reversed(words), *letters]
     kinds = [CONTROL] * 5 + [USER_DEFINED] * 5 + [BYTE] * 256 + [NORMAL] * (len(words) + len(letters))
-    scores = [-1000.0] * 10 + [0.0] * 256 + [-float(i) for i in range(len(words) + len(letters))]
+    # The best word has the highest id, so that only the scores tell the order of the merges.
+    ranks = [*reversed(range(len(words))), *range(len(words), len(words) + len(letters))]
+    scores = [-1000.0] * 10 + [0.0] * 256 + [-float(rank) for rank in ranks]
     return Vocabulary("llama", tokens, kinds, scores=scores, begin=2, end=1, unknown=3, adds_begin=True)
 
 

@@ -14,7 +14,7 @@ from decodery.engine.statistics import Statistics
 from decodery.engine.text import Decoder, TextStream
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Noise, Stage
+from decodery.sampling.noise import Chance, Noise, Stage
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
@@ -69,7 +69,8 @@ class Job:
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
         self.law = Law(self.settings, self.prompt, sorted(self.stop_ids))
         assert self.settings.seed is not None
-        self.noise = Noise(self.settings.seed, sample)
+        self.noise: Chance = Noise(self.settings.seed, sample)
+        """Where every random decision comes from; tests put one in its place that tries all of them."""
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
         self.events: list[Event] = []
         self.prompt_logprobs: list[TokenLogprobs] = []

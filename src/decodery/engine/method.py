@@ -110,7 +110,7 @@ class Method(ABC):
     def decode(self, job: Job) -> Decoding:
         """Decode one request."""
 
-    def admit(self, job: Job) -> None:
+    def admit(self, job: Job) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
 
     def __post_init__(self) -> None:

@@ -21,6 +21,8 @@ from decodery.models.forward import Attend, Forward, Slots
 from decodery.models.sequence import KeyValueCache
 
 ATTENTION_NAME = "decodery"
+FOLDED_ROWS = 64
+"""Up to this many rows, heads of a group are folded into rows; beyond, the mask's copy would cost more than it saves."""
 
 
 @dataclass(slots=True)
@@ -34,13 +36,22 @@ class Segment:
     columns: int
     slots: slice | Tensor
     """Where the rows' keys and values are written."""
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
-    """Sliding window (None: no window) -> bool mask [rows, columns], or None where every row sees every column."""
+    masks: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        if window not in self.masks:
-            self.masks[window] = self._build(window, device)
-        return self.masks[window]
+    def mask(self, window: int | None, query: Tensor, groups: int) -> Tensor | None:
+        """What to add to the scores of these rows, or None where every row sees every column.
+
+        window: the layer's sliding window. query: for dtype and device. groups: query heads per key head; where `attend`
+        folds them into rows, the mask is repeated for each.
+        """
+        copies = groups if folds(groups, self.stop - self.start) else 1
+        if (window, copies) not in self.masks:
+            visible = self._build(window, query.device)
+            if visible is not None:
+                additive = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
+                visible = additive.masked_fill_(~visible, float("-inf")).repeat(copies, 1)
+            self.masks[window, copies] = visible
+        return self.masks[window, copies]
 
     def _build(self, window: int | None, device: torch.device) -> Tensor | None:
         forward = self.forward
@@ -159,11 +170,16 @@ def packed_attention(
         else:
             keys.index_copy_(1, segment.slots, key[0, :, rows])
             values.index_copy_(1, segment.slots, value[0, :, rows])
-        mask = segment.mask(sliding_window, pack.device)
+        mask = segment.mask(sliding_window, query, query.shape[1] // key.shape[1])
         seen = (keys[:, : segment.columns][None], values[:, : segment.columns][None])
         outputs.append(attend(query[:, :, rows], *seen, mask, scale, softcap, s_aux))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output.transpose(1, 2).contiguous(), None
+
+
+def folds(groups: int, rows: int) -> bool:
+    """Whether `attend` turns the query heads of a group into rows."""
+    return groups > 1 and rows <= FOLDED_ROWS
 
 
 def attend(
@@ -175,17 +191,23 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one sequence's rows: query [1, heads, n, width] over keys and values [1, kv heads, columns, width]."""
-    if softcap is None and sinks is None:
-        grouped = query.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale, enable_gqa=grouped)
+    """Attention of one sequence's rows: query [1, heads, n, width] over keys and values [1, kv heads, columns, width].
+
+    mask: as `Segment.mask` makes it, [n or groups * n, columns], added to the scores.
+    """
     groups = query.shape[1] // keys.shape[1]
+    if softcap is None and sinks is None:
+        if not folds(groups, query.shape[2]):
+            return F.scaled_dot_product_attention(query, keys, values, mask, scale=scale, enable_gqa=groups > 1)
+        # Heads that share keys become further rows of one head: fewer and larger products.
+        folded = query.reshape(1, keys.shape[1], groups * query.shape[2], query.shape[3])
+        return F.scaled_dot_product_attention(folded, keys, values, mask, scale=scale).view(query.shape)
     keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     weights = torch.matmul(query, keys.transpose(2, 3)).float() * scale
     if softcap is not None:
         weights = torch.tanh(weights / softcap) * softcap
     if mask is not None:
-        weights = weights.masked_fill(~mask, float("-inf"))
+        weights = weights + mask[: query.shape[2]]
     if sinks is not None:
         column = sinks.float().reshape(1, -1, 1, 1).expand(*weights.shape[:3], 1)
         weights = torch.cat([weights, column], dim=-1).softmax(dim=-1)[..., :-1]

@@ -87,7 +87,8 @@ def _load_from(path: Path, file: GgufFile) -> Any:
     model, found = loaded
     lacking = sorted({*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])})
     if lacking:  # transformers would leave these weights random
-        raise ModelNotReadable(f"{file.path} lacks {len(lacking)} weights of its network, among them {lacking[0]}.")
+        others = f" and {len(lacking) - 1} more weights" if len(lacking) > 1 else ""
+        raise ModelNotReadable(f"{file.path} is incomplete: it lacks {lacking[0]}{others}.")
     if model.config.vocab_size != len(file.tokenizer("tokens")):
         raise ModelNotReadable(
             f"{file.path} is inconsistent: {len(file.tokenizer('tokens'))} tokens, "

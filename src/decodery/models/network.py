@@ -154,12 +154,25 @@ class TransformersNetwork(Scorer):
             offset += forward.count
         positions = [[p for forward in forwards for p in forward.row_positions()]]
         taps = sorted({tap for forward in forwards for tap in forward.taps})
-        with self._lock, self._chosen_layers(first.layers, inputs), self._tapped(taps) as tapped:
-            logits = self._call(pack, inputs, positions, wanted)
+        with self._lock:
+            logits, tapped = self._pass(pack, inputs, positions, wanted, first.layers, taps)
         for forward in forwards:
             forward.sequence.write(forward.written_slots(), _ids(forward), forward.row_positions())
         pack.forget_borrowed()
         return _split(forwards, logits, tapped)
+
+    def _pass(
+        self,
+        pack: Pack,
+        inputs: dict[str, Tensor],
+        positions: list[list[int]],
+        wanted: list[int],
+        layers: Layers,
+        taps: Listing[int],
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """One pass over packed rows: logits of the wanted rows, and the tapped rows of each layer."""
+        with self._chosen_layers(layers, inputs), self._tapped(taps) as tapped:
+            return self._call(pack, inputs, positions, wanted), tapped
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
         rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]

@@ -47,11 +47,16 @@ class KeyValueCache:
         self._dtype, self._device = dtype, device
         self._capacity = 0
         self._groups: list[Tensor] = []
-        self._views: list[tuple[Tensor, Tensor]] = []
+        self._views: list[Tensor] = []
+
+    def both(self, index: int) -> Tensor:
+        """Keys and values of layer `index`, [2, heads, capacity, head width]; a writable view."""
+        return self._views[index]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of layer `index`, each [heads, capacity, head width]; writable views."""
-        return self._views[index]
+        view = self._views[index]
+        return view[0], view[1]
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows."""
@@ -65,7 +70,7 @@ class KeyValueCache:
     def _allocate(self, capacity: int) -> None:
         old, used = self._groups, self._capacity
         groups: list[Tensor] = []
-        views: list[tuple[Tensor, Tensor]] = [None] * len(self._shapes)  # type: ignore[list-item]
+        views: list[Tensor] = [None] * len(self._shapes)  # type: ignore[list-item]
         for shape in dict.fromkeys(self._shapes):
             layers = [i for i, other in enumerate(self._shapes) if other == shape]
             heads, width = shape
@@ -74,7 +79,7 @@ class KeyValueCache:
             if old:
                 group[:, :, :, :used] = old[len(groups)]
             for place, layer in enumerate(layers):
-                views[layer] = (group[place, 0], group[place, 1])
+                views[layer] = group[place]
             groups.append(group)
         self._groups, self._views, self._capacity = groups, views, capacity
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 MINUS_INFINITY = float("-inf")
@@ -89,7 +90,7 @@ class Law:
         self._tokens.append(token)
         self._seen[token] = self._seen.get(token, 0) + 1
 
-    def scores(self, row: Tensor, path: Sequence[int] = ()) -> Tensor:
+    def scores(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> Float[Tensor, "vocabulary"]:
         """Processed scores [vocabulary] float32 of a raw row, after the committed tokens and then `path`.
 
         Forbidden tokens are at minus infinity. The input is not changed.
@@ -103,7 +104,9 @@ class Law:
             scores = step(scores, prefix, self.settings)
         return scores
 
-    def log_probabilities(self, row: Tensor, path: Sequence[int] = ()) -> Tensor:
+    def log_probabilities(
+        self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()
+    ) -> Float[Tensor, "vocabulary"]:
         """Log probabilities [vocabulary] float32 of the processed law. In greedy decoding a point mass."""
         scores = self.scores(row, path)
         if self.greedy:
@@ -141,10 +144,11 @@ class _Prefix:
         return counts
 
 
+Row = Float[Tensor, "vocabulary"]
 Step = Callable[[Tensor, _Prefix, LawSettings], Tensor]
 
 
-def _repetition_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _repetition_penalty(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ids = torch.tensor(list(prefix.counts()), dtype=torch.long, device=scores.device)
     seen = scores[ids]
     penalty = settings.repetition_penalty
@@ -158,31 +162,31 @@ def _output_counts(scores: Tensor, prefix: _Prefix) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
 
 
-def _presence_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _presence_penalty(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ids, _ = _output_counts(scores, prefix)
     scores[ids] -= settings.presence_penalty
     return scores
 
 
-def _frequency_penalty(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _frequency_penalty(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ids, counts = _output_counts(scores, prefix)
     scores[ids] -= settings.frequency_penalty * counts
     return scores
 
 
-def _logit_bias(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _logit_bias(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     for token, value in settings.logit_bias.items():
         scores[token] += value
     return scores
 
 
-def _min_new_tokens(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _min_new_tokens(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     if prefix.new_tokens < settings.min_new_tokens:
         scores[prefix.stop_ids] = MINUS_INFINITY
     return scores
 
 
-def _processors(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _processors(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ids = torch.tensor([prefix.tokens()], device=scores.device)
     rows = scores[None]
     for processor in settings.processors:
@@ -190,11 +194,11 @@ def _processors(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tenso
     return rows[0]
 
 
-def _temperature(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _temperature(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     return scores / settings.temperature
 
 
-def _top_k(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _top_k(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     if settings.top_k >= scores.shape[0]:
         return scores
     # Scores equal to the k-th are kept, as in transformers.
@@ -202,7 +206,7 @@ def _top_k(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
     return scores.masked_fill(scores < least, MINUS_INFINITY)
 
 
-def _top_p(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _top_p(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ordered, ids = scores.sort(descending=True, stable=True)
     mass = ordered.softmax(dim=-1).cumsum(dim=-1)
     # A token is dropped when the mass of those before it already reaches p; the first always stays.
@@ -211,7 +215,7 @@ def _top_p(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
     return scores.index_fill(0, ids[drop], MINUS_INFINITY)
 
 
-def _min_p(scores: Tensor, prefix: _Prefix, settings: LawSettings) -> Tensor:
+def _min_p(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     probabilities = scores.softmax(dim=-1)
     return scores.masked_fill(probabilities < settings.min_p * probabilities.max(), MINUS_INFINITY)
 

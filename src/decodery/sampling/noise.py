@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
@@ -33,7 +34,7 @@ class Stage(enum.IntEnum):
 class Chance(Protocol):
     """The two random decisions that a verifier or drafter may take. `index` tells apart draws of the same place."""
 
-    def choose(self, probabilities: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def choose(self, probabilities: Float[Tensor, "n"], position: int, stage: Stage, index: int = 0) -> int:
         """Draw an index of `probabilities` [n] (not necessarily normalised, with a positive sum)."""
         ...
 
@@ -60,12 +61,12 @@ class Noise:
         """A float64 in [0, 1) with 53 random bits."""
         return (int.from_bytes(self._digest(position, stage, index, 8), "little") >> 11) * 2.0**-53
 
-    def uniforms(self, count: int, position: int, stage: Stage, index: int = 0) -> Tensor:
+    def uniforms(self, count: int, position: int, stage: Stage, index: int = 0) -> Float64[Tensor, "count"]:
         """`count` float64 in [0, 1)."""
         key = int.from_bytes(self._digest(position, stage, index, 16), "little")
         return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).random(count))
 
-    def choose(self, probabilities: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def choose(self, probabilities: Float[Tensor, "n"], position: int, stage: Stage, index: int = 0) -> int:
         """Inverse transform: the first entry whose cumulated mass exceeds u times the total."""
         cumulated = probabilities.double().cumsum(0)
         point = self.uniform(position, stage, index) * float(cumulated[-1])

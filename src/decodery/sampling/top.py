@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 GROUP = 128
 
 
-def top_ids(scores: Tensor, k: int) -> Tensor:
+def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k"]:
     """Indices [n, k] of the k highest of each row of scores [n, vocabulary], highest first.
 
     The k highest lie in the k groups with the highest maxima, so a pass for maxima and a selection among k groups

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
     from decodery.models.sequence import Sequence as CachedSequence
-    from decodery.speculative.verifiers import Verdict
+    from decodery.speculative.verifiers import Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,19 +67,26 @@ class SpeculativeMethod(Method):
         """Whether the engine picks the draft's size on the cost curve; otherwise whole drafts are verified."""
         return True
 
+    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+        """Who judges a draft: by default the verifier that is exact for it and accepts the most."""
+        from decodery.speculative.verifiers import verifier_for
+
+        return verifier_for(draft, greedy)
+
     def decode(self, job: Job) -> Decoding:
-        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive)
+        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive, self.verifier)
 
 
-def speculate(job: Job, drafter: Drafter, name: str, adaptive: bool) -> Decoding:
+def speculate(
+    job: Job, drafter: Drafter, name: str, adaptive: bool, verifier_of: Callable[[Draft, bool], Verifier]
+) -> Decoding:
     """Decode a request with a drafter.
 
     name: under which the acceptance statistics of this way of drafting are remembered. adaptive: pick the draft's size
-    on the cost curve. A request whose drafts are drawn at random counts its acceptance alone: what it draws, and so
-    its output for a seed, must not depend on earlier requests or on its neighbours.
+    on the cost curve. verifier_of: (draft, greedy) -> the verifier that judges it. A request whose drafts are drawn at
+    random counts its acceptance alone: what it draws, and so its output for a seed, must not depend on earlier requests
+    or on its neighbours.
     """
-    from decodery.speculative.verifiers import verifier_for
-
     sequence = job.new_sequence()
     yield from job.score_prompt(sequence, drafter.watch_prompt)
     shared = job.remember((name, "acceptance"), Acceptance)
@@ -102,8 +109,8 @@ def speculate(job: Job, drafter: Drafter, name: str, adaptive: bool) -> Decoding
         cached = sequence.length
         scores: Scores = yield _ask(job, sequence, pending, draft, drafter.taps)
         # 4. Verify on the processed law of each node's own prefix.
-        verifier = verifier_for(draft, job.law.greedy)
-        verdict = verifier.verify(draft, _ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
+        verifier = verifier_of(draft, job.law.greedy)
+        verdict = verifier.verify(draft, ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
         start = cached + len(pending)
         sequence.keep([start + node for node in verdict.path], start)
@@ -131,17 +138,20 @@ def _ask(job: Job, sequence: CachedSequence, pending: Sequence[int], draft: Draf
     return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
 
 
-class _ProcessedLaws:
-    """The target's processed laws of a draft's nodes, computed when a verifier looks at them."""
+class ProcessedLaws:
+    """The target's processed laws of a draft's nodes, computed when a verifier looks at them.
+
+    logits: [n + 1, vocabulary] the raw scores, row 0 after the last committed token and row i + 1 after node i.
+    """
 
     def __init__(self, job: Job, draft: Draft, logits: Tensor):
-        self._job, self._draft, self._logits = job, draft, logits
+        self.job, self.draft, self.logits = job, draft, logits
 
     def __getitem__(self, row: int) -> Tensor:
-        law = self._job.law
+        law = self.job.law
         path: list[int] = []
         if law.uses_prefix and row > 0:
-            path = [self._draft.tokens[node] for node in self._draft.path(row - 1)]
+            path = [self.draft.tokens[node] for node in self.draft.path(row - 1)]
         if law.greedy:
-            return law.scores(self._logits[row], path)
-        return law.log_probabilities(self._logits[row], path)
+            return law.scores(self.logits[row], path)
+        return law.log_probabilities(self.logits[row], path)

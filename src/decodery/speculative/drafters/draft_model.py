@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DraftModel(SpeculativeMethod):
-    """A smaller model with the same tokenizer proposes tokens, the target verifies them with the rejection rule. Without
-    `model`, the target's own first layers stand in, which costs no memory but agrees with it less."""
+    """A smaller model with the same tokenizer proposes tokens, the target verifies them with the rejection rule.
+    Without `model`, the target's own first layers stand in, which costs no memory but agrees with it less."""
 
     name: ClassVar[str] = "draft-model"
     title: ClassVar[str] = "Speculative sampling with a draft model"
@@ -52,7 +52,7 @@ class DraftModel(SpeculativeMethod):
             count = max(1, target.layers // 3) if self.layers is None else self.layers
             if count >= target.layers:
                 raise MethodUnavailable(
-                    f"draft-model: layers={count} leaves nothing to gain, since {target.name} has {target.layers} layers."
+                    f"draft-model: layers={count} leaves nothing to gain, since {target.name} has {target.layers}."
                 )
             return target, Layers(0, count)
         if self.layers is not None:

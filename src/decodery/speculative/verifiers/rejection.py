@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
@@ -9,7 +10,7 @@ from decodery.speculative.draft import ROOT, Draft, Siblings
 from decodery.speculative.verifiers.base import TargetLaws, Verdict
 
 
-def residual(p: Tensor, q: Tensor) -> Tensor:
+def residual(p: Float[Tensor, "vocabulary"], q: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
     """norm(max(p - q, 0)), or p where nothing is left (which only rounding can bring about). Both [vocabulary]."""
     rest = (p - q).clamp_(min=0)
     total = rest.sum()

@@ -1,0 +1,227 @@
+"""What all verbs share at the terminal: where text goes, how progress and errors look, and how files are read.
+
+Results go to standard output, everything else to standard error. Colour, bars and boxes appear on a terminal only;
+into a pipe or a file goes plain text, one line per row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from decodery.errors import BadInput
+
+WIDE = 10_000
+"""Columns of a table that nobody looks at through a window: no cell is ever wrapped."""
+
+
+def output() -> Console:
+    """Standard output. Made anew each time, so that it follows redirections."""
+    return Console(highlight=False)
+
+
+def notices() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def notice(message: str, style: str = "") -> None:
+    """A line on standard error, whoever reads it."""
+    notices().print(Text(message, style=style), soft_wrap=True)
+
+
+def remark(message: str | Text) -> None:
+    """A dim line on standard error for somebody at a terminal; nothing otherwise."""
+    console = notices()
+    if console.is_terminal:
+        console.print(Text(message, style="dim") if isinstance(message, str) else message, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Text of a model with its control characters made harmless: it must not steer the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text.replace("\r\n", "\n"))
+
+
+def print_line(text: str = "") -> None:
+    """A line on standard output, as it is."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line. What JSON cannot say (infinity, not a number) becomes null."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print_line(json.dumps(_finite(value), ensure_ascii=not utf8))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
+    """A table. A column whose name ends in ">" is aligned to the right."""
+    console = output()
+    if not console.is_terminal:
+        _print_plain(columns, rows)
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.removesuffix(">"), justify="right" if right else "left", header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    lines = [[column.removesuffix(">") for column in columns], *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column.endswith(">") else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+class Bars:
+    """Progress of fetching, converting and loading, as `decodery.models.store` reports it.
+
+    On a terminal a spinner with the stage and a bar, gone when all is done; elsewhere one line per stage.
+    """
+
+    def __init__(self, label: str):
+        """label: what all of it is for."""
+        console = notices()
+        self._terminal = console.is_terminal
+        self._label = label
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[done]}", style="dim"),
+            console=console,
+            transient=True,
+        )
+        self._whole: TaskID | None = None
+        self._stage: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        if self._terminal:
+            self._bars.start()
+            self._whole = self._bars.add_task(self._label, total=None, done="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal:
+            self._bars.stop()
+
+    def start(self, label: str, total: int | None) -> None:
+        if not self._terminal:
+            notice(f"{label} …")
+            return
+        self.finish()
+        if self._whole is not None:
+            self._bars.update(self._whole, visible=False)
+        self._stage = self._bars.add_task(label, total=total, done="")
+
+    def advance(self, n: int) -> None:
+        if self._stage is None:
+            return
+        self._bars.advance(self._stage, n)
+        task = next(task for task in self._bars.tasks if task.id == self._stage)
+        total = f" of {size(task.total)}" if task.total else ""
+        self._bars.update(self._stage, done=f"{size(task.completed)}{total}")
+
+    def finish(self) -> None:
+        if self._stage is None:
+            return
+        self._bars.remove_task(self._stage)
+        self._stage = None
+        if self._whole is not None:
+            self._bars.update(self._whole, visible=True)
+
+
+class Counter:
+    """Progress in steps: `counter(label, done, total)`, as the evaluation calls it. Silent where nobody watches."""
+
+    def __init__(self) -> None:
+        console = notices()
+        self._terminal = console.is_terminal
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Counter:
+        if self._terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal:
+            self._bars.stop()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if not self._terminal:
+            return
+        if self._task is None:
+            self._task = self._bars.add_task(label, total=total)
+        self._bars.update(self._task, description=label, completed=done, total=total)
+
+
+def size(count: float) -> str:
+    """Bytes for people: "98.4 MB"."""
+    from rich.filesize import decimal
+
+    return decimal(int(count))
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; raises BadInput where it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not a text file in UTF-8 (byte {error.start}).") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadInput(f"{path} cannot be read: {reason}.") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around writing a file: what goes wrong becomes BadInput."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; raises BadInput where that fails."""
+    with writing(path):
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,257 @@
+"""Scorers without a network: what a row scores is a function of the tokens that the row can really see.
+
+The tokens are read off the visible columns of the cache, ordered by position. So a wrong mask, a wrong position, or a cache
+that was not rolled back shows up as a wrong score (or as an error), as it would with a network, only louder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listing
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decodery.models.forward import Attend, Forward, Scores, Slots
+from decodery.models.network import Scorer
+from decodery.models.sequence import NoCache, Sequence
+from decodery.sampling.law import Law, LawSettings
+
+Prefix = tuple[int, ...]
+"""The tokens up to and including a row's own, from position 0 on."""
+
+
+def visible_prefixes(forward: Forward, rows: Listing[int], memory: int | None = None, causal: bool = True) -> list[Prefix]:
+    """The tokens that each of `rows` sees, by position; with `memory` only the last so many.
+
+    causal: assert, for every row of the forward, that it sees exactly the positions 0, 1, … up to its own, which is what
+    a causal model was trained on.
+    """
+    sequence = forward.sequence
+    cached = sequence.length
+    tokens = [int(token) for token in forward.tokens]
+    if forward.attend is Attend.CAUSAL and forward.positions is None and isinstance(forward.slots, Slots) and causal:
+        assert sequence.positions == list(range(cached)), f"cached positions have gaps or repeats: {sequence.positions}"
+        if memory is None:
+            text = [*sequence.tokens, *tokens]
+            return [tuple(text[: cached + row + 1]) for row in rows]
+        text = [*sequence.tokens[max(cached - memory, 0) :], *tokens]
+        offset = len(text) - len(tokens) + 1
+        return [tuple(text[max(offset + row - memory, 0) : offset + row]) for row in rows]
+    slots, positions = list(forward.written_slots()), list(forward.row_positions())
+    columns = list(zip(sequence.positions, sequence.tokens, strict=True))
+    columns += [(-1, -1)] * (forward.columns() - cached)
+    for slot, position, token in zip(slots, positions, tokens, strict=True):
+        columns[slot] = (position, token)
+    prefixes = []
+    for row, (seen, position) in enumerate(zip(forward.visible().tolist(), positions, strict=True)):
+        pairs = sorted(column for column, visible in zip(columns, seen, strict=True) if visible)
+        if causal:
+            places = [place for place, _ in pairs]
+            assert places == list(range(position + 1)), f"row {row} at position {position} sees the positions {places}"
+            assert seen[slots[row]], f"row {row} does not see itself"
+        prefixes.append(tuple(token for _, token in pairs))
+    return [prefixes[row] if memory is None else prefixes[row][-memory:] for row in rows]
+
+
+class PrefixScorer(Scorer):
+    """Base of the scorers here. A subclass gives `score`.
+
+    vocabulary: number of token ids. layers: pretended number of layers; a pass through all of them has the scorer's law, a
+    pass through some of them may have another (`score` is told). causal: see `visible_prefixes`. memory: how many last
+    tokens of a prefix `score` is given (None: all).
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        name: str = "scripted",
+        layers: int = 3,
+        context: int = 1 << 16,
+        causal: bool = True,
+        memory: int | None = None,
+    ):
+        self.vocabulary, self.name, self.layers, self.context = vocabulary, name, layers, context
+        self.causal, self.memory = causal, memory
+        self.watch: Callable[[Forward], None] | None = None
+        """Told about every forward before it is answered, with the cache as the forward finds it."""
+        self.passes = 0
+        """How many passes were run."""
+
+    @abstractmethod
+    def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
+        """Raw scores [n, vocabulary] float32 of the token after each prefix. whole: through all layers."""
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self, NoCache())
+
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        self.passes += 1
+        wanted: list[Prefix] = []
+        sizes = []
+        for forward in forwards:
+            if self.watch is not None:
+                self.watch(forward)
+            if forward.taps:
+                raise ValueError(f"{self.name} is no network and has no hidden rows to tap")
+            prefixes = visible_prefixes(forward, forward.logit_rows(), self.memory, self.causal)
+            wanted += prefixes
+            sizes.append(len(prefixes))
+        layers = forwards[0].layers
+        whole = layers.start == 0 and layers.stop in (None, self.layers) and not layers.skip
+        logits = self.score(wanted, whole) if wanted else torch.empty(0, self.vocabulary)
+        for forward in forwards:
+            if forward.slots is not Slots.NOWHERE:
+                forward.sequence.write(forward.written_slots(), list(forward.tokens), forward.row_positions())
+        return [Scores(rows) for rows in logits.split(sizes)]
+
+
+class ScriptedScorer(PrefixScorer):
+    """Scores from a Python function of the prefix.
+
+    script: prefix -> [vocabulary] raw scores. early: the same for passes through only some of the layers.
+    """
+
+    def __init__(
+        self,
+        script: Callable[[Prefix], Listing[float] | Tensor],
+        vocabulary: int,
+        *,
+        early: Callable[[Prefix], Listing[float] | Tensor] | None = None,
+        name: str = "scripted",
+        layers: int = 3,
+        context: int = 1 << 16,
+        causal: bool = True,
+    ):
+        super().__init__(vocabulary, name=name, layers=layers, context=context, causal=causal)
+        self._script, self._early = script, early or script
+
+    def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
+        script = self._script if whole else self._early
+        return torch.stack([torch.as_tensor(script(prefix), dtype=torch.float32) for prefix in prefixes])
+
+
+class TabularScorer(PrefixScorer):
+    """An explicit joint law over a small vocabulary, so that the law of any output can be computed.
+
+    order: how many last tokens the law of the next one depends on (None: all). given: prefix -> probabilities, a function
+    or a mapping by the last `order` tokens; where it is missing, the law is drawn from a Dirichlet of `concentration`,
+    fixed by `seed`. early: the law of passes through only some of the layers; by default a blurred copy.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 6,
+        *,
+        order: int | None = 2,
+        seed: int = 0,
+        concentration: float = 1.0,
+        given: Callable[[Prefix], Listing[float]] | Mapping[Prefix, Listing[float]] | None = None,
+        early: TabularScorer | None = None,
+        name: str = "tabular",
+        layers: int = 3,
+        context: int = 1 << 16,
+    ):
+        super().__init__(vocabulary, name=name, layers=layers, context=context, memory=order)
+        self.order, self._seed, self._concentration, self._given = order, seed, concentration, given
+        self._early = early
+        self._places: dict[Prefix, int] = {}
+        self._rows: list[Tensor] = []
+        self._table = torch.empty(0, vocabulary)
+
+    def law(self, prefix: Listing[int]) -> Tensor:
+        """Probabilities [vocabulary] float64 of the token after `prefix`."""
+        key = self._key(prefix)
+        given = self._given.get(key) if isinstance(self._given, Mapping) else self._given and self._given(key)
+        if given is not None:
+            law = torch.as_tensor(given, dtype=torch.float64)
+            if law.shape != (self.vocabulary,) or bool((law < 0).any()) or not float(law.sum()) > 0:
+                raise ValueError(f"the law after {key} must be {self.vocabulary} probabilities, not {given!r}")
+            return law / law.sum()
+        address = hashlib.blake2b(repr((self._seed, key)).encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(address, "little")))
+        return torch.from_numpy(generator.dirichlet([self._concentration] * self.vocabulary))
+
+    def joint(
+        self,
+        prompt: Listing[int],
+        length: int,
+        settings: LawSettings | None = None,
+        stop_ids: Listing[int] = (),
+    ) -> dict[Prefix, float]:
+        """The exact law of the next `length` tokens (fewer after one of `stop_ids`) under the processed law.
+
+        Every prefix goes through `sampling.Law`, as in plain decoding; outcomes of probability 0 are left out.
+        """
+        law = Law(settings or LawSettings(temperature=1.0), prompt, sorted(stop_ids))
+        finished: dict[Prefix, float] = {}
+        growing: dict[Prefix, float] = {(): 1.0}
+        while growing:
+            longer: dict[Prefix, float] = {}
+            for path, mass in growing.items():
+                row = self.score([self._key((*prompt, *path))], True)[0]
+                chances = law.log_probabilities(row, path).double().exp()
+                chances = chances / chances.sum()
+                for token, chance in enumerate(chances.tolist()):
+                    if chance > 0:
+                        over = len(path) + 1 == length or token in stop_ids
+                        (finished if over else longer)[(*path, token)] = mass * chance
+            growing = longer
+        return finished
+
+    def blurred(self, share: float = 0.5, seed: int = 1, name: str = "tabular draft") -> TabularScorer:
+        """A scorer whose law mixes this one's with an unrelated one, which has `share` of the mass: a draft model."""
+        other = TabularScorer(self.vocabulary, order=self.order, seed=seed + 7919, concentration=self._concentration)
+
+        def mixed(prefix: Prefix) -> list[float]:
+            mixture: list[float] = ((1 - share) * self.law(prefix) + share * other.law(prefix)).tolist()
+            return mixture
+
+        return TabularScorer(self.vocabulary, order=self.order, given=mixed, name=name, layers=self.layers)
+
+    def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
+        if not whole:
+            if self._early is None:
+                self._early = self.blurred()
+            return self._early.score(prefixes, True)
+        places = []
+        for prefix in prefixes:
+            place = self._places.get(prefix)
+            if place is None:
+                place = self._places[prefix] = len(self._rows)
+                self._rows.append(self.law(prefix).log().float())
+            places.append(place)
+        if len(self._rows) > self._table.shape[0]:
+            self._table = torch.stack(self._rows)
+        return self._table[places]
+
+    def _key(self, prefix: Listing[int]) -> Prefix:
+        return tuple(prefix) if self.order is None else tuple(prefix[len(prefix) - min(self.order, len(prefix)) :])
+
+
+def story_scorer(vocabulary: int = 24, seed: int = 0, surprise: float = 1.0, name: str = "story") -> ScriptedScorer:
+    """A scorer for tests of methods: mostly predictable from the last token, and yet a function of the whole prefix.
+
+    Drafters are often right and often wrong on it, and nothing but the true prefix gives the true scores. surprise: weight
+    of the part that depends on the whole prefix, against 3 for the part that depends on the last token alone.
+    """
+    cache: dict[object, Tensor] = {}
+
+    def random_row(*key: object) -> Tensor:
+        if key not in cache:
+            address = hashlib.blake2b(repr((seed, vocabulary, key)).encode(), digest_size=16).digest()
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(address, "little")))
+            cache[key] = torch.from_numpy(generator.standard_normal(vocabulary)).float()
+        return cache[key]
+
+    def script(prefix: Prefix) -> Tensor:
+        return 3 * random_row("last", prefix[-1]) + surprise * random_row("whole", prefix)
+
+    def early(prefix: Prefix) -> Tensor:
+        return 3 * random_row("last", prefix[-1])
+
+    return ScriptedScorer(script, vocabulary, early=early, name=name)

