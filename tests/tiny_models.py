@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,11 +29,16 @@ SHARED: dict[str, Any] = {
     "eos_token_id": None,
     "attn_implementation": "eager",
 }
-WINDOW = 8
+WINDOW = 13
+"""Longer than the few tokens on which a fast path is compared with transformers, shorter than most prompts here."""
 MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {}),
+    "qwen2-sliding": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": MIXED, "max_window_layers": 0},
+    ),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "gemma3": (
         "Gemma3TextConfig",
@@ -73,9 +79,9 @@ def make_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     if family == "gpt2":
         values = {key: value for key, value in values.items() if key not in _NOT_IN_GPT2}
     config = getattr(transformers, name)(**values)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0.0, 0.25)
@@ -127,4 +133,68 @@ def byte_level_tokenizer() -> Any:
     )
     text = "the quick brown fox jumps over the lazy dog; größer, 東京 and 🙂🙃 stop STOP the end of the story. "
     tokenizer.train_from_iterator([text] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def network_of(family: str, path: str) -> Any:
+    """The shared network of a family: path "eager" runs transformers' layers, "blocks" ours; skips where there are none.
+
+    path "either" is the fastest there is.
+    """
+    if path == "eager":
+        return shared_network(family)
+    network = _fast_network(family)
+    if path == "blocks" and network.path == "eager":
+        pytest.skip(f"{family} has no blocks of ours")
+    return network
+
+
+@cache
+def _fast_network(family: str) -> Any:
+    from decodery.models.blocks import network_for
+
+    return network_for(shared_model(family), family, fast=True)
+
+
+def masked_reference(model: Any, ids: Sequence[int], visible: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+    """transformers' own logits under an explicit mask: visible [n, n] bool, row i sees column j.
+
+    Where a family has a sliding window, it is applied here by the distance of positions.
+    """
+    places = torch.tensor(list(range(len(ids)) if positions is None else positions))
+    near = places[:, None] - places[None, :] < WINDOW
+
+    def additive(mask: Tensor) -> Tensor:
+        return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[None, None]
+
+    kinds = getattr(model.config, "layer_types", None)
+    mask: Any = additive(visible)
+    if kinds is not None and "sliding_attention" in kinds:
+        mask = {"full_attention": additive(visible), "sliding_attention": additive(visible & near)}
+    elif getattr(model.config, "sliding_window", None):
+        mask = additive(visible & near)
+    return reference_logits(model, ids, attention_mask=mask, position_ids=places[None])
+
+
+def worst(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference."""
+    assert found.shape == expected.shape
+    assert found.isfinite().all()
+    return float((found - expected).abs().max())
+
+
+@cache
+def sentence_piece_tokenizer() -> Any:
+    """A tokenizer of Llama's and Gemma's kind: spaces as signs within tokens, unknown characters as tokens of bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<end>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz.,", "th", "▁th"]
+    model = models.BPE({word: place for place, word in enumerate(words)}, [("t", "h"), ("▁", "th")], byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")

@@ -111,7 +111,7 @@ class LanguageModel:
             for reply in replies[0]:
                 if reply.error is not None:
                     raise reply.error
-        answers = [group if group[0].stats is not None and len(group) > 1 else group[0] for group in replies]
+        answers = [group if len(group) > 1 else group[0] for group in replies]
         return answers if batch else answers[0]
 
     def stream(
@@ -126,18 +126,21 @@ class LanguageModel:
         return self._stream([entry for group in jobs for entry in group], pending)
 
     def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Iterator[Event]:
-        with self._lock:
-            scheduler = Scheduler()
-            try:
+        # The lock is held for one step at a time: who reads the events may take long, and may read on another thread.
+        scheduler = Scheduler()
+        try:
+            with self._lock:
                 for job, chosen in jobs:
                     scheduler.submit(job, chosen)
-                while True:
-                    while pending:
-                        yield pending.pop(0)
-                    if not scheduler.active:
-                        break
+            while True:
+                while pending:
+                    yield pending.pop(0)
+                if not scheduler.active:
+                    break
+                with self._lock:
                     scheduler.step()
-            finally:
+        finally:
+            with self._lock:
                 for job, _ in jobs:
                     scheduler.cancel(job)
         for job, _ in jobs:
@@ -247,10 +250,23 @@ class LanguageModel:
                 raise BadPrompt("the prompt is empty; give at least one character.")
             ids = list(self.tokenizer.encode(prompt))
         elif isinstance(prompt, torch.Tensor):
+            if (
+                prompt.is_floating_point()
+                or prompt.dtype is torch.bool
+                or prompt.dim() not in (1, 2)
+                or prompt.numel() != prompt.shape[-1]
+            ):
+                raise BadPrompt(
+                    f"a tensor prompt holds the token ids of one text, not {prompt.dtype} {list(prompt.shape)}."
+                )
             ids = prompt.flatten().tolist()
         elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
             ids = self._template(cast(Sequence[Message], prompt))
-        elif isinstance(prompt, Sequence) and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt):
+        elif (
+            isinstance(prompt, Sequence)
+            and not isinstance(prompt, bytes | bytearray)
+            and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt)
+        ):
             ids = list(prompt)
         else:
             raise BadPrompt(
@@ -272,7 +288,10 @@ class LanguageModel:
                 raise BadPrompt(f"a message has a role and a content, both strings; this one is {dict(message)!r}.")
         if not getattr(self.tokenizer, "chat_template", None):
             raise BadPrompt(f"{self.name} has no chat template; give the prompt as a plain string.")
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template raises what it likes where it does not know a role
+            raise BadPrompt(f"the chat template of {self.name} refuses this conversation: {error}.") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _reply(self, job: Job, method: Method) -> Reply:

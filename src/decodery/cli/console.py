@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -22,8 +22,13 @@ from rich.text import Text
 
 from decodery.errors import BadInput
 
-WIDE = 10_000
-"""Columns of a table that nobody looks at through a window: no cell is ever wrapped."""
+CONTROLS = {
+    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "�"),
+    ord("\n"): "\n",
+    ord("\t"): "\t",
+    ord("\r"): None,
+}
+"""What is shown for control characters."""
 
 
 def output() -> Console:
@@ -50,7 +55,7 @@ def remark(message: str | Text) -> None:
 
 def visible(text: str) -> str:
     """Text of a model with its control characters made harmless: it must not steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text.replace("\r\n", "\n"))
+    return text.translate(CONTROLS)
 
 
 def print_line(text: str = "") -> None:
@@ -73,16 +78,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """A table. A column whose name ends in ">" is aligned to the right."""
     console = output()
     if not console.is_terminal:
         _print_plain(columns, rows)
         return
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         right = column.endswith(">")
-        table.add_column(column.removesuffix(">"), justify="right" if right else "left", header_style="bold")
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(column.removesuffix(">"), justify=justify, header_style="bold", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(table)
@@ -162,9 +168,9 @@ class Bars:
 class Counter:
     """Progress in steps: `counter(label, done, total)`, as the evaluation calls it. Silent where nobody watches."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True):
         console = notices()
-        self._terminal = console.is_terminal
+        self._terminal = console.is_terminal and shown
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -62,9 +62,9 @@ class ModelOptions:
             rich_help_panel="Model",
         ),
     ] = DEFAULT_MODEL
-    dtype: Annotated[
-        str, Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")
-    ] = "auto"
+    dtype: Annotated[str, Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = (
+        "auto"
+    )
     device: Annotated[str, Option("--device", help="auto, cpu, cuda, …", rich_help_panel="Model")] = "auto"
     threads: Annotated[
         int | None, Option("--threads", help="Processor threads.", show_default="all", rich_help_panel="Model")
@@ -78,10 +78,10 @@ class ModelOptions:
 
 def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> LanguageModel:
     """Load a model with the chatter of its libraries switched off."""
-    import transformers
+    from transformers.utils import logging
 
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     from decodery import language_model
 
     return language_model.load(name, dtype=dtype, device=options.device, threads=options.threads, progress=progress)
@@ -162,8 +162,7 @@ class SettingOptions:
         values: dict[str, Any] = {
             field.name: value
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) not in (None, False, [])
-            or (value is not None and value is not False and value == 0)
+            if (value := getattr(self, field.name)) is not None and value is not False and value != []
         }
         if "logit_bias" in values:
             values["logit_bias"] = dict(_bias(pair) for pair in values["logit_bias"])

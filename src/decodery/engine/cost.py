@@ -7,6 +7,7 @@ measured curve of this network on this machine, not on a constant.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 import os
@@ -45,6 +46,15 @@ class CostCurve:
     def flat(cls, seconds: float = 1.0) -> CostCurve:
         """Every forward costs the same: the idealised accelerator, for tests and for scorers without a machine."""
         return cls((1,), (seconds,))
+
+    @classmethod
+    def read(cls, path: Path) -> CostCurve:
+        """A curve kept in a file. Raises OSError, ValueError, KeyError or TypeError where it is not one."""
+        known = json.loads(path.read_text())
+        rows, seconds = tuple(map(int, known["rows"])), tuple(map(float, known["seconds"]))
+        if not rows or len(rows) != len(seconds) or list(rows) != sorted(set(rows)) or not all(s > 0 for s in seconds):
+            raise ValueError(f"{path} holds no cost curve")
+        return cls(rows, seconds)
 
 
 def measure(network: Scorer) -> CostCurve:
@@ -85,13 +95,13 @@ def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> Co
     text = json.dumps(described, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
-        known = json.loads(path.read_text())
-        return CostCurve(tuple(known["rows"]), tuple(known["seconds"]))
-    except (OSError, ValueError, KeyError):
+        return CostCurve.read(path)
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # not measured yet, or unreadable: measure
     curve = measure(network)
-    folder.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"of": described, "rows": curve.rows, "seconds": curve.seconds}, indent=1))
-    os.replace(draft, path)
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a measurement per process, nothing else
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({"of": described, "rows": curve.rows, "seconds": curve.seconds}, indent=1))
+        os.replace(draft, path)
     return curve

@@ -112,9 +112,12 @@ class Job:
         law = self.law.log_probabilities(row, path).exp()
         return self.noise.choose(law, self.position + len(path), Stage.TARGET)
 
-    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """State that outlives the request, shared by the requests of the same session; made on first use."""
-        place = (self.settings.session, key)
+    def remember(self, key: Hashable, make: Callable[[], Value], everywhere: bool = False) -> Value:
+        """State that outlives the request, shared by the requests of the same session; made on first use.
+
+        everywhere: shared by all sessions, for what never changes once it is made.
+        """
+        place = (None if everywhere else self.settings.session, key)
         if place not in self.host.memory:
             self.host.memory[place] = make()
         value: Value = self.host.memory[place]
@@ -152,8 +155,10 @@ class Job:
 
         rows: [n, vocabulary] the target's raw scores that each token was chosen by. accepted: how many of the first
         tokens had been drafted. What follows a stop token, a stop string or the last allowed token is dropped: a run
-        of accepted tokens never overshoots.
+        of accepted tokens never overshoots. After the end nothing is committed.
         """
+        if self.finish_reason is not None:
+            return True
         self.statistics.rounds += 1
         for place, token in enumerate(tokens):
             logprobs = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
+import functools
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -120,20 +122,24 @@ class Method(ABC):
     @classmethod
     def parameters(cls) -> tuple[Parameter, ...]:
         """The parameters, in order of declaration."""
-        hints = typing.get_type_hints(cls)
-        return tuple(
-            Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
-            for field in dataclasses.fields(cls)
-        )
+        return _parameters(cls)
 
     def spec(self) -> str:
         """The method as one writes it: its name and the parameters that differ from their defaults."""
         changed = [
-            f"{p.name}={'auto' if value is None else value}"
-            for p in self.parameters()
-            if (value := getattr(self, p.name)) != p.default
+            f"{p.name}={_written(value)}" for p in self.parameters() if (value := getattr(self, p.name)) != p.default
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+@functools.cache
+def _parameters(cls: type[Method]) -> tuple[Parameter, ...]:
+    # Resolving type hints is slow, and every request asks for its method's parameters.
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
+        for field in dataclasses.fields(cls)
+    )
 
 
 def _type_name(hint: Any) -> str:
@@ -144,17 +150,19 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def _checked(method: str, item: Parameter, value: Any) -> Any:
     """The value of a parameter, or BadParameter."""
     names = item.type.split(" | ")
+    if value is None and "none" in item.choices:
+        return "none"  # written as a bare word, it is read as Python's None
     if value is None and "auto" in names:
         return None
     if value == "auto" and "auto" in names and "str" not in names:
         return None
-    matches = [n for n in names if n != "auto" and isinstance(value, _TYPES[n])]
+    matches = [n for n in names if n != "auto" and isinstance(value, TYPES[n])]
     if isinstance(value, bool) and "bool" not in names:
         matches = []
     if not matches:
@@ -169,36 +177,55 @@ def _checked(method: str, item: Parameter, value: Any) -> Any:
     return float(value) if matches == ["float"] else value
 
 
+_PARTS = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"])+""")
+"""What stands between the commas of a spec; a comma within quotes does not count."""
+_BARE = re.compile(r"[\w./:~@+-]+")
+"""A word that needs no quotes: smollm2-135m, owner/name, ./folder."""
+_WORDS = {"true": True, "false": False, "none": None}
+
+
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """Split "name" or "name(key=value, …)". Values are Python literals or bare words; raises BadParameter."""
     name, bracket, rest = text.strip().partition("(")
     name = name.strip()
     if not bracket:
         return name, {}
-    try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-    except SyntaxError:
-        raise BadParameter(f"cannot read {text!r}; write it as name(key=value, key=value).") from None
-    if not isinstance(call, ast.Call) or call.args:
-        raise BadParameter(f"cannot read {text!r}; parameters are written as name(key=value, key=value).")
+    unreadable = BadParameter(f"cannot read {text!r}; parameters are written as name(key=value, key=value).")
+    inside = rest[:-1].strip().removesuffix(",")
+    parts = _PARTS.findall(inside)
+    if not rest.endswith(")") or ",".join(parts) != inside:
+        raise unreadable
     values: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
-            raise BadParameter(f"cannot read {text!r}; parameters are written as name(key=value, key=value).")
-        values[keyword.arg] = _literal(text, keyword.value)
+    for part in parts:
+        key, sign, word = part.partition("=")
+        key, word = key.strip(), word.strip()
+        if not sign or not word or not key.isidentifier():
+            raise unreadable
+        if key in values:
+            raise BadParameter(f"{text!r} gives {key} twice.")
+        values[key] = _literal(text, word)
     return name, values
 
 
-def _literal(text: str, node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return {"true": True, "false": False, "none": None}.get(node.id.lower(), node.id)
+def _literal(text: str, word: str) -> Any:
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
     try:
-        return ast.literal_eval(node)
-    except ValueError:
-        word = ast.unparse(node).replace(" ", "")  # names such as smollm2-135m or owner/name
-        if any(character in word for character in "()[]{}"):
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if not _BARE.fullmatch(word):
             raise BadParameter(f"cannot read the value {word!r} in {text!r}; quote it if it is a name.") from None
         return word
+
+
+def _written(value: Any) -> str:
+    """A value as `parse_spec` reads it."""
+    if value is None:
+        return "auto"
+    if not isinstance(value, str):
+        return str(value)
+    plain = _BARE.fullmatch(value) and value.lower() != "auto" and _literal(value, value) == value
+    return value if plain else repr(value)
 
 
 def build(cls: type[Method], values: Mapping[str, Any]) -> Method:

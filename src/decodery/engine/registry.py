@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
+import inspect
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from decodery.engine.method import Exactness, Method, Parameter, build, parse_spec
+from decodery.engine.method import TYPES, Exactness, Method, Parameter, build, parse_spec
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near
+
+log = logging.getLogger("decodery")
 
 BUILT_IN = {
     "autoregressive": "decodery.engine.autoregressive:Autoregressive",
@@ -98,23 +103,41 @@ def names() -> list[str]:
 def register(cls: type[Method]) -> type[Method]:
     """Add a method class at run time (also usable as a decorator). Raises ValueError where it breaks the contract."""
     conform(cls)
-    if cls.name in BUILT_IN and _classes.get(cls.name) not in (None, cls):
+    if BUILT_IN.get(cls.name, _path(cls)) != _path(cls):
         raise ValueError(f"the name {cls.name!r} is taken by a method of decodery")
     _classes[cls.name] = cls
     return cls
 
 
+def _path(cls: type[Method]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
 def conform(cls: type[Method]) -> None:
     """Raise ValueError where a class does not declare what a method must."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise ValueError(f"{cls!r} is no subclass of decodery.Method")
+    if inspect.isabstract(cls):
+        raise ValueError(f"{cls.__name__} must define decode")
     for attribute in ("name", "title", "paper", "exactness", "family"):
         if not getattr(cls, attribute, None):
             raise ValueError(f"{cls.__name__} must set the class attribute {attribute}")
     if not isinstance(cls.exactness, Exactness):
         raise ValueError(f"{cls.__name__}.exactness must be an Exactness")
+    if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
+        raise ValueError(f"{cls.__name__} has parameters, so it must be decorated with @dataclass(frozen=True)")
+    for field in dataclasses.fields(cls):
+        if not field.metadata.get("help"):
+            raise ValueError(f"parameter {field.name} of {cls.__name__} needs a help text; make it with parameter()")
     for item in cls.parameters():
-        if not item.help:
-            raise ValueError(f"parameter {item.name} of {cls.__name__} needs a help text")
-    cls()  # the defaults must be valid
+        if not set(item.type.split(" | ")) <= {*TYPES, "auto"}:
+            raise ValueError(
+                f"parameter {item.name} of {cls.__name__} is {item.type}, but must be of {', '.join(TYPES)}"
+            )
+    try:
+        cls()
+    except (BadParameter, TypeError) as error:
+        raise ValueError(f"the defaults of {cls.__name__} are not valid: {error}") from error
 
 
 def find(name: str) -> type[Method]:
@@ -128,6 +151,9 @@ def find(name: str) -> type[Method]:
         point = _entry_points()[name]
         try:
             cls = point.load()
+            conform(cls)
+            if cls.name != name:
+                raise ValueError(f"it calls itself {cls.name!r}")
         except Exception as error:
             raise MethodUnavailable(f"the method {name!r} comes from {point.value}, which fails: {error}.") from error
     else:
@@ -146,5 +172,11 @@ def method(given: str | Method) -> Method:
 
 
 def methods() -> list[MethodInfo]:
-    """The entries of all methods."""
-    return [MethodInfo.of(find(name)) for name in names()]
+    """The entries of all methods. A broken plug-in is left out, with a warning in the log."""
+    entries = []
+    for name in names():
+        try:
+            entries.append(MethodInfo.of(find(name)))
+        except MethodUnavailable as error:
+            log.warning("%s", error)
+    return entries

@@ -5,13 +5,14 @@ Batching over any mix of methods, settings and networks falls out of this loop; 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from decodery.engine.job import Job
 from decodery.engine.method import Decoding, Method
-from decodery.models.forward import Forward, Scores
+from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.network import PassKey, pass_key
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ class Scheduler:
 
     def submit(self, job: Job, method: Method) -> None:
         """Start a job. It runs with the next `step`."""
-        task = _Task(job, method.decode(job))
+        try:
+            task = _Task(job, method.decode(job))
+        except Exception as error:  # a `decode` that is no generator function runs at once
+            job.finish("error", error)
+            return
         self._tasks.append(task)
         self._advance(task, None)
         self._sweep()
@@ -51,7 +56,7 @@ class Scheduler:
         """End a job now; what it has committed stays."""
         for task in self._tasks:
             if task.job is job:
-                task.decoding.close()
+                _close(task.decoding)
                 job.finish("cancelled")
         self._sweep()
 
@@ -112,14 +117,29 @@ class Scheduler:
             for forward in task.asks:
                 network: Scorer = forward.sequence.owner
                 network.check(forward)
+            _check_together(task.asks)
         except StopIteration:
             task.job.finish("stop")
         except Exception as error:
             self._fail(task, error)
 
     def _fail(self, task: _Task, error: Exception) -> None:
-        task.decoding.close()
+        _close(task.decoding)
         task.job.finish("error", error)
 
     def _sweep(self) -> None:
         self._tasks = [task for task in self._tasks if task.job.finish_reason is None]
+
+
+def _check_together(asks: Sequence[Forward]) -> None:
+    """Raise ValueError where forwards of one step would write over each other: the rows of neither would be right."""
+    writers = [forward.sequence for forward in asks if forward.slots is not Slots.NOWHERE]
+    for writer in writers:
+        if sum(forward.sequence is writer for forward in asks) > 1:
+            raise ValueError("two forwards of one step use the same sequence and one of them writes to it; fork it")
+
+
+def _close(decoding: Decoding) -> None:
+    """End a coroutine. Its last words do not matter any more, and must not harm the other jobs."""
+    with contextlib.suppress(Exception):
+        decoding.close()

@@ -55,11 +55,12 @@ class Settings(LawSettings):
         where none is given. Raises BadSetting with one sentence.
         """
         given: dict[str, Any] = {}
+        names: dict[str, str] = {}
         for name, value in values.items():
             ours = ALIASES.get(name, name)
             if ours in given:
-                raise BadSetting(f"{name} and {ours} mean the same setting; give one of them.")
-            given[ours] = value
+                raise BadSetting(f"{names[ours]} and {name} mean the same setting; give one of them.")
+            given[ours], names[ours] = value, name
         sample = given.pop("do_sample", None)
         if sample is not None:
             if not isinstance(sample, bool):
@@ -122,15 +123,17 @@ def _stop(name: str, value: Any, vocabulary: int) -> tuple[str, ...]:
 
 def _token(name: str, value: Any, vocabulary: int) -> int:
     try:
-        token = int(value)
-    except (TypeError, ValueError):
+        token = int(value)  # keys of JSON objects are strings
+    except (TypeError, ValueError, OverflowError):
         raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.") from None
-    if isinstance(value, float) or not 0 <= token < vocabulary:
+    if isinstance(value, float | bool) or not 0 <= token < vocabulary:
         raise BadSetting(f"{name} names token {value!r}, but the model's tokens are 0 to {vocabulary - 1}.")
     return token
 
 
 def _tokens(name: str, value: Any, vocabulary: int) -> tuple[int, ...]:
+    if isinstance(value, str):
+        raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.")
     ids = (value,) if isinstance(value, int) else tuple(value or ())
     return tuple(_token(name, token, vocabulary) for token in ids)
 
@@ -197,5 +200,5 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
 def _convert(name: str, value: Any, vocabulary: int) -> Any:
     try:
         return _CHECKS[name](name, value, vocabulary)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise BadSetting(f"{name} cannot be {value!r}.") from None

@@ -63,9 +63,10 @@ class TextStream:
 
     def _show(self, delta: str) -> str:
         pending = self._held + delta
-        found = [(place, stop) for stop in self._stop if (place := pending.find(stop)) >= 0]
+        found = [(place + len(stop), place, stop) for stop in self._stop if (place := pending.find(stop)) >= 0]
         if found:
-            place, self.stopped_by = min(found)
+            # The one that is complete first, the longest of them: so where tokens end makes no difference.
+            _, place, self.stopped_by = min(found)
             visible, self._held = pending[:place], ""
         else:
             keep = max((_overlap(pending, stop) for stop in self._stop), default=0)

@@ -34,6 +34,8 @@ class Segment:
     forward: Forward
     cache: KeyValueCache
     columns: int
+    padded: int
+    """Columns that the attention ranges over; those from `columns` on are hidden."""
     slots: slice | Tensor
     """Where the rows' keys and values are written."""
     masks: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
@@ -47,6 +49,9 @@ class Segment:
         copies = groups if folds(groups, self.stop - self.start) else 1
         if (window, copies) not in self.masks:
             visible = self._build(window, query.device)
+            if self.padded > self.columns:
+                visible = self.forward.visible(query.device) if visible is None else visible
+                visible = F.pad(visible, (0, self.padded - self.columns))
             if visible is not None:
                 additive = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
                 visible = additive.masked_fill_(~visible, float("-inf")).repeat(copies, 1)
@@ -57,8 +62,7 @@ class Segment:
         forward = self.forward
         positions = list(forward.row_positions())
         before = forward.sequence.positions
-        reach = positions[-1] - min(before[0] if before else positions[0], positions[0])
-        if window is not None and max(reach, self.columns) < window:
+        if window is not None and max(positions) - min([*before, *positions]) < window:
             window = None
         if window is None and (
             forward.attend is Attend.FULL or (forward.count == 1 and self.columns == self.stop_slot)
@@ -89,23 +93,30 @@ class Pack:
     device: torch.device
     shapes: dict[int, tuple[int, int]] | None = None
     """Set while probing: layer -> (key/value heads, head width); nothing is cached then."""
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """Set by probing: layer -> its sliding window."""
 
     @classmethod
-    def of(cls, forwards: Listing[Forward], device: torch.device) -> Pack:
-        """Lay forwards out side by side and make room in their caches."""
+    def of(cls, forwards: Listing[Forward], device: torch.device, period: int = 1) -> Pack:
+        """Lay forwards out side by side and make room in their caches.
+
+        period: attention ranges over a multiple of this many columns, the surplus ones hidden, so that sums are grouped
+        alike whatever their number.
+        """
         segments: list[Segment] = []
         start = 0
         for forward in forwards:
             cache = forward.sequence.cache
             assert isinstance(cache, KeyValueCache)
             columns = forward.columns()
-            cache.reserve(columns)
+            padded = -(-columns // period) * period
+            cache.reserve(padded)
             slots: slice | Tensor
             if isinstance(forward.slots, Slots):
                 slots = slice(forward.sequence.length, columns)
             else:
                 slots = torch.tensor(list(forward.slots), device=device)
-            segments.append(Segment(start, start + forward.count, forward, cache, columns, slots))
+            segments.append(Segment(start, start + forward.count, forward, cache, columns, padded, slots))
             start += forward.count
         return cls(segments, device)
 
@@ -158,6 +169,7 @@ def packed_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if pack.shapes is not None:
         pack.shapes[layer] = (key.shape[1], key.shape[3])
+        pack.windows[layer] = sliding_window
         return query.transpose(1, 2), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = []
@@ -171,7 +183,7 @@ def packed_attention(
             keys.index_copy_(1, segment.slots, key[0, :, rows])
             values.index_copy_(1, segment.slots, value[0, :, rows])
         mask = segment.mask(sliding_window, query, query.shape[1] // key.shape[1])
-        seen = (keys[:, : segment.columns][None], values[:, : segment.columns][None])
+        seen = (keys[:, : segment.padded][None], values[:, : segment.padded][None])
         outputs.append(attend(query[:, :, rows], *seen, mask, scale, softcap, s_aux))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output.transpose(1, 2).contiguous(), None

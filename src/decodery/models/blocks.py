@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, attend
 from decodery.models.forward import POST_NORM, Forward, Layers
-from decodery.models.network import TransformersNetwork
+from decodery.models.network import Stability, TransformersNetwork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +34,9 @@ LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 FEED_FORWARD_PARTS = {"gate_proj", "up_proj", "down_proj"}
+STABILITY = Stability(rows=32, columns=64, block=512)
+"""Of bfloat16 products and attention on a CPU: up to 32 rows a product takes the same path for each row, and the attention
+kernel groups its sums by columns modulo 64, in blocks of 512. Found by experiment and held by `tests/models/test_stability.py`."""
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest root mean square difference from transformers' own logits that counts as agreement, in standard deviations of
 the logits. Rounding alone stays well below, another computation far above."""
@@ -70,7 +73,8 @@ class Block:
     window: int | None
 
     @classmethod
-    def of(cls, layer: Any) -> Block:
+    def of(cls, layer: Any, window: int | None) -> Block:
+        """window: the layer's sliding window; families keep it in different places, so it is read off a pass."""
         attention, feed_forward = layer.self_attn, layer.mlp
         norms = None
         if hasattr(attention, "q_norm"):
@@ -84,7 +88,7 @@ class Block:
             gate_and_up=_joined(feed_forward.gate_proj, feed_forward.up_proj),
             down=_joined(feed_forward.down_proj),
             activation=feed_forward.act_fn,
-            window=getattr(attention, "sliding_window", None),
+            window=window,
         )
 
 
@@ -125,18 +129,20 @@ class FusedNetwork(TransformersNetwork):
         self._scale = float(attention.scaling)
         self._epsilon = float(base.norm.variance_epsilon)
         with torch.inference_mode():
-            self._blocks = [Block.of(layer) for layer in base.layers]
+            self._blocks = [Block.of(*pair) for pair in zip(base.layers, self._windows, strict=True)]
             head: Any = model.get_output_embeddings()
             self._head = product(head.weight.detach(), None if head.bias is None else head.bias.detach())
         self._confirm()
         self.path = "fused"
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            self.stability = STABILITY
 
     def _confirm(self) -> None:
         """Compare with transformers' own scores on a few tokens, in two chunks."""
         tokens = [(7 * i + 3) % self.vocabulary for i in range(12)]
         ours = self.new_sequence()
         rows = torch.cat([self.run([Forward(ours, chunk)])[0].logits for chunk in (tokens[:5], tokens[5:])])
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             theirs = self.model(torch.tensor([tokens], device=self.device), use_cache=False).logits[0].float()
         difference = float((rows - theirs).square().mean().sqrt() / theirs.std().clamp(min=1e-6))
         if not difference <= AGREEMENT.get(self.dtype, 0.0):
@@ -192,7 +198,7 @@ class FusedNetwork(TransformersNetwork):
                 cache[:, :, segment.slots] = part
             else:
                 cache.index_copy_(2, segment.slots, part)
-            seen = cache[:, None, :, : segment.columns]
+            seen = cache[:, None, :, : segment.padded]
             asked = queries[:, :, segment.start : segment.stop]
             mask = segment.mask(block.window, queries, self._heads // self._key_heads)
             outputs.append(attend(asked, seen[0], seen[1], mask, self._scale))

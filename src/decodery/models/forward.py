@@ -60,9 +60,13 @@ class Layers:
     def indices(self, count: int) -> tuple[int, ...]:
         """The layers to run in a network of `count` layers. Raises ValueError where none or an unknown one is named."""
         stop = count if self.stop is None else self.stop
-        if not 0 <= self.start < stop <= count:
-            raise ValueError(f"layers {self.start}..{stop} do not lie within the network's {count} layers")
-        return tuple(i for i in range(self.start, stop) if i not in self.skip)
+        if not 0 <= self.start < stop <= count or not all(0 <= i < count for i in self.skip):
+            skipped = f" without {sorted(self.skip)}" if self.skip else ""
+            raise ValueError(f"layers {self.start}..{stop}{skipped} do not lie within the network's {count} layers")
+        chosen = tuple(i for i in range(self.start, stop) if i not in self.skip)
+        if not chosen:
+            raise ValueError(f"no layer is left of {self.start}..{stop} without {sorted(self.skip)}")
+        return chosen
 
 
 ALL_LAYERS = Layers()
@@ -80,7 +84,8 @@ class Forward:
     positions: [n] position ids; by default the n positions after the cached ones.
     attend: CAUSAL, FULL, or a bool mask [n, columns] (True: visible), whose columns are the cache rows as they are
         after this forward has written its own: cached + n when appending or writing nowhere.
-    slots: APPEND, NOWHERE, or [n] cache rows to overwrite (at most one past the end in order).
+    slots: APPEND, NOWHERE, or [n] cache rows to write. Beyond the cached rows they may leave gaps, which become rows that
+        only an explicit mask can hide.
     layers: which decoder layers run; the caches of the others are not written.
     taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
     logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
@@ -154,26 +159,39 @@ class Forward:
         elif self.layers.start > 0:
             raise ValueError("a forward that starts at a later layer needs hidden rows, not token ids")
         else:
+            if isinstance(self.tokens, torch.Tensor) and self.tokens.dim() != 1:
+                raise ValueError(f"token ids must have shape [n], not {list(self.tokens.shape)}")
             ids = self.tokens.tolist() if isinstance(self.tokens, torch.Tensor) else self.tokens
             if min(ids) < 0 or max(ids) >= vocabulary:
                 raise ValueError(f"token ids must lie in 0..{vocabulary - 1}, got {min(ids)}..{max(ids)}")
-        self.layers.indices(layers)
+        running = self.layers.indices(layers)
         if self.positions is not None and len(self.positions) != self.count:
             raise ValueError(f"{self.count} rows need as many positions, not {len(self.positions)}")
+        if self.positions is not None and min(self.positions) < 0:
+            raise ValueError(f"positions must not be negative, got {min(self.positions)}")
         if not isinstance(self.slots, Slots):
             if len(self.slots) != self.count:
                 raise ValueError(f"{self.count} rows need as many slots, not {len(self.slots)}")
+            if min(self.slots) < 0 or len(set(self.slots)) != self.count:
+                raise ValueError(f"slots must differ and not be negative, got {list(self.slots)}")
             fresh = sorted(slot for slot in self.slots if slot >= self.sequence.length)
-            if fresh != list(range(self.sequence.length, self.sequence.length + len(fresh))):
-                raise ValueError(f"slots must not leave a gap after the {self.sequence.length} cached rows")
-        if isinstance(self.attend, torch.Tensor) and tuple(self.attend.shape) != (self.count, self.columns()):
-            raise ValueError(f"the mask must be [{self.count}, {self.columns()}], not {list(self.attend.shape)}")
+            gap = fresh != list(range(self.sequence.length, self.sequence.length + len(fresh)))
+            if gap and not isinstance(self.attend, torch.Tensor):
+                raise ValueError(
+                    f"slots leave a gap after the {self.sequence.length} cached rows, so a mask must say who sees what"
+                )
+        if isinstance(self.attend, torch.Tensor):
+            if tuple(self.attend.shape) != (self.count, self.columns()) or self.attend.dtype != torch.bool:
+                shape = f"{self.attend.dtype} {list(self.attend.shape)}"
+                raise ValueError(f"the mask must be bool [{self.count}, {self.columns()}], not {shape}")
+            if not bool(self.attend.any(dim=1).all()):
+                raise ValueError("the mask has a row that sees nothing; let it see at least itself")
         for row in self.logit_rows():
             if not 0 <= row < self.count:
                 raise ValueError(f"logits were asked of row {row}, but there are {self.count} rows")
         for tap in self.taps:
-            if not -1 <= tap < layers:
-                raise ValueError(f"there is no layer {tap} to tap among {layers} layers")
+            if tap != POST_NORM and tap not in running:
+                raise ValueError(f"layer {tap} cannot be tapped: it is not among the layers that run, {list(running)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,20 +206,50 @@ class Scores:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
-    """The bool mask [pending + n, cached + pending + n] of a draft tree that hangs on the last of `pending` rows.
+def tree_mask(cached: int, pending: int, parents: Listing[int], slots: Listing[int] | None = None) -> Tensor:
+    """The bool mask [pending + n, columns] of a draft tree that hangs on the last of `pending` rows.
 
     Each pending row sees the cache and the pending rows up to itself; each node sees the cache, all pending rows, its
-    ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
+    ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row;
+    `slots[i]` its cache row, by default the one after the node before it.
     """
     nodes = len(parents)
-    mask = torch.zeros(pending + nodes, cached + pending + nodes, dtype=torch.bool)
+    first = cached + pending
+    slots = range(first, first + nodes) if slots is None else slots
+    columns = max(slots, default=first - 1) + 1
+    mask = torch.zeros(pending + nodes, columns, dtype=torch.bool)
     mask[:, :cached] = True
-    mask[:pending, cached : cached + pending] = torch.ones(pending, pending, dtype=torch.bool).tril_()
-    mask[pending:, cached : cached + pending] = True
-    below = mask[pending:, cached + pending :]
-    for node, parent in enumerate(parents):
+    mask[:pending, cached:first] = torch.ones(pending, pending, dtype=torch.bool).tril_()
+    below = mask[pending:]
+    below[:, cached:first] = True
+    for node, (parent, slot) in enumerate(zip(parents, slots, strict=True)):
         if parent >= 0:
             below[node] = below[parent]
-        below[node, node] = True
+        below[node, slot] = True
     return mask
+
+
+def aligned_slots(first: int, parents: Listing[int], period: int, block: int) -> dict[int, int]:
+    """Cache rows for the nodes of a tree such that each stands where it would stand alone, up to multiples of `period`.
+
+    first: the row that the first node of a chain would take. Along every path the rows ascend, and the node at depth d
+    has row first + d - 1 modulo `period`, within the same `block` of rows as that one; so sums over a node's visible
+    rows are grouped as they are in plain decoding, and come out the same to the last bit. Nodes for which a block has
+    no such row left are missing from the answer, with all that hangs on them.
+    """
+    lanes: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    slots: dict[int, int] = {}
+    taken: set[tuple[int, int]] = set()
+    for node, parent in enumerate(parents):
+        if parent >= 0 and parent not in slots:
+            continue
+        depth = depths[parent] + 1 if parent >= 0 else 0
+        lane = lanes[parent] if parent >= 0 else 0
+        while (lane, depth) in taken:
+            lane += 1
+        slot = first + depth + period * lane
+        if depth < period and slot // block == (first + depth) // block:
+            taken.add((lane, depth))
+            lanes[node], depths[node], slots[node] = lane, depth, slot
+    return slots

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -35,6 +37,20 @@ def pass_key(forward: Forward) -> PassKey:
     return forward.layers, isinstance(forward.tokens, Tensor) and forward.tokens.is_floating_point()
 
 
+@dataclass(frozen=True)
+class Stability:
+    """When the scores of a row are the same, bit for bit, whatever else is scored with it.
+
+    They are in passes of at most `rows` rows, if the cache rows that it sees keep their places modulo `columns` and
+    within blocks of `block`. Rounding makes this matter in bfloat16: a draft that is verified in such passes gives the very output of plain
+    decoding.
+    """
+
+    rows: int
+    columns: int
+    block: int
+
+
 class Scorer(ABC):
     """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
 
@@ -46,6 +62,8 @@ class Scorer(ABC):
     layers: int
     hidden: int | None = None
     """Width of the hidden rows; None where there are none."""
+    stability: Stability | None = None
+    """Set where rounding depends on the company of a row unless this is heeded; None where it does not or always does."""
 
     @abstractmethod
     def new_sequence(self) -> Sequence:
@@ -69,6 +87,10 @@ class Scorer(ABC):
             for place, scores in zip(places, self.run_pass([forwards[i] for i in places]), strict=True):
                 answers[place] = scores
         return answers  # type: ignore[return-value]
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""One lock per model, not per network: a pass switches the model's attention and layers, whoever wrapped it."""
 
 
 class _Skip(nn.Module):
@@ -101,14 +123,16 @@ class TransformersNetwork(Scorer):
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         self.hidden = int(config.hidden_size)
         self.device, self.dtype = model.device, model.dtype
-        self._lock = threading.RLock()
+        self._lock = _locks.setdefault(model, threading.RLock())
         self._base: nn.Module = model.base_model
         self._list_name, modules = self._find_layers(int(config.num_hidden_layers))
         self._modules = list(modules)
         self.layers = len(self._modules)
         self._tuple_output = False
         self._cache_shapes: tuple[tuple[int, int], ...] = ()
-        self._probe()
+        self._windows: tuple[int | None, ...] = ()
+        with self._lock:
+            self._probe()
 
     def _find_layers(self, count: int) -> tuple[str, nn.ModuleList]:
         for name, child in self._base.named_children():
@@ -133,19 +157,25 @@ class TransformersNetwork(Scorer):
             )
         self._tuple_output = forms[0]
         self._cache_shapes = tuple(shapes[i] for i in range(self.layers))
+        self._windows = tuple(pack.windows[i] for i in range(self.layers))
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
 
     @property
     def embedding(self) -> Tensor:
-        """The input embedding matrix [vocabulary, hidden]."""
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight
+        """What enters the first layer for each token id [vocabulary, hidden]: the embedding matrix, scaled where a family
+        scales it."""
+        module: Any = self.model.get_input_embeddings()
+        if type(module) is nn.Embedding:
+            return module.weight
+        with torch.no_grad():
+            rows: Tensor = module(torch.arange(module.weight.shape[0], device=self.device))
+        return rows
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]
-        pack = Pack.of(forwards, self.device)
+        pack = Pack.of(forwards, self.device, self.stability.columns if self.stability else 1)
         inputs = self._inputs(forwards)
         wanted: list[int] = []
         offset = 0
@@ -249,9 +279,13 @@ class TransformersNetwork(Scorer):
 
 
 def _ids(forward: Forward) -> list[int]:
-    if isinstance(forward.tokens, Tensor):
-        return [-1] * forward.count if forward.tokens.is_floating_point() else forward.tokens.tolist()
-    return list(forward.tokens)
+    """The token id of each row; -1 for embeddings. Hidden rows that go on from earlier layers keep their cached ids."""
+    if not isinstance(forward.tokens, Tensor):
+        return list(forward.tokens)
+    if not forward.tokens.is_floating_point():
+        return forward.tokens.tolist()
+    known = forward.sequence.tokens if forward.layers.start > 0 else ()
+    return [known[slot] if slot < len(known) else -1 for slot in forward.written_slots()]
 
 
 def _split(forwards: Listing[Forward], logits: Tensor, tapped: Mapping[int, Tensor]) -> list[Scores]:

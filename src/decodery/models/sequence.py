@@ -106,7 +106,7 @@ class KeyValueCache:
 class Sequence:
     """Token ids and the cache rows that stand for them.
 
-    `tokens[i]` is the token of cache row i (-1 for a row fed as an embedding) and `positions[i]` its position id.
+    `tokens[i]` is the token of cache row i (-1 for a row fed as an embedding, or left out) and `positions[i]` its position id.
     """
 
     def __init__(self, owner: Scorer, cache: Cache):
@@ -123,22 +123,21 @@ class Sequence:
 
     @property
     def next_position(self) -> int:
-        """The position after the furthest cached one."""
+        """The position after that of the last row."""
         return self.positions[-1] + 1 if self.positions else 0
 
     def write(self, slots: Listing[int], tokens: Listing[int], positions: Listing[int]) -> None:
         """Record what a forward wrote. Called by networks, not by methods."""
-        if slots and slots[0] == self.length:  # the usual case: append
+        if isinstance(slots, range) and slots.start == self.length:  # the usual case: append
             self.tokens.extend(tokens)
             self.positions.extend(positions)
             return
+        fresh = max(slots) + 1 - self.length
+        self.tokens.extend([-1] * fresh)
+        self.positions.extend([0] * fresh)
         for slot, token, position in zip(slots, tokens, positions, strict=True):
-            if slot == self.length:
-                self.tokens.append(token)
-                self.positions.append(position)
-            else:
-                self.tokens[slot] = token
-                self.positions[slot] = position
+            self.tokens[slot] = token
+            self.positions[slot] = position
 
     def keep(self, rows: Listing[int], start: int = 0) -> None:
         """Leave exactly rows 0..start-1 and then `rows`, in that order (the accepted path of a draft tree).

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MINUS_INFINITY = float("-inf")
+TINY_TEMPERATURE = 1e-30
 
 DEFAULT_ORDER = (
     "repetition_penalty",
@@ -96,7 +97,7 @@ class Law:
         Forbidden tokens are at minus infinity. The input is not changed.
         """
         if not self._steps:
-            return row
+            return row.float()
         prefix = _Prefix(self, path)
         # One private copy; the steps work in place on it.
         scores = row.float().clone()
@@ -195,6 +196,9 @@ def _processors(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
 
 
 def _temperature(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
+    if settings.temperature < TINY_TEMPERATURE:
+        # The quotient would overflow. Shifted by the highest score, it is 0 there and falls to minus infinity elsewhere.
+        return ((scores.double() - scores.max()) / settings.temperature).float()
     return scores / settings.temperature
 
 

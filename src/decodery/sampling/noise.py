@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class Stage(enum.IntEnum):
     """A drafter's own draw."""
 
 
+@runtime_checkable
 class Chance(Protocol):
     """The two random decisions that a verifier or drafter may take. `index` tells apart draws of the same place."""
 

@@ -19,11 +19,13 @@ def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k
     k = min(k, width)
     if width < 4 * k * GROUP:
         return scores.topk(k, dim=-1).indices
-    groups = -(-width // GROUP)
-    if groups * GROUP != width:
-        scores = torch.nn.functional.pad(scores, (0, groups * GROUP - width), value=float("-inf"))
-    grouped = scores.view(rows, groups, GROUP)
+    groups = width // GROUP
+    whole = groups * GROUP
+    grouped = scores[:, :whole].view(rows, groups, GROUP)
     best = grouped.amax(dim=-1).topk(k, dim=-1).indices
     inner = grouped.gather(1, best[..., None].expand(rows, k, GROUP)).reshape(rows, k * GROUP)
-    place = inner.topk(k, dim=-1).indices
-    return best.gather(1, place // GROUP) * GROUP + place % GROUP
+    ids = (best[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).reshape(rows, k * GROUP)
+    if whole < width:  # what is left over of the last group always takes part
+        inner = torch.cat([inner, scores[:, whole:]], dim=1)
+        ids = torch.cat([ids, torch.arange(whole, width, device=scores.device).expand(rows, -1)], dim=1)
+    return ids.gather(1, inner.topk(k, dim=-1).indices)

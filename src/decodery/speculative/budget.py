@@ -62,10 +62,13 @@ class Acceptance:
         return values
 
 
-def worthwhile(draft: Draft, acceptance: Acceptance, cost: CostCurve, rows: int, company: int = 1) -> Draft:
+def worthwhile(
+    draft: Draft, acceptance: Acceptance, cost: CostCurve, rows: int, most: int | None = None, company: int = 1
+) -> Draft:
     """The part of a draft whose verification maximises expected tokens per second.
 
-    rows: how many rows are scored anyway (the last committed token, or a whole prompt). company: jobs that share the
+    rows: how many rows are scored anyway (the last committed token, or a whole prompt). most: at most this many nodes.
+    company: jobs that share the
     pass, each taken to bring as many rows as this one.
     """
     if not len(draft) or not draft.kinds:
@@ -74,7 +77,7 @@ def worthwhile(draft: Draft, acceptance: Acceptance, cost: CostCurve, rows: int,
     # A node's value never exceeds its parent's, so a prefix of this order always contains the ancestors.
     order = sorted(range(len(draft)), key=lambda node: (-values[node], node))
     best_rate, best_size, expected = 1.0 / cost(company * rows), 0, 1.0
-    for size, node in enumerate(order, start=1):
+    for size, node in enumerate(order[:most], start=1):
         expected += values[node]
         rate = expected / cost(company * (rows + size))
         if rate > best_rate:

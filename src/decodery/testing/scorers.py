@@ -10,6 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Listing
+from itertools import compress
 
 import numpy as np
 import torch
@@ -46,15 +47,22 @@ def visible_prefixes(forward: Forward, rows: Listing[int], memory: int | None = 
     columns += [(-1, -1)] * (forward.columns() - cached)
     for slot, position, token in zip(slots, positions, tokens, strict=True):
         columns[slot] = (position, token)
+    order = sorted(range(len(columns)), key=columns.__getitem__)
+    by_position = [columns[column][0] for column in order]
+    by_token = [columns[column][1] for column in order]
+    visible = forward.visible().cpu()
+    if causal:
+        own = visible[range(len(slots)), slots]
+        assert bool(own.all()), f"row {int((~own).nonzero()[0])} does not see itself"
     prefixes = []
-    for row, (seen, position) in enumerate(zip(forward.visible().tolist(), positions, strict=True)):
-        pairs = sorted(column for column, visible in zip(columns, seen, strict=True) if visible)
+    for row, (seen, position) in enumerate(zip(visible[:, order].tolist(), positions, strict=True)):
         if causal:
-            places = [place for place, _ in pairs]
+            places = list(compress(by_position, seen))
             assert places == list(range(position + 1)), f"row {row} at position {position} sees the positions {places}"
-            assert seen[slots[row]], f"row {row} does not see itself"
-        prefixes.append(tuple(token for _, token in pairs))
-    return [prefixes[row] if memory is None else prefixes[row][-memory:] for row in rows]
+        prefixes.append(tuple(compress(by_token, seen)))
+    if memory is None:
+        return [prefixes[row] for row in rows]
+    return [prefixes[row][max(len(prefixes[row]) - memory, 0) :] for row in rows]
 
 
 class PrefixScorer(Scorer):
@@ -77,10 +85,6 @@ class PrefixScorer(Scorer):
     ):
         self.vocabulary, self.name, self.layers, self.context = vocabulary, name, layers, context
         self.causal, self.memory = causal, memory
-        self.watch: Callable[[Forward], None] | None = None
-        """Told about every forward before it is answered, with the cache as the forward finds it."""
-        self.passes = 0
-        """How many passes were run."""
 
     @abstractmethod
     def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
@@ -90,12 +94,9 @@ class PrefixScorer(Scorer):
         return Sequence(self, NoCache())
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
-        self.passes += 1
         wanted: list[Prefix] = []
         sizes = []
         for forward in forwards:
-            if self.watch is not None:
-                self.watch(forward)
             if forward.taps:
                 raise ValueError(f"{self.name} is no network and has no hidden rows to tap")
             prefixes = visible_prefixes(forward, forward.logit_rows(), self.memory, self.causal)
@@ -158,7 +159,8 @@ class TabularScorer(PrefixScorer):
     ):
         super().__init__(vocabulary, name=name, layers=layers, context=context, memory=order)
         self.order, self._seed, self._concentration, self._given = order, seed, concentration, given
-        self._early = early
+        self.early = early
+        """The law of passes through only some of the layers; a blurred copy where None."""
         self._places: dict[Prefix, int] = {}
         self._rows: list[Tensor] = []
         self._table = torch.empty(0, vocabulary)
@@ -215,9 +217,9 @@ class TabularScorer(PrefixScorer):
 
     def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
         if not whole:
-            if self._early is None:
-                self._early = self.blurred()
-            return self._early.score(prefixes, True)
+            if self.early is None:
+                self.early = self.blurred()
+            return self.early.score(prefixes, True)
         places = []
         for prefix in prefixes:
             place = self._places.get(prefix)

@@ -56,7 +56,7 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         except UnicodeDecodeError as error:
             raise BadInput(f"the corpus {self.corpus} is not UTF-8 text (byte {error.start}).") from None
         key = ("suffix-automaton", hashlib.sha256(content).hexdigest())
-        return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)))
+        return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)), everywhere=True)
 
     def drafter(self, job: Job) -> AutomatonDrafter:
         return AutomatonDrafter(self.length, self.alpha, self._static(job), self.corpus_handicap)

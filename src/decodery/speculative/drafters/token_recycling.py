@@ -82,6 +82,13 @@ def template() -> Template:
     return Template(tuple(parents), tuple(ranks), tuple(depths))
 
 
+@cache
+def _tree(k: int, nodes: int | None) -> Template:
+    """The part of the template that rows of k candidates can fill, or its best nodes."""
+    shape = template().narrowed(k)
+    return shape if nodes is None else shape.truncated(nodes)
+
+
 @dataclass(frozen=True)
 class TokenRecycling(SpeculativeMethod):
     """Keeps the k likeliest successors the target ever computed for each token, and grows a draft tree from them.
@@ -109,14 +116,14 @@ class TokenRecycling(SpeculativeMethod):
         return self.nodes is None
 
     def drafter(self, job: Job) -> RecyclingDrafter:
-        def fresh() -> Tensor:
-            return torch.full((job.host.network.vocabulary, self.k), -1, dtype=torch.int32)
+        vocabulary = job.host.network.vocabulary
+        k = min(self.k, vocabulary)
 
-        matrix = job.remember(("token-recycling", self.k, self.update), fresh) if self.persist else fresh()
-        shape = template().narrowed(self.k)
-        if self.nodes is not None:
-            shape = shape.truncated(self.nodes)
-        return RecyclingDrafter(matrix, shape, self.skip_unknown, self.update, self.seed_from_prompt)
+        def fresh() -> Tensor:
+            return torch.full((vocabulary, k), -1, dtype=torch.int32)
+
+        matrix = job.remember(("token-recycling", k, self.update), fresh) if self.persist else fresh()
+        return RecyclingDrafter(matrix, _tree(k, self.nodes), self.skip_unknown, self.update, self.seed_from_prompt)
 
 
 class RecyclingDrafter(Drafter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class Verdict:
     next_token: int
 
 
+@runtime_checkable
 class TargetLaws(Protocol):
     """The target's processed law after each node: a tensor of log probabilities [n + 1, vocabulary], or something that
     computes the rows asked for. Row 0 is the law after the last committed token, row i + 1 that after node i."""
@@ -26,6 +27,7 @@ class TargetLaws(Protocol):
     def __getitem__(self, row: int) -> Tensor: ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Decides how much of a draft is kept. No cache, no model: its law can be tested by enumeration."""
 

@@ -1,0 +1,112 @@
+"""`decodery bench`: methods measured against plain decoding, and against other engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from rich.text import Text
+from typer import Option
+
+from decodery.cli.console import Counter, output, print_json, print_line, print_table, write_text, writing
+from decodery.cli.machine import describe, in_words
+from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
+from decodery.errors import BadInput
+
+
+@with_option_groups
+def bench(
+    model: ModelOptions,
+    methods: Annotated[
+        list[str] | None,
+        Option(
+            "--methods",
+            metavar="SPECS",
+            help="Methods, separated by commas; may be repeated. Default: all lossless ones that need nothing.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        Option(
+            "--prompts", metavar="FILE", help="Questions as in Spec-Bench's question.jsonl; default: a small own set."
+        ),
+    ] = None,
+    limit: Annotated[int | None, Option("--limit", help="At most so many questions per category.")] = None,
+    categories: Annotated[
+        str | None, Option("--categories", metavar="NAMES", help="Only these categories, separated by commas.")
+    ] = None,
+    max_new_tokens: Annotated[int, Option("--max-new-tokens", help="Most tokens per answer.")] = 128,
+    temperature: Annotated[float, Option("--temperature", "-t", help="0 is greedy decoding.")] = 0.0,
+    repeats: Annotated[int, Option("--repeats", help="How often everything is measured.")] = 1,
+    warmup: Annotated[int, Option("--warmup", help="Questions decoded before, which do not count.")] = 1,
+    batch_size: Annotated[int, Option("--batch-size", help="Questions decoded together.")] = 1,
+    against: Annotated[
+        str | None, Option("--against", metavar="NAMES", help="Other engines to measure beside: transformers.")
+    ] = None,
+    seed: Annotated[int, Option("--seed", help="Fixes every random draw.")] = 0,
+    csv: Annotated[Path | None, Option("--csv", metavar="FILE", help="Write the rows to a CSV file.")] = None,
+    out: Annotated[Path | None, Option("--out", metavar="FILE", help="Write the report to a JSON file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure methods on a set of questions: speed, tokens per forward, and the share of outputs that stay identical.
+
+    Plain decoding is always measured too, in the same run on the same machine; every speed-up is relative to it.
+
+    Example: `decodery bench --methods "prompt-lookup, token-recycling" --limit 2 --csv speeds.csv`
+    """
+    from decodery.engine import registry
+
+    specs = [spec for text in methods or [] for spec in split_specs(text)]
+    for spec in specs:
+        registry.method(spec)
+    specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
+    from decodery.evaluation.benchmark import run_benchmark
+    from decodery.evaluation.questions import load_questions
+
+    questions = load_questions(prompts, per_category=limit, categories=_names(categories) or None)
+    if not questions:
+        raise BadInput("there are no questions to measure on; ask for other --categories or a higher --limit.")
+    lm = model.load()
+    with Counter() as counter:
+        report = run_benchmark(
+            lm,
+            specs,
+            questions,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            repeats=repeats,
+            warmup=warmup,
+            batch_size=batch_size,
+            against=_names(against),
+            seed=seed,
+            on_progress=counter,
+        )
+    if csv is not None:
+        with writing(csv):
+            report.write_csv(csv)
+    if out is not None:
+        write_text(out, json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        print_json(report.as_dict())
+        return
+    header, *rows = report.table()
+    print_table(header, rows)
+    print_line()
+    output().print(Text(in_words(describe(lm)), style="dim"), soft_wrap=True)
+
+
+def split_specs(text: str) -> list[str]:
+    """Specs separated by commas; those between the brackets of a spec do not count."""
+    specs, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and depth <= 0:
+            specs.append("")
+        else:
+            specs[-1] += character
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

@@ -1,0 +1,214 @@
+"""`decodery generate`: text for one prompt, or for a file of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from decodery.cli.console import Counter, notice, output, print_json, remark
+from decodery.cli.live_text import LiveText, legend, statistic
+from decodery.cli.options import (
+    JsonOption,
+    MethodOption,
+    ModelOptions,
+    SettingOptions,
+    check_early,
+    with_option_groups,
+    with_seed,
+)
+from decodery.cli.outcome import Gathering, Outcome
+from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt
+from decodery.errors import BadInput, BadPrompt, BadSetting
+
+if TYPE_CHECKING:
+    from decodery.language_model import LanguageModel, Reply
+
+INTERRUPTED = 130
+
+
+@with_option_groups
+def generate(
+    model: ModelOptions,
+    settings: SettingOptions,
+    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="The text to continue; - is standard input.")] = None,
+    file: Annotated[Path | None, Option("--file", "-f", help="Read the prompt from a text file.")] = None,
+    prompts: Annotated[
+        Path | None,
+        Option(
+            "--prompts", metavar="FILE", help='JSONL, per line {"prompt": …} or {"messages": …}; one result per line.'
+        ),
+    ] = None,
+    batch_size: Annotated[int, Option("--batch-size", help="Lines of --prompts decoded together.")] = 8,
+    chat: Annotated[bool, Option("--chat", help="The prompt is what a user says to the model.")] = False,
+    system: Annotated[str | None, Option("--system", metavar="TEXT", help="System message; implies --chat.")] = None,
+    method: MethodOption = None,
+    n: Annotated[int, Option("--n", "-n", help="How many independent samples.")] = 1,
+    echo: Annotated[bool, Option("--echo", help="Begin the text with the prompt.")] = False,
+    logprobs: Annotated[
+        int | None,
+        Option("--logprobs", help="With --json: log probabilities, and those of so many alternatives per token."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate text from a prompt, with any decoding method.
+
+    The prompt is the argument, a file, or standard input. On a terminal the text streams, with accepted drafted tokens
+    in another shade; into a pipe it goes plain. --json prints one object per text, with the statistics.
+
+    Example: `decodery generate --chat "What is a prime number?" --method prompt-lookup --max-new-tokens 60`
+    """
+    if batch_size < 1:
+        raise BadSetting(f"--batch-size must be at least 1, not {batch_size}.")
+    if logprobs is not None and not as_json and prompts is None:
+        raise BadSetting("--logprobs needs --json; plain text has no place for them.")
+    values = settings.given()
+    values.update({"n": n} if n != 1 else {}, **({"echo": True} if echo else {}))
+    if logprobs is not None:
+        values["logprobs"] = logprobs
+    if prompts is not None:
+        if prompt is not None or file is not None:
+            raise BadInput("--prompts brings its own prompts; give no other prompt with it.")
+        lines = read_lines(prompts)
+        named = check_early(method, values)
+        lm = model.load()
+        _many(lm, str(prompts), lines, named, values, batch_size, chat, system)
+        return
+    text = as_conversation(read_prompt(prompt, file), chat, system)
+    named = check_early(method, values)
+    lm = model.load()
+    if as_json:
+        _one_as_json(lm, text, named, with_seed(values))
+    else:
+        _one_as_text(lm, text, named, with_seed(values))
+
+
+def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+    events = lm.stream(prompt, method, **settings)
+    gathering = Gathering(lm, prompt, method, settings)
+    live = LiveText()
+    interrupted = False
+    try:
+        live.follow(gathering.follow(events), gathering.echo)
+    except KeyboardInterrupt:
+        interrupted = True
+    except Exception:
+        if live.begun:
+            live.end()
+        raise
+    live.end()
+    if interrupted:
+        remark("interrupted; the text above is what there was.")
+    for outcome in gathering.outcomes():
+        remark(statistic(outcome.stats, outcome.method, outcome.exactness))
+    if live.drafted:
+        remark(legend())
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _one_as_json(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+    if settings.get("echo") and settings.get("logprobs") is not None:
+        # The log probabilities of the prompt stand in replies only.
+        answer = lm.generate(prompt, method, **settings)
+        for reply in answer if isinstance(answer, list) else [answer]:
+            print_json(Outcome.of(reply).as_dict(lm))
+        return
+    events = lm.stream(prompt, method, **settings)
+    gathering = Gathering(lm, prompt, method, settings)
+    interrupted = False
+    try:
+        for _ in gathering.follow(events):
+            pass
+    except KeyboardInterrupt:
+        interrupted = True
+    for outcome in gathering.outcomes():
+        print_json(outcome.as_dict(lm))
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _many(
+    lm: LanguageModel,
+    source: str,
+    lines: list[Line],
+    method: str,
+    settings: dict[str, Any],
+    batch_size: int,
+    chat: bool,
+    system: str | None,
+) -> None:
+    """Results in the order of the lines, as soon as the batch of a line is done."""
+    checked = [_admitted(lm, source, line, method, settings, chat, system) for line in lines]
+    done = 0
+    failed = False
+    try:
+        with Counter(shown=not output().is_terminal) as counter:
+            counter("lines", done, len(checked))
+            for batch in _batches(checked, batch_size):
+                for line, result in zip(batch, _decoded(lm, source, batch, method, settings), strict=True):
+                    failed |= "error" in result[0]
+                    for entry in result:
+                        print_json({"line": line.number, **line.labels, **entry})
+                done += len(batch)
+                counter("lines", done, len(checked))
+    except KeyboardInterrupt:
+        notice(f"interrupted after {done} of {len(checked)} lines.")
+        raise typer.Exit(INTERRUPTED) from None
+    if failed:
+        raise typer.Exit(2)
+
+
+def _admitted(
+    lm: LanguageModel, source: str, line: Line, method: str, settings: dict[str, Any], chat: bool, system: str | None
+) -> Line:
+    """The line with its final prompt, or with the reason why it cannot be decoded, which is told at once."""
+    if not line.error:
+        line = replace(line, prompt=as_conversation(line.prompt, chat, system))
+        try:
+            # Checks everything and starts nothing until it is iterated. An error that is not the prompt's own is
+            # one of the whole command.
+            lm.stream(line.prompt, method, **settings)
+        except BadPrompt as error:
+            line = replace(line, error=str(error))
+    if line.error:
+        notice(f"{source}, line {line.number}: {line.error}", style="red")
+    return line
+
+
+def _batches(lines: list[Line], batch_size: int) -> Iterator[list[Line]]:
+    """Runs of lines with at most `batch_size` good ones."""
+    batch: list[Line] = []
+    for line in lines:
+        batch.append(line)
+        if sum(not line.error for line in batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _decoded(
+    lm: LanguageModel, source: str, batch: list[Line], method: str, settings: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """What to print for each line of a batch: an object per sample, or one with the error."""
+    prompts = [line.prompt for line in batch if not line.error]
+    replies = iter(lm.generate(prompts, method, **settings) if prompts else [])
+    for line in batch:
+        if line.error:
+            yield [{"error": line.error}]
+            continue
+        answer = next(replies)
+        samples: list[Reply] = answer if isinstance(answer, list) else [answer]
+        broken = next((reply.error for reply in samples if reply.error is not None), None)
+        if broken is not None:
+            reason = str(broken) or type(broken).__name__
+            notice(f"{source}, line {line.number}: {reason}", style="red")
+            yield [{"error": reason}]
+            continue
+        numbers = [{"sample": place} for place in range(len(samples))] if len(samples) > 1 else [{}]
+        yield [number | Outcome.of(reply).as_dict(lm) for number, reply in zip(numbers, samples, strict=True)]

@@ -1,0 +1,212 @@
+"""`decodery check`: decide by experiment whether a method keeps what it declares.
+
+Two kinds of evidence. On the user's model: greedy output against plain decoding, token by token. On tiny models whose law is
+known: sampled output against that law, exactly by enumeration and with real noise by a chi-square test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from decodery.engine.method import Exactness, Method
+from decodery.engine.registry import method as as_method
+from decodery.errors import BadSetting
+from decodery.language_model import LanguageModel, Reply
+from decodery.models.forward import Forward, Rows
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps of it are done, and how many there are."""
+
+TIE = 1e-4
+"""Where the two highest scores are closer than this in float32, either may win: sums over other row counts round otherwise."""
+PLAIN_BATCH = 8
+"""Prompts whose plain output is decoded together; a difference is judged against plain decoding alone."""
+
+
+@dataclass(frozen=True)
+class CheckPart:
+    """One experiment. passed: None where it gives no verdict, only numbers. detail: one sentence for people."""
+
+    name: str
+    passed: bool | None
+    detail: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the experiments say of a method's promise. passed: none of them refutes it."""
+
+    method: str
+    exactness: str
+    passed: bool
+    parts: list[CheckPart]
+    model: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "method": self.method,
+            "exactness": self.exactness,
+            "passed": self.passed,
+            "model": self.model,
+            "parts": [
+                {"name": part.name, "passed": part.passed, "detail": part.detail, **part.numbers} for part in self.parts
+            ],
+        }
+
+
+def check_method(
+    lm: LanguageModel,
+    method: str | Method,
+    *,
+    prompts: int | Sequence[str] = 20,
+    max_new_tokens: int = 64,
+    samples: int = 20_000,
+    significance: float = 0.001,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> CheckReport:
+    """Test a method's promise.
+
+    lm: the model that greedy identity is tested on; only float32 promises it, in other dtypes the part has no verdict.
+    prompts: how many of the shipped questions, or own prompts. samples: how many requests the tests with real noise
+    decode, all together. significance: how often a sound method may be refuted by chance, over all those tests together.
+    Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
+    """
+    from decodery.evaluation.sampled_law import law_parts
+
+    if samples < 100:
+        raise BadSetting(f"samples must be at least 100 to say anything, not {samples}.")
+    if not 0 < significance < 1:
+        raise BadSetting(f"significance must lie between 0 and 1, not {significance!r}.")
+    chosen = as_method(method)
+    tell = on_progress or (lambda label, done, total: None)
+    parts = _greedy_parts(lm, chosen, _prompts(lm, prompts, max_new_tokens), max_new_tokens, tell)
+    parts += law_parts(lm, chosen, samples, significance, seed, tell)
+    passed = all(part.passed is not False for part in parts)
+    return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
+
+
+def _prompts(lm: LanguageModel, prompts: int | Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    """Token ids of the prompts, as the model is used to seeing them; the end of those that are too long."""
+    texts: Sequence[str]
+    if isinstance(prompts, int):
+        from decodery.evaluation.questions import load_questions
+
+        if prompts < 1:
+            raise BadSetting(f"prompts must be at least 1, not {prompts}.")
+        questions = load_questions(None)
+        # Every category comes first once, then every category again.
+        ranked = sorted(questions, key=lambda q: [o.id for o in questions if o.category == q.category].index(q.id))
+        texts = [turn for place in (0, 1) for q in ranked for turn in q.turns[place : place + 1]][:prompts]
+    else:
+        texts = list(prompts)
+    most = lm.network.context - max_new_tokens
+    if most < 1:
+        raise BadSetting(f"max_new_tokens={max_new_tokens} leaves no room in a context of {lm.network.context}.")
+    chat = getattr(lm.tokenizer, "chat_template", None)
+    ids = [lm.tokenize([{"role": "user", "content": text}] if chat else text) for text in texts]
+    return [tokens[-most:] for tokens in ids]
+
+
+def _greedy_parts(
+    lm: LanguageModel, method: Method, prompts: list[list[int]], max_new_tokens: int, tell: Progress
+) -> list[CheckPart]:
+    plain: list[Reply] = []
+    for start in range(0, len(prompts), PLAIN_BATCH):
+        tell("plain greedy decoding", start, len(prompts))
+        batch = prompts[start : start + PLAIN_BATCH]
+        plain += lm.generate(batch, method="autoregressive", max_new_tokens=max_new_tokens)
+    tell("plain greedy decoding", len(prompts), len(prompts))
+    parts = []
+    for label in ("cold", "hot"):
+        name = f"greedy identity, {label}"
+        replies = []
+        for place, prompt in enumerate(prompts):
+            tell(name, place, len(prompts))
+            if label == "cold":
+                lm.forget(_SESSION)
+            replies.append(lm.generate(prompt, method=method, max_new_tokens=max_new_tokens, session=_SESSION))
+        tell(name, len(prompts), len(prompts))
+        parts.append(_compare(lm, method, name, prompts, plain, replies))
+    lm.forget(_SESSION)
+    return parts
+
+
+_SESSION = "decodery check"
+
+
+def _compare(
+    lm: LanguageModel, method: Method, name: str, prompts: list[list[int]], plain: list[Reply], replies: list[Reply]
+) -> CheckPart:
+    differences = []
+    for place, (prompt, reference, reply) in enumerate(zip(prompts, plain, replies, strict=True)):
+        if reply.token_ids == reference.token_ids:
+            continue
+        # The reference was decoded in a batch; what counts is plain decoding of this prompt alone.
+        count = max(len(reply.token_ids), len(reference.token_ids))
+        alone = lm.generate(prompt, method="autoregressive", max_new_tokens=count)
+        plain[place] = alone
+        if reply.token_ids != alone.token_ids:
+            differences.append(_difference(lm, place, prompt, alone.token_ids, reply.token_ids))
+    tokens = sum(len(reply.token_ids) for reply in replies)
+    rounds = sum(reply.stats.rounds for reply in replies)
+    numbers: dict[str, Any] = {
+        "prompts": len(prompts),
+        "tokens": tokens,
+        "identical": len(prompts) - len(differences),
+        "dtype": _dtype(lm),
+        "acceptance_length": tokens / rounds if rounds else 0.0,
+        "differences": differences,
+    }
+    said = f"{numbers['identical']} of {len(prompts)} outputs identical, {tokens} tokens"
+    for difference in differences[:1]:
+        said += (
+            f"; the first to differ is prompt {difference['prompt']} at token {difference['token']}, where the two highest "
+            f"scores are {difference['top_2_gap']:.2g} apart"
+        )
+    passed: bool | None
+    if not method.exactness.lossless:
+        passed, said = None, f"{said}; no identity is promised"
+    elif numbers["dtype"] != "float32":
+        passed, said = None, f"{said}; identity is promised in float32 only, and this is {numbers['dtype']}"
+    else:
+        passed = all(difference["tie"] for difference in differences)
+        if passed and differences:
+            said += "; they differ only where scores tie up to rounding"
+    return CheckPart(name, passed, said, numbers)
+
+
+def _dtype(lm: LanguageModel) -> str:
+    return str(getattr(lm.network, "dtype", torch.float32)).removeprefix("torch.")
+
+
+def _difference(
+    lm: LanguageModel, place: int, prompt: list[int], expected: list[int], found: list[int]
+) -> dict[str, Any]:
+    """Where an output leaves plain decoding's, and how close the decision was there."""
+    common = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    at = min(len(expected), len(found)) if common is None else common
+    sequence = lm.network.new_sequence()
+    [scores] = lm.network.run([Forward(sequence, [*prompt, *expected[:at]], logits=Rows.LAST)])
+    top = scores.logits[0].topk(2)
+    gap = float(top.values[0] - top.values[1])
+    token = found[at] if at < len(found) else None
+    return {
+        "prompt": place,
+        "token": at,
+        "expected": expected[at] if at < len(expected) else None,
+        "found": token,
+        "top_2_gap": gap,
+        "tie": gap < TIE and token in top.indices.tolist(),
+    }
+
+
+def undecided(exactness: Exactness, part: CheckPart) -> CheckPart:
+    """The part with its numbers and without a verdict, where the method promises nothing about it."""
+    return CheckPart(part.name, None, f"{part.detail}; {exactness} promises nothing here", part.numbers)

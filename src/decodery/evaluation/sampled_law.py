@@ -1,0 +1,178 @@
+"""The sampled law of a method on tiny models whose law is known: the second half of `decodery check`.
+
+The models are tables over three to five tokens, with a draft model of their own. Enumeration decides the law to the rounding
+of float32, whatever the sample size; the chi-square test decides it with the real noise, which enumeration assumes to be
+independent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from decodery.engine.method import Exactness, Method
+from decodery.engine.settings import Settings
+from decodery.errors import BadInput, BadParameter, MethodUnavailable, Refused
+from decodery.evaluation.check import CheckPart, Progress, undecided
+from decodery.language_model import LanguageModel
+from decodery.sampling.law import Law
+from decodery.testing.faults import EdgeNoise
+from decodery.testing.goodness import goodness_of_fit, total_variation
+from decodery.testing.hosts import scripted_language_model
+from decodery.testing.outputs import exact_outputs, finished, new_job, sampled_outputs
+from decodery.testing.scorers import TabularScorer
+
+LENGTH = 3
+"""Tokens whose joint law is tested."""
+STOP = 2
+"""A token that ends the output in some of the tests."""
+ROUNDING = 1e-5
+"""Total variation that float32 may bring about; a fault brings about a thousand times as much."""
+LEAVES = 3_000
+"""Most ways in which the random decisions of a request may fall, to be enumerated; where there are more, the law of fewer
+tokens is."""
+ENUMERATED, SAMPLED = 3, 5
+"""Vocabularies."""
+EARLIER = ([0, 1], [1, 0, 1], [2, 1, 0])
+"""What the session has decoded before, so that methods that learn have learned something."""
+
+LAWS: dict[str, tuple[Settings, tuple[int, ...]]] = {
+    "temperature 0.7": (Settings(temperature=0.7, max_new_tokens=LENGTH), ()),
+    "temperature 1, with a stop token": (Settings(temperature=1.0, max_new_tokens=LENGTH), (STOP,)),
+    "top-p 0.9": (Settings(temperature=1.0, top_p=0.9, max_new_tokens=LENGTH), ()),
+    "repetition penalty 1.5, no stop before 2 tokens": (
+        Settings(temperature=0.7, repetition_penalty=1.5, min_new_tokens=2, max_new_tokens=LENGTH),
+        (STOP,),
+    ),
+}
+"""The laws that are tested: name -> settings, stop tokens."""
+
+PROMPT = [0, 1, 2, 0, 1]
+"""Repeats itself, so that lookup methods have something to copy."""
+
+
+def law_parts(
+    lm: LanguageModel, method: Method, samples: int, significance: float, seed: int, tell: Progress
+) -> list[CheckPart]:
+    """The experiments on tabular models. lm: only its number of layers is used, for methods that name some."""
+    layers = max(3, lm.network.layers)
+    parts = [_attempt("no impossible tokens", lambda: _impossible(method, layers, seed))]
+    tell("law by enumeration", 0, len(LAWS))
+    for place, name in enumerate(LAWS):
+        parts.append(_attempt(f"law by enumeration, {name}", lambda name=name: _enumerated(method, layers, name, seed)))
+        tell("law by enumeration", place + 1, len(LAWS))
+    each = -(-samples // len(LAWS))
+    for name in LAWS:
+        label = f"law by sampling, {name}"
+
+        def progress(done: int, total: int, label: str = label) -> None:
+            tell(label, done, total)
+
+        def run(name: str = name, progress: Callable[[int, int], None] = progress) -> CheckPart:
+            return _sampled(method, layers, name, each, significance / len(LAWS), seed, progress)
+
+        parts.append(_attempt(label, run))
+    if method.exactness is not Exactness.IDENTICAL_TO_SAMPLING:
+        parts = [undecided(method.exactness, part) if part.passed is not None else part for part in parts]
+    return parts
+
+
+def _attempt(name: str, experiment: Callable[[], CheckPart]) -> CheckPart:
+    """The experiment's part. A method that cannot run here gets no verdict; one that breaks down is refuted."""
+    try:
+        part = experiment()
+    except (MethodUnavailable, Refused, BadParameter, BadInput) as error:
+        return CheckPart(name, None, f"does not run on a tabular model: {error}")
+    except Exception as error:  # whatever a method's own code raises is a finding
+        return CheckPart(name, False, f"broke down with {type(error).__name__}: {error}")
+    return dataclasses.replace(part, name=name)
+
+
+def _model(vocabulary: int, layers: int, stop_ids: tuple[int, ...]) -> tuple[LanguageModel, TabularScorer]:
+    """A model whose law depends on the whole prefix, and a draft model that agrees with it as little as is realistic.
+
+    The seed is one where every planted fault moves the law far (`tests/exactness/test_check.py`); for a sound method all
+    seeds are alike.
+    """
+    scorer = TabularScorer(vocabulary, order=None, seed=3, layers=layers)
+    scorer.early = drafter = scorer.blurred(0.9)
+    return scripted_language_model(scorer, stop_ids=stop_ids, drafter=drafter), scorer
+
+
+def _prompt(vocabulary: int) -> list[int]:
+    return [token % vocabulary for token in PROMPT]
+
+
+def _enumerated(method: Method, layers: int, name: str, seed: int) -> CheckPart:
+    settings, stop_ids = LAWS[name]
+    lm, scorer = _model(ENUMERATED, layers, stop_ids)
+    prompt = _prompt(ENUMERATED)
+    for length in range(LENGTH, 0, -1):
+        settings = dataclasses.replace(settings, seed=seed, max_new_tokens=length)
+        try:
+            law = exact_outputs(lm, method, prompt, settings, EARLIER, LEAVES)
+        except RuntimeError:
+            continue
+        distance = total_variation(law, scorer.joint(prompt, length, settings, stop_ids))
+        numbers = {"total_variation": distance, "outcomes": len(law), "length": length}
+        said = f"the first {length} tokens are off their exact law by {distance:.2g} (rounding: up to {ROUNDING:g})"
+        return CheckPart("", distance < ROUNDING, said, numbers)
+    return CheckPart("", None, f"not enumerated: a single token already takes more than {LEAVES} runs")
+
+
+def _sampled(
+    method: Method,
+    layers: int,
+    name: str,
+    samples: int,
+    significance: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> CheckPart:
+    settings, stop_ids = LAWS[name]
+    settings = dataclasses.replace(settings, seed=seed)
+    lm, scorer = _model(SAMPLED, layers, stop_ids)
+    prompt = _prompt(SAMPLED)
+    for earlier in EARLIER:
+        finished(*new_job(lm, method, earlier, Settings(max_new_tokens=8, seed=seed)))
+    counts = sampled_outputs(lm, method, prompt, settings, samples, progress)
+    fit = goodness_of_fit(counts, scorer.joint(prompt, LENGTH, settings, stop_ids))
+    numbers: dict[str, Any] = {**dataclasses.asdict(fit), "significance": significance}
+    said = (
+        f"{samples} samples: chi-square {fit.statistic:.1f} on {fit.degrees} degrees, p = {fit.p_value:.3g} "
+        f"(refuted below {significance:g}); total variation {fit.total_variation:.4f}, "
+        f"{fit.expected_total_variation:.4f} expected of noise"
+    )
+    if fit.impossible:
+        said += f"; {fit.impossible} outputs are impossible under the law"
+    return CheckPart("", fit.p_value >= significance, said, numbers)
+
+
+def _impossible(method: Method, layers: int, seed: int) -> CheckPart:
+    """Requests whose every random number is 0, or the largest below 1: here strict and lax comparisons differ."""
+
+    def forbidding(prefix: tuple[int, ...]) -> list[float]:
+        law = TabularScorer(SAMPLED, order=None, seed=len(prefix)).law(prefix)
+        law[0] = law[SAMPLED - 1] = 0  # what a draw at either end of the unit interval hits first
+        return (law / law.sum()).tolist()
+
+    scorer = TabularScorer(SAMPLED, order=None, given=forbidding, layers=layers)
+    lm = scripted_language_model(scorer, drafter=scorer.blurred())
+    committed = bad = 0
+    for number in (0.0, 1.0 - 2.0**-53):
+        for settings in (
+            Settings(temperature=1.0, max_new_tokens=8, seed=seed),
+            Settings(temperature=0.7, top_k=2, max_new_tokens=8, seed=seed),
+        ):
+            prompt = _prompt(SAMPLED)
+            job, chosen = new_job(lm, method, prompt, settings)
+            job.noise = EdgeNoise(number)
+            tokens = finished(job, chosen).new_tokens
+            law = Law(settings, prompt)
+            for place, token in enumerate(tokens):
+                row = scorer.score([(*prompt, *tokens[:place])], True)[0]
+                committed += 1
+                bad += float(law.log_probabilities(row, tokens[:place])[token]) == float("-inf")
+    said = f"{bad} of {committed} tokens have probability 0 where every random number is the smallest or the largest"
+    return CheckPart("", bad == 0, said, {"tokens": committed, "impossible": bad})

@@ -1,0 +1,125 @@
+"""What a method's requests put out: sampled through the scheduler, or as an exact law."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence as Listing
+
+from decodery.engine.job import Job
+from decodery.engine.method import Method, refusal
+from decodery.engine.registry import method as as_method
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.settings import Settings
+from decodery.errors import Refused
+from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward, Scores
+from decodery.models.network import Scorer
+from decodery.sampling.noise import Chance
+from decodery.testing.enumeration import enumerate_outcomes
+from decodery.testing.scorers import Prefix
+
+BATCH = 500
+"""Jobs packed together; more would only make the scheduler's lists longer."""
+
+
+def new_job(
+    lm: LanguageModel, method: str | Method, prompt: Sequence[int], settings: Settings, sample: int = 0
+) -> tuple[Job, Method]:
+    """A job that the method has admitted. Raises what `generate` raises before work starts."""
+    chosen = as_method(method)
+    reason = refusal(chosen, settings)
+    if reason is not None:
+        raise Refused(reason)
+    job = Job(lm, prompt, settings, sample=sample)
+    chosen.admit(job)
+    return job, chosen
+
+
+def finished(job: Job, method: Method) -> Job:
+    """The job, run to its end alone; raises what ended it, if something did."""
+    scheduler = Scheduler()
+    scheduler.submit(job, method)
+    scheduler.run()
+    if job.error is not None:
+        raise job.error
+    return job
+
+
+def sampled_outputs(
+    lm: LanguageModel,
+    method: str | Method,
+    prompt: Sequence[int],
+    settings: Settings,
+    samples: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Counter[Prefix]:
+    """Counts of the outputs of `samples` requests that differ in nothing but their noise, in packed batches."""
+    counts: Counter[Prefix] = Counter()
+    settings = settings.with_seed()
+    for start in range(0, samples, BATCH):
+        scheduler = Scheduler()
+        jobs = []
+        for sample in range(start, min(start + BATCH, samples)):
+            job, chosen = new_job(lm, method, prompt, settings, sample)
+            scheduler.submit(job, chosen)
+            jobs.append(job)
+        scheduler.run()
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+            counts[tuple(job.new_tokens)] += 1
+        if on_progress is not None:
+            on_progress(start + len(jobs), samples)
+    return counts
+
+
+def exact_outputs(
+    lm: LanguageModel,
+    method: str | Method,
+    prompt: Sequence[int],
+    settings: Settings,
+    earlier: Sequence[Sequence[int]] = (),
+    limit: int = 200_000,
+) -> dict[Prefix, float]:
+    """The exact law of a method's output: the whole engine, run once per way in which its random decisions can fall.
+
+    earlier: prompts that were decoded greedily in the same session before, for methods that remember; each run starts
+    from the same memory. Exact but for the float32 of the processed law. Raises RuntimeError beyond `limit` runs.
+    """
+    greedy = Settings(temperature=0.0, max_new_tokens=8, seed=0, session=settings.session)
+    lm.forget()
+    for before in earlier:
+        finished(*new_job(lm, method, before, greedy))
+    memory = dict(lm.memory)
+    learned = {place: memory.pop(place) for place in list(memory) if place[0] is not None}  # type: ignore[index]
+
+    def run(chance: Chance) -> Prefix:
+        lm.memory = {**memory, **copy.deepcopy(learned)}
+        job, chosen = new_job(lm, method, prompt, settings)
+        job.noise = chance
+        return tuple(finished(job, chosen).new_tokens)
+
+    try:
+        return enumerate_outcomes(run, limit)
+    finally:
+        lm.forget()
+
+
+@contextlib.contextmanager
+def watched(network: Scorer, watch: Callable[[Forward], None]) -> Iterator[None]:
+    """Tell `watch` about every forward of a network before it is answered, with the cache as the forward finds it."""
+    original = network.run_pass
+
+    def spied(forwards: Listing[Forward]) -> list[Scores]:
+        for forward in forwards:
+            watch(forward)
+        return original(forwards)
+
+    network.run_pass = spied  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.run_pass  # the class's own comes back

@@ -1,0 +1,361 @@
+"""decodery generate: where prompts come from, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = ["text", "token_ids", "finish_reason", "method", "exactness", "model", "seed", "stats"]
+STATISTICS = {
+    "prompt_tokens",
+    "new_tokens",
+    "forwards",
+    "rows",
+    "drafted",
+    "accepted",
+    "acceptance_length",
+    "first_token_seconds",
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+}
+
+
+def lines_of(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class TestText:
+    def test_streamed_text_equals_the_reply(self, command: Any, toy: Any) -> None:
+        result = command("generate", "Once upon a time", "--max-new-tokens", "60")
+        assert (result.code, result.err) == (0, "")
+        assert result.out == toy.generate("Once upon a time", max_new_tokens=60).text + "\n"
+
+    def test_echo_begins_with_the_prompt(self, command: Any, toy: Any) -> None:
+        result = command("generate", "Once", "--echo", "--max-new-tokens", "5")
+        assert result.out == toy.generate("Once", echo=True, max_new_tokens=5).text + "\n"
+        assert result.out.startswith("Once")
+
+    def test_settings_arrive(self, command: Any, toy: Any) -> None:
+        settings = {
+            "temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1,
+            "presence_penalty": 0.2, "frequency_penalty": 0.1, "seed": 5, "max_new_tokens": 30, "min_new_tokens": 3,
+        }  # fmt: skip
+        options = [part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))]
+        options += ["--logit-bias", "65=2.5", "--logit-bias", "66=-1", "--stop", "zz", "--stop", "qq", "--ignore-eos"]
+        options += ["--stop-token-id", "7", "--session", "mine", "--method", "prompt-lookup"]
+        expected = toy.generate(
+            "Once", "prompt-lookup", **settings, logit_bias={65: 2.5, 66: -1.0}, stop=("zz", "qq"),
+            stop_token_ids=(7,), ignore_eos=True, session="mine",
+        )  # fmt: skip
+        assert command("generate", "Once", *options).out == expected.text + "\n"
+
+    def test_temperature_zero_is_given_not_missing(self, command: Any, toy: Any) -> None:
+        assert command("generate", "a", "--temperature", "0", "--max-new-tokens", "4").code == 0
+
+    @pytest.mark.parametrize("source", ["argument", "file", "pipe", "dash"])
+    def test_sources_of_the_prompt(self, command: Any, toy: Any, tmp_path: Path, source: str) -> None:
+        file = tmp_path / "prompt.txt"
+        file.write_text("Grüße\nan alle\n")
+        arguments, stdin = {
+            "argument": (["Grüße\nan alle"], ""),
+            "file": (["--file", str(file)], ""),
+            "pipe": ([], "Grüße\nan alle\n"),
+            "dash": (["-"], "Grüße\nan alle\n"),
+        }[source]
+        result = command("generate", *arguments, "--max-new-tokens", "6", stdin=stdin)
+        assert result.out == toy.generate("Grüße\nan alle", max_new_tokens=6).text + "\n"
+
+    def test_chat_and_system(self, command: Any, toy: Any) -> None:
+        said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+        assert (
+            command("generate", "Hi", "--chat", "--max-new-tokens", "9").out
+            == toy.chat("Hi", max_new_tokens=9).text + "\n"
+        )
+        expected = toy.generate(said, max_new_tokens=9).text + "\n"
+        assert command("generate", "Hi", "--system", "Be brief.", "--max-new-tokens", "9").out == expected
+
+    def test_several_samples_in_order(self, command: Any, toy: Any) -> None:
+        arguments = {"temperature": 1.0, "seed": 3, "max_new_tokens": 20}
+        texts = [reply.text for reply in toy.generate("Once", n=3, **arguments)]
+        result = command("generate", "Once", "-n", "3", "-t", "1", "--seed", "3", "--max-new-tokens", "20")
+        assert result.out == "\n---\n".join(texts) + "\n"
+
+    def test_characters_that_steer_the_terminal_are_harmless_there(self) -> None:
+        from decodery.cli.console import visible
+
+        assert visible("a\x1b[2Jb\tc\nd\r\n\x9b\xa0é👩‍🚀") == "a�[2Jb\tc\nd\n�\xa0é👩‍🚀"
+
+
+class TestJson:
+    def test_shape(self, command: Any, toy: Any) -> None:
+        (value,) = lines_of(command("generate", "Once", "--json", "--max-new-tokens", "20", "--seed", "9").out)
+        reply = toy.generate("Once", max_new_tokens=20, seed=9)
+        assert list(value) == KEYS
+        assert set(value["stats"]) >= STATISTICS
+        assert value["text"] == reply.text
+        assert value["token_ids"] == reply.token_ids
+        assert value["finish_reason"] == reply.finish_reason
+        assert value["method"] == "token-recycling"
+        assert value["exactness"] == "identical-to-sampling"
+        assert value["model"] == toy.name
+        assert value["seed"] == 9
+        assert value["stats"]["new_tokens"] == len(reply.token_ids)
+        assert value["stats"]["prompt_tokens"] == 4
+
+    def test_a_seed_that_was_drawn_is_named_and_repeats_the_text(self, command: Any, toy: Any) -> None:
+        arguments = ("generate", "Once", "--json", "-t", "1.2", "--max-new-tokens", "20")
+        (first,) = lines_of(command(*arguments).out)
+        (again,) = lines_of(command(*arguments, "--seed", str(first["seed"])).out)
+        assert again["text"] == first["text"]
+
+    def test_one_object_per_sample(self, command: Any, toy: Any) -> None:
+        values = lines_of(command("generate", "Once", "--json", "-n", "3", "-t", "1", "--max-new-tokens", "5").out)
+        assert [list(value) for value in values] == [KEYS] * 3
+        assert len({value["text"] for value in values}) > 1
+
+    def test_logprobs(self, command: Any, toy: Any) -> None:
+        (value,) = lines_of(
+            command("generate", "Once", "--json", "--logprobs", "2", "-t", "0.7", "--max-new-tokens", "5").out
+        )
+        assert len(value["logprobs"]) == len(value["token_ids"])
+        for entry, token in zip(value["logprobs"], value["token_ids"], strict=True):
+            assert list(entry) == ["token_id", "text", "raw", "processed", "top"]
+            assert entry["token_id"] == token
+            assert len(entry["top"]) == 2
+            assert list(entry["top"][0]) == ["token_id", "text", "raw"]
+        assert "prompt_logprobs" not in value
+
+    def test_logprobs_of_the_prompt(self, command: Any, toy: Any) -> None:
+        arguments = ("--json", "--logprobs", "0", "--echo", "--max-new-tokens", "5")
+        (value,) = lines_of(command("generate", "Once", *arguments).out)
+        assert value["text"].startswith("Once")
+        assert len(value["prompt_logprobs"]) == 3
+
+    def test_what_json_cannot_say_is_null(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from decodery.cli.console import print_json
+
+        print_json({"a": [float("-inf"), float("nan"), 1.5], "b": ("é",)})
+        assert capsys.readouterr().out == '{"a": [null, null, 1.5], "b": ["é"]}\n'
+
+
+class TestInterruption:
+    def test_partial_text_is_kept(self, command: Any, interrupted: Any) -> None:
+        result = command("generate", "Once", "--method", "autoregressive", "--max-new-tokens", "20")
+        assert result.code == 130
+        assert result.out == interrupted.generate("Once", "autoregressive", max_new_tokens=3).text + "\n"
+        assert "Traceback" not in result.err
+
+    def test_partial_object_is_printed(self, command: Any, interrupted: Any) -> None:
+        result = command("generate", "Once", "--json", "--method", "autoregressive", "--max-new-tokens", "20")
+        assert result.code == 130
+        (value,) = lines_of(result.out)
+        assert list(value) == KEYS
+        assert value["finish_reason"] == "cancelled"
+        assert len(value["token_ids"]) == 3
+        assert value["stats"]["new_tokens"] == 3
+        assert value["stats"]["forwards"] is None  # not known, and so not invented
+
+    def test_partial_samples_are_kept(self, command: Any, interrupted: Any) -> None:
+        result = command(
+            "generate",
+            "Once",
+            "-n",
+            "2",
+            "-t",
+            "1",
+            "--seed",
+            "1",
+            "--method",
+            "autoregressive",
+            "--max-new-tokens",
+            "9",
+        )
+        assert result.code == 130
+        assert result.out.count("\n---\n") == 1
+
+    def test_lines_that_are_done_are_kept(
+        self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(4)))
+        generate, calls = toy.generate, []
+
+        def second_time(*arguments: Any, **settings: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return generate(*arguments, **settings)
+
+        monkeypatch.setattr(toy, "generate", second_time)
+        result = command("generate", "--prompts", str(file), "--batch-size", "2", "--max-new-tokens", "3")
+        assert result.code == 130
+        assert [value["line"] for value in lines_of(result.out)] == [1, 2]
+        assert "2 of 4" in result.err
+
+
+class TestPromptsFile:
+    def test_results_in_order_with_ids(self, command: Any, toy: Any, tmp_path: Path) -> None:
+        file = tmp_path / "prompts.jsonl"
+        prompts = ["one", [{"role": "user", "content": "two"}], "three", [102, 111]]
+        keys = ["messages" if isinstance(p, list) and isinstance(p[0], dict) else "prompt" for p in prompts]
+        rows = [{key: p, "id": f"q{i}"} for i, (key, p) in enumerate(zip(keys, prompts, strict=True))]
+        file.write_text("\n\n".join(json.dumps(row) for row in rows))
+        values = lines_of(command("generate", "--prompts", str(file), "--batch-size", "3", "--max-new-tokens", "8").out)
+        assert [value["id"] for value in values] == ["q0", "q1", "q2", "q3"]
+        assert [value["line"] for value in values] == [1, 3, 5, 7]
+        assert list(values[0]) == ["line", "id", *KEYS]
+        for value, prompt in zip(values, prompts, strict=True):
+            assert value["text"] == toy.generate(prompt, max_new_tokens=8).text
+
+    def test_packed_in_batches(self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\nbad\n" for i in range(5)))
+        generate, sizes = toy.generate, []
+
+        def counted(prompts: Any, *arguments: Any, **settings: Any) -> Any:
+            sizes.append(len(prompts))
+            return generate(prompts, *arguments, **settings)
+
+        monkeypatch.setattr(toy, "generate", counted)
+        result = command("generate", "--prompts", str(file), "--batch-size", "2", "--max-new-tokens", "2")
+        assert sizes == [2, 2, 1]
+        assert [value["line"] for value in lines_of(result.out)] == list(range(1, 11))
+
+    def test_bad_lines_are_named_and_the_good_ones_run(self, command: Any, toy: Any, tmp_path: Path) -> None:
+        file = tmp_path / "prompts.jsonl"
+        long = json.dumps({"prompt": "x" * 5000, "id": "long"})
+        bad = [
+            "{", "[1]", "{}", '{"prompt": ""}', '{"prompt": 5}', '{"prompt": "a", "messages": []}', '{"messages": []}',
+            '{"messages": [{"role": "user"}]}', '{"messages": ["hi"]}', '{"prompt": "a", "temperature": 1}', long,
+            '{"prompt": [1, 99999]}', '{"prompt": [true]}', '{"prompt": "\\ud800"}',
+        ]  # fmt: skip
+        file.write_text("\n".join(['{"prompt": "good"}', *bad, '{"prompt": "good"}']))
+        result = command("generate", "--prompts", str(file), "--max-new-tokens", "3")
+        values = lines_of(result.out)
+        assert result.code == 2
+        assert [value["line"] for value in values] == list(range(1, len(bad) + 3))
+        assert values[0]["text"] == values[-1]["text"] == toy.generate("good", max_new_tokens=3).text
+        for number, value in enumerate(values[1:-1], start=2):
+            assert set(value) - {"id"} == {"line", "error"}, value
+            assert f"{file}, line {number}: {value['error']}" in result.err
+        assert values[11]["id"] == "long"
+        assert "5000 tokens" in values[11]["error"]
+        assert "context of 4096" in values[11]["error"]
+
+    def test_a_request_that_fails_alone(
+        self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import dataclasses
+
+        file = tmp_path / "prompts.jsonl"
+        file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+        generate = toy.generate
+
+        def second_fails(*arguments: Any, **settings: Any) -> Any:
+            first, second = generate(*arguments, **settings)
+            return [first, dataclasses.replace(second, error=RuntimeError("no memory left"))]
+
+        monkeypatch.setattr(toy, "generate", second_fails)
+        result = command("generate", "--prompts", str(file), "--max-new-tokens", "3")
+        assert result.code == 2
+        assert lines_of(result.out)[1] == {"line": 2, "error": "no memory left"}
+        assert "line 2: no memory left" in result.err
+
+    def test_samples_are_numbered(self, command: Any, toy: Any, tmp_path: Path) -> None:
+        file = tmp_path / "prompts.jsonl"
+        file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+        result = command("generate", "--prompts", str(file), "-n", "2", "-t", "1", "--max-new-tokens", "3")
+        assert [(value["line"], value["sample"]) for value in lines_of(result.out)] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+    def test_system_message_for_all_lines_but_those_with_their_own(
+        self, command: Any, toy: Any, tmp_path: Path
+    ) -> None:
+        own = [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}]
+        file = tmp_path / "prompts.jsonl"
+        file.write_text('{"prompt": "a"}\n' + json.dumps({"messages": own}))
+        values = lines_of(command("generate", "--prompts", str(file), "--system", "ours", "--max-new-tokens", "9").out)
+        ours = [{"role": "system", "content": "ours"}, {"role": "user", "content": "a"}]
+        assert [v["text"] for v in values] == [toy.generate(p, max_new_tokens=9).text for p in (ours, own)]
+
+    def test_from_standard_input(self, command: Any, toy: Any) -> None:
+        result = command("generate", "--prompts", "-", "--max-new-tokens", "3", stdin='{"prompt": "a"}\n')
+        assert len(lines_of(result.out)) == 1
+
+
+class TestRefusals:
+    """One sentence on standard error, exit code 2, nothing on standard output, and no traceback."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["a", "--method", "prompt-lokup"], "did you mean prompt-lookup?"),
+            (["a", "--method", "token-recycling(kk=1)"], "did you mean k?"),
+            (["a", "--method", "token-recycling(k=big)"], "k must be int"),
+            (["a", "--method", "token-recycling(k=0)"], "1..64"),
+            (["a", "--method", "token-recycling(update=some)"], "all, accepted, none"),
+            (["a", "--method", "token-recycling(k=8"], "name(key=value"),
+            (["a", "--temperature", "-1"], "temperature must be at least 0"),
+            (["a", "--temperature", "warm"], "--temperature"),
+            (["a", "--temperature", "nan"], "temperature must be a finite number"),
+            (["a", "--top-p", "0"], "top_p must be above 0"),
+            (["a", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+            (["a", "--n", "0"], "n must be at least 1"),
+            (["a", "--stop", ""], "stop must be"),
+            (["a", "--stop-token-id", "9999"], "the model's tokens are 0 to 259"),
+            (["a", "--logit-bias", "65"], "ID=VALUE"),
+            (["a", "--logit-bias", "x=1"], "ID=VALUE"),
+            (["a", "--logit-bias", "9999=1"], "the model's tokens are 0 to 259"),
+            (["a", "--batch-size", "0"], "--batch-size must be at least 1"),
+            (["a", "--logprobs", "3"], "--logprobs needs --json"),
+            (["a", "--frob"], "--frob"),
+            ([""], "the prompt is empty"),
+            (["a\udcff"], "not valid Unicode at character 1"),
+            (["x" * 4000, "--max-new-tokens", "100"], "has 4000 tokens and max_new_tokens is 100, together 4100"),
+            (["a", "--file", "prompt.txt"], "not both"),
+            (["--file", "nowhere.txt"], "nowhere.txt cannot be read: No such file"),
+            (["--file", "."], "cannot be read"),
+            (["--file", "binary"], "not a text file in UTF-8"),
+            (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+            (["--prompts", "binary"], "not a text file in UTF-8"),
+            (["--prompts", "empty"], "holds no prompts"),
+            (["a", "--prompts", "empty"], "no other prompt"),
+        ],
+    )
+    def test_refused(
+        self,
+        command: Any,
+        toy: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        told: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "binary").write_bytes(b"\x93\xff\x00")
+        (tmp_path / "empty").write_text("\n \n")
+        result = command("generate", *arguments)
+        assert result.code == 2
+        assert told in result.err
+        assert result.out == ""
+        assert len(result.err.splitlines()) == 1
+
+    def test_nothing_to_read(self, command: Any, toy: Any) -> None:
+        result = command("generate", terminal=True)
+        assert (result.code, result.out) == (2, "")
+        assert "give a prompt" in result.err
+
+    def test_unknown_model(self, command: Any) -> None:
+        result = command("generate", "a", "--model", "smollm-135m")
+        assert result.code == 2
+        assert "did you mean smollm2-135m?" in result.err
+
+    def test_bad_settings_are_found_before_a_model_is_loaded(
+        self, command: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("decodery.language_model.load", lambda *_, **__: pytest.fail("loaded"))
+        for bad in (["--method", "nothing"], ["--top-p", "2"], ["--method", "token-recycling(k=0)"]):
+            assert command("generate", "a", *bad).code == 2

@@ -1,0 +1,45 @@
+"""What all tests share: shape checks at run time, fixed seeds, one thread, and a home of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before anything of decodery is imported: these rooms check the shapes in their annotations on every call.
+install_import_hook(["decodery.sampling", "decodery.speculative.verifiers"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The machines that run tests are of very different speeds; a slow example is no failure.
+settings.register_profile("decodery", deadline=None, print_blob=True)
+settings.load_profile("decodery")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks are slower on many threads, and sums of several threads need not be reproducible."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("decodery-home")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(request: pytest.FixtureRequest, _shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's cache, but for those of the real model, which read its weights there."""
+    if request.node.get_closest_marker("real_model") is None:
+        monkeypatch.setenv("DECODERY_HOME", str(_shared_home))

@@ -1,0 +1,451 @@
+"""The scheduler packs any mix of jobs; each one's result is as if it were alone, and each one's failure is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tiny_models import network_of, random_ids
+
+from decodery.engine.events import Finished
+from decodery.engine.job import Job
+from decodery.engine.method import Decoding, Exactness, Method
+from decodery.engine.registry import method as as_method
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.settings import Settings
+from decodery.language_model import LanguageModel
+from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
+from decodery.models.network import Scorer
+from decodery.testing import (
+    ByteTokenizer,
+    LetterTokenizer,
+    ScriptedScorer,
+    SmallLanguageModel,
+    scripted_language_model,
+    story_scorer,
+    toy_language_model,
+)
+
+
+@dataclass(frozen=True)
+class Scripted(Method):
+    """A method whose `decode` is a function of the test."""
+
+    name: ClassVar[str] = "scripted"
+    title: ClassVar[str] = "Scripted"
+    paper: ClassVar[str] = "none"
+    exactness: ClassVar[Exactness] = Exactness.QUALITY_CHANGING
+    family: ClassVar[str] = "testing"
+
+    def __init__(self, decode: Callable[[Job], Decoding]):
+        object.__setattr__(self, "_decode", decode)
+
+    def decode(self, job: Job) -> Decoding:
+        decoding: Decoding = self._decode(job)  # type: ignore[attr-defined]
+        return decoding
+
+
+def new_job(lm: LanguageModel, prompt: Sequence[int], request: int = 0, **settings: Any) -> Job:
+    return Job(lm, prompt, Settings.of({"max_new_tokens": 12, **settings}, lm.network.vocabulary), request)
+
+
+def run(*pairs: tuple[Job, Method | str]) -> Scheduler:
+    scheduler = Scheduler()
+    for job, method in pairs:
+        scheduler.submit(job, as_method(method))
+    scheduler.run()
+    assert scheduler.active == 0
+    assert all(job.finish_reason is not None for job, _ in pairs)
+    return scheduler
+
+
+MIX: list[tuple[str, int, dict[str, Any]]] = [
+    ("autoregressive", 5, {}),
+    ("autoregressive", 17, {"temperature": 1.0, "seed": 1}),
+    ("token-recycling", 9, {}),
+    ("token-recycling", 33, {"temperature": 0.8, "seed": 2, "top_k": 20}),
+    ("prompt-lookup", 12, {"temperature": 1.3, "seed": 3, "presence_penalty": 0.5}),
+    ("suffix-automaton", 21, {"repetition_penalty": 1.2}),
+    ("draft-model(layers=1)", 7, {"temperature": 1.0, "seed": 4}),
+    ("draft-model(layers=1, width=3)", 14, {"temperature": 0.9, "seed": 5}),
+    ("prompt-lookup", 1, {"max_new_tokens": 1}),
+    ("autoregressive", 3, {"max_new_tokens": 40, "min_new_tokens": 10, "temperature": 1.0, "seed": 6}),
+]
+
+
+@pytest.mark.parametrize("kind", ["network", "script"])
+def test_a_mix_of_methods_gives_what_each_gives_alone(kind: str) -> None:
+    lm = toy_language_model() if kind == "network" else scripted_language_model(story_scorer(vocabulary=40))
+
+    def jobs() -> list[tuple[Job, str]]:
+        lm.memory.clear()
+        vocabulary = min(lm.network.vocabulary, 120)
+        return [
+            (new_job(lm, random_ids(length, length, vocabulary), place, **settings), method)
+            for place, (method, length, settings) in enumerate(MIX)
+        ]
+
+    together = jobs()
+    run(*together)
+    alone = jobs()
+    for pair in alone:
+        lm.memory.clear()
+        run(pair)
+    for (one, _), (other, _) in zip(together, alone, strict=True):
+        assert one.error is None
+        assert one.new_tokens == other.new_tokens
+        assert one.finish_reason == other.finish_reason
+        assert one.text == other.text
+
+
+def count_passes(scorer: Scorer) -> list[int]:
+    """How many forwards each pass of a scorer had, from now on."""
+    sizes: list[int] = []
+    run_pass = scorer.run_pass
+
+    def counted(forwards: Sequence[Forward]) -> list[Scores]:
+        sizes.append(len(forwards))
+        return run_pass(forwards)
+
+    scorer.run_pass = counted  # type: ignore[method-assign]
+    return sizes
+
+
+def test_asks_of_one_kind_share_a_pass() -> None:
+    scorer = story_scorer()
+    passes = count_passes(scorer)
+    lm = scripted_language_model(scorer)
+    run(*[(new_job(lm, [place]), "autoregressive") for place in range(6)])
+    assert passes == [6] * 12
+
+
+def test_jobs_know_their_company() -> None:
+    lm = scripted_language_model(story_scorer())
+    short, long = new_job(lm, [1], max_new_tokens=2), new_job(lm, [2], max_new_tokens=6)
+    seen = []
+
+    def watch(job: Job) -> Decoding:
+        sequence = job.new_sequence()
+        for _ in range(5):
+            yield Forward(sequence, [3])
+            seen.append(job.company)
+
+    run((short, "autoregressive"), (long, Scripted(watch)))
+    assert seen[0] == 2
+    assert seen[-1] == 1
+
+
+# What methods may yield
+
+
+def test_a_tuple_of_asks_is_answered_in_order() -> None:
+    network = network_of("llama", "eager")
+    lm = SmallLanguageModel(network, LetterTokenizer(network.vocabulary))
+    found: dict[str, Any] = {}
+
+    def decode(job: Job) -> Decoding:
+        first, second = job.new_sequence(), job.new_sequence()
+        found["pair"] = yield (Forward(first, [1, 2, 3]), Forward(second, [4]))
+        found["single in a tuple"] = yield (Forward(first, [5]),)
+        found["single"] = yield Forward(second, [6])
+        found["mixed"] = yield (
+            Forward(first, [7], layers=Layers(0, 2)),
+            Forward(second, torch.zeros(2, 32)),
+            Forward(job.new_sequence(), [8], logits=Rows.NONE, taps=(1,)),
+        )
+        found["none"] = yield ()
+        found["borrowed"] = yield (
+            Forward(first, [9], slots=Slots.NOWHERE),
+            Forward(first, [9, 10], slots=Slots.NOWHERE, attend=Attend.FULL),
+        )
+
+    job = new_job(lm, [1])
+    run((job, Scripted(decode)))
+    assert job.error is None
+    assert job.finish_reason == "stop"  # a coroutine that returns has nothing more to say
+    assert isinstance(found["single"], Scores)
+    assert [scores.logits.shape[0] for scores in found["pair"]] == [3, 1]
+    assert len(found["single in a tuple"]) == 1
+    assert [scores.logits.shape[0] for scores in found["mixed"]] == [1, 2, 0]
+    assert set(found["mixed"][2].hidden) == {1}
+    assert found["none"] == ()
+    again = network.new_sequence()
+    expected = network.run([Forward(again, [1, 2, 3])])[0]
+    assert float((found["pair"][0].logits - expected.logits).abs().max()) < 1e-4
+    network.run([Forward(again, [5])])
+    network.run([Forward(again, [7], layers=Layers(0, 2))])
+    for answer, tokens in zip(found["borrowed"], ([9], [9, 10]), strict=True):
+        alone = network.run([Forward(again, tokens, slots=Slots.NOWHERE, attend=Attend.FULL)])[0]
+        assert float((answer.logits - alone.logits).abs().max()) < 1e-4
+
+
+def test_asks_of_two_networks_in_one_step() -> None:
+    large, small = story_scorer(name="large"), story_scorer(seed=1, name="small")
+    large_passes, small_passes = count_passes(large), count_passes(small)
+    lm = scripted_language_model(large, drafter=small)
+    found: list[Any] = []
+
+    def decode(job: Job) -> Decoding:
+        ours, theirs = job.new_sequence(), job.new_sequence(job.host.companion("small"))
+        for token in (1, 2):
+            found.append((yield (Forward(ours, [token]), Forward(theirs, [token, token]))))
+
+    job, other = new_job(lm, [1]), new_job(lm, [5])
+    run((job, Scripted(decode)), (other, "autoregressive"))
+    assert job.error is None
+    assert small_passes == [1, 1]
+    assert large_passes == [2, 2, *[1] * 10]
+    for ours, theirs in found:
+        assert (ours.logits.shape[0], theirs.logits.shape[0]) == (1, 2)
+        assert not torch.equal(ours.logits[0], theirs.logits[0])
+    assert {name: m.rows for name, m in job.statistics.models.items()} == {"large": 2, "small": 4}
+    assert set(other.statistics.models) == {"large"}
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda s: (Forward(s, [1]), Forward(s, [2])),
+        lambda s: (Forward(s, [1]), Forward(s, [2], slots=Slots.NOWHERE)),
+        lambda s: (Forward(s, [1], slots=Slots.NOWHERE), Forward(s, [2], slots=[0])),
+    ],
+)
+def test_asks_that_would_write_over_each_other_are_refused(asks: Any) -> None:
+    lm = scripted_language_model(story_scorer())
+
+    def decode(job: Job) -> Decoding:
+        sequence = job.new_sequence()
+        yield Forward(sequence, [3])
+        yield asks(sequence)
+
+    job = new_job(lm, [1])
+    run((job, Scripted(decode)))
+    assert isinstance(job.error, ValueError)
+    assert "same sequence" in str(job.error)
+
+
+# Failures
+
+
+class Trouble(Exception):
+    pass
+
+
+def raises_at_once(job: Job) -> Decoding:
+    raise Trouble("at once")
+    yield
+
+
+def raises_when_called(job: Job) -> Decoding:
+    raise Trouble("when called")
+
+
+def raises_later(job: Job) -> Decoding:
+    sequence = job.new_sequence()
+    scores = yield Forward(sequence, job.prompt)
+    job.commit([3], scores.logits[-1:])
+    yield Forward(sequence, [3])
+    raise Trouble("later")
+
+
+def malformed(job: Job) -> Decoding:
+    sequence = job.new_sequence()
+    yield Forward(sequence, job.prompt)
+    yield Forward(sequence, [job.host.network.vocabulary])
+
+
+def one_of_two_malformed(job: Job) -> Decoding:
+    yield (Forward(job.new_sequence(), [1]), Forward(job.new_sequence(), [2], [3, 4]))
+
+
+def no_forward(job: Job) -> Decoding:
+    yield None  # type: ignore[misc]
+
+
+def dies_badly(job: Job) -> Decoding:
+    sequence = job.new_sequence()
+    try:
+        yield Forward(sequence, job.prompt)
+        yield Forward(sequence, [-1])
+    finally:
+        raise Trouble("in the last words")
+
+
+@pytest.mark.parametrize(
+    ("decode", "kind", "message"),
+    [
+        (raises_at_once, Trouble, "at once"),
+        (raises_when_called, Trouble, "when called"),
+        (raises_later, Trouble, "later"),
+        (malformed, ValueError, "token ids"),
+        (one_of_two_malformed, ValueError, "positions"),
+        (no_forward, TypeError, ""),
+        (dies_badly, Exception, ""),
+    ],
+)
+def test_a_failing_job_fails_alone(decode: Any, kind: type[Exception], message: str) -> None:
+    lm = scripted_language_model(story_scorer())
+    before, after = new_job(lm, [1, 2], 0), new_job(lm, [4], 2, temperature=1.0, seed=1)
+    bad = new_job(lm, [3], 1)
+    run((before, "autoregressive"), (bad, Scripted(decode)), (after, "token-recycling"))
+    assert isinstance(bad.error, kind)
+    assert message in str(bad.error)
+    assert bad.finish_reason == "error"
+    assert len([e for e in bad.events if isinstance(e, Finished)]) == 1
+    for job, method, prompt, settings in (
+        (before, "autoregressive", [1, 2], {}),
+        (after, "token-recycling", [4], {"temperature": 1.0, "seed": 1}),
+    ):
+        alone = new_job(lm, prompt, **settings)
+        run((alone, method))
+        assert job.error is None
+        assert job.new_tokens == alone.new_tokens
+
+
+def breaks_the_pass(job: Job) -> Decoding:
+    """Well formed, but the network cannot score it: there is no such position."""
+    sequence = job.new_sequence()
+    yield Forward(sequence, job.prompt)
+    yield Forward(sequence, [5], positions=[10**6])
+
+
+def test_a_forward_that_breaks_the_pass_fails_alone() -> None:
+    network = network_of("gpt2", "eager")
+    lm = SmallLanguageModel(network, LetterTokenizer(network.vocabulary))
+
+    def others() -> list[Job]:
+        return [new_job(lm, random_ids(4 + i, i), i) for i in range(3)]
+
+    alone = others()
+    for job in alone:
+        run((job, "autoregressive"))
+    for place in range(4):
+        jobs, bad = others(), new_job(lm, [1])
+        pairs: list[tuple[Job, Method | str]] = [(job, "autoregressive") for job in jobs]
+        pairs.insert(place, (bad, Scripted(breaks_the_pass)))
+        run(*pairs)
+        assert isinstance(bad.error, IndexError)
+        for one, other in zip(jobs, alone, strict=True):
+            assert one.error is None
+            assert one.new_tokens == other.new_tokens
+            # Scoring again after the broken pass is not counted twice.
+            assert one.statistics.rows == other.statistics.rows
+
+
+def test_a_tuple_of_which_one_breaks_fails_its_job_once() -> None:
+    def script(prefix: tuple[int, ...]) -> torch.Tensor:
+        if 9 in prefix:
+            raise Trouble("token 9")
+        return torch.arange(10.0)
+
+    lm = scripted_language_model(ScriptedScorer(script, 10))
+
+    def decode(job: Job) -> Decoding:
+        yield (Forward(job.new_sequence(), [9]), Forward(job.new_sequence(), [1]), Forward(job.new_sequence(), [9]))
+
+    bad, good = new_job(lm, [1]), new_job(lm, [2], max_new_tokens=1)
+    run((bad, Scripted(decode)), (good, "autoregressive"))
+    assert isinstance(bad.error, Trouble)
+    assert len([e for e in bad.events if isinstance(e, Finished)]) == 1
+    assert good.error is None
+    assert good.new_tokens == [9]
+
+
+# Cancelling
+
+
+def test_a_cancelled_job_keeps_what_it_has_and_the_others_go_on() -> None:
+    lm = scripted_language_model(story_scorer())
+    closed = []
+
+    def decode(job: Job) -> Decoding:
+        try:
+            yield from as_method("autoregressive").decode(job)
+        finally:
+            closed.append(job)
+
+    jobs = [new_job(lm, [place + 1], place) for place in range(3)]
+    scheduler = Scheduler()
+    for job in jobs:
+        scheduler.submit(job, Scripted(decode))
+    for _ in range(4):
+        scheduler.step()
+    scheduler.cancel(jobs[1])
+    assert scheduler.active == 2
+    assert closed == [jobs[1]]
+    assert jobs[1].finish_reason == "cancelled"
+    assert len(jobs[1].new_tokens) == 4
+    scheduler.cancel(jobs[1])  # again: nothing happens
+    scheduler.run()
+    alone = [new_job(lm, [place + 1], place) for place in range(3)]
+    run(*[(job, "autoregressive") for job in alone])
+    assert jobs[0].new_tokens == alone[0].new_tokens
+    assert jobs[1].new_tokens == alone[1].new_tokens[:4]
+    assert jobs[2].new_tokens == alone[2].new_tokens
+    assert [job.finish_reason for job in jobs] == ["length", "cancelled", "length"]
+
+
+@pytest.mark.parametrize("where", ["in a method", "in a pass"])
+def test_an_interrupt_cancels_all(where: str) -> None:
+    count = 0
+
+    def script(prefix: tuple[int, ...]) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if where == "in a pass" and count == 8:
+            raise KeyboardInterrupt
+        return torch.arange(10.0)
+
+    lm = scripted_language_model(ScriptedScorer(script, 10))
+
+    def interrupted(job: Job) -> Decoding:
+        yield Forward(job.new_sequence(), [1])
+        if where == "in a method":
+            raise KeyboardInterrupt
+        yield from as_method("autoregressive").decode(job)
+
+    jobs = [new_job(lm, [place + 1], place) for place in range(3)]
+    scheduler = Scheduler()
+    for job in jobs:
+        scheduler.submit(job, Scripted(interrupted) if job is jobs[1] else as_method("autoregressive"))
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run()
+    assert scheduler.active == 0
+    assert [job.finish_reason for job in jobs] == ["cancelled"] * 3
+    assert all(job.error is None for job in jobs)
+    assert all(isinstance(job.events[-1], Finished) for job in jobs)
+
+
+def test_jobs_may_join_while_others_run() -> None:
+    lm = scripted_language_model(story_scorer())
+    early, late = new_job(lm, [1]), new_job(lm, [2])
+    scheduler = Scheduler()
+    scheduler.submit(early, as_method("autoregressive"))
+    for _ in range(5):
+        scheduler.step()
+    scheduler.submit(late, as_method("prompt-lookup"))
+    scheduler.run()
+    alone = [new_job(lm, [1]), new_job(lm, [2])]
+    run((alone[0], "autoregressive"), (alone[1], "prompt-lookup"))
+    assert early.new_tokens == alone[0].new_tokens
+    assert late.new_tokens == alone[1].new_tokens
+
+
+def test_bytes_of_a_character_in_one_run_reach_the_text() -> None:
+    """Speculation commits several bytes at once; the text is that of the whole."""
+    text = "größer 🙂 größer 🙂 größer 🙂 größer"
+    script = text.encode() + bytes([0])
+
+    def follow(prefix: tuple[int, ...]) -> torch.Tensor:
+        row = torch.zeros(260)
+        row[script[min(len(prefix) - 1, len(script) - 1)]] = 9.0
+        return row
+
+    lm = SmallLanguageModel(ScriptedScorer(follow, 260), ByteTokenizer(), [0])
+    job = new_job(lm, [32], max_new_tokens=200)
+    run((job, "prompt-lookup"))
+    assert job.text == text
+    assert job.statistics.accepted > 5

@@ -1,0 +1,233 @@
+"""Settings are checked by name, type and range before work starts; every error is one sentence that names the setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from decodery.engine.settings import ALIASES, Settings
+from decodery.errors import BadSetting
+from decodery.sampling import DEFAULT_ORDER, LawSettings
+
+VOCABULARY = 100
+
+
+def of(**values: Any) -> Settings:
+    return Settings.of(values, VOCABULARY)
+
+
+def keep(ids: Any, scores: Any) -> Any:
+    return scores
+
+
+GOOD: list[tuple[str, Any, Any]] = [
+    ("temperature", 0, 0.0),
+    ("temperature", 2.5, 2.5),
+    ("top_k", 0, 0),
+    ("top_k", 10**6, 10**6),
+    ("top_p", 1, 1.0),
+    ("top_p", 1e-9, 1e-9),
+    ("min_p", 0, 0.0),
+    ("min_p", 1.0, 1.0),
+    ("repetition_penalty", 0.5, 0.5),
+    ("presence_penalty", -2, -2.0),
+    ("frequency_penalty", 2.0, 2.0),
+    ("logit_bias", {3: 1, "4": -math.inf}, {3: 1.0, 4: -math.inf}),
+    ("logit_bias", {}, {}),
+    ("min_new_tokens", 0, 0),
+    ("processors", keep, (keep,)),
+    ("processors", [keep, keep], (keep, keep)),
+    ("processors", None, ()),
+    ("order", list(DEFAULT_ORDER[::-1]), DEFAULT_ORDER[::-1]),
+    ("max_new_tokens", 1, 1),
+    ("seed", None, None),
+    ("seed", -(2**63), -(2**63)),
+    ("seed", 2**64 - 1, 2**64 - 1),
+    ("stop", "end", ("end",)),
+    ("stop", ["a", "bc"], ("a", "bc")),
+    ("stop", None, ()),
+    ("stop", [], ()),
+    ("stop_token_ids", 7, (7,)),
+    ("stop_token_ids", [0, VOCABULARY - 1], (0, VOCABULARY - 1)),
+    ("stop_token_ids", torch.tensor([3, 4]), (3, 4)),
+    ("stop_token_ids", None, ()),
+    ("ignore_eos", True, True),
+    ("echo", False, False),
+    ("n", 1024, 1024),
+    ("logprobs", None, None),
+    ("logprobs", 0, 0),
+    ("logprobs", 1000, 1000),
+    ("stopping_criteria", [keep], (keep,)),
+    ("session", "mine", "mine"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), GOOD, ids=lambda v: str(v)[:30])
+def test_good_values_arrive(name: str, value: Any, expected: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    found = getattr(of(**{name: value}), name)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+NOT_NUMBERS = ["1", None, True, [1], math.nan, math.inf, 10**400, 1j]
+NOT_INTEGERS = ["1", True, 1.0, [1], math.nan]
+BAD: dict[str, list[Any]] = {
+    "temperature": [*NOT_NUMBERS, -0.1],
+    "top_k": [*NOT_INTEGERS, None, -1],
+    "top_p": [*NOT_NUMBERS, 0, 0.0, -0.5, 1.0001],
+    "min_p": [*NOT_NUMBERS, -0.1, 1.1],
+    "repetition_penalty": [*NOT_NUMBERS, 0, -1],
+    "presence_penalty": [*NOT_NUMBERS, -101, 100.5],
+    "frequency_penalty": [*NOT_NUMBERS, -101, 100.5],
+    "logit_bias": [
+        None,
+        [1],
+        "1",
+        3,
+        {100: 1.0},
+        {-1: 1.0},
+        {"word": 1.0},
+        {1.5: 1.0},
+        {True: 1.0},
+        {None: 1.0},
+        {1: "2"},
+        {1: math.inf},
+        {1: math.nan},
+        {1: True},
+        {1: None},
+        {1: 10**400},
+    ],
+    "min_new_tokens": [*NOT_INTEGERS, None, -1],
+    "processors": [5, "name", [keep, 5], [None]],
+    "order": [
+        5,
+        None,
+        "temperature",
+        ["temperature"],
+        [*DEFAULT_ORDER, "temperature"],
+        [*DEFAULT_ORDER[1:], "topk"],
+        [*DEFAULT_ORDER[1:], []],
+    ],
+    "max_new_tokens": [*NOT_INTEGERS, None, 0, -5],
+    "seed": ["1", True, 1.0, -(2**63) - 1, 2**64],
+    "stop": [5, True, "", [""], ["a", ""], ["a", 5], [None]],
+    "stop_token_ids": ["5", "12", [100], [-1], 100, [1.0], [True], [None], ["x"], 2.5, [math.inf]],
+    "ignore_eos": [1, 0, "true", None],
+    "echo": [1, "yes", None],
+    "n": [*NOT_INTEGERS, None, 0, 1025],
+    "logprobs": ["1", True, 1.0, -1, 1001],
+    "stopping_criteria": [5, "name", [5]],
+    "session": [5, None, ["a"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in BAD.items() for v in values], ids=lambda v: str(v)[:30]
+)
+def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(BadSetting) as caught:
+        of(**{name: value})
+    message = str(caught.value)
+    assert name in message
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+
+
+def test_every_setting_is_tested() -> None:
+    names = {field.name for field in dataclasses.fields(Settings)}
+    assert set(BAD) == names
+    assert {name for name, _, _ in GOOD} == names
+
+
+def test_defaults_are_neutral_and_greedy() -> None:
+    assert of() == Settings()
+    assert Settings().temperature == 0.0
+    assert LawSettings().order == DEFAULT_ORDER
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("temprature", "temperature"),
+        ("max_new_token", "max_new_tokens"),
+        ("topk", "top_k"),
+        ("stop_sequences", "stop_strings"),
+        ("log_probs", "logprobs"),
+        ("num_return_sequence", "num_return_sequences"),
+    ],
+)
+def test_unknown_names_come_with_near_ones(name: str, hint: str) -> None:
+    with pytest.raises(BadSetting, match=f"'{name}' is not a setting.*{hint}"):
+        of(**{name: 1})
+
+
+def test_a_name_like_no_other_lists_all() -> None:
+    with pytest.raises(BadSetting, match=r"known: .*max_new_tokens.*temperature"):
+        of(zzzzqqqq=1)
+
+
+ALIAS_VALUES = {"stop_strings": ["x"], "logits_processor": [keep]}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_aliases_mean_the_setting(alias: str) -> None:
+    value = ALIAS_VALUES.get(alias, 3)
+    assert of(**{alias: value}) == of(**{ALIASES[alias]: value})
+    assert of(**{alias: value}) != of()
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_alias_and_name_together_are_refused(alias: str) -> None:
+    value = ALIAS_VALUES.get(alias, 3)
+    for values in ({alias: value, ALIASES[alias]: value}, {ALIASES[alias]: value, alias: value}):
+        with pytest.raises(BadSetting, match="the same setting") as caught:
+            of(**values)
+        assert alias in str(caught.value)
+        assert ALIASES[alias] in str(caught.value)
+
+
+def test_two_aliases_of_one_setting_are_refused() -> None:
+    with pytest.raises(BadSetting, match="the same setting"):
+        of(max_tokens=3, max_completion_tokens=3)
+
+
+# do_sample
+
+
+@pytest.mark.parametrize(
+    ("values", "temperature"),
+    [
+        ({"do_sample": False}, 0.0),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.6}, 0.6),
+        ({"do_sample": False, "temperature": 0.6}, 0.0),
+        ({"do_sample": None, "temperature": 0.6}, 0.6),
+    ],
+)
+def test_do_sample_decides_between_greedy_and_sampling(values: dict[str, Any], temperature: float) -> None:
+    assert of(**values).temperature == temperature
+
+
+@pytest.mark.parametrize("values", [{"do_sample": 1}, {"do_sample": "no"}, {"do_sample": True, "temperature": 0}])
+def test_do_sample_that_makes_no_sense(values: dict[str, Any]) -> None:
+    with pytest.raises(BadSetting, match="do_sample"):
+        of(**values)
+
+
+# Seeds
+
+
+def test_a_seed_is_kept_or_drawn() -> None:
+    assert of(seed=5).with_seed().seed == 5
+    drawn = {of().with_seed().seed for _ in range(20)}
+    assert None not in drawn
+    assert len(drawn) == 20

@@ -1,0 +1,117 @@
+"""How much of a draft is verified."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decodery.engine.cost import CostCurve
+from decodery.speculative.budget import MEMORY, Acceptance, within, worthwhile
+from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
+
+STEEP = CostCurve((1, 2), (1.0, 2.0))
+"""Every row costs as much as the first: drafting cannot pay."""
+
+
+def _sure(kind: str, hits: int, misses: int) -> Acceptance:
+    acceptance = Acceptance()
+    for right in [1] * hits + [0] * misses:
+        acceptance.observe(chain([7], [kind]), [7 if right else 8])
+    return acceptance
+
+
+class TestAcceptance:
+    def test_an_unknown_kind_has_the_prior(self):
+        assert Acceptance(prior=0.3).chance("new") == 0.3
+
+    def test_it_counts_a_node_only_where_its_parent_was_right(self):
+        acceptance = Acceptance(prior=0.5)
+        draft = Draft([1, 2, 3, 4], [ROOT, ROOT, 0, 1], kinds=["a", "b", "c", "d"])
+        acceptance.observe(draft, [1, 9])
+        assert acceptance.chance("a") > 0.5
+        assert acceptance.chance("b") < 0.5
+        assert acceptance.chance("c") < 0.5
+        assert acceptance.chance("d") == 0.5, "its parent was wrong, so nothing is known of it"
+
+    def test_it_converges_to_the_frequency(self):
+        assert _sure("a", 90, 30).chance("a") == pytest.approx(0.75, abs=0.03)
+
+    def test_it_forgets(self):
+        acceptance = _sure("a", 10 * MEMORY, 0)
+        for _ in range(2 * MEMORY):
+            acceptance.observe(chain([7], ["a"]), [8])
+        assert acceptance.chance("a") < 0.1
+
+    def test_values_multiply_along_a_path(self):
+        acceptance = Acceptance(prior=0.5)
+        draft = Draft([1, 2, 3], [ROOT, 0, ROOT], kinds=["a", "a", "a"])
+        assert acceptance.values(draft) == [0.5, 0.25, 0.5]
+
+    def test_drafts_without_kinds_teach_nothing(self):
+        acceptance = Acceptance()
+        acceptance.observe(chain([1]), [1])
+        assert acceptance == Acceptance()
+
+
+class TestWorthwhile:
+    def test_all_of_it_where_rows_are_free(self):
+        draft = chain(list(range(9)), ["a"] * 9)
+        assert worthwhile(draft, Acceptance(), CostCurve.flat(), rows=1) is draft
+
+    def test_nothing_where_each_row_costs_a_forward(self):
+        draft = chain(list(range(9)), ["a"] * 9)
+        assert len(worthwhile(draft, Acceptance(), STEEP, rows=1)) == 0
+
+    def test_drafts_without_kinds_are_left_alone(self):
+        draft = chain([1, 2])
+        assert worthwhile(draft, Acceptance(), STEEP, rows=1) is draft
+        assert worthwhile(EMPTY, Acceptance(), STEEP, rows=1) is EMPTY
+
+    def test_company_makes_rows_dearer(self):
+        cost = CostCurve((1, 8, 64), (1.0, 1.1, 9.0))  # cheap up to eight rows, dear beyond
+        draft = chain(list(range(6)), ["a"] * 6)
+        alone = worthwhile(draft, _sure("a", 50, 20), cost, rows=1)
+        together = worthwhile(draft, _sure("a", 50, 20), cost, rows=1, company=8)
+        assert len(alone) > len(together)
+
+    @given(
+        st.lists(st.tuples(st.integers(-1, 6), st.sampled_from("abc")), max_size=7),
+        st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3),
+        st.lists(st.floats(0.0, 1.0), min_size=8, max_size=8),
+    )
+    def test_it_is_the_best_subtree(self, nodes, chances, steps):
+        """Against all subsets that are closed under parents."""
+        parents = [min(parent, node - 1) for node, (parent, _) in enumerate(nodes)]
+        draft = Draft(list(range(len(nodes))), parents, kinds=[kind for _, kind in nodes])
+        acceptance = Acceptance(_counts={k: [1e6 * c, 1e6] for k, c in zip("abc", chances, strict=True)})
+        cost = CostCurve(tuple(range(1, 9)), tuple(itertools.accumulate([1.0, *steps[:7]])))
+        chosen = worthwhile(draft, acceptance, cost, rows=1)
+
+        def rate(kept: tuple[int, ...]) -> float:
+            values = acceptance.values(draft)
+            return (1 + sum(values[node] for node in kept)) / cost(1 + len(kept))
+
+        best = max(
+            rate(kept)
+            for size in range(len(nodes) + 1)
+            for kept in itertools.combinations(range(len(nodes)), size)
+            if all(parents[node] == ROOT or parents[node] in kept for node in kept)
+        )
+        assert rate(tuple(chosen.tokens)) == pytest.approx(best)
+
+
+class TestWithin:
+    def test_depth(self):
+        draft = Draft([1, 2, 3, 4], [ROOT, 0, 1, ROOT])
+        assert within(draft, 3, frozenset()) is draft
+        assert within(draft, 2, frozenset()).tokens == [1, 2, 4]
+        assert len(within(draft, 0, frozenset())) == 0
+
+    def test_nothing_follows_a_stop_token(self):
+        draft = Draft([1, 2, 3, 4, 5], [ROOT, 0, 1, ROOT, 3])
+        cut = within(draft, 9, frozenset({2, 4}))
+        assert cut.tokens == [1, 2, 4]
+        assert cut.parents == [ROOT, 0, ROOT]

@@ -1,0 +1,127 @@
+"""The suffix automaton against brute force, and the drafter over it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decodery.errors import BadInput
+from decodery.speculative.automaton import Match, SuffixAutomaton
+from decodery.speculative.draft import EMPTY
+from decodery.speculative.drafters.suffix_automaton import AutomatonDrafter
+from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
+
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+
+
+class TestSuffixAutomatonLookup(DrafterLaws):
+    methods = ("suffix-automaton", "suffix-automaton(length=3, alpha=0, adapt=False)")
+    samples = 1000
+
+
+def _longest_repeat(text: list[int]) -> int:
+    """Length of the longest run of last tokens that occurs earlier, too (it may overlap)."""
+    return next(
+        (n for n in range(len(text) - 1, 0, -1) if any(text[i : i + n] == text[-n:] for i in range(len(text) - n))), 0
+    )
+
+
+def _first_end(text: list[int], run: list[int]) -> int:
+    return next(end for end in range(len(run), len(text) + 1) if text[end - len(run) : end] == run)
+
+
+@given(texts)
+def test_the_match_is_the_longest_earlier_occurring_suffix(text):
+    drafter = AutomatonDrafter(40, 4.0)
+    for end in range(1, len(text) + 1):
+        drafter.read(text[:end])
+        assert drafter.match_length == _longest_repeat(text[:end])
+
+
+@given(texts, st.integers(1, 6))
+def test_the_draft_follows_the_first_occurrence(text, count):
+    """Of the longest match, or of the longest shorter one after which enough text follows."""
+    drafter = AutomatonDrafter(count, 64.0)
+    draft = drafter.propose(text, depth=100)
+    longest = _longest_repeat(text)
+    if not longest:
+        assert draft is EMPTY
+        return
+    copied = list(draft.tokens)
+    ends = {_first_end(text, text[-n:]) for n in range(1, longest + 1)}
+    assert copied in [text[end : end + count] for end in ends]
+    first = _first_end(text, text[-longest:])
+    if first + count <= len(text):
+        assert copied == text[first : first + count]
+
+
+@given(texts)
+def test_it_holds_exactly_the_substrings(text):
+    automaton = SuffixAutomaton(text)
+    assert len(automaton.next) <= 2 * len(text) + 1
+
+    def contains(run: list[int]) -> bool:
+        match = Match()
+        for token in run:
+            automaton.advance(match, token)
+        return match.length == len(run)
+
+    assert all(contains(text[i:j]) for i in range(len(text)) for j in range(i + 1, min(i + 6, len(text) + 1)))
+    windows = {tuple(text[i : i + 3]) for i in range(len(text) - 2)}
+    every = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    assert {run for run in every if contains(list(run))} == windows
+
+
+def test_the_draft_grows_with_the_match():
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]
+    assert AutomatonDrafter(40, 2.0).propose(text, depth=40).tokens == [2, 3, 4]
+    assert AutomatonDrafter(40, 2.0).propose([*text, 2], depth=40).tokens == [3, 4, 5, 6, 7]
+    assert AutomatonDrafter(2, 2.0).propose([*text, 2], depth=40).tokens == [3, 4]
+    assert AutomatonDrafter(40, 2.0).propose([*text, 2], depth=1).tokens == [3]
+    assert AutomatonDrafter(40, 2.0).propose([*text, 2], depth=0) is EMPTY
+
+
+class TestCorpus:
+    @pytest.fixture
+    def corpus(self, tmp_path):
+        """The text that the model is going to write after one prompt, in a file."""
+        lm = scripted_language_model(story_scorer())
+        path = tmp_path / "corpus.txt"
+        path.write_text("xy" + lm.generate("qqq", method="autoregressive", max_new_tokens=40).text)
+        return path
+
+    def test_it_is_copied_from(self, corpus):
+        lm = scripted_language_model(story_scorer())
+        plain = lm.generate("qqq", method="autoregressive", max_new_tokens=40)
+        alone = lm.generate("qqq", method="suffix-automaton", max_new_tokens=40)
+        helped = lm.generate("qqq", method=f"suffix-automaton(corpus={str(corpus)!r})", max_new_tokens=40)
+        assert helped.token_ids == alone.token_ids == plain.token_ids
+        assert helped.stats.rounds < alone.stats.rounds / 2
+
+    def test_a_handicap_prefers_the_own_text(self, corpus):
+        lm = scripted_language_model(story_scorer())
+        free = lm.generate("qqq", method=f"suffix-automaton(corpus={str(corpus)!r})", max_new_tokens=40)
+        spec = f"suffix-automaton(corpus={str(corpus)!r}, corpus_handicap=64)"
+        held = lm.generate("qqq", method=spec, max_new_tokens=40)
+        alone = lm.generate("qqq", method="suffix-automaton", max_new_tokens=40)
+        assert held.token_ids == free.token_ids
+        assert held.stats.rounds == alone.stats.rounds > free.stats.rounds
+
+    def test_it_is_read_once_for_all_sessions(self, corpus, monkeypatch):
+        lm = scripted_language_model(story_scorer())
+        read = []
+        encode = lm.encode
+        monkeypatch.setattr(lm, "encode", lambda text: read.append(text) or encode(text))
+        for session in ("one", "two"):
+            lm.generate("a", method=f"suffix-automaton(corpus={str(corpus)!r})", max_new_tokens=5, session=session)
+        assert len(read) == 1
+
+    def test_a_bad_file_is_an_error_before_work_starts(self, tmp_path):
+        lm = scripted_language_model(story_scorer())
+        with pytest.raises(BadInput, match="cannot be read"):
+            lm.generate("a", method=f"suffix-automaton(corpus={str(tmp_path / 'none.txt')!r})")
+        broken = tmp_path / "broken.txt"
+        broken.write_bytes(b"ab\xff")
+        with pytest.raises(BadInput, match="not UTF-8"):
+            lm.generate("a", method=f"suffix-automaton(corpus={str(broken)!r})")
