@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# The machines that run tests are of very different speeds; a slow example is no failure.
-settings.register_profile("decodery", deadline=None, print_blob=True)
+# The machines that run tests are of very different speeds: a slow example is no failure. What decides whether a change
+# lands tries the same examples each time; everybody else tries new ones.
+settings.register_profile("decodery", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("decodery")
 
 

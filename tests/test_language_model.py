@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Sequence
-from functools import cache
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from tiny_models import byte_level_tokenizer, make_model, reference_logits
+from wrapped_models import METHODS, Failing, endless_language_model, tiny_model
 
 import decodery
-from decodery.engine.events import Event, Finished, Token
-from decodery.engine.job import Job
-from decodery.engine.method import Decoding, Exactness, Method
+from decodery.engine.events import Finished, Token
+from decodery.engine.method import Exactness
 from decodery.errors import (
     BadParameter,
     BadPrompt,
@@ -26,45 +23,19 @@ from decodery.errors import (
     UnknownMethod,
 )
 from decodery.language_model import LanguageModel, Reply
-from decodery.models.forward import Forward
 from decodery.testing import toy_language_model
 
 CONTEXT = 512
-METHODS = ("autoregressive", "token-recycling", "prompt-lookup", "draft-model(layers=1)")
-
-
-@cache
-def model_of() -> Any:
-    return make_model("llama", vocab_size=330, eos_token_id=0)
 
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    """A real tokenizer over a tiny network whose text never ends by itself."""
-    wrapped = decodery.wrap(model_of(), byte_level_tokenizer(), name="tiny")
-    wrapped.stop_ids = ()
-    return wrapped
+    return endless_language_model()
 
 
 @pytest.fixture(scope="module")
 def toy() -> LanguageModel:
     return toy_language_model()
-
-
-@dataclasses.dataclass(frozen=True)
-class Failing(Method):
-    """Commits some tokens, then fails."""
-
-    name: ClassVar[str] = "failing"
-    title: ClassVar[str] = "Failing"
-    paper: ClassVar[str] = "none"
-    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
-    family: ClassVar[str] = "testing"
-
-    def decode(self, job: Job) -> Decoding:
-        scores = yield Forward(job.new_sequence(), job.prompt)
-        job.commit([70, 71], scores.logits[[-1, -1]])
-        raise ZeroDivisionError("the method's own error")
 
 
 # Replies
@@ -90,12 +61,12 @@ def test_a_reply_says_everything(lm: LanguageModel) -> None:
 def test_greedy_replies_are_those_of_the_model(lm: LanguageModel, method: str) -> None:
     ids = lm.tokenizer.encode("over the lazy")
     for _ in range(20):
-        ids.append(int(reference_logits(model_of(), ids)[-1].argmax()))
+        ids.append(int(reference_logits(tiny_model(), ids)[-1].argmax()))
     assert lm.generate("over the lazy", method, max_new_tokens=20).token_ids == ids[-20:]
 
 
 def test_a_stop_token_ends_and_is_not_shown() -> None:
-    wrapped = decodery.wrap(model_of(), byte_level_tokenizer())
+    wrapped = decodery.wrap(tiny_model(), byte_level_tokenizer())
     plain = wrapped.generate("the", "autoregressive", max_new_tokens=8, ignore_eos=True)
     end = plain.token_ids[4]
     wrapped.stop_ids = (end,)
@@ -128,8 +99,8 @@ def test_echo_puts_the_prompt_before_the_text(lm: LanguageModel) -> None:
 def test_log_probabilities_are_the_models_own(lm: LanguageModel, method: str) -> None:
     reply = lm.generate("the quick brown", method, max_new_tokens=9, logprobs=2, echo=True, temperature=0.7, seed=3)
     ids = [*reply.prompt_token_ids, *reply.token_ids]
-    raw = reference_logits(model_of(), ids).log_softmax(-1)
-    processed = (reference_logits(model_of(), ids) / 0.7).log_softmax(-1)
+    raw = reference_logits(tiny_model(), ids).log_softmax(-1)
+    processed = (reference_logits(tiny_model(), ids) / 0.7).log_softmax(-1)
     assert reply.logprobs is not None
     assert reply.prompt_logprobs is not None
     start = len(reply.prompt_token_ids)
@@ -329,7 +300,7 @@ def test_special_tokens_of_a_real_template_are_not_doubled() -> None:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
     )
-    wrapped = decodery.wrap(model_of(), tokenizer)
+    wrapped = decodery.wrap(tiny_model(), tokenizer)
     reply = wrapped.chat("the fox", max_new_tokens=1)
     user, end = tokenizer.convert_tokens_to_ids(["<user>", "<end>"])
     assert list(reply.prompt_token_ids) == [user, *tokenizer.encode("the fox"), end]
@@ -378,9 +349,9 @@ def test_what_methods_remember_can_be_forgotten(toy: LanguageModel) -> None:
 
 
 def test_loading_a_folder(tmp_path: Any) -> None:
-    model_of().save_pretrained(tmp_path / "mine")
+    tiny_model().save_pretrained(tmp_path / "mine")
     byte_level_tokenizer().save_pretrained(tmp_path / "mine")
-    expected = decodery.wrap(model_of(), byte_level_tokenizer()).generate("the fox", max_new_tokens=8).token_ids
+    expected = decodery.wrap(tiny_model(), byte_level_tokenizer()).generate("the fox", max_new_tokens=8).token_ids
     for fast in (False, True):
         loaded = decodery.load(tmp_path / "mine", dtype="float32", device="cpu", fast=fast)
         assert loaded.name == "mine"
@@ -396,113 +367,3 @@ def test_loading_a_folder(tmp_path: Any) -> None:
     ):
         with pytest.raises(BadSetting, match=message):
             decodery.load(tmp_path / "mine", **arguments)  # type: ignore[arg-type]
-
-
-# Streams
-
-
-def test_events_come_in_order_and_tell_the_reply(lm: LanguageModel) -> None:
-    arguments: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9, "seed": 3}
-    for method in METHODS:
-        lm.forget()
-        reply = lm.generate("jumps over", method, **arguments)
-        lm.forget()
-        events = list(lm.stream("jumps over", method, **arguments))
-        tokens = [event for event in events if isinstance(event, Token)]
-        assert [event.token_id for event in tokens] == reply.token_ids
-        assert [event.index for event in tokens] == list(range(12))
-        assert "".join(event.text for event in events if isinstance(event, Token | Finished)) == reply.text
-        assert isinstance(events[-1], Finished)
-        assert events[-1].reason == "length"
-        assert len([event for event in events if isinstance(event, Finished)]) == 1
-
-
-def test_streams_of_several_requests_interleave(lm: LanguageModel) -> None:
-    events = list(lm.stream(["the", "fox"], "autoregressive", n=2, max_new_tokens=3, temperature=1.0, seed=1))
-    requests = [event.request for event in events if isinstance(event, Token)]
-    assert requests == [0, 1, 2, 3] * 3
-    assert sorted(event.request for event in events if isinstance(event, Finished)) == [0, 1, 2, 3]
-
-
-def test_a_token_is_handed_out_before_the_next_is_scored(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = 0
-    run_pass = lm.network.run_pass
-
-    def counted(forwards: Sequence[Forward]) -> Any:
-        nonlocal passes
-        passes += 1
-        return run_pass(forwards)
-
-    monkeypatch.setattr(lm.network, "run_pass", counted)
-    stream = lm.stream("the", "autoregressive", max_new_tokens=50)
-    assert passes == 0
-    for place in range(4):
-        event = next(stream)
-        assert isinstance(event, Token)
-        assert passes == place + 1
-    stream.close()  # type: ignore[attr-defined]
-    assert passes == 4
-
-
-def test_closing_a_stream_cancels_what_runs(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[tuple[str, int]] = []
-    finish = Job.finish
-
-    def watched(job: Job, reason: str, error: Exception | None = None) -> None:
-        finish(job, reason, error)
-        ended.append((reason, len(job.new_tokens)))
-
-    monkeypatch.setattr(Job, "finish", watched)
-    stream = lm.stream(["the", "fox"], "autoregressive", max_new_tokens=50)
-    for _ in range(6):
-        next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert ended == [("cancelled", 3), ("cancelled", 3)]
-    assert lm.generate("the", max_new_tokens=2).finish_reason == "length"
-
-
-def test_the_error_of_a_request_comes_at_the_end_of_its_stream(lm: LanguageModel) -> None:
-    events: list[Event] = []
-    stream = lm.stream(["the", "fox"], [Failing(), "autoregressive"], max_new_tokens=3)
-    with pytest.raises(ZeroDivisionError):
-        events.extend(stream)
-    reasons = {event.request: event.reason for event in events if isinstance(event, Finished)}
-    assert reasons == {0: "error", 1: "length"}
-
-
-def test_a_stream_may_be_read_while_others_run(lm: LanguageModel) -> None:
-    """Another stream, and a whole request, between two events of a stream."""
-    expected = [lm.generate(text, "autoregressive", max_new_tokens=6).token_ids for text in ("the", "fox")]
-    streams = [lm.stream(text, "autoregressive", max_new_tokens=6) for text in ("the", "fox")]
-    found: list[list[int]] = [[], []]
-    for _ in range(6):
-        for place, stream in enumerate(streams):
-            event = next(stream)
-            assert isinstance(event, Token)
-            found[place].append(event.token_id)
-        assert lm.generate("fox", "autoregressive", max_new_tokens=6).token_ids == expected[1]
-    assert found == expected
-
-
-def test_a_stream_may_be_read_from_several_threads(lm: LanguageModel) -> None:
-    """A server reads each event on whatever thread is free, and closes on another; and other requests must not wait."""
-    stream = lm.stream("the", "autoregressive", max_new_tokens=6)
-    found: list[Any] = []
-
-    def on_a_thread(call: Any) -> None:
-        def guarded() -> None:
-            try:
-                found.append(call())
-            except BaseException as error:
-                found.append(error)
-
-        thread = threading.Thread(target=guarded, daemon=True)
-        thread.start()
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-
-    for _ in range(3):
-        on_a_thread(lambda: next(stream))
-    on_a_thread(lambda: lm.generate("fox", max_new_tokens=2).finish_reason)
-    on_a_thread(stream.close)  # type: ignore[attr-defined]
-    assert [type(item).__name__ for item in found] == ["Token", "Token", "Token", "str", "NoneType"]

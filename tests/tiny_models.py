@@ -60,6 +60,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "olmo2": ("Olmo2Config", {}),
 }
+LOOKALIKES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "GraniteConfig",
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1},
+    ),
+    "helium": ("HeliumConfig", {"head_dim": 8}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1, 0]}),
+}
+"""Families with the usual modules that compute something else with them."""
 _NOT_IN_GPT2 = (
     "hidden_size",
     "intermediate_size",
@@ -74,7 +83,7 @@ def make_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     """A fresh random model with a language-model head."""
     import transformers
 
-    name, own = FAMILIES[family]
+    name, own = {**FAMILIES, **LOOKALIKES}[family]
     values = {**SHARED, **own, **overrides}
     if family == "gpt2":
         values = {key: value for key, value in values.items() if key not in _NOT_IN_GPT2}

@@ -103,7 +103,7 @@ class TestRace:
         result = command("race", "Hello", "--json", "--max-new-tokens", "10", "--method", "prompt-lookup")
         value = json.loads(result.out)
         assert list(value) == [
-            "prompt", "model", "dtype", "device", "hardware", "threads", "seed", "max_new_tokens", "temperature",
+            "prompt", "model", "dtype", "device", "hardware", "threads", "versions", "seed", "max_new_tokens", "temperature",
             "runs", "speed_up", "identical", "first_difference",
         ]  # fmt: skip
         assert [run["method"] for run in value["runs"]] == ["autoregressive", "prompt-lookup"]

@@ -31,7 +31,7 @@ class Sample(Method):
     model: str = parameter("", "which model")
     pick: str = parameter("first", "which one", choices=("first", "last"))
     width: int | None = parameter(None, "how wide", low=1, auto="what fits")
-    label: str | None = parameter(None, "a label", auto="its own name")
+    label: str | None = parameter("its", "a label", auto="its own name")
 
     def decode(self, job: Any) -> Decoding:
         yield from ()
@@ -121,7 +121,7 @@ def test_specs_that_cannot_be_read(text: str) -> None:
         | st.sampled_from(["true", "None", "auto", "12", "owner/name", "smollm2-135m", "a,b", "'", '"', "\\"]),
         pick=st.sampled_from(["first", "last"]),
         width=st.none() | st.integers(1, 99),
-        label=st.none() | st.text(min_size=1),
+        label=st.none() | st.text(min_size=1) | st.sampled_from(["auto", "None"]),
     )
 )
 def test_a_spec_is_read_back_as_the_same_method(values: dict[str, Any]) -> None:
@@ -133,6 +133,8 @@ def test_a_spec_names_what_differs_from_the_defaults() -> None:
     assert Sample().spec() == "sample"
     assert Sample(length=4).spec() == "sample"
     assert Sample(length=5, width=3, eager=True).spec() == "sample(length=5, eager=True, width=3)"
+    assert Sample(label=None).spec() == "sample(label=None)"
+    assert Sample(label="None", model="3").spec() == "sample(model='3', label='None')"
     assert Sample(model="smollm2-135m").spec() == "sample(model=smollm2-135m)"
 
 
@@ -153,6 +155,7 @@ def test_a_spec_names_what_differs_from_the_defaults() -> None:
         ("width", "auto", None),
         ("width", 10**6, 10**6),
         ("label", None, None),
+        ("label", "None", "None"),
         ("label", "auto", "auto"),
     ],
 )

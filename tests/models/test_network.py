@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny_models import (
     FAMILIES,
+    LOOKALIKES,
     VOCABULARY,
     make_model,
     masked_reference,
@@ -38,6 +39,17 @@ def test_which_families_have_blocks_of_ours() -> None:
     """Where our blocks disagree with transformers they are given up, quietly; and so the tests of them would be."""
     fast = {family for family in FAMILIES if network_of(family, "either").path != "eager"}
     assert fast >= {"llama", "qwen2", "qwen2-sliding", "qwen3", "mistral"}
+
+
+@pytest.mark.parametrize("family", LOOKALIKES)
+@pytest.mark.parametrize("path", ["eager", "either"])
+def test_families_that_only_look_usual(family: str, path: str) -> None:
+    """Their modules have the usual names; what is done with them is not usual, and is left to transformers."""
+    network, ids = network_of(family, path), random_ids(20, seed=51)
+    assert network.path == "eager"
+    sequence = network.new_sequence()
+    found = [network.run([Forward(sequence, part)])[0].logits for part in (ids[:8], ids[8:])]
+    assert worst(torch.cat(found), reference_logits(shared_model(family), ids)) < BOUND
 
 
 @all_families

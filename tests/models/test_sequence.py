@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,7 +52,7 @@ def new_sequence() -> Sequence:
 def test_any_operations_equal_those_on_a_list(data: st.DataObject) -> None:
     sequence, rows, fresh = new_sequence(), [], iter(range(1, 100_000))
     others: list[tuple[Sequence, list[int]]] = []
-    for _ in range(data.draw(st.integers(1, 8), label="operations")):
+    for _ in range(data.draw(st.integers(1, 12), label="operations")):
         kind = data.draw(st.sampled_from(["append", "rewrite", "keep", "truncate", "fork"]), label="operation")
         if kind == "append":
             marks = [next(fresh) for _ in range(data.draw(st.sampled_from([1, 2, 5, 90]), label="rows"))]
@@ -78,6 +80,18 @@ def test_any_operations_equal_those_on_a_list(data: st.DataObject) -> None:
         assert len(sequence.positions) == len(rows)
     for other, marks in others:
         check(other, marks)
+
+
+def test_every_path_that_can_be_kept() -> None:
+    """All sub-sequences of the rows after every start."""
+    marks = list(range(11, 17))
+    for start in range(7):
+        for size in range(7 - start):
+            for kept in itertools.combinations(range(start, 6), size):
+                sequence = new_sequence()
+                write(sequence, list(range(6)), marks)
+                sequence.keep(kept, start)
+                check(sequence, marks[:start] + [marks[row] for row in kept])
 
 
 @pytest.mark.parametrize(

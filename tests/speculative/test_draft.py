@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,7 +53,7 @@ def test_paths_and_depths_agree(draft):
         assert len(path) == depth
         assert path[-1] == node
         assert draft.parents[path[0]] == ROOT
-        assert all(draft.parents[low] == high for high, low in zip(path, path[1:], strict=False))
+        assert all(draft.parents[low] == high for high, low in itertools.pairwise(path))
 
 
 @given(trees(), st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +65,7 @@ class TestTemplate:
 
     def test_a_larger_tree_contains_a_smaller_one(self):
         nodes = [_ranked_paths(template().truncated(size)) for size in range(1, 81)]
-        assert all(small < large for small, large in zip(nodes, nodes[1:], strict=False))
+        assert all(small < large for small, large in itertools.pairwise(nodes))
 
     def test_few_candidates_leave_a_narrow_tree(self):
         chain = template().narrowed(1)

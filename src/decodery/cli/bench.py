@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 from typer import Option
 
-from decodery.cli.console import Counter, output, print_json, print_line, print_table, write_text, writing
-from decodery.cli.machine import describe, in_words
+from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, writing
+from decodery.cli.machine import in_words
 from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
-from decodery.errors import BadInput
+
+if TYPE_CHECKING:
+    from decodery.evaluation.report import BenchmarkReport
 
 
 @with_option_groups
@@ -61,12 +62,13 @@ def bench(
     for spec in specs:
         registry.method(spec)
     specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
+    for path in (csv, out):
+        if path is not None:
+            check_writable(path)
     from decodery.evaluation.benchmark import run_benchmark
     from decodery.evaluation.questions import load_questions
 
     questions = load_questions(prompts, per_category=limit, categories=_names(categories) or None)
-    if not questions:
-        raise BadInput("there are no questions to measure on; ask for other --categories or a higher --limit.")
     lm = model.load()
     with Counter() as counter:
         report = run_benchmark(
@@ -86,14 +88,27 @@ def bench(
         with writing(csv):
             report.write_csv(csv)
     if out is not None:
-        write_text(out, json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
+        with writing(out):
+            report.write_json(out)
     if as_json:
         print_json(report.as_dict())
-        return
+    else:
+        _show(report)
+
+
+def _show(report: BenchmarkReport) -> None:
     header, *rows = report.table()
-    print_table(header, rows)
+    print_table((header[0], *(f"{column}>" for column in header[1:])), rows)
     print_line()
-    output().print(Text(in_words(describe(lm)), style="dim"), soft_wrap=True)
+    told = report.provenance
+    remarks = [
+        f"{in_words(told)}; {told['questions']} questions ({told['prompts']}), at most {told['max_new_tokens']} new "
+        f"tokens, temperature {told['temperature']:g}, batch size {told['batch_size']}.",
+        f"Plain decoding takes {report.engine_overhead:.1%} longer than its bare forwards.",
+        *report.notes,
+    ]
+    for remark in remarks:
+        output().print(Text(remark, style="dim"), soft_wrap=True)
 
 
 def split_specs(text: str) -> list[str]:

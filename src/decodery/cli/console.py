@@ -227,6 +227,15 @@ def writing(path: Path) -> Iterator[None]:
         raise BadInput(f"{path} cannot be written: {error.strerror}.") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raise BadInput where a file cannot be written, before the work whose result it is to hold."""
+    with writing(path):
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8; raises BadInput where that fails."""
     with writing(path):

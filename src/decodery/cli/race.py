@@ -213,9 +213,7 @@ def _first_difference(lanes: list[Lane]) -> int | None:
     return next((i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b), min(len(plain), len(other)))
 
 
-def _result(
-    lanes: list[Lane], prompt: str, described: dict[str, str | int], settings: dict[str, Any]
-) -> dict[str, Any]:
+def _result(lanes: list[Lane], prompt: str, described: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     difference = _first_difference(lanes)
     return {
         "prompt": prompt,
@@ -228,7 +226,7 @@ def _result(
     }
 
 
-def _summary(console: Console, lanes: list[Lane], described: dict[str, str | int], settings: dict[str, Any]) -> None:
+def _summary(console: Console, lanes: list[Lane], described: dict[str, Any], settings: dict[str, Any]) -> None:
     print_line()
     rows = []
     for lane, speed_up in zip(lanes, (1.0, _speed_up(lanes)), strict=True):

@@ -127,7 +127,9 @@ class Method(ABC):
     def spec(self) -> str:
         """The method as one writes it: its name and the parameters that differ from their defaults."""
         changed = [
-            f"{p.name}={_written(value)}" for p in self.parameters() if (value := getattr(self, p.name)) != p.default
+            f"{p.name}={_written(value, p.type)}"
+            for p in self.parameters()
+            if (value := getattr(self, p.name)) != p.default
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
@@ -218,13 +220,13 @@ def _literal(text: str, word: str) -> Any:
         return word
 
 
-def _written(value: Any) -> str:
-    """A value as `parse_spec` reads it."""
-    if value is None:
-        return "auto"
+def _written(value: Any, kind: str) -> str:
+    """A value of a parameter of this type as `parse_spec` reads it."""
+    if value is None:  # where strings are allowed, auto is one
+        return "None" if "str" in kind.split(" | ") else "auto"
     if not isinstance(value, str):
         return str(value)
-    plain = _BARE.fullmatch(value) and value.lower() != "auto" and _literal(value, value) == value
+    plain = _BARE.fullmatch(value) and _literal(value, value) == value
     return value if plain else repr(value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from decodery.engine.method import Exactness, Method
@@ -60,7 +61,7 @@ def law_parts(
     parts = [_attempt("no impossible tokens", lambda: _impossible(method, layers, seed))]
     tell("law by enumeration", 0, len(LAWS))
     for place, name in enumerate(LAWS):
-        parts.append(_attempt(f"law by enumeration, {name}", lambda name=name: _enumerated(method, layers, name, seed)))
+        parts.append(_attempt(f"law by enumeration, {name}", partial(_enumerated, method, layers, name, seed)))
         tell("law by enumeration", place + 1, len(LAWS))
     each = -(-samples // len(LAWS))
     for name in LAWS:
@@ -69,10 +70,8 @@ def law_parts(
         def progress(done: int, total: int, label: str = label) -> None:
             tell(label, done, total)
 
-        def run(name: str = name, progress: Callable[[int, int], None] = progress) -> CheckPart:
-            return _sampled(method, layers, name, each, significance / len(LAWS), seed, progress)
-
-        parts.append(_attempt(label, run))
+        experiment = partial(_sampled, method, layers, name, each, significance / len(LAWS), seed, progress)
+        parts.append(_attempt(label, experiment))
     if method.exactness is not Exactness.IDENTICAL_TO_SAMPLING:
         parts = [undecided(method.exactness, part) if part.passed is not None else part for part in parts]
     return parts

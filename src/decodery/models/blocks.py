@@ -217,6 +217,6 @@ def network_for(model: PreTrainedModel, name: str, fast: bool) -> TransformersNe
     if fast:
         try:
             return FusedNetwork(model, name)
-        except ValueError as reason:
+        except (ValueError, RuntimeError) as reason:  # RuntimeError: shapes that do not fit
             log.info("%s runs on transformers' own modules: %s", name, reason)
     return TransformersNetwork(model, name)

@@ -54,7 +54,8 @@ def _continuation(job: Job, tokens: Sequence[int], length: int) -> list[int]:
     """What plain decoding commits next, sampling included: its draws have addresses, so they can be foreseen."""
     network = job.host.network
     sequence = network.new_sequence()
-    fed, path = list(tokens), []
+    fed = list(tokens)
+    path: list[int] = []
     for _ in range(length):
         # The class's own method: a look ahead is no forward of the request, and those who watch forwards must not see it.
         [scores] = type(network).run_pass(network, [Forward(sequence, fed, logits=Rows.LAST)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+Outcome = TypeVar("Outcome", bound=Hashable)
 LEAST_EXPECTED = 5.0
 """Cells of the chi-square statistic expect at least this many counts; rarer outcomes share a cell."""
 
@@ -28,7 +30,7 @@ class GoodnessOfFit:
     impossible: int
 
 
-def goodness_of_fit(counts: Mapping[Hashable, int], law: Mapping[Hashable, float]) -> GoodnessOfFit:
+def goodness_of_fit(counts: Mapping[Outcome, int], law: Mapping[Outcome, float]) -> GoodnessOfFit:
     """Test counts of outcomes against their law (probabilities that sum to 1)."""
     from scipy.stats import chi2
 
@@ -53,11 +55,9 @@ def goodness_of_fit(counts: Mapping[Hashable, int], law: Mapping[Hashable, float
     distance = math.fsum(abs(counts.get(o, 0) / samples - law.get(o, 0.0)) for o in outcomes) / 2
     # The mean absolute deviation of a binomial share is close to sqrt(2 p (1 - p) / (pi n)).
     noise = math.fsum(math.sqrt(2 * p * (1 - p) / (math.pi * samples)) for p in law.values()) / 2
-    return GoodnessOfFit(
-        samples, statistic, degrees, 0.0 if impossible else p_value, distance, noise, impossible
-    )
+    return GoodnessOfFit(samples, statistic, degrees, 0.0 if impossible else p_value, distance, noise, impossible)
 
 
-def total_variation(first: Mapping[Hashable, float], second: Mapping[Hashable, float]) -> float:
+def total_variation(first: Mapping[Outcome, float], second: Mapping[Outcome, float]) -> float:
     """Half the sum of absolute differences of two laws."""
     return math.fsum(abs(first.get(o, 0.0) - second.get(o, 0.0)) for o in {*first, *second}) / 2

@@ -143,5 +143,5 @@ def toy_language_model(
     printable = torch.zeros(len(tokenizer), dtype=torch.bool)
     printable[[10, *range(32, 127), tokenizer.eos_token_id]] = True
     model.lm_head.weight.data[~printable] *= 0.25
-    network = TransformersNetwork(model.to(dtype), f"toy-{seed}")
+    network = TransformersNetwork(model.to(dtype), f"toy-{seed}")  # type: ignore[arg-type]
     return SmallLanguageModel(network, tokenizer, [tokenizer.eos_token_id])

@@ -9,12 +9,14 @@ second, and every wrong mask, position or rollback is an error or another text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from decodery.engine.events import Finished, Token
+from decodery.engine.events import Event, Finished, Token
+from decodery.engine.job import Job
 from decodery.engine.method import Exactness, Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
@@ -118,9 +120,12 @@ class MethodLaws:
                 assert reply.token_ids == whole.token_ids[: place + 1], _differ(method, prompt, reply, whole)
                 assert reply.finish_reason == "stop"
                 assert reply.text == whole.text[:place], "the stop token is not part of the text"
-                assert lm.generate(
-                    prompt, method=method, max_new_tokens=24, stop_token_ids=[token], min_new_tokens=place
-                ).token_ids == reply.token_ids, f"{_name(method)}: min_new_tokens={place} changed what was long enough"
+                assert (
+                    lm.generate(
+                        prompt, method=method, max_new_tokens=24, stop_token_ids=[token], min_new_tokens=place
+                    ).token_ids
+                    == reply.token_ids
+                ), f"{_name(method)}: min_new_tokens={place} changed what was long enough"
 
     def test_a_stop_string_ends_the_output_wherever_it_comes(self) -> None:
         for method, lm, prompt, whole in self._runs():
@@ -192,9 +197,8 @@ class MethodLaws:
             assert one.finish_reason == "cancelled"
             assert len(one.new_tokens) < 20
             assert two.new_tokens == alone.token_ids, f"{_name(method)}: cancelling one request changed another"
-            stream = lm.stream(second, method=method, max_new_tokens=20)
-            next(stream)
-            stream.close()
+            with closing(cast("Generator[Event]", lm.stream(second, method=method, max_new_tokens=20))) as stream:
+                next(stream)
             assert lm.generate(second, method=method, max_new_tokens=20).token_ids == alone.token_ids
 
     def test_log_probabilities_are_the_target_s(self) -> None:
@@ -255,19 +259,7 @@ class DrafterLaws(MethodLaws):
             for seed, prompt in enumerate(self.prompts(20)):
                 settings = Settings(max_new_tokens=24, temperature=float(seed % 2), seed=seed)
                 job, chosen = new_job(lm, method, prompt, settings)
-
-                def watch(forward: Forward, tokens: list[int] = job.tokens, name: str = _name(method)) -> None:
-                    if len(forward.layers.indices(lm.network.layers)) < lm.network.layers:
-                        return  # a pass through some of the layers is a drafter's
-                    cached = forward.sequence.length
-                    fed = [int(token) for token in forward.tokens]
-                    text = [*forward.sequence.tokens, *fed]
-                    common = min(len(text), len(tokens))
-                    assert text[:common] == tokens[:common], f"{name}: the cache holds other tokens than the text"
-                    assert cached < len(tokens), f"{name}: {cached} rows are cached of {len(tokens)} tokens"
-                    assert forward.sequence.positions == list(range(cached)), f"{name}: positions have gaps"
-
-                with watched(lm.network, watch):
+                with watched(lm.network, _Follower(job, _name(method))):
                     finished(job, chosen)
 
     def test_no_draft_reaches_beyond_the_last_token(self) -> None:
@@ -293,6 +285,24 @@ class DrafterLaws(MethodLaws):
                 assert all(depth < remaining for depth, remaining in drafted), f"{_name(method)} drafts too far"
 
 
+class _Follower:
+    """Holds every forward of a job's target against what the job has committed."""
+
+    def __init__(self, job: Job, name: str):
+        self._job, self._name = job, name
+
+    def __call__(self, forward: Forward) -> None:
+        layers = self._job.host.network.layers
+        if len(forward.layers.indices(layers)) < layers:
+            return  # a pass through some of the layers is a drafter's
+        name, tokens, cached = self._name, self._job.tokens, forward.sequence.length
+        text = [*forward.sequence.tokens, *(int(token) for token in forward.tokens)]
+        common = min(len(text), len(tokens))
+        assert text[:common] == tokens[:common], f"{name}: the cache holds other tokens than the text"
+        assert cached < len(tokens), f"{name}: {cached} rows are cached of {len(tokens)} tokens"
+        assert forward.sequence.positions == list(range(cached)), f"{name}: positions have gaps"
+
+
 def _name(method: str | Method) -> str:
     return as_method(method).spec()
 
@@ -302,6 +312,4 @@ def _differ(method: str | Method, prompt: list[int], reply: Reply, expected: Rep
         (i for i, (a, b) in enumerate(zip(reply.token_ids, expected.token_ids, strict=False)) if a != b),
         min(len(reply.token_ids), len(expected.token_ids)),
     )
-    return (
-        f"{_name(method)} after {prompt}: {reply.token_ids} instead of {expected.token_ids} (they part at token {place})"
-    )
+    return f"{_name(method)} after {prompt}: {reply.token_ids} instead of {expected.token_ids} (they part at token {place})"

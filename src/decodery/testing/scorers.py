@@ -25,7 +25,9 @@ Prefix = tuple[int, ...]
 """The tokens up to and including a row's own, from position 0 on."""
 
 
-def visible_prefixes(forward: Forward, rows: Listing[int], memory: int | None = None, causal: bool = True) -> list[Prefix]:
+def visible_prefixes(
+    forward: Forward, rows: Listing[int], memory: int | None = None, causal: bool = True
+) -> list[Prefix]:
     """The tokens that each of `rows` sees, by position; with `memory` only the last so many.
 
     causal: assert, for every row of the forward, that it sees exactly the positions 0, 1, … up to its own, which is what
@@ -108,7 +110,7 @@ class PrefixScorer(Scorer):
         for forward in forwards:
             if forward.slots is not Slots.NOWHERE:
                 forward.sequence.write(forward.written_slots(), list(forward.tokens), forward.row_positions())
-        return [Scores(rows) for rows in logits.split(sizes)]
+        return [Scores(rows) for rows in torch.split(logits, sizes)]
 
 
 class ScriptedScorer(PrefixScorer):

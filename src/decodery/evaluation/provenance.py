@@ -1,0 +1,52 @@
+"""Where a number comes from: model, machine, versions, command. Stands beside every table."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decodery._version import __version__
+from decodery.language_model import LanguageModel
+
+
+def provenance(lm: LanguageModel) -> dict[str, Any]:
+    """What a measurement with `lm` ran on, for JSON."""
+    network = lm.network
+    device = torch.device(getattr(network, "device", "cpu"))
+    model = getattr(network, "model", None)
+    return {
+        "model": lm.name,
+        "parameters": sum(weight.numel() for weight in model.parameters()) if model is not None else None,
+        "dtype": str(getattr(network, "dtype", torch.float32)).removeprefix("torch."),
+        "path": getattr(network, "path", ""),
+        "device": str(device),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "decodery": __version__,
+            "torch": torch.__version__,
+            "transformers": importlib.metadata.version("transformers"),
+            "python": platform.python_version(),
+        },
+        "system": f"{platform.system()} {platform.machine()}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def processor() -> str:
+    """The model name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

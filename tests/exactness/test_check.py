@@ -1,0 +1,201 @@
+"""`check_method`: it passes what is sound and refutes what is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from decodery.engine.autoregressive import Autoregressive
+from decodery.engine.method import Exactness
+from decodery.engine.registry import names
+from decodery.errors import BadSetting, MethodUnavailable, Refused
+from decodery.evaluation.check import check_method
+from decodery.models.forward import Forward, Rows
+from decodery.testing import (
+    SmallLanguageModel,
+    planted_faults,
+    random_draft,
+    scripted_language_model,
+    story_scorer,
+    toy_language_model,
+)
+
+QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 1600}
+
+
+def _model() -> SmallLanguageModel:
+    return scripted_language_model(story_scorer(), drafter=story_scorer(surprise=0.5, name="other"))
+
+
+@pytest.mark.parametrize("method", [*names(), "token-recycling(nodes=5)", random_draft(5)], ids=str)
+def test_an_honest_method_passes(method):
+    report = check_method(_model(), method, **QUICK)
+    assert report.passed, [part for part in report.parts if part.passed is False]
+    assert all(part.passed for part in report.parts), "every part has a verdict"
+    assert report.exactness == "identical-to-sampling"
+
+
+@pytest.mark.parametrize("fault", planted_faults(), ids=lambda fault: fault.name)
+def test_a_planted_fault_is_caught(fault):
+    report = check_method(_model(), fault, **QUICK)
+    assert not report.passed
+    refuted = {part.name.split(",")[0] for part in report.parts if part.passed is False}
+    expected = {
+        "fault-greedy-accepts-all": "greedy identity",
+        "fault-accepts-impossible": "no impossible tokens",
+        "fault-shared-noise": "law by sampling",
+    }
+    assert expected.get(fault.name, "law by enumeration") in refuted
+
+
+def test_the_report_is_json():
+    report = check_method(_model(), "prompt-lookup(length=3)", **QUICK)
+    told = json.loads(json.dumps(report.as_dict()))
+    assert told["method"] == "prompt-lookup(length=3)"
+    assert told["passed"] is True
+    sampled = [part for part in told["parts"] if part["name"].startswith("law by sampling")]
+    assert sum(part["samples"] for part in sampled) == 1600
+    assert all(part["significance"] == pytest.approx(0.001 / 4) for part in sampled)
+    assert all(0 < part["expected_total_variation"] < 0.2 for part in sampled)
+
+
+def test_progress_is_told():
+    told: dict[str, tuple[int, int]] = {}
+    check_method(
+        _model(), "prompt-lookup", **QUICK, on_progress=lambda label, done, total: told.update({label: (done, total)})
+    )
+    assert told["greedy identity, cold"] == (3, 3)
+    assert told["law by enumeration"] == (4, 4)
+    assert told["law by sampling, top-p 0.9"] == (400, 400)
+    assert all(done == total for done, total in told.values())
+
+
+def test_on_a_network_with_the_shipped_prompts():
+    report = check_method(toy_language_model(seed=1), "token-recycling", prompts=4, max_new_tokens=12, samples=400)
+    assert report.passed
+    assert report.parts[0].numbers["prompts"] == 4
+    assert report.parts[0].numbers["dtype"] == "float32"
+
+
+def test_other_dtypes_get_no_verdict_on_identity():
+    lm = toy_language_model(seed=1, dtype=torch.bfloat16)
+    report = check_method(lm, "prompt-lookup", prompts=["abab"], max_new_tokens=12, samples=400)
+    assert report.passed
+    assert report.parts[0].passed is None
+    assert "float32 only" in report.parts[0].detail
+
+
+@dataclass(frozen=True)
+class _SecondBest(Autoregressive):
+    """Takes the second-highest score at the seventh token."""
+
+    name: ClassVar[str] = "second-best"
+
+    def decode(self, job):
+        sequence = job.new_sequence()
+        pending = list(job.tokens)
+        while True:
+            scores = yield Forward(sequence, pending, logits=Rows.LAST)
+            token = job.draw(scores.logits[0])
+            if len(job.new_tokens) == 6 and job.law.greedy:
+                token = int(scores.logits[0].topk(2).indices[1])
+            if job.commit([token], scores.logits):
+                return
+            pending = [token]
+
+
+@dataclass(frozen=True)
+class _Approximate(_SecondBest):
+    """The same, and it says so."""
+
+    name: ClassVar[str] = "approximate"
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+
+@dataclass(frozen=True)
+class _GreedyOnly(Autoregressive):
+    """Promises nothing of sampled output, and indeed draws from another law."""
+
+    name: ClassVar[str] = "greedy-only"
+    exactness: ClassVar[Exactness] = Exactness.GREEDY_IDENTICAL
+
+    def decode(self, job):
+        sequence = job.new_sequence()
+        pending = list(job.tokens)
+        while True:
+            scores = yield Forward(sequence, pending, logits=Rows.LAST)
+            token = job.draw(scores.logits[0] * (1 if job.law.greedy else 3))
+            if job.commit([token], scores.logits):
+                return
+            pending = [token]
+
+
+@dataclass(frozen=True)
+class _Picky(Autoregressive):
+    name: ClassVar[str] = "picky"
+    refuses: ClassVar[dict[str, str]] = {"temperature": "it is for greedy decoding."}
+
+
+def test_a_difference_is_located():
+    report = check_method(_model(), _SecondBest(), **QUICK)
+    [cold] = [part for part in report.parts if part.name == "greedy identity, cold"]
+    assert cold.passed is False
+    first = cold.numbers["differences"][0]
+    assert first["token"] == 6
+    assert first["top_2_gap"] > 1e-3
+    assert "at token 6" in cold.detail
+
+
+def test_a_tie_up_to_rounding_is_no_difference():
+    """Two scores as close as float32 leaves them: either may win."""
+    scorer = story_scorer()
+    inner = scorer.score
+
+    def tied(prefixes, whole):
+        rows = inner(prefixes, whole)
+        top = rows.topk(2).indices
+        return rows.scatter(1, top[:, 1:], rows.gather(1, top[:, :1]) - 1e-6)
+
+    scorer.score = tied
+    report = check_method(scripted_language_model(scorer), _SecondBest(), **QUICK)
+    cold = report.parts[0]
+    assert cold.passed is True
+    assert cold.numbers["identical"] == 0
+    assert "tie up to rounding" in cold.detail
+
+
+def test_methods_that_promise_less_get_numbers_instead_of_verdicts():
+    report = check_method(_model(), _Approximate(), **QUICK)
+    assert report.passed
+    assert {part.passed for part in report.parts} == {None}
+    assert report.parts[0].numbers["identical"] == 0
+    report = check_method(_model(), _GreedyOnly(), **QUICK)
+    assert report.passed
+    assert report.parts[0].passed is True
+    distances = [part.numbers["total_variation"] for part in report.parts if part.name.startswith("law by enumeration")]
+    assert min(distances) > 0.01
+    assert all(part.passed is None for part in report.parts if part.name.startswith("law by"))
+
+
+def test_what_a_method_refuses_is_not_held_against_it():
+    report = check_method(_model(), _Picky(), **QUICK)
+    assert report.passed
+    assert all(part.passed is None for part in report.parts if part.name.startswith("law by"))
+    assert any("greedy decoding" in part.detail for part in report.parts)
+
+
+def test_what_cannot_run_at_all_is_an_error():
+    lm = scripted_language_model(story_scorer())
+    with pytest.raises(MethodUnavailable):
+        check_method(lm, "draft-model(layers=9)", **QUICK)
+    with pytest.raises(BadSetting, match="samples"):
+        check_method(lm, "autoregressive", samples=3)
+    with pytest.raises(BadSetting, match="significance"):
+        check_method(lm, "autoregressive", significance=2.0)
+    with pytest.raises(BadSetting, match="prompts"):
+        check_method(lm, "autoregressive", prompts=0)
+    assert issubclass(Refused, Exception)
