@@ -15,6 +15,7 @@ from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, TokenLogprobs
 from decodery.engine.job import Job
 from decodery.engine.method import Exactness, Method, refusal
+from decodery.engine.registry import DEFAULT_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("decodery")
-DEFAULT_METHOD = "token-recycling"
-"""What decodes where no method is named: lossless, needs nothing, and fast."""
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -248,7 +247,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             if not prompt:
                 raise BadPrompt("the prompt is empty; give at least one character.")
-            ids = list(self.tokenizer.encode(prompt))
+            ids = self._encode(prompt)
         elif isinstance(prompt, torch.Tensor):
             if (
                 prompt.is_floating_point()
@@ -267,7 +266,7 @@ class LanguageModel:
             and not isinstance(prompt, bytes | bytearray)
             and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt)
         ):
-            ids = list(prompt)
+            ids = list(cast(Sequence[int], prompt))
         else:
             raise BadPrompt(
                 "a prompt is a string, a list of messages with role and content, or a list of token ids, "
@@ -282,6 +281,15 @@ class LanguageModel:
             )
         return ids
 
+    def _encode(self, text: str, **arguments: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadPrompt(
+                f"the prompt is not valid Unicode: half a surrogate pair at character {error.start}."
+            ) from None
+        return list(self.tokenizer.encode(text, **arguments))
+
     def _template(self, messages: Sequence[Message]) -> list[int]:
         for message in messages:
             if set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
@@ -292,7 +300,7 @@ class LanguageModel:
             text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template raises what it likes where it does not know a role
             raise BadPrompt(f"the chat template of {self.name} refuses this conversation: {error}.") from error
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._encode(text, add_special_tokens=False)
 
     def _reply(self, job: Job, method: Method) -> Reply:
         settings = job.settings

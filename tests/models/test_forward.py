@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodery.models.forward import ALL_LAYERS, Attend, Forward, Layers, Rows, Slots, aligned_slots, tree_mask
+from decodery.models.forward import ALL_LAYERS, Attend, Forward, Layers, Rows, Slots, tree_mask
 from decodery.models.sequence import NoCache, Sequence
 
 VOCABULARY, LAYERS, HIDDEN = 10, 4, 6
@@ -145,34 +145,6 @@ def test_a_tree_mask_with_rows_of_its_own_choice(data: st.DataObject) -> None:
     columns = [*range(first), *slots]
     assert torch.equal(placed[:, columns], plain)
     assert int(placed.sum()) == int(plain.sum())
-
-
-@given(st.data())
-def test_aligned_rows_stand_where_they_would_stand_alone(data: st.DataObject) -> None:
-    first, period = data.draw(st.integers(0, 90), label="first"), data.draw(st.sampled_from([1, 4, 8]), label="period")
-    block = period * data.draw(st.integers(1, 6), label="periods in a block")
-    count = data.draw(st.integers(1, 14), label="nodes")
-    parents = [data.draw(st.integers(-1, node - 1), label="parent") for node in range(count)]
-    slots = aligned_slots(first, parents, period, block)
-    assert len(set(slots.values())) == len(slots)
-    depths: list[int] = []
-    for node, parent in enumerate(parents):
-        depths.append(depths[parent] + 1 if parent >= 0 else 0)
-        if node not in slots:
-            continue
-        place = first + depths[node]  # of the node if its path were alone
-        assert slots[node] >= place
-        assert slots[node] % period == place % period
-        assert slots[node] // block == place // block
-        if parent >= 0:
-            assert parent in slots
-            assert slots[node] > slots[parent]
-
-
-@pytest.mark.parametrize("length", [1, 3, 8])
-def test_an_aligned_chain_is_appended(length: int) -> None:
-    slots = aligned_slots(5, list(range(-1, length - 1)), 8, 64)
-    assert slots == {node: 5 + node for node in range(length)}
 
 
 # Refusals

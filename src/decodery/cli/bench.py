@@ -100,11 +100,11 @@ def _show(report: BenchmarkReport) -> None:
     header, *rows = report.table()
     print_table((header[0], *(f"{column}>" for column in header[1:])), rows)
     print_line()
-    told = report.provenance
+    told, overhead = report.provenance, report.engine_overhead
     remarks = [
         f"{in_words(told)}; {told['questions']} questions ({told['prompts']}), at most {told['max_new_tokens']} new "
         f"tokens, temperature {told['temperature']:g}, batch size {told['batch_size']}.",
-        f"Plain decoding takes {report.engine_overhead:.1%} longer than its bare forwards.",
+        f"Plain decoding takes {abs(overhead):.1%} {'longer' if overhead >= 0 else 'less time'} than its bare forwards.",
         *report.notes,
     ]
     for remark in remarks:

@@ -190,10 +190,9 @@ def check_early(method: str | None, settings: dict[str, Any]) -> str:
     if method is not None:
         registry.method(method)
     from decodery.engine.settings import Settings
-    from decodery.language_model import DEFAULT_METHOD
 
     Settings.of(settings, ANY_VOCABULARY)
-    return DEFAULT_METHOD if method is None else method
+    return registry.DEFAULT_METHOD if method is None else method
 
 
 def with_seed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ BUILT_IN = {
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
+DEFAULT_METHOD = "token-recycling"
+"""What decodes where no method is named: lossless, needs nothing, and fast."""
 ENTRY_POINTS = "decodery.methods"
 """The entry-point group in which other packages declare methods: name -> "module:Class"."""
 
@@ -180,3 +182,12 @@ def methods() -> list[MethodInfo]:
         except MethodUnavailable as error:
             log.warning("%s", error)
     return entries
+
+
+def markdown_table() -> str:
+    """All methods as a Markdown table, for the README and the documentation; a test keeps both up to date."""
+    rows = ["| method | what it is | guarantee | needs | source |", "|---|---|---|---|---|"]
+    for entry in methods():
+        needs = "; ".join(entry.needs) or "nothing"
+        rows.append(f"| `{entry.name}` | {entry.title} | {entry.exactness} | {needs} | {entry.paper} |")
+    return "\n".join(rows)

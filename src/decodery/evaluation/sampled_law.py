@@ -17,8 +17,7 @@ from decodery.engine.settings import Settings
 from decodery.errors import BadInput, BadParameter, MethodUnavailable, Refused
 from decodery.evaluation.check import CheckPart, Progress, undecided
 from decodery.language_model import LanguageModel
-from decodery.sampling.law import Law
-from decodery.testing.faults import EdgeNoise
+from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model
 from decodery.testing.outputs import exact_outputs, finished, new_job, sampled_outputs
@@ -58,7 +57,7 @@ def law_parts(
 ) -> list[CheckPart]:
     """The experiments on tabular models. lm: only its number of layers is used, for methods that name some."""
     layers = max(3, lm.network.layers)
-    parts = [_attempt("no impossible tokens", lambda: _impossible(method, layers, seed))]
+    parts = [_attempt("no impossible tokens", partial(_impossible, method, layers))]
     tell("law by enumeration", 0, len(LAWS))
     for place, name in enumerate(LAWS):
         parts.append(_attempt(f"law by enumeration, {name}", partial(_enumerated, method, layers, name, seed)))
@@ -148,30 +147,7 @@ def _sampled(
     return CheckPart("", fit.p_value >= significance, said, numbers)
 
 
-def _impossible(method: Method, layers: int, seed: int) -> CheckPart:
-    """Requests whose every random number is 0, or the largest below 1: here strict and lax comparisons differ."""
-
-    def forbidding(prefix: tuple[int, ...]) -> list[float]:
-        law = TabularScorer(SAMPLED, order=None, seed=len(prefix)).law(prefix)
-        law[0] = law[SAMPLED - 1] = 0  # what a draw at either end of the unit interval hits first
-        return (law / law.sum()).tolist()
-
-    scorer = TabularScorer(SAMPLED, order=None, given=forbidding, layers=layers)
-    lm = scripted_language_model(scorer, drafter=scorer.blurred())
-    committed = bad = 0
-    for number in (0.0, 1.0 - 2.0**-53):
-        for settings in (
-            Settings(temperature=1.0, max_new_tokens=8, seed=seed),
-            Settings(temperature=0.7, top_k=2, max_new_tokens=8, seed=seed),
-        ):
-            prompt = _prompt(SAMPLED)
-            job, chosen = new_job(lm, method, prompt, settings)
-            job.noise = EdgeNoise(number)
-            tokens = finished(job, chosen).new_tokens
-            law = Law(settings, prompt)
-            for place, token in enumerate(tokens):
-                row = scorer.score([(*prompt, *tokens[:place])], True)[0]
-                committed += 1
-                bad += float(law.log_probabilities(row, tokens[:place])[token]) == float("-inf")
+def _impossible(method: Method, layers: int) -> CheckPart:
+    bad, committed = impossible_tokens(method, layers)
     said = f"{bad} of {committed} tokens have probability 0 where every random number is the smallest or the largest"
     return CheckPart("", bad == 0, said, {"tokens": committed, "impossible": bad})

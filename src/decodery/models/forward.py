@@ -227,29 +227,3 @@ def tree_mask(cached: int, pending: int, parents: Listing[int], slots: Listing[i
             below[node] = below[parent]
         below[node, slot] = True
     return mask
-
-
-def aligned_slots(first: int, parents: Listing[int], period: int, block: int) -> dict[int, int]:
-    """Cache rows for the nodes of a tree such that each stands where it would stand alone, up to multiples of `period`.
-
-    first: the row that the first node of a chain would take. Along every path the rows ascend, and the node at depth d
-    has row first + d - 1 modulo `period`, within the same `block` of rows as that one; so sums over a node's visible
-    rows are grouped as they are in plain decoding, and come out the same to the last bit. Nodes for which a block has
-    no such row left are missing from the answer, with all that hangs on them.
-    """
-    lanes: dict[int, int] = {}
-    depths: dict[int, int] = {}
-    slots: dict[int, int] = {}
-    taken: set[tuple[int, int]] = set()
-    for node, parent in enumerate(parents):
-        if parent >= 0 and parent not in slots:
-            continue
-        depth = depths[parent] + 1 if parent >= 0 else 0
-        lane = lanes[parent] if parent >= 0 else 0
-        while (lane, depth) in taken:
-            lane += 1
-        slot = first + depth + period * lane
-        if depth < period and slot // block == (first + depth) // block:
-            taken.add((lane, depth))
-            lanes[node], depths[node], slots[node] = lane, depth, slot
-    return slots

@@ -41,14 +41,13 @@ def pass_key(forward: Forward) -> PassKey:
 class Stability:
     """When the scores of a row are the same, bit for bit, whatever else is scored with it.
 
-    They are in passes of at most `rows` rows, if the cache rows that it sees keep their places modulo `columns` and
-    within blocks of `block`. Rounding makes this matter in bfloat16: a draft that is verified in such passes gives the very output of plain
-    decoding.
+    They are in passes of at most `rows` rows, for rows that see all cache rows up to their own: attention ranges over a
+    multiple of `columns` columns to that end. In bfloat16 rounding makes this matter: a chain that is verified in such
+    passes gives the very output of plain decoding, and a tree, whose nodes skip each other's rows, nearly always.
     """
 
     rows: int
     columns: int
-    block: int
 
 
 class Scorer(ABC):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from decodery.engine.method import Decoding, Method
-from decodery.models.forward import Attend, Forward, aligned_slots, tree_mask
+from decodery.models.forward import Attend, Forward, tree_mask
 from decodery.speculative.budget import Acceptance, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
 
@@ -112,17 +112,13 @@ def speculate(
             draft = worthwhile(proposed, acceptance, cost, len(pending), most, job.company)
         # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
         start = sequence.length + len(pending)
-        slots: Sequence[int] = range(start, start + len(draft))
-        if stability is not None and adaptive and not draft.is_chain:
-            placed = aligned_slots(start, draft.parents, stability.columns, stability.block)
-            draft, slots = draft.select(list(placed)), list(placed.values())
         job.drafted(draft.tokens, draft.parents)
-        scores: Scores = yield _ask(sequence, pending, draft, slots, drafter.taps)
+        scores: Scores = yield _ask(sequence, pending, draft, drafter.taps)
         # 4. Verify on the processed law of each node's own prefix.
         verifier = verifier_of(draft, job.law.greedy)
         verdict = verifier.verify(draft, ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
-        sequence.keep([slots[node] for node in verdict.path], start)
+        sequence.keep([start + node for node in verdict.path], start)
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
         rows = scores.logits[[0, *(node + 1 for node in verdict.path)]]
         # 6. Learn, then commit. The committed tokens are copied, since the drafter may keep what it is shown.
@@ -135,22 +131,17 @@ def speculate(
             return
 
 
-def _ask(
-    sequence: CachedSequence, pending: Sequence[int], draft: Draft, slots: Sequence[int], taps: tuple[int, ...]
-) -> Forward:
+def _ask(sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...]) -> Forward:
     """Score the pending tokens and the draft; logits of the last pending token and of every node."""
     tokens = [*pending, *draft.tokens]
     last = len(pending) - 1
     logits = range(last, len(tokens))
-    if draft.is_chain and isinstance(slots, range):
+    if draft.is_chain:
         return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits)
-    cached, position = sequence.length, sequence.next_position
+    position = sequence.next_position
     positions = [*range(position, position + len(pending)), *(position + last + depth for depth in draft.depths())]
-    mask = tree_mask(cached, len(pending), draft.parents, slots)
-    if isinstance(slots, range):
-        return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
-    places = [*range(cached, cached + len(pending)), *slots]
-    return Forward(sequence, tokens, positions, mask, places, taps=taps, logits=logits)
+    mask = tree_mask(sequence.length, len(pending), draft.parents)
+    return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
 
 
 class ProcessedLaws:

@@ -7,9 +7,10 @@ from decodery.testing.drafters import adversarial_draft as adversarial_draft
 from decodery.testing.drafters import drafting_method as drafting_method
 from decodery.testing.drafters import oracle_draft as oracle_draft
 from decodery.testing.drafters import random_draft as random_draft
+from decodery.testing.edges import EdgeNoise as EdgeNoise
+from decodery.testing.edges import impossible_tokens as impossible_tokens
 from decodery.testing.enumeration import ScriptedChance as ScriptedChance
 from decodery.testing.enumeration import enumerate_outcomes as enumerate_outcomes
-from decodery.testing.faults import EdgeNoise as EdgeNoise
 from decodery.testing.faults import planted_faults as planted_faults
 from decodery.testing.goodness import GoodnessOfFit as GoodnessOfFit
 from decodery.testing.goodness import goodness_of_fit as goodness_of_fit

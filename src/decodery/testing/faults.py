@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from decodery.engine.job import Job
@@ -300,17 +299,3 @@ def planted_faults() -> Sequence[Method]:
         MatchThenDraw(),
         GreedyAcceptsAll(),
     )
-
-
-class EdgeNoise(Noise):
-    """Noise whose every number is the same: 0, or the largest below 1. What must never happen, does not even here."""
-
-    def __init__(self, value: float):
-        super().__init__(0)
-        self.value = value
-
-    def uniform(self, position: int, stage: Stage, index: int = 0) -> float:
-        return self.value
-
-    def uniforms(self, count: int, position: int, stage: Stage, index: int = 0) -> Tensor:
-        return torch.full((count,), self.value, dtype=torch.float64)

@@ -23,6 +23,7 @@ from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.language_model import LanguageModel, Reply
 from decodery.models.forward import Forward
+from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model
 from decodery.testing.outputs import exact_outputs, finished, new_job, sampled_outputs, watched
@@ -102,6 +103,11 @@ class MethodLaws:
             counts = sampled_outputs(lm, method, [0, 1, 2], settings, self.samples)
             fit = goodness_of_fit(counts, scorer.joint([0, 1, 2], 3, settings))
             assert fit.p_value > FALSE_ALARM, f"{_name(method)}: {fit}"
+
+    def test_what_is_impossible_does_not_happen_at_the_edges_of_the_unit_interval(self) -> None:
+        for method in self._sampling():
+            impossible, committed = impossible_tokens(method)
+            assert impossible == 0, f"{_name(method)}: {impossible} of {committed} tokens have probability 0"
 
     # Where outputs end
 
