@@ -165,6 +165,7 @@ def _compare(
         "differences": differences,
     }
     said = f"{numbers['identical']} of {len(prompts)} outputs identical, {tokens} tokens"
+    said += f" at {numbers['acceptance_length']:.2f} per round"
     for difference in differences[:1]:
         said += (
             f"; the first to differ is prompt {difference['prompt']} at token {difference['token']}, where the two highest "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -17,7 +18,7 @@ from decodery.language_model import LanguageModel
 
 
 def provenance(lm: LanguageModel) -> dict[str, Any]:
-    """What a measurement with `lm` ran on, for JSON."""
+    """What a measurement with `lm` ran on, for JSON. load: processes that ran beside it, on average of the last minute."""
     network = lm.network
     device = torch.device(getattr(network, "device", "cpu"))
     model = getattr(network, "model", None)
@@ -29,6 +30,7 @@ def provenance(lm: LanguageModel) -> dict[str, Any]:
         "device": str(device),
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": {
             "decodery": __version__,
             "torch": torch.__version__,

@@ -55,9 +55,7 @@ def load_questions(
             raise BadInput(f"the questions {name} cannot be read: {error.strerror or error}.") from None
         except UnicodeDecodeError as error:
             raise BadInput(f"the questions {name} are not UTF-8 text (byte {error.start}).") from None
-    questions = [
-        _question(name, number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()
-    ]
+    questions = [_question(name, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not questions:
         raise BadInput(f"the questions {name} are empty; each line is a JSON object with category and turns.")
     if categories is not None:

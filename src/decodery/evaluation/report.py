@@ -212,9 +212,14 @@ class BenchmarkReport:
             f"{told['model']} in {told['dtype']} on {told['hardware']}, {told['threads']} threads; "
             f"{told['questions']} questions ({told['prompts']}), at most {told['max_new_tokens']} new tokens, "
             f"temperature {told['temperature']:g}, batch size {told['batch_size']}, {told['repeats']} repeats; "
-            f"{told['date'][:10]}. Plain decoding takes {self.engine_overhead:.1%} longer than its bare forwards.",
+            f"{told['date'][:10]}. {self._overhead()}",
         ]
         return "\n".join([*text, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+    def _overhead(self) -> str:
+        if self.engine_overhead < 0:  # possible only where the machine was busier during the bare forwards
+            return "What the engine costs beside the forwards is lost in the noise of this machine."
+        return f"Plain decoding takes {self.engine_overhead:.1%} longer than its bare forwards."
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
