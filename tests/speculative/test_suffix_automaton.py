@@ -16,7 +16,11 @@ texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
 class TestSuffixAutomatonLookup(DrafterLaws):
-    methods = ("suffix-automaton", "suffix-automaton(length=3, alpha=0, adapt=False)")
+    methods = (
+        "suffix-automaton",
+        "suffix-automaton(length=3, alpha=0, adapt=False)",
+        "suffix-automaton(auxiliary=token-recycling, threshold=2)",
+    )
     samples = 1000
 
 
@@ -125,3 +129,13 @@ class TestCorpus:
         broken.write_bytes(b"ab\xff")
         with pytest.raises(BadInput, match="not UTF-8"):
             lm.generate("a", method=f"suffix-automaton(corpus={str(broken)!r})")
+
+
+def test_the_auxiliary_drafts_where_no_long_match_is_found():
+    host = scripted_language_model(story_scorer())
+    prompt = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4]
+    copying = host.generate(prompt, "suffix-automaton(auxiliary=token-recycling, threshold=64)", max_new_tokens=40)
+    recycled = host.generate(prompt, "token-recycling", max_new_tokens=40, session="other")
+    # No match is that long, so every round is the auxiliary's.
+    assert copying.token_ids == recycled.token_ids
+    assert (copying.stats.drafted, copying.stats.accepted) == (recycled.stats.drafted, recycled.stats.accepted)

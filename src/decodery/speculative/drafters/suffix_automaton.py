@@ -13,6 +13,7 @@ from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadInput
 from decodery.speculative.automaton import Match, SuffixAutomaton
 from decodery.speculative.draft import EMPTY, Draft, chain
+from decodery.speculative.drafters.token_recycling import RecyclingDrafter, TokenRecycling
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class SuffixAutomatonLookup(SpeculativeMethod):
     alpha: float = parameter(4.0, "tokens to copy per token of match, plus one", low=0.0, high=64.0)
     corpus: str = parameter("", "a UTF-8 text file to copy from as well; its automaton is built on first use")
     corpus_handicap: int = parameter(0, "how much longer a corpus match must be to win", low=0, high=64)
+    auxiliary: str = parameter("none", "who drafts where no long match is found", choices=("none", "token-recycling"))
+    threshold: int = parameter(
+        5, "with an auxiliary: copy only from matches of at least so many tokens", low=1, high=64
+    )
     adapt: bool = parameter(True, "verify only as many copied tokens as pay on this machine")
 
     @property
@@ -58,8 +63,30 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         key = ("suffix-automaton", hashlib.sha256(content).hexdigest())
         return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)), everywhere=True)
 
-    def drafter(self, job: Job) -> AutomatonDrafter:
-        return AutomatonDrafter(self.length, self.alpha, self._static(job), self.corpus_handicap)
+    def drafter(self, job: Job) -> Drafter:
+        automaton = AutomatonDrafter(self.length, self.alpha, self._static(job), self.corpus_handicap)
+        if self.auxiliary == "none":
+            return automaton
+        return CombinedDrafter(automaton, TokenRecycling().drafter(job), self.threshold)
+
+
+class CombinedDrafter(Drafter):
+    """The automaton where its match is long, else an auxiliary drafter, which sees every round (SAM-Decoding, section 3).
+
+    threshold: the shortest match that is copied from.
+    """
+
+    def __init__(self, automaton: AutomatonDrafter, auxiliary: RecyclingDrafter, threshold: int):
+        self._automaton, self._auxiliary, self._threshold = automaton, auxiliary, threshold
+
+    def propose(self, tokens: Sequence[int], depth: int) -> Draft:
+        copied = self._automaton.propose(tokens, depth)
+        if len(copied) and self._automaton.match_length >= self._threshold:
+            return copied
+        return self._auxiliary.propose(tokens, depth)
+
+    def observe(self, round: Round) -> None:
+        self._auxiliary.observe(round)
 
 
 class AutomatonDrafter(Drafter):
@@ -73,8 +100,8 @@ class AutomatonDrafter(Drafter):
 
     @property
     def match_length(self) -> int:
-        """Length of the longest run of last tokens that occurred before in the request's own text."""
-        return self._match.length
+        """Length of the longest run of last tokens that occurred before, in the request's own text or the corpus."""
+        return max(self._match.length, self._corpus_match.length)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Take in the tokens that came since the last call."""
@@ -96,6 +123,3 @@ class AutomatonDrafter(Drafter):
             return EMPTY
         size = min(match.length, 12)
         return chain(copied, [(label, size, min(place, 8)) for place in range(len(copied))])
-
-    def observe(self, round: Round) -> None:
-        pass
