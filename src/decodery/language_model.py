@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from decodery.engine.cost import CostCurve, calibrated
-from decodery.engine.events import Event, TokenLogprobs
+from decodery.engine.events import Event, Token, TokenLogprobs
 from decodery.engine.job import Job
 from decodery.engine.method import Exactness, Method, refusal
 from decodery.engine.registry import DEFAULT_METHOD
@@ -307,7 +307,7 @@ class LanguageModel:
         assert settings.seed is not None
         assert job.finish_reason is not None
         wanted = settings.logprobs is not None
-        tokens = [event for event in job.events if hasattr(event, "token_id")]
+        tokens = [event for event in job.events if isinstance(event, Token)]
         echo = self.tokenizer.decode(list(job.prompt), skip_special_tokens=True) if settings.echo else ""
         return Reply(
             text=echo + job.text,
@@ -321,7 +321,7 @@ class LanguageModel:
             seed=settings.seed,
             prompt_token_ids=job.prompt,
             order=job.law.order,
-            logprobs=[event.logprobs for event in tokens] if wanted else None,  # type: ignore[union-attr, misc]
+            logprobs=[event.logprobs for event in tokens if event.logprobs is not None] if wanted else None,
             prompt_logprobs=job.prompt_logprobs if wanted and settings.echo else None,
             error=job.error,
         )

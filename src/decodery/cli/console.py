@@ -105,6 +105,18 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -
         print_line("  ".join(cells).rstrip())
 
 
+def _progress(console: Console, detail: str) -> Progress:
+    """A spinner, a label, a bar and a detail in rich's markup of a task; gone when stopped."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn(detail, style="dim"),
+        console=console,
+        transient=True,
+    )
+
+
 class Bars:
     """Progress of fetching, converting and loading, as `decodery.models.store` reports it.
 
@@ -116,14 +128,7 @@ class Bars:
         console = notices()
         self._terminal = console.is_terminal
         self._label = label
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[done]}", style="dim"),
-            console=console,
-            transient=True,
-        )
+        self._bars = _progress(console, "{task.fields[done]}")
         self._whole: TaskID | None = None
         self._stage: TaskID | None = None
 
@@ -171,14 +176,7 @@ class Counter:
     def __init__(self, shown: bool = True):
         console = notices()
         self._terminal = console.is_terminal and shown
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
-            console=console,
-            transient=True,
-        )
+        self._bars = _progress(console, "{task.completed:.0f}/{task.total:.0f}")
         self._task: TaskID | None = None
 
     def __enter__(self) -> Counter:
