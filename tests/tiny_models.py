@@ -160,9 +160,9 @@ def network_of(family: str, path: str) -> Any:
 
 @cache
 def _fast_network(family: str) -> Any:
-    from decodery.models.blocks import network_for
+    from decodery.models.paths import network_for
 
-    return network_for(shared_model(family), family, fast=True)
+    return network_for(shared_model(family), family)
 
 
 def masked_reference(model: Any, ids: Sequence[int], visible: Tensor, positions: Sequence[int] | None = None) -> Tensor:

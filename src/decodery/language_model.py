@@ -22,8 +22,8 @@ from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.errors import BadPrompt, BadSetting, ModelNotReadable, Refused
 from decodery.models import store
-from decodery.models.blocks import network_for
 from decodery.models.network import Scorer, TransformersNetwork
+from decodery.models.paths import network_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,7 +179,7 @@ class LanguageModel:
                 owner = next((m for m in self.companions.values() if m.network is network), self)
                 described = {
                     "model": owner._identity,
-                    "parameters": str(sum(p.numel() for p in network.model.parameters())),
+                    "parameters": str(network.parameters),
                     "dtype": str(network.dtype),
                     "device": network.device.type,
                     "path": network.path,
@@ -342,7 +342,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     threads: int | None = None,
-    fast: bool = True,
+    fast: str | bool = "auto",
     progress: store.Progress | None = None,
 ) -> LanguageModel:
     """Load a model; fetch and convert it first where it is not here yet.
@@ -350,7 +350,7 @@ def load(
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, else float32), "float32", "bfloat16",
     "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
-    fast: run the blocks of common layouts ourselves (`decodery.models.blocks`), several times faster on a CPU.
+    fast: how passes are run: "auto", "native", "fused" or "off" (`decodery.models.paths`).
     progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -369,7 +369,8 @@ def load(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
     model = model.to(where)  # type: ignore[arg-type]
-    return wrap(model, tokenizer, name=Path(name).name if Path(name).exists() else str(name), folder=folder, fast=fast)
+    label = Path(name).name if Path(name).exists() else str(name)
+    return _combined(network_for(model, label, fast, owned=True), model, tokenizer, folder)
 
 
 def wrap(
@@ -378,17 +379,21 @@ def wrap(
     *,
     name: str | None = None,
     folder: Path | None = None,
-    fast: bool = False,
+    fast: str | bool = False,
 ) -> LanguageModel:
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
 
-    fast: lay a second copy of the weights out for speed, where the model's layout allows it; changes made to the model
-    afterwards are not seen then.
+    fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
+    `decodery.models.paths`); changes made to the model afterwards are not seen then.
 
     Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    network = network_for(model, label, fast)
+    return _combined(network_for(model, label, fast), model, tokenizer, folder)
+
+
+def _combined(network: TransformersNetwork, model: Any, tokenizer: Any, folder: Path | None) -> LanguageModel:
+    label = network.name
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     if size > network.vocabulary:
         raise ModelNotReadable(

@@ -70,6 +70,11 @@ class ModelOptions:
         int | None, Option("--threads", help="Processor threads.", show_default="all", rich_help_panel="Model")
     ] = None
 
+    fast: Annotated[
+        str,
+        Option("--fast", help="How passes are run: auto, native (compiled), fused, or off.", rich_help_panel="Model"),
+    ] = "auto"
+
     def load(self, *, dtype: str | None = None) -> LanguageModel:
         """The model; fetched and converted first where need be. dtype: what "auto" means to the verb."""
         with Bars(f"loading {self.model}") as progress:
@@ -84,7 +89,9 @@ def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> Langua
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     from decodery import language_model
 
-    return language_model.load(name, dtype=dtype, device=options.device, threads=options.threads, progress=progress)
+    return language_model.load(
+        name, dtype=dtype, device=options.device, threads=options.threads, fast=options.fast, progress=progress
+    )
 
 
 _LAW = "Law of the tokens"

@@ -124,12 +124,14 @@ class BareForward(Entrant):
 
 
 class TransformersEntrant(Entrant):
-    """transformers' own `generate` on the very same model, dtype and prompts, with its attention as it ships."""
+    """transformers' own `generate` on the same weights, dtype and prompts, with its attention as it ships."""
 
-    def __init__(self, lm: LanguageModel, name: str, options: dict[str, Any], most_together: int | None = None):
-        """options: of its GenerationConfig. most_together: the largest batch it can decode (None: any)."""
-        self._lm, self._options, self.most_together = lm, options, most_together
-        self._model: Any = lm.network.model  # type: ignore[attr-defined]
+    def __init__(
+        self, lm: LanguageModel, model: Any, name: str, options: dict[str, Any], most_together: int | None = None
+    ):
+        """model: transformers' own. options: of its GenerationConfig. most_together: the largest batch it can decode (None:
+        any)."""
+        self._lm, self._model, self._options, self.most_together = lm, model, options, most_together
         self.name = f"transformers: {name}"
 
     def answer(self, ask: Ask) -> list[Answer]:
@@ -183,12 +185,13 @@ def rivals(lm: LanguageModel, against: Sequence[str], batch_size: int) -> tuple[
             raise BadSetting(f"{engine!r} is no engine to measure against; {near(engine, ['transformers'])}")
         if not hasattr(lm.network, "model"):
             raise BadSetting(f"{lm.name} is no transformers model, so transformers cannot decode it.")
+        model = _complete_model(lm)
         early = max(1, lm.network.layers // 3)
         candidates = [
-            TransformersEntrant(lm, "generate", {}),
-            TransformersEntrant(lm, "prompt lookup", {"prompt_lookup_num_tokens": 10}, 1),
+            TransformersEntrant(lm, model, "generate", {}),
+            TransformersEntrant(lm, model, "prompt lookup", {"prompt_lookup_num_tokens": 10}, 1),
             # The first layers of the model itself as assistant: needs no second model, as our draft-model.
-            TransformersEntrant(lm, f"assisted, {early} layers", {"assistant_early_exit": early}, 1),
+            TransformersEntrant(lm, model, f"assisted, {early} layers", {"assistant_early_exit": early}, 1),
         ]
         for candidate in candidates:
             if candidate.most_together is not None and batch_size > candidate.most_together:
@@ -198,6 +201,18 @@ def rivals(lm: LanguageModel, against: Sequence[str], batch_size: int) -> tuple[
             else:
                 entrants.append(candidate)
     return entrants, notes
+
+
+def _complete_model(lm: LanguageModel) -> Any:
+    """transformers' model of what `lm` decodes. Where the model was loaded by us, its weights may lie packed now, so it is
+    loaded a second time."""
+    network: Any = lm.network
+    if lm.folder is None:
+        return network.model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(lm.folder, dtype=network.dtype)
+    return model.to(network.device).eval()
 
 
 def timed(entrant: Entrant, ask: Ask, device: torch.device) -> tuple[list[Answer], float]:

@@ -60,19 +60,25 @@ class Segment:
 
     def _build(self, window: int | None, device: torch.device) -> Tensor | None:
         forward = self.forward
-        positions = list(forward.row_positions())
-        before = forward.sequence.positions
-        if window is not None and max(positions) - min([*before, *positions]) < window:
-            window = None
-        if window is None and (
-            forward.attend is Attend.FULL or (forward.count == 1 and self.columns == self.stop_slot)
-        ):
+        if window is not None and self.reaches(window):
+            return self.visible(window, device)
+        if forward.attend is Attend.FULL or (forward.count == 1 and self.columns == self.stop_slot):
             return None
-        visible = forward.visible(device)
+        return forward.visible(device)
+
+    def reaches(self, window: int) -> bool:
+        """Whether some row is so far from some column that a sliding window hides it."""
+        positions = self.forward.row_positions()
+        return max(positions) - min([*self.forward.sequence.positions, *positions]) >= window
+
+    def visible(self, window: int | None, device: torch.device | None = None) -> Tensor:
+        """Who sees whom, bool [rows, columns], within a sliding window if there is one."""
+        visible = self.forward.visible(device)
         if window is None:
             return visible
-        column_positions = torch.tensor(before + [0] * (self.columns - len(before)), device=device)
-        rows = torch.tensor(positions, device=device)
+        before = self.forward.sequence.positions
+        column_positions = torch.tensor([*before, *[0] * (self.columns - len(before))], device=device)
+        rows = torch.tensor(list(self.forward.row_positions()), device=device)
         column_positions[self.slots] = rows
         return visible & (rows[:, None] - column_positions[None, :] < window)
 

@@ -10,7 +10,6 @@ A model qualifies by the shape of its modules, not by its name, and only after i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from decodery.models.network import Stability, TransformersNetwork
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-log = logging.getLogger("decodery")
 Product = Callable[[Tensor], Tensor]
 
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -115,6 +113,18 @@ def fits(model: PreTrainedModel) -> bool:
     return True
 
 
+def confirm(network: TransformersNetwork) -> None:
+    """Compare a network's scores with transformers' own on a few tokens, in two chunks. Raises ValueError if they differ."""
+    tokens = [(7 * i + 3) % network.vocabulary for i in range(12)]
+    ours = network.new_sequence()
+    rows = torch.cat([network.run([Forward(ours, chunk)])[0].logits for chunk in (tokens[:5], tokens[5:])])
+    with torch.inference_mode():
+        theirs = network.model(torch.tensor([tokens], device=network.device), use_cache=False).logits[0].float()
+    difference = float((rows - theirs).square().mean().sqrt() / theirs.std().clamp(min=1e-6))
+    if not difference <= AGREEMENT.get(network.dtype, 0.0):
+        raise ValueError(f"{type(network.model).__name__} computes something else (difference {difference:.2g})")
+
+
 class FusedNetwork(TransformersNetwork):
     """A transformers model whose blocks are run by us. Raises ValueError where the model does not qualify."""
 
@@ -133,21 +143,10 @@ class FusedNetwork(TransformersNetwork):
             self._blocks = [Block.of(*pair) for pair in zip(base.layers, self._windows, strict=True)]
             head: Any = model.get_output_embeddings()
             self._head = product(head.weight.detach(), None if head.bias is None else head.bias.detach())
-        self._confirm()
+        confirm(self)
         self.path = "fused"
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.stability = STABILITY
-
-    def _confirm(self) -> None:
-        """Compare with transformers' own scores on a few tokens, in two chunks."""
-        tokens = [(7 * i + 3) % self.vocabulary for i in range(12)]
-        ours = self.new_sequence()
-        rows = torch.cat([self.run([Forward(ours, chunk)])[0].logits for chunk in (tokens[:5], tokens[5:])])
-        with self._lock, torch.inference_mode():
-            theirs = self.model(torch.tensor([tokens], device=self.device), use_cache=False).logits[0].float()
-        difference = float((rows - theirs).square().mean().sqrt() / theirs.std().clamp(min=1e-6))
-        if not difference <= AGREEMENT.get(self.dtype, 0.0):
-            raise ValueError(f"{type(self.model).__name__} computes something else (difference {difference:.2g})")
 
     @torch.inference_mode()
     def _pass(
@@ -211,13 +210,3 @@ class FusedNetwork(TransformersNetwork):
 
     def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(rows, (rows.shape[-1],), weight, self._epsilon)
-
-
-def network_for(model: PreTrainedModel, name: str, fast: bool) -> TransformersNetwork:
-    """The fastest network over a model: fused where `fast` and the model qualifies, else transformers' own modules."""
-    if fast:
-        try:
-            return FusedNetwork(model, name)
-        except (ValueError, RuntimeError) as reason:  # RuntimeError: shapes that do not fit
-            log.info("%s runs on transformers' own modules: %s", name, reason)
-    return TransformersNetwork(model, name)

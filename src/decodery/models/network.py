@@ -122,6 +122,8 @@ class TransformersNetwork(Scorer):
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         self.hidden = int(config.hidden_size)
         self.device, self.dtype = model.device, model.dtype
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        """How many weights the model has."""
         self._lock = _locks.setdefault(model, threading.RLock())
         self._base: nn.Module = model.base_model
         self._list_name, modules = self._find_layers(int(config.num_hidden_layers))

@@ -49,6 +49,17 @@ class KeyValueCache:
         self._groups: list[Tensor] = []
         self._views: list[Tensor] = []
 
+    @property
+    def capacity(self) -> int:
+        """Rows there is room for."""
+        return self._capacity
+
+    def address(self) -> int:
+        """Where the keys and values of the first layer begin. Raises ValueError where layers differ in shape."""
+        if len(self._groups) != 1:
+            raise ValueError(f"the layers' keys lie in {len(self._groups)} tensors, not in one")
+        return self._groups[0].data_ptr()
+
     def both(self, index: int) -> Tensor:
         """Keys and values of layer `index`, [2, heads, capacity, head width]; a writable view."""
         return self._views[index]

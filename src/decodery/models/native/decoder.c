@@ -1,0 +1,466 @@
+/* A pass of the usual decoder in one call: RMS norm, attention with rotary positions, RMS norm, gated feed-forward.
+ *
+ * Activations between products are bfloat16, everything else float32; a layer's rows are rounded to bfloat16 at its end, so that
+ * a pass cut into two at a layer gives the same result. See arithmetic.h for why rows never depend on each other.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "arithmetic.h"
+#include "decoder.h"
+#include "threads.h"
+
+enum { CHUNK = 2 * TILE, LANES = TILE };
+
+/* A piece of attention: up to 16 pairs of (query head of a group, row) of one sequence and one key head. */
+typedef struct {
+    int64_t segment, key_head, first, count;
+} Piece;
+
+typedef struct {
+    const Model *model;
+    const Pass *pass;
+    int64_t padded; /* rows, up to a multiple of 32 */
+    float *rows;    /* [rows, hidden] the residual stream */
+    float *added;   /* [rows, hidden] a part's output where a norm follows it */
+    bf16 *queries;  /* [rows, heads, width] */
+    bf16 *attended; /* [padded, heads, width] */
+    bf16 *inner;    /* [padded, feed forward] */
+    Piece *pieces;
+    int64_t piece_count;
+    int64_t columns; /* the most of any sequence, up to a multiple of 16 */
+    char *own[MOST_THREADS];
+} Work_space;
+
+/* What a thread needs for itself, laid out in one block. */
+typedef struct {
+    bf16 *normed;   /* [padded, hidden] */
+    float *product; /* [32, widest] */
+    float *scores;  /* [columns, 16] */
+    bf16 *packed;   /* [width, 16] queries of a piece */
+    bf16 *weights;  /* [columns / 32, 16, 32] scores of settled columns */
+    bf16 *values;   /* [columns, 64] values of settled columns */
+    float *sums;    /* [16, 64] */
+    uint16_t *seen; /* [columns] the lanes that see a column */
+} Own;
+
+static int64_t widest(const Model *m) { return m->width > 64 ? m->width : 64; }
+
+static size_t aligned(size_t bytes) { return (bytes + 127) & ~(size_t)127; }
+
+/* The layout of a thread's own memory from `at` on; hands back where it ends. */
+static char *lay_out(const Work_space *w, char *at, Own *own) {
+    const Model *m = w->model;
+    own->normed = (bf16 *)at, at += aligned(w->padded * m->hidden * 2);
+    own->product = (float *)at, at += aligned(CHUNK * widest(m) * 4);
+    own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
+    own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);
+    own->weights = (bf16 *)at, at += aligned(w->columns * LANES * 2);
+    own->values = (bf16 *)at, at += aligned(w->columns * 64 * 2);
+    own->sums = (float *)at, at += aligned(LANES * 64 * 4);
+    own->seen = (uint16_t *)at, at += aligned(w->columns * 2);
+    return at;
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void norm_all(const Work_space *w, const float *weight, bf16 *to) {
+    int64_t hidden = w->model->hidden;
+    for (int64_t i = 0; i < w->pass->rows; i++)
+        normalise(w->rows + i * hidden, weight, hidden, w->model->epsilon, to + i * hidden);
+}
+
+static void add_bias(float *product, int64_t rows, int64_t count, const float *bias) {
+    if (!bias) return;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < count; j++) product[i * count + j] += bias[j];
+}
+
+/* --- attention ------------------------------------------------------------------------------------------------------------ */
+
+/* Finish one head of one row: norm, rotation, and to its place as a query or in the cache. */
+static void place_head(const Work_space *w, const Layer *layer, int64_t index, int64_t row, const Segment *segment, int64_t head, float *x) {
+    const Model *m = w->model;
+    int64_t width = m->width, half = width / 2, is_key = head >= m->heads, is_value = head >= m->heads + m->key_heads;
+    if (!is_value) {
+        const float *norm = is_key ? layer->key_norm : layer->query_norm;
+        if (norm) {
+            float scale = inverse_scale(x, width, m->epsilon);
+            for (int64_t i = 0; i < width; i++) x[i] = x[i] * scale * norm[i];
+        }
+        int64_t turn = w->pass->position[row] * width;
+        const float *cosine = w->pass->cosine[layer->kind] + turn, *sine = w->pass->sine[layer->kind] + turn;
+        for (int64_t i = 0; i < half; i += TILE) {
+            __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + half + i);
+            __m512 first = _mm512_fnmadd_ps(high, _mm512_loadu_ps(sine + i), _mm512_mul_ps(low, _mm512_loadu_ps(cosine + i)));
+            __m512 second = _mm512_fmadd_ps(
+                low, _mm512_loadu_ps(sine + half + i), _mm512_mul_ps(high, _mm512_loadu_ps(cosine + half + i))
+            );
+            _mm512_storeu_ps(x + i, first), _mm512_storeu_ps(x + half + i, second);
+        }
+    }
+    bf16 *to = w->queries + (row * m->heads + head) * width;
+    if (is_key) {
+        int64_t plane = m->key_heads * segment->capacity * width;
+        int64_t own = is_value ? head - m->heads - m->key_heads : head - m->heads;
+        to = segment->cache + (2 * index + is_value) * plane + (own * segment->capacity + w->pass->slot[row]) * width;
+    }
+    for (int64_t i = 0; i < width; i += TILE) store_bf16(to + i, _mm512_loadu_ps(x + i));
+}
+
+static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t index, const Own *own) {
+    const Model *m = w->model;
+    const Pass *pass = w->pass;
+    int64_t heads = m->heads + 2 * m->key_heads, width = m->width, depth = m->hidden / DEPTH, blocks = width / TILE;
+    for (int64_t head; (head = piece()) < heads;) {
+        const bf16 *matrix = layer->queries_keys_values + head * blocks * depth * TILE_ELEMENTS;
+        const Segment *segment = pass->segment;
+        for (int64_t from = 0; from < pass->rows; from += CHUNK) {
+            int64_t count = least(CHUNK, pass->rows - from);
+            multiply(own->normed + from * m->hidden, m->hidden, count, matrix, depth, blocks, own->product, width);
+            if (layer->queries_keys_values_bias)
+                add_bias(own->product, count, width, layer->queries_keys_values_bias + head * width);
+            for (int64_t i = 0; i < count; i++) {
+                while (from + i >= segment->start + segment->rows) segment++;
+                place_head(w, layer, index, from + i, segment, head, own->product + i * width);
+            }
+        }
+    }
+}
+
+/* Which lanes see each column, and how many columns each lane sees. Hands back one past the last column that any lane sees. */
+static int64_t look(const Segment *segment, int64_t kind, const Piece *piece, int64_t group, uint16_t *seen, int32_t visible[LANES]) {
+    uint16_t all = (uint16_t)((1u << piece->count) - 1);
+    const uint8_t *mask = segment->mask[kind], *line[LANES];
+    int64_t column = 0, columns = segment->columns, last = columns;
+    int32_t limit[LANES]; /* of a causal row: the last column it sees */
+    for (int64_t lane = 0; lane < LANES; lane++) {
+        int64_t row = (piece->first + least(lane, piece->count - 1)) / group;
+        limit[lane] = (int32_t)(columns - segment->rows + row);
+        line[lane] = mask ? mask + row * columns : NULL;
+    }
+    for (; column < segment->prefix[kind]; column++) seen[column] = all;
+    __m512i counts = _mm512_set1_epi32((int)column), one = _mm512_set1_epi32(1);
+    if (!mask) last = segment->prefix[kind] > limit[LANES - 1] ? column : limit[LANES - 1] + 1;
+    for (; column < last; column++) {
+        uint16_t lanes = 0;
+        if (mask)
+            for (int64_t lane = 0; lane < piece->count; lane++) lanes |= (uint16_t)(line[lane][column] << lane);
+        else
+            lanes = all & _mm512_cmpge_epi32_mask(_mm512_loadu_si512(limit), _mm512_set1_epi32((int)column));
+        seen[column] = lanes;
+        counts = _mm512_mask_add_epi32(counts, lanes, counts, one);
+    }
+    _mm512_storeu_si512(visible, counts);
+    while (last > 1 && !seen[last - 1]) last--;
+    return last;
+}
+
+/* The mean of values is summed in two parts. A row that sees m columns takes the first SETTLED(m) of them, a multiple of 32, on
+ * the matrix unit; the others one by one. A column that a row does not see has weight zero, which leaves a sum as it is, so gaps
+ * among the last columns change nothing: a node of a draft tree gets the same sum as the same token after it is committed, as
+ * long as the tree is less deep than MARGIN. */
+enum { TOGETHER = 6, MARGIN = 32 };
+
+static inline int64_t settled(int64_t visible) { return visible <= MARGIN ? 0 : (visible - MARGIN) / DEPTH * DEPTH; }
+
+static inline __attribute__((always_inline)) void one_by_one(
+    const float *scores, const bf16 *values, int64_t width, int64_t columns, const int count, float *sums
+) {
+    __m512 sum[TOGETHER][4];
+    for (int lane = 0; lane < count; lane++)
+        for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_loadu_ps(sums + lane * 64 + part * TILE);
+    for (int64_t column = 0; column < columns; column++) {
+        const bf16 *value = values + column * width;
+        const float *score = scores + column * LANES;
+        __m512 v0 = load_bf16(value), v1 = load_bf16(value + 16), v2 = load_bf16(value + 32), v3 = load_bf16(value + 48);
+        for (int lane = 0; lane < count; lane++) {
+            __m512 s = _mm512_set1_ps(score[lane]);
+            sum[lane][0] = _mm512_fmadd_ps(s, v0, sum[lane][0]);
+            sum[lane][1] = _mm512_fmadd_ps(s, v1, sum[lane][1]);
+            sum[lane][2] = _mm512_fmadd_ps(s, v2, sum[lane][2]);
+            sum[lane][3] = _mm512_fmadd_ps(s, v3, sum[lane][3]);
+        }
+    }
+    for (int lane = 0; lane < count; lane++)
+        for (int part = 0; part < 4; part++) _mm512_storeu_ps(sums + lane * 64 + part * TILE, sum[lane][part]);
+}
+
+/* Queries of a piece as one packed block: for each pair of widths, the pair of each lane. */
+static void pack_queries(const Work_space *w, const Piece *piece, const Segment *segment, int64_t group, int32_t *packed) {
+    const Model *m = w->model;
+    for (int64_t from = 0; from < m->width / 2; from += TILE) {
+        __m512i lanes[LANES];
+        for (int64_t lane = 0; lane < LANES; lane++) {
+            int64_t pair = piece->first + lane, row = segment->start + pair / group;
+            const bf16 *query = w->queries + (row * m->heads + piece->key_head * group + pair % group) * m->width;
+            lanes[lane] = lane < piece->count ? _mm512_loadu_si512(query + 2 * from) : _mm512_setzero_si512();
+        }
+        transpose(lanes);
+        for (int64_t i = 0; i < TILE; i++) _mm512_storeu_si512(packed + (from + i) * LANES, lanes[i]);
+    }
+}
+
+static void attend_piece(const Work_space *w, const Layer *layer, int64_t index, const Piece *piece, const Own *own) {
+    const Model *m = w->model;
+    const Segment *segment = w->pass->segment + piece->segment;
+    int64_t width = m->width, group = m->heads / m->key_heads, plane = m->key_heads * segment->capacity * width;
+    const bf16 *keys = segment->cache + 2 * index * plane + piece->key_head * segment->capacity * width;
+    const bf16 *values = keys + plane;
+    float *scores = own->scores;
+    /* 1. Who sees what; how many columns each lane sees; where the last of them ends. */
+    int32_t visible[LANES];
+    int64_t columns = look(segment, layer->kind, piece, group, own->seen, visible), first = INT64_MAX, last = 0, part_end[LANES];
+    for (int64_t lane = 0; lane < piece->count; lane++) {
+        part_end[lane] = settled(visible[lane]);
+        first = least(first, part_end[lane]);
+        if (part_end[lane] > last) last = part_end[lane];
+    }
+    /* 2. Scores of all columns, and the largest of each lane. */
+    pack_queries(w, piece, segment, group, (int32_t *)own->packed);
+    key_products(keys, width, columns, own->packed, scores);
+    __m512 scale = _mm512_set1_ps(m->scale), none = _mm512_set1_ps(-INFINITY), top = none;
+    for (int64_t column = 0; column < columns; column++) {
+        __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + column * LANES), scale);
+        score = _mm512_mask_blend_ps(own->seen[column], none, score);
+        _mm512_storeu_ps(scores + column * LANES, score);
+        top = _mm512_max_ps(top, score);
+    }
+    /* 3. Their exponentials and the sum of these, column after column. Lanes that stand for nothing stay zero. */
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t column = 0; column < columns; column++) {
+        __m512 score = _mm512_sub_ps(_mm512_loadu_ps(scores + column * LANES), top);
+        score = _mm512_maskz_mov_ps(own->seen[column], exponential(score));
+        _mm512_storeu_ps(scores + column * LANES, score);
+        total = _mm512_add_ps(total, score);
+    }
+    float totals[LANES];
+    _mm512_storeu_ps(totals, total);
+    /* 4. The settled columns in bfloat16; a lane whose part is over gets zeros. */
+    for (int64_t step = 0; step * DEPTH < last; step++) {
+        const float *from = scores + step * DEPTH * LANES;
+        float some[DEPTH * LANES];
+        if (step * DEPTH >= first) {
+            uint16_t open = 0;
+            for (int64_t lane = 0; lane < piece->count; lane++) open |= (uint16_t)((step * DEPTH < part_end[lane]) << lane);
+            for (int i = 0; i < DEPTH; i++)
+                _mm512_storeu_ps(some + i * LANES, _mm512_maskz_loadu_ps(open, from + i * LANES));
+            pack_weights(some, own->weights + step * TILE_ELEMENTS);
+            for (int i = 0; i < DEPTH; i++) /* what is summed there is not summed again */
+                _mm512_mask_storeu_ps(scores + (step * DEPTH + i) * LANES, open, _mm512_setzero_ps());
+        } else
+            pack_weights(from, own->weights + step * TILE_ELEMENTS);
+    }
+    for (int64_t part = 0; part < width; part += 64) {
+        float *sums = own->sums;
+        for (int64_t step = 0; step * DEPTH < last; step++)
+            pack_values(values + step * DEPTH * width + part, width, own->values + step * 4 * TILE_ELEMENTS);
+        add_values(own->weights, own->values, last / DEPTH, sums);
+        /* 5. The others one by one. */
+        int64_t from = first, rest = columns - from;
+        for (int64_t lane = 0; lane < piece->count; lane += TOGETHER) {
+            const float *score = scores + from * LANES + lane;
+            const bf16 *value = values + from * width + part;
+            switch (least(TOGETHER, piece->count - lane)) {
+            case 6: one_by_one(score, value, width, rest, 6, sums + lane * 64); break;
+            case 5: one_by_one(score, value, width, rest, 5, sums + lane * 64); break;
+            case 4: one_by_one(score, value, width, rest, 4, sums + lane * 64); break;
+            case 3: one_by_one(score, value, width, rest, 3, sums + lane * 64); break;
+            case 2: one_by_one(score, value, width, rest, 2, sums + lane * 64); break;
+            default: one_by_one(score, value, width, rest, 1, sums + lane * 64);
+            }
+        }
+        for (int64_t lane = 0; lane < piece->count; lane++) {
+            int64_t pair = piece->first + lane, row = segment->start + pair / group;
+            bf16 *to = w->attended + (row * m->heads + piece->key_head * group + pair % group) * width + part;
+            __m512 one_over = _mm512_set1_ps(1.0f / totals[lane]);
+            for (int j = 0; j < 64; j += TILE)
+                store_bf16(to + j, _mm512_mul_ps(_mm512_loadu_ps(sums + lane * 64 + j), one_over));
+        }
+    }
+}
+
+static void attend(const Work_space *w, const Layer *layer, int64_t index, const Own *own) {
+    for (int64_t next; (next = piece()) < w->piece_count;) attend_piece(w, layer, index, w->pieces + next, own);
+}
+
+/* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
+
+/* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. */
+static void project(const Work_space *w, const bf16 *input, int64_t inputs, const bf16 *matrix, const float *bias, int apart, const Own *own) {
+    const Model *m = w->model;
+    int64_t depth = inputs / DEPTH, hidden = m->hidden;
+    for (int64_t next; (next = piece()) * CHUNK < hidden;) {
+        int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
+        for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
+            int64_t rows = least(CHUNK, w->pass->rows - from);
+            multiply(input + from * inputs, inputs, rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count);
+            if (bias) add_bias(own->product, rows, count, bias + column);
+            for (int64_t i = 0; i < rows; i++) {
+                float *to = (apart ? w->added : w->rows) + (from + i) * hidden + column;
+                for (int64_t j = 0; j < count; j += TILE) {
+                    __m512 x = _mm512_loadu_ps(own->product + i * count + j);
+                    if (!apart) x = rounded(_mm512_add_ps(_mm512_loadu_ps(to + j), x));
+                    _mm512_storeu_ps(to + j, x);
+                }
+            }
+        }
+    }
+}
+
+/* rows += norm(added), shared out by rows. */
+static void add_normed(const Work_space *w, const float *weight) {
+    int64_t hidden = w->model->hidden;
+    for (int64_t row; (row = piece()) < w->pass->rows;) {
+        float *to = w->rows + row * hidden, *from = w->added + row * hidden;
+        __m512 scale = _mm512_set1_ps(inverse_scale(from, hidden, w->model->epsilon));
+        for (int64_t i = 0; i < hidden; i += TILE) {
+            __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(from + i), scale), _mm512_loadu_ps(weight + i));
+            _mm512_storeu_ps(to + i, rounded(_mm512_add_ps(_mm512_loadu_ps(to + i), x)));
+        }
+    }
+}
+
+/* inner = activation(gate) * up. The matrix holds 16 gates, the 16 ups that belong to them, and so on. */
+static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own) {
+    const Model *m = w->model;
+    int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE, size = 2 * depth * TILE_ELEMENTS;
+    for (int64_t next; (next = piece()) * 2 < units;) {
+        int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
+        for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
+            int64_t rows = least(CHUNK, w->pass->rows - from);
+            multiply(own->normed + from * m->hidden, m->hidden, rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count);
+            if (layer->gate_and_up_bias) add_bias(own->product, rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < together; j++) {
+                    const float *gate = own->product + i * count + j * 2 * TILE;
+                    __m512 x = _mm512_loadu_ps(gate);
+                    x = _mm512_mul_ps(m->activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
+                    store_bf16(w->inner + (from + i) * m->feed_forward + (unit + j) * TILE, x);
+                }
+        }
+    }
+}
+
+static void leave(const Work_space *w, bf16 *to) {
+    for (int64_t i = 0; i < w->pass->rows * w->model->hidden; i += TILE) store_bf16(to + i, _mm512_loadu_ps(w->rows + i));
+}
+
+static void head(const Work_space *w, const Own *own) {
+    const Model *m = w->model;
+    const Pass *pass = w->pass;
+    int64_t depth = m->hidden / DEPTH, columns = 4 * TILE, size = depth * TILE_ELEMENTS, blocks = m->vocabulary / TILE;
+    for (int64_t i = 0; i < pass->wanted; i++)
+        normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
+    for (int64_t next; (next = piece()) * 4 < blocks;) {
+        int64_t block = next * 4, together = least(4, blocks - block);
+        for (int64_t from = 0; from < pass->wanted; from += CHUNK) {
+            int64_t rows = least(CHUNK, pass->wanted - from);
+            multiply(own->normed + from * m->hidden, m->hidden, rows, m->head + block * size, depth, together, own->product, columns);
+            for (int64_t i = 0; i < rows; i++) {
+                float *to = pass->logits + (from + i) * m->vocabulary + block * TILE;
+                for (int64_t j = 0; j < together * TILE; j += TILE) {
+                    __m512 x = _mm512_loadu_ps(own->product + i * columns + j);
+                    if (m->head_bias) x = _mm512_add_ps(x, _mm512_loadu_ps(m->head_bias + block * TILE + j));
+                    _mm512_storeu_ps(to + j, x);
+                }
+            }
+        }
+    }
+}
+
+static void run(int thread, int threads, void *argument) {
+    const Work_space *w = argument;
+    const Model *m = w->model;
+    const Pass *pass = w->pass;
+    Own own;
+    lay_out(w, w->own[thread], &own);
+    tiles_on();
+    for (int64_t step = 0; step < pass->steps; step++) {
+        int64_t index = pass->step[step] / 4;
+        const Layer *layer = m->layer + index;
+        if (pass->step[step] & 1) {
+            norm_all(w, layer->input_norm, own.normed);
+            queries_keys_values(w, layer, index, &own), barrier(threads);
+            attend(w, layer, index, &own), barrier(threads);
+            int apart = layer->attention_post_norm != NULL;
+            project(w, w->attended, m->heads * m->width, layer->output, layer->output_bias, apart, &own), barrier(threads);
+            if (apart) add_normed(w, layer->attention_post_norm), barrier(threads);
+        }
+        if (pass->step[step] & 2) {
+            norm_all(w, layer->feed_forward_norm, own.normed);
+            gate_and_up(w, layer, &own), barrier(threads);
+            int apart = layer->feed_forward_post_norm != NULL;
+            project(w, w->inner, m->feed_forward, layer->down, layer->down_bias, apart, &own), barrier(threads);
+            if (apart) add_normed(w, layer->feed_forward_post_norm), barrier(threads);
+        }
+        /* The rows do not change again before the next barrier but one. */
+        if (thread == 0 && pass->tap[step]) leave(w, pass->tap[step]);
+    }
+    if (thread == 0 && pass->normed) norm_all(w, m->final_norm, pass->normed);
+    if (pass->wanted) head(w, &own);
+    tiles_off();
+}
+
+/* --- entry points --------------------------------------------------------------------------------------------------------- */
+
+/* 1 where this build's instructions may be used in this process, else 0. */
+int decodery_ready(void) {
+#if DECODERY_AMX
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 1;
+#endif
+}
+
+int decodery_amx(void) { return DECODERY_AMX; }
+
+/* Lay out a matrix [outputs, inputs] for `multiply`. outputs: a multiple of 16; inputs: of 32. */
+void decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, bf16 *to) {
+    for (int64_t block = 0; block < outputs; block += TILE)
+        for (int64_t input = 0; input < inputs; input += 2)
+            for (int64_t output = 0; output < TILE; output++, to += 2)
+                memcpy(to, matrix + (block + output) * inputs + input, 2 * sizeof(bf16));
+}
+
+/* Run a pass. Returns 0, or 1 where there is not enough memory. */
+int decodery_pass(const Model *model, const Pass *pass, int threads) {
+    Work_space w = {.model = model, .pass = pass};
+    int64_t rows = pass->rows, group = model->heads / model->key_heads, deepest = 0, pieces = 0;
+    w.padded = (rows + CHUNK - 1) / CHUNK * CHUNK;
+    for (int64_t i = 0; i < pass->segments; i++) {
+        const Segment *segment = pass->segment + i;
+        if (segment->columns > deepest) deepest = segment->columns;
+        pieces += model->key_heads * ((segment->rows * group + LANES - 1) / LANES + 1);
+    }
+    w.columns = (deepest + DEPTH - 1) / DEPTH * DEPTH;
+    if (threads > MOST_THREADS) threads = MOST_THREADS;
+    size_t stream = aligned(rows * model->hidden * 4), query = aligned(w.padded * model->heads * model->width * 2);
+    size_t inner = aligned(w.padded * model->feed_forward * 2), one;
+    Own own;
+    one = (size_t)lay_out(&w, NULL, &own);
+    char *at, *memory = aligned_alloc(128, 2 * stream + 2 * query + inner + aligned(pieces * sizeof(Piece)) + threads * one);
+    if (!memory) return 1;
+    at = memory;
+    w.rows = (float *)at, at += stream;
+    w.added = (float *)at, at += stream;
+    w.queries = (bf16 *)at, at += query;
+    w.attended = (bf16 *)at, at += query;
+    w.inner = (bf16 *)at, at += inner;
+    w.pieces = (Piece *)at, at += aligned(pieces * sizeof(Piece));
+    for (int thread = 0; thread < threads; thread++, at += one) w.own[thread] = at;
+    for (int64_t i = 0; i < pass->segments; i++) {
+        int64_t pairs = pass->segment[i].rows * group;
+        for (int64_t key_head = 0; key_head < model->key_heads; key_head++)
+            for (int64_t first = 0; first < pairs; first += LANES)
+                w.pieces[w.piece_count++] = (Piece){i, key_head, first, least(LANES, pairs - first)};
+    }
+    for (int64_t i = 0; i < rows * model->hidden; i += TILE) _mm512_storeu_ps(w.rows + i, load_bf16(pass->input + i));
+    together(threads, run, &w);
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,53 @@
+/* What `decodery.models.native` hands to the decoder. Mirrored field by field in `binding.py`. */
+#ifndef DECODERY_DECODER_H
+#define DECODERY_DECODER_H
+
+#include <stdint.h>
+
+typedef uint16_t bf16;
+
+/* One decoder layer. Products are packed by `decodery_pack`; norms and biases are float32; NULL where there is none. */
+typedef struct {
+    const float *input_norm, *query_norm, *key_norm, *attention_post_norm, *feed_forward_norm, *feed_forward_post_norm;
+    const bf16 *queries_keys_values, *output, *gate_and_up, *down;
+    const float *queries_keys_values_bias, *output_bias, *gate_and_up_bias, *down_bias;
+    int64_t kind; /* which rotation and which mask of a pass the layer uses: 0 or 1 */
+} Layer;
+
+typedef struct {
+    int64_t layers, hidden, heads, key_heads, width, feed_forward, vocabulary;
+    int64_t activation; /* 0: silu, 1: gelu with tanh */
+    float epsilon, scale;
+    const Layer *layer;
+    const float *final_norm;
+    const bf16 *head;
+    const float *head_bias;
+} Model;
+
+/* The rows of one sequence. */
+typedef struct {
+    int64_t start, rows;      /* its rows within the pass */
+    int64_t columns;          /* cache rows that attention ranges over */
+    int64_t capacity;         /* of the cache */
+    bf16 *cache;              /* [layers, 2, key heads, capacity, width] */
+    const uint8_t *mask[2];   /* by kind: [rows, columns], 1 where visible; NULL: causal, the rows being the last columns */
+    int64_t prefix[2];        /* by kind: so many first columns are visible to every row */
+} Segment;
+
+typedef struct {
+    int64_t rows, segments;
+    const Segment *segment;
+    const int64_t *slot;              /* [rows] the cache row that each row writes */
+    const int64_t *position;          /* [rows] */
+    const float *cosine[2], *sine[2]; /* by kind: [positions, width] */
+    bf16 *input;                      /* [rows, hidden] what enters the first layer */
+    int64_t steps;                    /* layers to run */
+    const int64_t *step;              /* [steps] 4 * layer + 2 * (run its feed-forward) + (run its attention) */
+    bf16 *const *tap;                 /* [steps] where to leave the layer's rows [rows, hidden], or NULL */
+    bf16 *normed;                     /* where to leave the rows after the final norm [rows, hidden], or NULL */
+    int64_t wanted;                   /* rows whose logits are asked */
+    const int64_t *want;              /* [wanted] */
+    float *logits;                    /* [wanted, vocabulary] */
+} Pass;
+
+#endif

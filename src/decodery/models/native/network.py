@@ -1,0 +1,250 @@
+"""The native path: a whole pass of the usual decoder in one call of compiled code.
+
+Faster than the fused path because nothing is launched between the products, and stricter: a row's scores do not depend on
+what is scored beside it, bit for bit, in bfloat16 and for draft trees too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from array import array
+from collections.abc import Mapping
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from decodery.models.attention import Pack, Segment
+from decodery.models.blocks import confirm, fits
+from decodery.models.forward import POST_NORM, Attend, Layers, Slots
+from decodery.models.native import binding
+from decodery.models.native.build import library
+from decodery.models.network import TransformersNetwork
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
+STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
+"""Kinds of rotary embedding whose angles depend on the position alone."""
+_calling = threading.Lock()
+"""The compiled code's threads serve one caller at a time."""
+
+
+@dataclass(eq=False)
+class Weights:
+    """Packed weights, and the structures that point at them. `held` keeps the memory alive."""
+
+    held: list[Tensor] = field(default_factory=list)
+
+    def pack(self, *matrices: Tensor) -> int:
+        """Address of matrices [outputs, inputs], one below the other, in the layout of the decoder."""
+        lines = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0].contiguous()
+        outputs, inputs = lines.shape
+        if outputs % 16 or inputs % 32:
+            raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
+        packed = torch.empty(outputs * inputs + 8192, dtype=torch.bfloat16)
+        # Tiles are read by whole cache lines.
+        skip = -packed.data_ptr() % 128 // 2
+        library().decodery_pack(lines.data_ptr(), outputs, inputs, packed.data_ptr() + 2 * skip)
+        self.held.append(packed)
+        return packed.data_ptr() + 2 * skip
+
+    def floats(self, *vectors: Tensor | None) -> int | None:
+        """Address of vectors, one after the other, as float32; None where there are none."""
+        given = [vector.detach().float() for vector in vectors if vector is not None]
+        if not given:
+            return None
+        if len(given) != len(vectors):
+            raise ValueError("some parts of a layer have a bias and some have not")
+        joined = torch.cat(given).contiguous()
+        self.held.append(joined)
+        return joined.data_ptr()
+
+
+def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
+    """Rows of two matrices in turns of 16."""
+    parts = torch.stack([gate.reshape(-1, 16, *gate.shape[1:]), up.reshape(-1, 16, *up.shape[1:])], dim=1)
+    return parts.reshape(-1, *gate.shape[1:])
+
+
+class NativeNetwork(TransformersNetwork):
+    """A transformers model whose passes run in compiled code.
+
+    owned: nobody else uses the model, so its own copy of the weights is dropped. Raises ValueError or NotBuilt where the
+    model or the machine does not qualify.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False):
+        super().__init__(model, name)
+        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
+            raise ValueError("the native path is for bfloat16 on a CPU")
+        if not fits(model):
+            raise ValueError(f"{type(model).__name__} has another layer layout")
+        self._library = library()
+        self._weights = Weights()
+        self._windows_used = sorted({w for w in self._windows if w is not None})
+        if len(self._windows_used) > 1:
+            raise ValueError("the layers have sliding windows of several sizes")
+        with torch.inference_mode():
+            self._model = self._describe()
+        self._tables: tuple[Tensor, Tensor] | None = None
+        confirm(self)
+        if owned:
+            self._drop()
+        self.path = "native"
+
+    def _drop(self) -> None:
+        """Free the weights that now lie packed; the embedding stays, it is what looks tokens up."""
+        embedding: Any = self.model.get_input_embeddings()
+        head: Any = self.model.get_output_embeddings()
+        for module in [*(part for layer in self._modules for part in layer.modules()), head]:
+            if isinstance(module, nn.Linear) and module.weight is not embedding.weight:
+                module.weight = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
+
+    def _describe(self) -> binding.ModelStruct:
+        base: Any = self._base
+        weights = self._weights
+        attention = base.layers[0].self_attn
+        width = int(attention.head_dim)
+        if width % 64:
+            raise ValueError(f"heads of width {width} are no multiple of 64")
+        if len(set(self._cache_shapes)) != 1:
+            raise ValueError("the layers have keys of several shapes")
+        if getattr(base.rotary_emb, "rope_type", "default") not in STATIC_ROTATIONS:
+            raise ValueError("its rotary angles depend on the length of the text")
+        activation = ACTIVATIONS.get(str(getattr(self.config, "hidden_act", None)))
+        if activation is None:
+            raise ValueError(
+                f"its activation {getattr(self.config, 'hidden_act', None)!r} is not known to the native path"
+            )
+        layers = (binding.LayerStruct * self.layers)()
+        for struct, layer, window in zip(layers, base.layers, self._windows, strict=True):
+            at, ff = layer.self_attn, layer.mlp
+            struct.input_norm = weights.floats(layer.input_layernorm.weight)
+            struct.feed_forward_norm = weights.floats(layer.post_attention_layernorm.weight)
+            if hasattr(at, "q_norm"):
+                struct.query_norm = weights.floats(at.q_norm.weight)
+                struct.key_norm = weights.floats(at.k_norm.weight)
+            struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
+            struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
+            struct.output = weights.pack(at.o_proj.weight)
+            struct.output_bias = weights.floats(at.o_proj.bias)
+            struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
+            if ff.gate_proj.bias is not None:
+                struct.gate_and_up_bias = weights.floats(_interleaved(ff.gate_proj.bias, ff.up_proj.bias))
+            struct.down = weights.pack(ff.down_proj.weight)
+            struct.down_bias = weights.floats(ff.down_proj.bias)
+            struct.kind = 0 if window is None else 1
+        self._layer_structs = layers
+        head: Any = self.model.get_output_embeddings()
+        return binding.ModelStruct(
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=attention.q_proj.out_features // width,
+            key_heads=attention.k_proj.out_features // width,
+            width=width,
+            feed_forward=base.layers[0].mlp.gate_proj.out_features,
+            vocabulary=self.vocabulary,
+            activation=activation,
+            epsilon=float(base.norm.variance_epsilon),
+            scale=float(attention.scaling),
+            layer=layers,
+            final_norm=weights.floats(base.norm.weight),
+            head=weights.pack(head.weight),
+            head_bias=weights.floats(head.bias),
+        )
+
+    def _rotations(self, highest: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [positions, width] float32 of at least positions 0..highest."""
+        if self._tables is None or len(self._tables[0]) <= highest:
+            size = max(512, 1 << highest.bit_length())
+            base: Any = self._base
+            cos, sin = base.rotary_emb(torch.empty(1, 1, 1), torch.arange(size)[None])
+            self._tables = cos[0].float().contiguous(), sin[0].float().contiguous()
+        return self._tables
+
+    @torch.inference_mode()
+    def _pass(
+        self,
+        pack: Pack,
+        inputs: dict[str, Tensor],
+        positions: list[list[int]],
+        wanted: list[int],
+        layers: Layers,
+        taps: Listing[int],
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        base: Any = self._base
+        rows = base.embed_tokens(inputs["input_ids"])[0] if "input_ids" in inputs else inputs["inputs_embeds"][0]
+        rows = rows.contiguous()
+        count = rows.shape[0]
+        # Everything below is named: the structures hold bare addresses.
+        position = array("q", positions[0])
+        slot, kept = array("q"), []
+        segments = (binding.SegmentStruct * len(pack.segments))()
+        for struct, segment in zip(segments, pack.segments, strict=True):
+            slot.extend(segment.forward.written_slots())
+            kept.append(self._lay_out(struct, segment))
+        indices = layers.indices(self.layers)
+        steps = array("q", [4 * index + 3 for index in indices])
+        tapped = {tap: torch.empty(count, rows.shape[1], dtype=self.dtype) for tap in taps}
+        places = (ctypes.c_void_p * len(indices))()
+        for place, index in enumerate(indices):
+            if index in tapped:
+                places[place] = tapped[index].data_ptr()
+        cos, sin = self._rotations(max(positions[0]))
+        want = array("q", wanted)
+        logits = torch.empty(len(wanted), self.vocabulary)
+        asked = binding.PassStruct(
+            rows=count,
+            segments=len(segments),
+            segment=segments,
+            slot=slot.buffer_info()[0],
+            position=position.buffer_info()[0],
+            cosine=(ctypes.c_void_p * 2)(cos.data_ptr(), cos.data_ptr()),
+            sine=(ctypes.c_void_p * 2)(sin.data_ptr(), sin.data_ptr()),
+            input=rows.data_ptr(),
+            steps=len(indices),
+            step=steps.buffer_info()[0],
+            tap=places,
+            normed=tapped[POST_NORM].data_ptr() if POST_NORM in tapped else None,
+            wanted=len(wanted),
+            want=want.buffer_info()[0],
+            logits=logits.data_ptr(),
+        )
+        with _calling:
+            failed = self._library.decodery_pass(self._model, asked, torch.get_num_threads())
+        if failed:
+            raise MemoryError(f"there is not enough memory to score {count} rows at once")
+        del kept
+        return logits, tapped
+
+    def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[Tensor]:
+        """Fill in the structure of one sequence's rows; hands back the masks that it points at."""
+        cache, forward = segment.cache, segment.forward
+        struct.start, struct.rows, struct.columns = segment.start, forward.count, segment.columns
+        struct.cache, struct.capacity = cache.address(), cache.capacity
+        masks = []
+        for kind, window in enumerate([None, *self._windows_used]):
+            if self._far(segment, window):
+                visible = segment.visible(window)
+            elif isinstance(forward.attend, Attend) and isinstance(forward.slots, Slots):
+                # What every row sees; of causal rows only those up to the first row's own.
+                whole = forward.attend is Attend.FULL
+                struct.prefix[kind] = segment.columns - (0 if whole else forward.count - 1)
+                continue
+            else:
+                visible = segment.visible(None)
+            mask = visible.contiguous()
+            everyone = mask.all(dim=0)
+            struct.prefix[kind] = segment.columns if bool(everyone.all()) else int(everyone.to(torch.uint8).argmin())
+            struct.mask[kind] = mask.data_ptr()
+            masks.append(mask)
+        return masks
+
+    @staticmethod
+    def _far(segment: Segment, window: int | None) -> bool:
+        return window is not None and segment.reaches(window)

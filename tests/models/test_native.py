@@ -1,0 +1,255 @@
+"""The native path: the same scores as transformers' within bfloat16's rounding, and every row the same bits in any company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_model, random_ids, reference_logits
+from torch import Tensor, nn
+
+from decodery.errors import BadSetting
+from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Slots, tree_mask
+from decodery.models.native import build
+from decodery.models.native.network import NativeNetwork
+from decodery.models.paths import network_for
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 208,
+    "max_position_embeddings": 2048,
+}
+FAMILIES = ("llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "llama-biases")
+
+
+def make(family: str) -> Any:
+    own: dict[str, Any] = dict(SHAPE)
+    if family.startswith("qwen2"):  # it has no head_dim of its own
+        own = {**SHAPE, "hidden_size": 384}
+    if family == "llama-biases":
+        own |= {"attention_bias": True, "mlp_bias": True}
+    model = make_model(family.removesuffix("-biases"), **own)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2:
+                parameter.mul_(0.4)
+            elif "bias" in name:
+                parameter.normal_(0.0, 0.3)
+    return model.to(torch.bfloat16)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def network(request: pytest.FixtureRequest) -> NativeNetwork:
+    return native(request.param)
+
+
+_made: dict[str, NativeNetwork] = {}
+
+
+def native(family: str) -> NativeNetwork:
+    if family not in _made:
+        try:
+            _made[family] = NativeNetwork(make(family), family)
+        except build.NotBuilt as reason:
+            pytest.skip(str(reason))
+    return _made[family]
+
+
+def scores(network: NativeNetwork, *forwards: Forward) -> list[Tensor]:
+    return [answer.logits for answer in network.run(list(forwards))]
+
+
+def test_scores_are_those_of_transformers(network: NativeNetwork) -> None:
+    ids = random_ids(150, vocabulary=200)
+    sequence = network.new_sequence()
+    ours = torch.cat([scores(network, Forward(sequence, chunk))[0] for chunk in (ids[:100], ids[100:101], ids[101:])])
+    exact = reference_logits(network.model.float(), ids)
+    network.model.to(torch.bfloat16)
+    rounded = reference_logits(network.model, ids)
+    spread = float(exact.std())
+    # Closer to the float32 result than transformers' own bfloat16 passes are, up to a little luck.
+    assert (
+        float((ours - exact).square().mean().sqrt())
+        < 1.1 * float((rounded - exact).square().mean().sqrt())
+        < 0.2 * spread
+    )
+
+
+def alone(network: NativeNetwork, prompt: list[int], tokens: list[int]) -> list[Tensor]:
+    """Scores of each token, scored one by one after the prompt."""
+    sequence = network.new_sequence()
+    network.run([Forward(sequence, prompt)])
+    return [scores(network, Forward(sequence, [token]))[0][0] for token in tokens]
+
+
+@pytest.mark.parametrize("start", [1, 31, 70, 300])
+def test_a_chain_scores_like_single_steps(network: NativeNetwork, start: int) -> None:
+    prompt, tokens = random_ids(start, 1, 200), random_ids(70, 2, 200)
+    expected = alone(network, prompt, tokens)
+    for count in (2, 15, 16, 17, 33, 70):
+        sequence = network.new_sequence()
+        network.run([Forward(sequence, prompt)])
+        rows = scores(network, Forward(sequence, tokens[:count]))[0]
+        assert all(torch.equal(row, expected[place]) for place, row in enumerate(rows)), count
+
+
+def test_a_prompt_scores_the_same_in_any_chunks(network: NativeNetwork) -> None:
+    ids = random_ids(200, 3, 200)
+    whole = scores(network, Forward(network.new_sequence(), ids))[0]
+    sequence = network.new_sequence()
+    chunks = [scores(network, Forward(sequence, chunk))[0] for chunk in (ids[:1], ids[1:40], ids[40:127], ids[127:])]
+    assert torch.equal(torch.cat(chunks), whole)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tree_scores_like_its_paths(network: NativeNetwork, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    start = int(torch.randint(2, 260, (1,), generator=generator))
+    prompt, count = random_ids(start, seed, 200), 24
+    parents = [int(torch.randint(-1, max(node, 1), (1,), generator=generator)) if node else -1 for node in range(count)]
+    tokens, depths = random_ids(count, seed + 50, 200), []
+    for parent in parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    sequence = network.new_sequence()
+    network.run([Forward(sequence, prompt)])
+    positions = [start, *(start + depth for depth in depths)]
+    rows = scores(network, Forward(sequence, [3, *tokens], positions, tree_mask(start, 1, parents)))[0]
+    for place in range(count):
+        path, node = [], place
+        while node >= 0:
+            path.append(node)
+            node = parents[node]
+        expected = alone(network, prompt, [3, *(tokens[node] for node in path[::-1])])[-1]
+        assert torch.equal(rows[place + 1], expected), place
+    # The accepted path stays, and what follows scores as if it had been decoded step by step.
+    path = path[::-1]
+    sequence.keep([start + 1 + node for node in path], start + 1)
+    expected = alone(network, prompt, [3, *(tokens[node] for node in path), 9])[-1]
+    assert torch.equal(scores(network, Forward(sequence, [9]))[0][0], expected)
+
+
+def test_packed_sequences_score_as_alone(network: NativeNetwork) -> None:
+    prompts = [random_ids(count, count, 200) for count in (3, 90, 41, 200)]
+    tails = [random_ids(count, count + 7, 200) for count in (1, 5, 17, 2)]
+    expected = [alone(network, prompt, tail) for prompt, tail in zip(prompts, tails, strict=True)]
+    sequences = [network.new_sequence() for _ in prompts]
+    network.run([Forward(s, p) for s, p in zip(sequences, prompts, strict=True)])
+    together = scores(network, *(Forward(s, t) for s, t in zip(sequences, tails, strict=True)))
+    for rows, single in zip(together, expected, strict=True):
+        assert torch.equal(rows, torch.stack(single))
+
+
+def test_a_pass_may_be_cut_at_any_layer(network: NativeNetwork) -> None:
+    prompt, tokens = random_ids(50, 4, 200), random_ids(6, 5, 200)
+    whole = network.new_sequence()
+    network.run([Forward(whole, prompt)])
+    expected = network.run([Forward(whole, tokens, taps=(1, 3, POST_NORM))])[0]
+    for cut in (1, 3):
+        sequence = network.new_sequence()
+        network.run([Forward(sequence, prompt)])
+        start = network.run([Forward(sequence, tokens, layers=Layers(0, cut), taps=(cut - 1,))])[0]
+        slots = range(50, 56)
+        rest = Forward(
+            sequence, start.hidden[cut - 1], positions=slots, slots=slots, layers=Layers(cut), taps=(3, POST_NORM)
+        )
+        answer = network.run([rest])[0]
+        assert torch.equal(answer.logits, expected.logits)
+        assert torch.equal(answer.hidden[POST_NORM], expected.hidden[POST_NORM])
+
+
+def test_full_attention_masks_and_nowhere(network: NativeNetwork) -> None:
+    """Against the path of torch modules, whose float32 results are checked elsewhere."""
+    slow = network_for(network.model, network.name, "off")
+    ids, block = random_ids(30, 6, 200), random_ids(9, 7, 200)
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(9, 39, generator=generator) < 0.5
+    mask[:, :30] |= torch.arange(30) < 3
+    answers = []
+    for scorer in (network, slow):
+        sequence = scorer.new_sequence()
+        scorer.run([Forward(sequence, ids)])
+        full = scorer.run([Forward(sequence, block, attend=Attend.FULL, slots=Slots.NOWHERE)])[0].logits
+        assert sequence.length == 30
+        masked = scorer.run([Forward(sequence, block, attend=mask, positions=range(20, 29), taps=(2,))])[0]
+        again = scorer.run([Forward(sequence, [5, 6], positions=[20, 21], slots=[33, 30])])[0].logits
+        answers.append((full, masked.logits, masked.hidden[2].float(), again))
+    for ours, theirs in zip(*answers, strict=True):
+        assert float((ours - theirs).square().mean().sqrt()) < 0.1 * float(theirs.std())
+
+
+def test_layers_may_be_left_out(network: NativeNetwork) -> None:
+    slow = network_for(network.model, network.name, "off")
+    ids = random_ids(20, 8, 200)
+    layers = Layers(skip=frozenset({1}))
+    ours, theirs = (n.run([Forward(n.new_sequence(), ids, layers=layers)])[0].logits for n in (network, slow))
+    assert float((ours - theirs).square().mean().sqrt()) < 0.1 * float(theirs.std())
+
+
+def test_chosen_logits_only() -> None:
+    network = native("llama")
+    ids = random_ids(40, 9, 200)
+    whole = scores(network, Forward(network.new_sequence(), ids))[0]
+    some = scores(network, Forward(network.new_sequence(), ids, logits=(39, 4, 17)))[0]
+    assert torch.equal(some, whole[[39, 4, 17]])
+
+
+def test_without_the_matrix_unit_rows_are_as_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    native("llama")  # skips where nothing can be built
+    from decodery.models.native import binding, network
+
+    plain = binding.load(build._compiled(("-DDECODERY_NO_AMX",)))
+    assert plain.decodery_ready()
+    assert not plain.decodery_amx()
+    monkeypatch.setattr(network, "library", lambda: plain)
+    made = NativeNetwork(make("llama"), "without")
+    test_a_chain_scores_like_single_steps(made, 70)
+    test_a_tree_scores_like_its_paths(made, 2)
+    test_scores_are_those_of_transformers(made)
+
+
+def test_an_owned_model_gives_its_weights_up() -> None:
+    native("llama")
+    model = make("llama")
+    expected = reference_logits(model, [1, 2, 3])
+    network = NativeNetwork(model, "owned", owned=True)
+    linears = [module for layer in network._modules for module in layer.modules() if isinstance(module, nn.Linear)]
+    assert linears
+    assert not any(module.weight.numel() for module in linears)
+    ours = scores(network, Forward(network.new_sequence(), [1, 2, 3]))[0]
+    assert float((ours - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
+
+
+def test_a_model_that_does_not_fit_says_why() -> None:
+    with pytest.raises(BadSetting, match="native path here: the native path is for bfloat16 on a CPU"):
+        network_for(make_model("llama"), "tiny", "native")
+    with pytest.raises(BadSetting, match="heads of width 8 are no multiple of 64"):
+        network_for(make_model("llama").to(torch.bfloat16), "tiny", "native")
+    with pytest.raises(BadSetting, match="fast must be auto, native, fused or off, not 'quick'"):
+        network_for(make_model("llama"), "tiny", "quick")
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(build, "compilers", list)
+    monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
+    build.library.cache_clear()
+    try:
+        with pytest.raises(build.NotBuilt, match="there is no C compiler"):
+            build.library()
+        model = make("llama")
+        assert network_for(model, "tiny").path == "fused"  # the next best, without an error
+    finally:
+        build.library.cache_clear()
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(build, "compilers", lambda: [["false"]])
+    monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
+    with pytest.raises(build.NotBuilt, match="false"):
+        build._compiled(())
+    assert not list((tmp_path / "native").iterdir())
