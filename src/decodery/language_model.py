@@ -99,7 +99,7 @@ class LanguageModel:
         """
         batch = self._is_batch(prompt)
         jobs = self._jobs(prompt, method, seed, settings)
-        with self._lock:
+        with self._lock, self.network.working():
             scheduler = Scheduler()
             for group in jobs:
                 for job, chosen in group:
@@ -136,7 +136,7 @@ class LanguageModel:
                     yield pending.pop(0)
                 if not scheduler.active:
                     break
-                with self._lock:
+                with self._lock, self.network.working():
                     scheduler.step()
         finally:
             with self._lock:
@@ -184,7 +184,8 @@ class LanguageModel:
                     "device": network.device.type,
                     "path": network.path,
                 }
-                self._costs[id(network)] = calibrated(network, described, store.home() / "calibration")
+                with network.working():
+                    self._costs[id(network)] = calibrated(network, described, store.home() / "calibration")
             else:
                 self._costs[id(network)] = CostCurve.flat()
         return self._costs[id(network)]

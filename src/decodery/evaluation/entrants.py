@@ -110,16 +110,17 @@ class BareForward(Entrant):
 
     def answer(self, ask: Ask) -> list[Answer]:
         network = self._network
-        sequences = [network.new_sequence() for _ in ask.prompts]
-        network.run([Forward(s, p, logits=Rows.LAST) for s, p in zip(sequences, ask.prompts, strict=True)])
-        for step in range(max(len(output) for output in self.outputs) - 1):
-            # The last token of an output is committed but never fed.
-            asks = [
-                Forward(sequence, [output[step]], logits=Rows.LAST)
-                for sequence, output in zip(sequences, self.outputs, strict=True)
-                if step < len(output) - 1
-            ]
-            network.run(asks)
+        with network.working():
+            sequences = [network.new_sequence() for _ in ask.prompts]
+            network.run([Forward(s, p, logits=Rows.LAST) for s, p in zip(sequences, ask.prompts, strict=True)])
+            for step in range(max(len(output) for output in self.outputs) - 1):
+                # The last token of an output is committed but never fed.
+                asks = [
+                    Forward(sequence, [output[step]], logits=Rows.LAST)
+                    for sequence, output in zip(sequences, self.outputs, strict=True)
+                    if step < len(output) - 1
+                ]
+                network.run(asks)
         return [Answer(output, forwards=len(output), rounds=len(output)) for output in self.outputs]
 
 

@@ -72,6 +72,10 @@ class Scorer(ABC):
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         """Score forwards that ask for the same layers and the same kind of input, in one pass."""
 
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""
+        return contextlib.nullcontext()
+
     def check(self, forward: Forward) -> None:
         """Raise ValueError where a forward is malformed; called on each ask before it is packed with others."""
         forward.check(self.vocabulary, self.layers, self.hidden)

@@ -6,10 +6,11 @@ what is scored beside it, bit for bit, in bfloat16 and for draft trees too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
+_usual_threads: int | None = None
+"""What torch is set to outside of `working`."""
 _calling = threading.Lock()
 """The compiled code's threads serve one caller at a time."""
 
@@ -92,10 +95,27 @@ class NativeNetwork(TransformersNetwork):
         with torch.inference_mode():
             self._model = self._describe()
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._threads = _usual_threads or torch.get_num_threads()
         confirm(self)
         if owned:
             self._drop()
         self.path = "native"
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep torch to one thread: its others would go on spinning after each small operation, where ours want to run."""
+        global _usual_threads
+        before = torch.get_num_threads()
+        if before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        _usual_threads = before
+        try:
+            yield
+        finally:
+            _usual_threads = None
+            torch.set_num_threads(before)
 
     def _drop(self) -> None:
         """Free the weights that now lie packed; the embedding stays, it is what looks tokens up."""
@@ -216,7 +236,7 @@ class NativeNetwork(TransformersNetwork):
             logits=logits.data_ptr(),
         )
         with _calling:
-            failed = self._library.decodery_pass(self._model, asked, torch.get_num_threads())
+            failed = self._library.decodery_pass(self._model, asked, self._threads)
         if failed:
             raise MemoryError(f"there is not enough memory to score {count} rows at once")
         del kept
