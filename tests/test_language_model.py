@@ -22,7 +22,8 @@ from decodery.errors import (
     Refused,
     UnknownMethod,
 )
-from decodery.language_model import LanguageModel, Reply
+from decodery.language_model import LanguageModel
+from decodery.replies import Reply
 from decodery.testing import toy_language_model
 
 CONTEXT = 512

@@ -59,7 +59,7 @@ def test_a_token_is_handed_out_before_the_next_is_scored(lm: LanguageModel, monk
         event = next(stream)
         assert isinstance(event, Token)
         assert passes == place + 1
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert passes == 4
 
 
@@ -75,7 +75,7 @@ def test_closing_a_stream_cancels_what_runs(lm: LanguageModel, monkeypatch: pyte
     stream = lm.stream(["the", "fox"], "autoregressive", max_new_tokens=50)
     for _ in range(6):
         next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert ended == [("cancelled", 3), ("cancelled", 3)]
     assert lm.generate("the", max_new_tokens=2).finish_reason == "length"
 
@@ -123,5 +123,5 @@ def test_a_stream_may_be_read_from_several_threads(lm: LanguageModel) -> None:
     for _ in range(3):
         on_a_thread(lambda: next(stream))
     on_a_thread(lambda: lm.generate("fox", max_new_tokens=2).finish_reason)
-    on_a_thread(stream.close)  # type: ignore[attr-defined]
+    on_a_thread(stream.close)
     assert [type(item).__name__ for item in found] == ["Token", "Token", "Token", "str", "NoneType"]

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from decodery.engine.registry import register as register
     from decodery.integrations.transformers import transformers_generate as transformers_generate
     from decodery.language_model import LanguageModel as LanguageModel
-    from decodery.language_model import Reply as Reply
     from decodery.language_model import load as load
     from decodery.language_model import wrap as wrap
+    from decodery.replies import Reply as Reply
+    from decodery.replies import Stream as Stream
 
 _LAZY = {
     "Exactness": "decodery.engine.method",
@@ -48,7 +49,8 @@ _LAZY = {
     "register": "decodery.engine.registry",
     "transformers_generate": "decodery.integrations.transformers",
     "LanguageModel": "decodery.language_model",
-    "Reply": "decodery.language_model",
+    "Reply": "decodery.replies",
+    "Stream": "decodery.replies",
     "load": "decodery.language_model",
     "wrap": "decodery.language_model",
 }

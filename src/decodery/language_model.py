@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from decodery.engine.cost import CostCurve, calibrated
-from decodery.engine.events import Event, Token, TokenLogprobs
+from decodery.engine.events import Event, Token
 from decodery.engine.job import Job
-from decodery.engine.method import Exactness, Method, refusal
+from decodery.engine.method import Method, refusal
 from decodery.engine.registry import DEFAULT_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.engine.statistics import Statistics
 from decodery.errors import BadPrompt, BadSetting, ModelNotReadable, Refused
 from decodery.models import store
 from decodery.models.network import Scorer, TransformersNetwork
 from decodery.models.paths import network_for
+from decodery.replies import Reply, Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,32 +32,6 @@ log = logging.getLogger("decodery")
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 """A text, a conversation ({"role", "content"} per message), or token ids."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The result of one request.
-
-    text: the visible output (with the prompt before it where `echo` was set). token_ids: the new tokens, an end token
-    included. finish_reason: "stop", "length", "cancelled" or "error". seed: the one used, also where none was given.
-    order: the steps of the law that were switched on, in order. logprobs: one per new token where asked for.
-    prompt_logprobs: of prompt tokens 1, 2, … where echo and logprobs were set. error: what ended the request, if so.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    exactness: Exactness
-    stats: Statistics
-    events: tuple[Event, ...] = field(repr=False)
-    method: str
-    model: str
-    seed: int
-    prompt_token_ids: tuple[int, ...] = field(repr=False)
-    order: tuple[str, ...] = ()
-    logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
-    prompt_logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
-    error: Exception | None = None
 
 
 class LanguageModel:
@@ -113,18 +86,24 @@ class LanguageModel:
         answers = [group if len(group) > 1 else group[0] for group in replies]
         return answers if batch else answers[0]
 
-    def stream(
-        self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any
-    ) -> Iterator[Event]:
+    def stream(self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any) -> Stream:
         """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
 
-        Same arguments and errors as `generate`. Closing the iterator cancels what is still running.
+        Same arguments and errors as `generate`. Closing the stream cancels what is still running; its `replies()` tell
+        at any time what there is.
         """
         pending: list[Event] = []
-        jobs = self._jobs(prompt, method, seed, settings, pending.append)
-        return self._stream([entry for group in jobs for entry in group], pending)
+        jobs = [entry for group in self._jobs(prompt, method, seed, settings, pending.append) for entry in group]
 
-    def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Iterator[Event]:
+        def conclude() -> list[Reply]:
+            for job, _ in jobs:
+                if job.finish_reason is None:  # never started
+                    job.finish("cancelled")
+            return [self._reply(job, chosen) for job, chosen in jobs]
+
+        return Stream(self._stream(jobs, pending), conclude)
+
+    def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Generator[Event]:
         # The lock is held for one step at a time: who reads the events may take long, and may read on another thread.
         scheduler = Scheduler()
         try:

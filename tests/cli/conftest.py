@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from decodery.engine.events import Event
+from decodery.replies import Stream
 
 
 @dataclass
@@ -67,16 +68,16 @@ def interrupted(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The toy model, with somebody who presses Ctrl-C at the fourth event of each stream."""
     stream = toy.stream
 
-    def broken_off(*arguments: Any, **settings: Any) -> Iterator[Event]:
+    def broken_off(*arguments: Any, **settings: Any) -> Stream:
         events = stream(*arguments, **settings)
 
-        def some() -> Iterator[Event]:
+        def some() -> Generator[Event]:
             for place, event in enumerate(events):
                 if place == 3:
                     raise KeyboardInterrupt
                 yield event
 
-        return some()
+        return Stream(some(), events.replies)
 
     monkeypatch.setattr(toy, "stream", broken_off)
     return toy

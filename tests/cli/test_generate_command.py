@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from decodery.engine.events import Event
+from decodery.replies import Stream
 
 KEYS = ["text", "token_ids", "finish_reason", "method", "exactness", "model", "seed", "stats"]
 STATISTICS = {
@@ -155,9 +159,8 @@ class TestInterruption:
         (value,) = lines_of(result.out)
         assert list(value) == KEYS
         assert value["finish_reason"] == "cancelled"
-        assert len(value["token_ids"]) == 3
-        assert value["stats"]["new_tokens"] == 3
-        assert value["stats"]["forwards"] is None  # not known, and so not invented
+        assert len(value["token_ids"]) == 4  # the fourth event was on its way
+        assert value["stats"]["new_tokens"] == value["stats"]["forwards"] == 4
 
     def test_partial_samples_are_kept(self, command: Any, interrupted: Any) -> None:
         result = command(
@@ -182,18 +185,29 @@ class TestInterruption:
     ) -> None:
         file = tmp_path / "prompts.jsonl"
         file.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(4)))
-        generate, calls = toy.generate, []
+        stream, calls = toy.stream, []
 
-        def second_time(*arguments: Any, **settings: Any) -> Any:
-            calls.append(arguments)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return generate(*arguments, **settings)
+        def second_time(prompt: Any, *arguments: Any, **settings: Any) -> Stream:
+            events = stream(prompt, *arguments, **settings)
+            if not isinstance(prompt, list):  # only looked at, not decoded yet
+                return events
+            calls.append(prompt)
 
-        monkeypatch.setattr(toy, "generate", second_time)
+            def some() -> Generator[Event]:
+                for place, event in enumerate(events):
+                    if len(calls) == 2 and place == 2:
+                        raise KeyboardInterrupt
+                    yield event
+
+            return Stream(some(), events.replies)
+
+        monkeypatch.setattr(toy, "stream", second_time)
         result = command("generate", "--prompts", str(file), "--batch-size", "2", "--max-new-tokens", "3")
         assert result.code == 130
-        assert [value["line"] for value in lines_of(result.out)] == [1, 2]
+        values = lines_of(result.out)
+        assert [value["line"] for value in values] == [1, 2, 3, 4]
+        assert [value["finish_reason"] for value in values] == ["length", "length", "cancelled", "cancelled"]
+        assert [len(value["token_ids"]) for value in values] == [3, 3, 2, 2]
         assert "2 of 4" in result.err
 
 
@@ -214,13 +228,14 @@ class TestPromptsFile:
     def test_packed_in_batches(self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "prompts.jsonl"
         file.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\nbad\n" for i in range(5)))
-        generate, sizes = toy.generate, []
+        stream, sizes = toy.stream, []
 
         def counted(prompts: Any, *arguments: Any, **settings: Any) -> Any:
-            sizes.append(len(prompts))
-            return generate(prompts, *arguments, **settings)
+            if isinstance(prompts, list):  # the others are only looked at
+                sizes.append(len(prompts))
+            return stream(prompts, *arguments, **settings)
 
-        monkeypatch.setattr(toy, "generate", counted)
+        monkeypatch.setattr(toy, "stream", counted)
         result = command("generate", "--prompts", str(file), "--batch-size", "2", "--max-new-tokens", "2")
         assert sizes == [2, 2, 1]
         assert [value["line"] for value in lines_of(result.out)] == list(range(1, 11))
@@ -253,13 +268,22 @@ class TestPromptsFile:
 
         file = tmp_path / "prompts.jsonl"
         file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-        generate = toy.generate
+        stream = toy.stream
 
         def second_fails(*arguments: Any, **settings: Any) -> Any:
-            first, second = generate(*arguments, **settings)
-            return [first, dataclasses.replace(second, error=RuntimeError("no memory left"))]
+            events = stream(*arguments, **settings)
 
-        monkeypatch.setattr(toy, "generate", second_fails)
+            def some() -> Generator[Event]:
+                yield from events
+                raise RuntimeError("no memory left")
+
+            def replies() -> list[Any]:
+                first, second = events.replies()
+                return [first, dataclasses.replace(second, error=RuntimeError("no memory left"))]
+
+            return Stream(some(), replies)
+
+        monkeypatch.setattr(toy, "stream", second_fails)
         result = command("generate", "--prompts", str(file), "--max-new-tokens", "3")
         assert result.code == 2
         assert lines_of(result.out)[1] == {"line": 2, "error": "no memory left"}

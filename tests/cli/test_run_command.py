@@ -150,10 +150,10 @@ def test_mistakes_are_told_and_the_conversation_goes_on(
 def test_interrupted_answer_is_part_of_the_conversation(command: Any, interrupted: Any, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     result = command("run", "--method", "autoregressive", stdin=f"Hello\n/save {file}\n")
-    partial = answer(interrupted, "Hello", max_new_tokens=3)
+    shown, decoded = (answer(interrupted, "Hello", max_new_tokens=count) for count in (3, 4))
     assert result.code == 0
-    assert result.out.startswith(partial + "\n")
-    assert json.loads(file.read_text())["messages"][1]["content"] == partial
+    assert result.out.startswith(shown + "\n")
+    assert json.loads(file.read_text())["messages"][1]["content"] == decoded
 
 
 def test_model_without_a_template_continues_text(command: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

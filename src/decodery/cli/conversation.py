@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from decodery.cli.console import read_text, write_text
 from decodery.cli.options import with_seed
-from decodery.cli.outcome import Gathering, Outcome
+from decodery.cli.outcome import Outcome
 from decodery.errors import BadInput, BadSetting
 
 if TYPE_CHECKING:
@@ -79,11 +79,10 @@ class Conversation:
         is added.
         """
         prompt, settings = self.prompt(), with_seed(self.settings)
-        events = self.lm.stream(prompt, self.method, **settings)
-        gathering = Gathering(self.lm, prompt, self.method, settings)
+        stream = self.lm.stream(prompt, self.method, **settings)
         with contextlib.suppress(KeyboardInterrupt):  # the outcome says that it was cancelled
-            show(gathering.follow(events))
-        outcome = gathering.outcomes()[0]
+            show(stream)
+        outcome = Outcome.of(stream.replies()[0])
         self.messages.append({"role": "assistant", "content": outcome.text})
         self.last = outcome
         self.totals.add(outcome.stats)

@@ -21,12 +21,13 @@ from decodery.cli.options import (
     with_option_groups,
     with_seed,
 )
-from decodery.cli.outcome import Gathering, Outcome
+from decodery.cli.outcome import Outcome
 from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt
 from decodery.errors import BadInput, BadPrompt, BadSetting
 
 if TYPE_CHECKING:
-    from decodery.language_model import LanguageModel, Reply
+    from decodery.language_model import LanguageModel
+    from decodery.replies import Reply
 
 INTERRUPTED = 130
 
@@ -88,12 +89,12 @@ def generate(
 
 
 def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
-    events = lm.stream(prompt, method, **settings)
-    gathering = Gathering(lm, prompt, method, settings)
+    stream = lm.stream(prompt, method, **settings)
     live = LiveText()
     interrupted = False
+    echo = lm.tokenizer.decode(lm.tokenize(prompt), skip_special_tokens=True) if settings.get("echo") else ""
     try:
-        live.follow(gathering.follow(events), gathering.echo)
+        live.follow(stream, echo)
     except KeyboardInterrupt:
         interrupted = True
     except Exception:
@@ -103,8 +104,8 @@ def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str
     live.end()
     if interrupted:
         remark("interrupted; the text above is what there was.")
-    for outcome in gathering.outcomes():
-        remark(statistic(outcome.stats, outcome.method, outcome.exactness))
+    for reply in stream.replies():
+        remark(statistic(reply.stats.as_dict(), reply.method, str(reply.exactness)))
     if live.drafted:
         remark(legend())
     if interrupted:
@@ -112,22 +113,15 @@ def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str
 
 
 def _one_as_json(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
-    if settings.get("echo") and settings.get("logprobs") is not None:
-        # The log probabilities of the prompt stand in replies only.
-        answer = lm.generate(prompt, method, **settings)
-        for reply in answer if isinstance(answer, list) else [answer]:
-            print_json(Outcome.of(reply).as_dict(lm))
-        return
-    events = lm.stream(prompt, method, **settings)
-    gathering = Gathering(lm, prompt, method, settings)
+    stream = lm.stream(prompt, method, **settings)
     interrupted = False
     try:
-        for _ in gathering.follow(events):
+        for _ in stream:
             pass
     except KeyboardInterrupt:
         interrupted = True
-    for outcome in gathering.outcomes():
-        print_json(outcome.as_dict(lm))
+    for reply in stream.replies():
+        print_json(Outcome.of(reply).as_dict(lm))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -146,19 +140,19 @@ def _many(
     checked = [_admitted(lm, source, line, method, settings, chat, system) for line in lines]
     done = 0
     failed = False
-    try:
-        with Counter(shown=not output().is_terminal) as counter:
+    with Counter(shown=not output().is_terminal) as counter:
+        counter("lines", done, len(checked))
+        for batch in _batches(checked, batch_size):
+            results, interrupted = _decoded(lm, source, batch, method, settings)
+            for line, result in zip(batch, results, strict=True):
+                failed |= "error" in result[0]
+                for entry in result:
+                    print_json({"line": line.number, **line.labels, **entry})
+            if interrupted:
+                notice(f"interrupted after {done} of {len(checked)} lines; those of the last batch are not finished.")
+                raise typer.Exit(INTERRUPTED)
+            done += len(batch)
             counter("lines", done, len(checked))
-            for batch in _batches(checked, batch_size):
-                for line, result in zip(batch, _decoded(lm, source, batch, method, settings), strict=True):
-                    failed |= "error" in result[0]
-                    for entry in result:
-                        print_json({"line": line.number, **line.labels, **entry})
-                done += len(batch)
-                counter("lines", done, len(checked))
-    except KeyboardInterrupt:
-        notice(f"interrupted after {done} of {len(checked)} lines.")
-        raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(2)
 
@@ -194,21 +188,36 @@ def _batches(lines: list[Line], batch_size: int) -> Iterator[list[Line]]:
 
 def _decoded(
     lm: LanguageModel, source: str, batch: list[Line], method: str, settings: dict[str, Any]
-) -> Iterator[list[dict[str, Any]]]:
-    """What to print for each line of a batch: an object per sample, or one with the error."""
+) -> tuple[list[list[dict[str, Any]]], bool]:
+    """What to print for each line of a batch (an object per sample, or one with the error), and whether it was cut short."""
     prompts = [line.prompt for line in batch if not line.error]
-    replies = iter(lm.generate(prompts, method, **settings) if prompts else [])
+    replies: list[Reply] = []
+    interrupted = False
+    if prompts:
+        stream = lm.stream(prompts, method, **settings)
+        try:
+            for _ in stream:
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+        except Exception:
+            replies = stream.replies()
+            if all(reply.error is None for reply in replies):
+                raise  # not one request's own
+        replies = stream.replies()
+    samples_each = len(replies) // max(1, len(prompts))
+    results: list[list[dict[str, Any]]] = []
     for line in batch:
         if line.error:
-            yield [{"error": line.error}]
+            results.append([{"error": line.error}])
             continue
-        answer = next(replies)
-        samples: list[Reply] = answer if isinstance(answer, list) else [answer]
+        samples, replies = replies[:samples_each], replies[samples_each:]
         broken = next((reply.error for reply in samples if reply.error is not None), None)
         if broken is not None:
             reason = str(broken) or type(broken).__name__
             notice(f"{source}, line {line.number}: {reason}", style="red")
-            yield [{"error": reason}]
+            results.append([{"error": reason}])
             continue
         numbers = [{"sample": place} for place in range(len(samples))] if len(samples) > 1 else [{}]
-        yield [number | Outcome.of(reply).as_dict(lm) for number, reply in zip(numbers, samples, strict=True)]
+        results.append([number | Outcome.of(reply).as_dict(lm) for number, reply in zip(numbers, samples, strict=True)])
+    return results, interrupted

@@ -15,8 +15,9 @@ import torch
 from decodery.engine.method import Exactness, Method
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadSetting
-from decodery.language_model import LanguageModel, Reply
+from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
+from decodery.replies import Reply
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps of it are done, and how many there are."""

@@ -21,8 +21,9 @@ from decodery.engine.method import Exactness, Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.language_model import LanguageModel, Reply
+from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
+from decodery.replies import Reply
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model

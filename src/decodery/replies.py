@@ -1,0 +1,59 @@
+"""What a request gives back: a reply when it is over, or a stream of events while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decodery.engine.events import Event, TokenLogprobs
+    from decodery.engine.method import Exactness
+    from decodery.engine.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of one request.
+
+    text: the visible output (with the prompt before it where `echo` was set). token_ids: the new tokens, an end token
+    included. finish_reason: "stop", "length", "cancelled" or "error". seed: the one used, also where none was given.
+    order: the steps of the law that were switched on, in order. logprobs: one per new token where asked for.
+    prompt_logprobs: of prompt tokens 1, 2, … where echo and logprobs were set. error: what ended the request, if so.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    exactness: Exactness
+    stats: Statistics
+    events: tuple[Event, ...] = field(repr=False)
+    method: str
+    model: str
+    seed: int
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
+    order: tuple[str, ...] = ()
+    logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
+    prompt_logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
+    error: Exception | None = None
+
+
+class Stream(Iterator["Event"]):
+    """The events of one `LanguageModel.stream` call, of all its requests interleaved; decoding goes on as they are read."""
+
+    def __init__(self, events: Generator[Event], conclude: Callable[[], list[Reply]]):
+        """events: closing it cancels what still runs. conclude: the replies, once that has happened."""
+        self._events, self._conclude = events, conclude
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Cancel what is still running; what it has committed stays."""
+        self._events.close()
+
+    def replies(self) -> list[Reply]:
+        """The replies of all requests, in order; what is still running is cancelled. A request that failed carries its
+        error in its reply."""
+        self.close()
+        return self._conclude()

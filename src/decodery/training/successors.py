@@ -1,0 +1,124 @@
+"""Which tokens a model itself lets follow a pair of tokens, averaged over text that it wrote: a table for drafting.
+
+Nothing is trained. The model answers varied prompts (`decodery.training.prompts`), half of them greedily and half at
+temperature 0.8; at every token its own probabilities of the likeliest successors are added up under the last two tokens
+and under the last one. Run it as `python -m decodery.training.successors --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decodery.speculative.successors import SuccessorTable
+from decodery.training.prompts import varied_prompts
+
+if TYPE_CHECKING:
+    from decodery.language_model import LanguageModel
+
+KEPT = 4
+"""Successors that are noted at each token."""
+BATCH = 24
+
+
+def write_texts(lm: LanguageModel, prompts: list[str], new_tokens: int, seed: int, folder: Path) -> list[Path]:
+    """Let the model answer, batch by batch; each batch becomes a file, and files that are there are not made again.
+
+    A file holds `context` [n, 2] (the last two tokens), `ids` and `shares` [n, KEPT] (likeliest successors and their
+    probabilities).
+    """
+    from decodery.cli.console import Counter
+
+    files = []
+    starts = range(0, len(prompts), BATCH)
+    with Counter(shown=True) as counter:
+        for number, start in enumerate(starts):
+            counter("batches of text", number, len(starts))
+            path = folder / f"{number:05d}.npz"
+            files.append(path)
+            if path.exists():
+                continue
+            group = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+            replies = lm.generate(
+                group,
+                "autoregressive",
+                max_new_tokens=new_tokens,
+                logprobs=KEPT,
+                seed=seed + number,
+                temperature=0.8 * (number % 2),
+            )
+            context, ids, shares = [], [], []
+            for reply in replies:
+                before = [*reply.prompt_token_ids, *reply.token_ids]
+                offset = len(reply.prompt_token_ids)
+                for place, entry in enumerate(reply.logprobs):
+                    context.append(before[offset + place - 2 : offset + place])
+                    ids.append([token for token, _ in entry.top[:KEPT]])
+                    shares.append([np.exp(value) for _, value in entry.top[:KEPT]])
+            scratch = path.with_suffix(".tmp.npz")
+            np.savez(scratch, context=np.array(context), ids=np.array(ids), shares=np.array(shares, dtype=np.float32))
+            scratch.rename(path)
+        counter("batches of text", len(starts), len(starts))
+    return files
+
+
+def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTable:
+    """Average what the files hold."""
+    loaded = [np.load(path) for path in files]
+    context: NDArray[np.int64] = np.concatenate([part["context"] for part in loaded]).astype(np.int64)
+    ids: NDArray[np.int64] = np.concatenate([part["ids"] for part in loaded]).astype(np.int64)
+    shares = np.concatenate([part["shares"] for part in loaded])
+    return SuccessorTable.average(context, ids, shares, vocabulary, tokenizer)
+
+
+def fingerprint(tokenizer: object, vocabulary: int) -> str:
+    """Tells tokenizers apart: a hash of all tokens in the order of their ids."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocabulary, len(tokenizer)))))  # type: ignore[attr-defined,arg-type]
+    return hashlib.sha256("\0".join(map(str, tokens)).encode()).hexdigest()[:16]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=1400, help="different prompts; each is answered twice")
+    parser.add_argument("--new-tokens", type=int, default=160)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
+    parser.add_argument(
+        "--artifact", type=Path, required=True, help="the .npz to write; a .json beside it describes it"
+    )
+    given = parser.parse_args()
+    import decodery
+
+    lm = decodery.load(given.model)
+    given.work.mkdir(parents=True, exist_ok=True)
+    prompts = [text for text in varied_prompts(given.prompts, given.seed) for _ in range(2)]
+    # Both answers of a prompt must not fall into one batch, or both would be greedy.
+    prompts = prompts[0::2] + prompts[1::2][BATCH:] + prompts[1::2][:BATCH]
+    files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work)
+    table = table_of(files, lm.network.vocabulary, fingerprint(lm.tokenizer, lm.network.vocabulary))
+    given.artifact.parent.mkdir(parents=True, exist_ok=True)
+    table.save(given.artifact)
+    card = {
+        "what": "successors of pairs of tokens and of tokens, averaged over the model's own text",
+        "model": given.model,
+        "recipe": f"python -m decodery.training.successors --model {given.model} --prompts {given.prompts} "
+        f"--new-tokens {given.new_tokens} --seed {given.seed}",
+        "data": "answers of the model itself to decodery.training.prompts.varied_prompts",
+        "seed": given.seed,
+        "tokens": sum(len(np.load(path)["context"]) for path in files),
+        "pairs": len(table.pair_keys),
+        "tokenizer": table.tokenizer,
+        "bytes": given.artifact.stat().st_size,
+    }
+    given.artifact.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
