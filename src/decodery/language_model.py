@@ -162,6 +162,7 @@ class LanguageModel:
                     "dtype": str(network.dtype),
                     "device": network.device.type,
                     "path": network.path,
+                    "threads": str(network.threads),
                 }
                 with network.working():
                     self._costs[id(network)] = calibrated(network, described, store.home() / "calibration")

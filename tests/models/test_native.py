@@ -253,3 +253,17 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(build.NotBuilt, match="false"):
         build._compiled(())
     assert not list((tmp_path / "native").iterdir())
+
+
+@pytest.mark.parametrize("vocabulary", [16, 33, 5000])
+@pytest.mark.parametrize("k", [1, 8, 20])
+def test_the_likeliest_tokens_and_their_probabilities(vocabulary: int, k: int) -> None:
+    network = native("llama")
+    generator = torch.Generator().manual_seed(vocabulary + k)
+    logits = 4 * torch.randn(7, vocabulary, generator=generator)
+    logits[3] = logits[3].round()  # many equal ones
+    logits[4] = logits[4].sort().values  # each beats all before it
+    ids, shares = network.top(logits, k)
+    order = logits.sort(dim=1, descending=True, stable=True).indices[:, : min(k, vocabulary)]
+    assert torch.equal(ids, order)
+    assert torch.allclose(shares, logits.softmax(1).gather(1, order), atol=1e-6)

@@ -88,7 +88,6 @@ def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> Co
     described = {
         **identity,
         "machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()}",
-        "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "rows": str(CALIBRATION_ROWS),
     }

@@ -20,11 +20,12 @@ BUILT_IN = {
     "prompt-lookup": "decodery.speculative.drafters.prompt_lookup:PromptLookup",
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
+    "cascade": "decodery.speculative.drafters.cascade:Cascade",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
-DEFAULT_METHOD = "token-recycling"
+DEFAULT_METHOD = "cascade"
 """What decodes where no method is named: lossless, needs nothing, and fast."""
 ENTRY_POINTS = "decodery.methods"
 """The entry-point group in which other packages declare methods: name -> "module:Class"."""

@@ -29,7 +29,7 @@ class _NoText:
         return ""
 
 
-def transformers_generate(method: str | Method = "token-recycling") -> Callable[..., Any]:
+def transformers_generate(method: str | Method = "cascade") -> Callable[..., Any]:
     """A decoding loop for the `custom_generate` argument of transformers' `generate`.
 
     Everything that `generate` prepared is honoured: its logits processors and warpers shape the law, its stopping

@@ -24,6 +24,7 @@ from decodery.errors import ModelNotReadable
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
 from decodery.models.forward import POST_NORM, Forward, Layers, Scores
 from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.sampling.top import top_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,11 @@ class Scorer(ABC):
     @abstractmethod
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         """Score forwards that ask for the same layers and the same kind of input, in one pass."""
+
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The `k` likeliest tokens of each row of raw scores [n, vocabulary]: ids and probabilities [n, k], likeliest first."""
+        ids = top_ids(logits, k)
+        return ids, (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp()
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""
@@ -126,6 +132,8 @@ class TransformersNetwork(Scorer):
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         self.hidden = int(config.hidden_size)
         self.device, self.dtype = model.device, model.dtype
+        self.threads = torch.get_num_threads()
+        """Processor threads of its passes."""
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         """How many weights the model has."""
         self._lock = _locks.setdefault(model, threading.RLock())

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decodery.sampling.top import likeliest
+
 MINUS_INFINITY = float("-inf")
 TINY_TEMPERATURE = 1e-30
 
@@ -112,7 +114,7 @@ class Law:
         scores = self.scores(row, path)
         if self.greedy:
             law = torch.full_like(scores, MINUS_INFINITY)
-            law[int(scores.argmax())] = 0.0
+            law[likeliest(scores)] = 0.0
             return law
         return torch.log_softmax(scores.float(), dim=-1)
 

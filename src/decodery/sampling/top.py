@@ -29,3 +29,10 @@ def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k
         inner = torch.cat([inner, scores[:, whole:]], dim=1)
         ids = torch.cat([ids, torch.arange(whole, width, device=scores.device).expand(rows, -1)], dim=1)
     return ids.gather(1, inner.topk(k, dim=-1).indices)
+
+
+def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
+    """Index of the highest score, the lowest among equals; on a CPU several times faster than `argmax`."""
+    if row.device.type == "cpu" and row.dtype == torch.float32:
+        return int(row.detach().numpy().argmax())
+    return int(row.argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class SuccessorTable:
                     int(held["vocabulary"]),
                     str(held["tokenizer"]),
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BadInput(f"{path} is no table of successors: {error}.") from error
 
 

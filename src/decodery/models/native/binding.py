@@ -94,4 +94,6 @@ def load(path: Path) -> ctypes.CDLL:
     library.decodery_pack.restype = None
     library.decodery_pass.argtypes = [POINTER(ModelStruct), POINTER(PassStruct), c_int]
     library.decodery_pass.restype = c_int
+    library.decodery_top.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int]
+    library.decodery_top.restype = None
     return library

@@ -427,6 +427,54 @@ void decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, bf16 *to
                 memcpy(to, matrix + (block + output) * inputs + input, 2 * sizeof(bf16));
 }
 
+typedef struct {
+    const float *logits;
+    int64_t rows, vocabulary, count, *ids;
+    float *shares;
+} Ranking;
+
+/* The likeliest tokens of a row, lower id first among equals, and their probabilities. */
+static void rank_row(const Ranking *r, int64_t row) {
+    const float *x = r->logits + row * r->vocabulary;
+    int64_t *ids = r->ids + row * r->count, held = 0;
+    float *best = r->shares + row * r->count;
+    __m512 least_best = _mm512_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
+        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
+        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
+        for (unsigned hits = _mm512_mask_cmp_ps_mask(left, some, least_best, _CMP_GT_OQ); hits; hits &= hits - 1) {
+            int64_t id = i + __builtin_ctz(hits), place = held < r->count ? held++ : held - 1;
+            if (best[place] >= x[id]) continue; /* raised within this vector */
+            for (; place > 0 && best[place - 1] < x[id]; place--) best[place] = best[place - 1], ids[place] = ids[place - 1];
+            best[place] = x[id], ids[place] = id;
+            if (held == r->count) least_best = _mm512_set1_ps(best[held - 1]);
+        }
+    }
+    /* What lies 30 below the top changes no probability, however many there are. */
+    __m512 top = _mm512_set1_ps(best[0]), floor = _mm512_set1_ps(best[0] - 30.0f), sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
+        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
+        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
+        uint16_t high = _mm512_mask_cmp_ps_mask(left, some, floor, _CMP_GT_OQ);
+        if (high) sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(high, exponential(_mm512_sub_ps(some, top))));
+    }
+    float total = _mm512_reduce_add_ps(sum), highest = best[0];
+    for (int64_t i = 0; i < r->count; i++) best[i] = expf(best[i] - highest) / total;
+}
+
+static void rank_rows(int thread, int threads, void *argument) {
+    (void)thread, (void)threads;
+    const Ranking *r = argument;
+    for (int64_t row; (row = piece()) < r->rows;) rank_row(r, row);
+}
+
+/* The `count` likeliest tokens of each row of logits [rows, vocabulary]: ids and probabilities [rows, count], likeliest first. */
+void decodery_top(const float *logits, int64_t rows, int64_t vocabulary, int64_t count, int64_t *ids, float *shares, int threads) {
+    Ranking ranking = {logits, rows, vocabulary, count, ids, shares};
+    for (int64_t i = 0; i < rows * count; i++) ids[i] = -1, shares[i] = -INFINITY;
+    together(rows < threads ? (int)rows : threads, rank_rows, &ranking);
+}
+
 /* Run a pass. Returns 0, or 1 where there is not enough memory. */
 int decodery_pass(const Model *model, const Pass *pass, int threads) {
     Work_space w = {.model = model, .pass = pass};

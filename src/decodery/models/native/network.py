@@ -95,7 +95,7 @@ class NativeNetwork(TransformersNetwork):
         with torch.inference_mode():
             self._model = self._describe()
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._threads = _usual_threads or torch.get_num_threads()
+        self.threads = _usual_threads or torch.get_num_threads()
         confirm(self)
         if owned:
             self._drop()
@@ -187,6 +187,17 @@ class NativeNetwork(TransformersNetwork):
             self._tables = cos[0].float().contiguous(), sin[0].float().contiguous()
         return self._tables
 
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        rows, vocabulary = logits.shape
+        k = min(k, vocabulary)
+        logits = logits.contiguous()
+        ids, shares = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k)
+        with _calling:
+            self._library.decodery_top(
+                logits.data_ptr(), rows, vocabulary, k, ids.data_ptr(), shares.data_ptr(), self.threads
+            )
+        return ids, shares
+
     @torch.inference_mode()
     def _pass(
         self,
@@ -236,7 +247,7 @@ class NativeNetwork(TransformersNetwork):
             logits=logits.data_ptr(),
         )
         with _calling:
-            failed = self._library.decodery_pass(self._model, asked, self._threads)
+            failed = self._library.decodery_pass(self._model, asked, self.threads)
         if failed:
             raise MemoryError(f"there is not enough memory to score {count} rows at once")
         del kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from decodery.sampling.noise import Chance, Stage
+from decodery.sampling.top import likeliest
 from decodery.speculative.draft import ROOT, Draft
 from decodery.speculative.verifiers.base import TargetLaws, Verdict
 
@@ -16,7 +17,7 @@ class GreedyMatch:
     """
 
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
-        return _follow(draft, lambda node, depth: int(target[node + 1].argmax()))
+        return _follow(draft, lambda node, depth: likeliest(target[node + 1]))
 
 
 class SampleThenMatch:

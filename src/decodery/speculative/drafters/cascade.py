@@ -1,0 +1,193 @@
+"""A cascade of drafting sources under one budget: copied text, recycled scores, a table, mixed by how well each does."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from decodery.engine.cost import CostCurve
+from decodery.engine.method import Exactness, parameter
+from decodery.errors import BadParameter, MethodUnavailable
+from decodery.speculative.draft import EMPTY, ROOT, Draft
+from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
+from decodery.speculative.sources import LONGEST, Answer, Copied, Mixture, Recycled, Source, Tabled, Tail
+from decodery.speculative.successors import SuccessorTable
+
+if TYPE_CHECKING:
+    from decodery.engine.job import Job
+
+SOURCES = ("copied", "recycled", "table")
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+RECYCLED = 8
+"""Successors kept of each verified row."""
+LEAST = 0.01
+"""Nodes that are reached less often are not even proposed."""
+GENEROSITY = 0.5
+"""Growing stops where a node is reached less often than this share of what would pay: the estimate may be too low."""
+LONGEST_REST = 8
+
+
+@dataclass(frozen=True)
+class Cascade(SpeculativeMethod):
+    """Grows one draft tree from several sources, best first: text copied from this request, the target's own earlier
+    scores, and a table of what the model writes. Each source counts as much as it has been right; the tree is as large as
+    pays."""
+
+    name: ClassVar[str] = "cascade"
+    title: ClassVar[str] = "Cascade of drafting sources"
+    paper: ClassVar[str] = (
+        "decodery's own, of the ideas of SAM Decoding, arXiv 2411.10666, and Token Recycling, 2408.08696"
+    )
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    family: ClassVar[str] = "speculative"
+
+    sources: str = parameter("copied+recycled+table", "which sources take part, of copied, recycled and table")
+    table: str = parameter("auto", "a table of successors (.npz); auto: the one that ships for the model, if any")
+    nodes: int | None = parameter(
+        None, "nodes of the draft tree", low=1, high=64, auto="as many as pay on this machine, up to 48"
+    )
+    depth: int = parameter(16, "longest path of the tree", low=1, high=32)
+    persist: bool = parameter(True, "keep what was learned between requests of a session")
+
+    def __post_init__(self) -> None:
+        unknown = [word for word in self._words() if word not in SOURCES]
+        if unknown or not self._words():
+            raise BadParameter(
+                f"cascade: sources are {', '.join(SOURCES[:-1])} and {SOURCES[-1]}, joined by +, not {self.sources!r}."
+            )
+
+    def _words(self) -> list[str]:
+        return [word.strip() for word in self.sources.split("+") if word.strip()]
+
+    @property
+    def adaptive(self) -> bool:
+        return self.nodes is None
+
+    def admit(self, job: Job) -> None:
+        self._table(job)
+
+    def _table(self, job: Job) -> Tabled | None:
+        if "table" not in self._words():
+            return None
+        network = job.host.network
+        path = Path(self.table).expanduser()
+        if self.table == "auto":
+            path = ARTIFACTS / f"successors-{network.name}.npz"
+            if not path.exists():
+                return None
+
+        def read() -> Tabled:
+            table = SuccessorTable.read(path)
+            if table.vocabulary != network.vocabulary:
+                raise MethodUnavailable(
+                    f"cascade: {path} is of a model with {table.vocabulary} tokens, but {network.name} has "
+                    f"{network.vocabulary}; make one with python -m decodery.training.successors."
+                )
+            return Tabled(table)
+
+        return job.remember(("cascade", "table", str(path)), read, everywhere=True)
+
+    def drafter(self, job: Job) -> Drafter:
+        words = self._words()
+        sources: list[Source] = []
+        copied = Copied() if "copied" in words else None
+        recycled: Recycled | None = None
+        if "recycled" in words:
+            recycled = job.remember(("cascade", "recycled"), Recycled) if self.persist else Recycled()
+        table = self._table(job)
+        sources = [source for source in (copied, recycled, table) if source is not None]
+        mixture = job.remember(("cascade", "mixture", self.sources), Mixture) if self.persist else Mixture()
+        cost = job.host.cost(job.host.network) if self.adaptive else CostCurve.flat()
+        return CascadeDrafter(job, cost, sources, mixture, self.nodes or 48, self.depth)
+
+
+class CascadeDrafter(Drafter):
+    """Grows a tree best first by the mixture of its sources.
+
+    cost: nodes that cannot pay on this curve are not proposed. nodes: at most so many; depth: of the longest path.
+    """
+
+    def __init__(self, job: Job, cost: CostCurve, sources: Sequence[Source], mixture: Mixture, nodes: int, depth: int):
+        self._job, self._cost, self._sources, self._mixture = job, cost, sources, mixture
+        self._nodes, self._depth = nodes, depth
+        self._copied = next((source for source in sources if isinstance(source, Copied)), None)
+        self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
+        self._answers: dict[tuple[int, ...], list[Answer]] = {}
+        """What the sources said after each path that was looked at, in this round."""
+        self._rest = self._resting = 0
+
+    def propose(self, tokens: Sequence[int], depth: int) -> Draft:
+        if self._copied is not None:
+            self._copied.read(tokens)
+        self._answers = {}
+        if self._resting > 0:  # drafting has not paid lately: look again a little later
+            self._resting -= 1
+            return EMPTY
+        depth = min(depth, self._depth)
+        drafted: list[int] = []
+        parents: list[int] = []
+        kinds: list[tuple[str, int]] = []
+        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, own chance, tail, path.
+        heap: list[tuple[float, int, int, int, float, Tail, tuple[int, ...]]] = []
+        count = 0
+
+        def look(tail: Tail, path: tuple[int, ...], parent: int, chance: float) -> None:
+            nonlocal count
+            answers: list[Answer] = []
+            for source in self._sources:
+                source.answers(tail, answers)
+            self._answers[path] = answers
+            for token, own in self._mixture.law(answers).items():
+                reached = chance * own
+                if reached >= floor:
+                    count += 1
+                    heapq.heappush(heap, (-reached, count, token, parent, own, tail, path))
+
+        floor, expected = LEAST, 1.0
+        look(tuple(tokens[-LONGEST:]), (), ROOT, 1.0)
+        while heap and len(drafted) < self._nodes:
+            reached, _, token, parent, own, tail, path = heapq.heappop(heap)
+            node = len(drafted)
+            floor = max(LEAST, GENEROSITY * expected * self._price(node))
+            if -reached < floor:
+                break
+            expected -= reached
+            drafted.append(token)
+            parents.append(parent)
+            kinds.append(("mixed", min(20, int(-4 * log2(own)))))
+            if len(path) + 1 < depth:
+                look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
+        return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
+
+    def _price(self, size: int) -> float:
+        """What a further node costs, as a share of a pass with `size` nodes; averaged over the next few."""
+        company = self._job.company
+        now = self._cost(company * (size + 1))
+        return (self._cost(company * (size + 5)) - now) / (4 * now)
+
+    def observe(self, round: Round) -> None:
+        if not len(round.draft) and self._answers:
+            self._rest = min(LONGEST_REST, 2 * self._rest + 1)
+            self._resting = self._rest
+        elif len(round.draft):
+            self._rest = 0
+        for place, token in enumerate(round.emitted):
+            answers = self._answers.get(tuple(round.emitted[:place]))
+            if answers:
+                self._mixture.learn(answers, token)
+        if self._recycled is None:
+            return
+        ids, shares = (part.tolist() for part in self._job.host.network.top(round.logits, RECYCLED))
+        draft, last = round.draft, round.tokens[-1]
+        before = round.tokens[-2] if len(round.tokens) > 1 else -1
+        # Rows of the accepted path come last, so that they stay where a pair occurs twice.
+        accepted = set(round.verdict.path)
+        self._recycled.learn(before, last, ids[0], shares[0])
+        for node in sorted(range(len(draft)), key=lambda node: node in accepted):
+            parent = draft.parents[node]
+            above = last if parent == ROOT else draft.tokens[parent]
+            self._recycled.learn(above, draft.tokens[node], ids[node + 1], shares[node + 1])

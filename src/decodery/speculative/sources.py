@@ -1,0 +1,172 @@
+"""Where likely next tokens come from without a network, and how much each source is to be believed.
+
+A source answers one question: which tokens may follow these last ones, and with which shares. Several answer at once; the
+mixture of their answers, weighted by how well each has done lately, is the drafting law of a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import TypeAlias
+
+from decodery.speculative.successors import SuccessorTable
+
+ORDERS = (1, 2, 3, 4, 6, 8)
+"""Lengths of the runs of last tokens that are looked up in the text."""
+LONGEST = ORDERS[-1]
+OCCURRENCES = 3
+"""So many last occurrences of a run are looked at."""
+MOST_ROWS = 1 << 20
+"""Rows that a session remembers; beyond, the older half is forgotten."""
+
+Tail: TypeAlias = tuple[int, ...]
+"""The last tokens before a node, at most LONGEST of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one source says. label: under which its merit is counted. ids, shares: likely next tokens."""
+
+    label: Hashable
+    ids: Sequence[int]
+    shares: Sequence[float]
+
+
+class Copied:
+    """What followed the last occurrences of the last 1, 2, 3, 4, 6 and 8 tokens in the request's own text."""
+
+    def __init__(self) -> None:
+        self._after: dict[Tail, list[int]] = {}
+        self._tokens: list[int] = []
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Take in the tokens that came since the last call."""
+        text, after = self._tokens, self._after
+        for token in tokens[len(text) :]:
+            tail = tuple(text[-LONGEST:])
+            for order in ORDERS:
+                if order > len(tail):
+                    break
+                seen = after.setdefault(tail[-order:], [])
+                seen.append(token)
+                if len(seen) > OCCURRENCES:
+                    del seen[0]
+            text.append(token)
+
+    def answers(self, tail: Tail, into: list[Answer]) -> None:
+        for order in ORDERS:
+            seen = self._after.get(tail[-order:])
+            if seen is None or order > len(tail):
+                return
+            share = 1.0 / len(seen)
+            if len(seen) == 1 or seen.count(seen[0]) == len(seen):
+                into.append(Answer(("copied", order, len(seen)), seen[:1], (1.0,)))
+            else:
+                into.append(Answer(("copied", order, 0), seen, (share,) * len(seen)))
+
+
+class Recycled:
+    """The target's own likeliest successors of pairs of tokens and of tokens, as it last computed them in a verification.
+
+    Source of the idea: Token Recycling, arXiv 2408.08696, which keeps them by single tokens and without their shares.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int | tuple[int, int], tuple[list[int], list[float]]] = {}
+
+    def learn(self, before: int, token: int, ids: list[int], shares: list[float]) -> None:
+        """ids, shares: the target's likeliest tokens after `before` and then `token`."""
+        rows = self._rows
+        rows[before, token] = rows[token] = (ids, shares)
+        if len(rows) > MOST_ROWS:
+            for key in list(rows)[: MOST_ROWS // 2]:
+                del rows[key]
+
+    def answers(self, tail: Tail, into: list[Answer]) -> None:
+        row = self._rows.get(tail[-1])
+        if row is None:
+            return
+        into.append(Answer(("recycled", 1), *row))
+        row = self._rows.get(tail[-2:])  # type: ignore[arg-type]
+        if row is not None:
+            into.append(Answer(("recycled", 2), *row))
+
+
+class Tabled:
+    """A table of successors that was made before."""
+
+    def __init__(self, table: SuccessorTable):
+        self._table = table
+        self._known: dict[Tail, list[Answer]] = {}
+
+    def answers(self, tail: Tail, into: list[Answer]) -> None:
+        pair = tail[-2:]
+        known = self._known.get(pair)
+        if known is None:
+            known = self._known[pair] = []
+            ids, shares = self._table.after_token(pair[-1])
+            if ids:
+                known.append(Answer(("table", 1, 0), ids, shares))
+            if len(pair) == 2:
+                ids, shares, count = self._table.after_pair(*pair)
+                if ids:
+                    known.append(Answer(("table", 2, min(count, 4)), ids, shares))
+        into.extend(known)
+
+
+Source: TypeAlias = Copied | Recycled | Tabled
+
+PRIOR: dict[Hashable, float] = {
+    **{("copied", order, seen): weight * (1.0 if seen == 0 else 0.8 + 0.2 * seen)
+       for order, weight in zip(ORDERS, (0.1, 0.5, 1.5, 3.0, 6.0, 10.0), strict=True) for seen in (0, 1, 2, 3)},
+    ("recycled", 1): 0.3,
+    ("recycled", 2): 2.5,
+    ("table", 1, 0): 0.1,
+    **{("table", 2, count): 0.5 + 0.25 * count for count in (1, 2, 3, 4)},
+}  # fmt: skip
+"""Weights before anything was learned."""
+LEAST_WEIGHT = 0.3
+"""Sources that weigh less than this together leave room for tokens that none of them names."""
+RATE = 0.05
+
+
+class Mixture:
+    """Weights of sources, by label, learned from what was committed.
+
+    A step of exponentiated gradient ascent on the log likelihood of each committed token that some source named: the weight
+    of a label grows where its share of the responsibility for the token exceeds its share of the weights.
+    """
+
+    def __init__(self) -> None:
+        self._weights = dict(PRIOR)
+
+    def law(self, answers: Sequence[Answer]) -> dict[int, float]:
+        """Estimated probabilities of the tokens that the answers name; they sum to one at most."""
+        weights = self._weights
+        total = 0.0
+        law: dict[int, float] = {}
+        for answer in answers:
+            weight = weights[answer.label]
+            total += weight
+            for token, share in zip(answer.ids, answer.shares, strict=True):
+                law[token] = law.get(token, 0.0) + weight * share
+        scale = 1.0 / max(total, LEAST_WEIGHT)
+        return {token: mass * scale for token, mass in law.items()}
+
+    def learn(self, answers: Sequence[Answer], token: int) -> None:
+        """`token` followed where these answers were given."""
+        weights = self._weights
+        parts = [
+            weights[answer.label]
+            * sum(share for named, share in zip(answer.ids, answer.shares, strict=True) if named == token)
+            for answer in answers
+        ]
+        named = sum(parts)
+        if named <= 0:
+            return
+        total = sum(weights[answer.label] for answer in answers)
+        for answer, part in zip(answers, parts, strict=True):
+            step = RATE * (part / named - weights[answer.label] / total)
+            weights[answer.label] = exp(min(4.0, max(-6.0, log(weights[answer.label]) + step)))
