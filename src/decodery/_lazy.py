@@ -1,8 +1,8 @@
-"""torch, imported on first use.
+"""torch and numpy, imported on first use.
 
 The command line answers `--help` and `methods` in a fraction of a second, although every method's own file
 computes with torch: importing torch alone takes seconds. Modules that are read for the registry write
-`from decodery._lazy import torch`; type checkers see the real module.
+`from decodery._lazy import np, torch`; type checkers see the real modules.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class _LazyModule(ModuleType):
 
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch as torch
 else:
+    np = _LazyModule("numpy")
     torch = _LazyModule("torch")

@@ -103,7 +103,7 @@ class TestJson:
         assert value["text"] == reply.text
         assert value["token_ids"] == reply.token_ids
         assert value["finish_reason"] == reply.finish_reason
-        assert value["method"] == "token-recycling"
+        assert value["method"] == "cascade"
         assert value["exactness"] == "identical-to-sampling"
         assert value["model"] == toy.name
         assert value["seed"] == 9

@@ -94,7 +94,7 @@ class TestRace:
         text = toy.chat("Hello", max_new_tokens=30).text
         assert (result.code, result.err) == (0, "")
         assert f"--- plain decoding\n{text}\n" in result.out
-        assert f"--- token-recycling\n{text}\n" in result.out
+        assert f"--- cascade\n{text}\n" in result.out
         assert "The outputs are identical, all 30 tokens." in result.out
         assert "tokens per forward" in result.out
         assert f"{toy.name} in float32 on " in result.out

@@ -5,11 +5,13 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from decodery._lazy import np
 from decodery.errors import BadInput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMAT = "decodery successors 1"
 LEVELS = 255
