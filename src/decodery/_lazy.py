@@ -20,8 +20,10 @@ class _LazyModule(ModuleType):
 
 
 if TYPE_CHECKING:
-    import numpy as np
+    import numpy
     import torch as torch
+
+    np = numpy
 else:
     np = _LazyModule("numpy")
     torch = _LazyModule("torch")
