@@ -1,4 +1,8 @@
-"""Puts the registry's method table into the README: `python -m decodery.evaluation.readme [README.md]`."""
+"""Puts what the registry knows into the documents: `python -m decodery.evaluation.readme [FOLDER]`.
+
+The README gets the table of methods, and each page in docs/methods its guarantee, its needs and its parameters. The folder
+is that of the repository, by default the current one.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,39 @@ def replace(text: str, mark: str, content: str) -> str:
     return f"{before}{opening}\n{content}\n{closing}{after}"
 
 
+def page_head(entry: registry.MethodInfo) -> str:
+    """What the page of a method says of its own accord."""
+    lines = [
+        f"- **Source:** {entry.paper}",
+        f"- **Guarantee:** {entry.exactness}; `decodery check {entry.name}` decides it by experiment",
+        f"- **Needs:** {'; '.join(entry.needs) or 'nothing'}",
+        f'- **Run it:** `decodery generate --chat "…" --method {entry.name}`',
+    ]
+    lines += [f"- **Refuses** {setting}: {reason}" for setting, reason in entry.refuses.items()]
+    if not entry.parameters:
+        return "\n".join([*lines, "- **Parameters:** none"])
+    lines += ["", "| parameter | type | default | range | meaning |", "|---|---|---|---|---|"]
+    for item in entry.parameters:
+        bounds = " | ".join(item.choices) if item.choices else ""
+        if item.low is not None or item.high is not None:
+            bounds = f"{'' if item.low is None else item.low} … {'' if item.high is None else item.high}"
+        default = f"auto: {item.auto}" if item.default is None else repr(item.default)
+        cells = (f"`{item.name}`", item.type, default, bounds, item.help)
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def rewritten(folder: Path) -> dict[Path, str]:
+    """The documents of a repository that hold generated parts, as they should read. Raises OSError where one is missing,
+    and ValueError where its marks are."""
+    readme = folder / "README.md"
+    texts = {readme: replace(readme.read_text(), "methods", registry.markdown_table())}
+    for name in registry.BUILT_IN:
+        page = folder / "docs" / "methods" / f"{name}.md"
+        texts[page] = replace(page.read_text(), "registry", page_head(registry.MethodInfo.of(registry.find(name))))
+    return texts
+
+
 if __name__ == "__main__":
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
-    path.write_text(replace(path.read_text(), "methods", registry.markdown_table()))
+    for document, content in rewritten(Path(sys.argv[1] if len(sys.argv) > 1 else ".")).items():
+        document.write_text(content)
