@@ -160,24 +160,6 @@ def test_slots_in_any_order_rewrite_and_append(path: str, slots: list[int]) -> N
     assert sequence.positions == list(range(len(tokens)))
 
 
-@families
-@both_paths
-def test_a_tree_with_gaps_between_its_rows(family: str, path: str) -> None:
-    """Rows that a mask hides are of no consequence, and are gone when the path is kept."""
-    network, model, prompt = network_of(family, path), shared_model(family), random_ids(15, seed=13)
-    sequence = filled(network, prompt)
-    parents, nodes, slots = [-1, -1, 0, 1, 1, 4], [21, 22, 23, 24, 25, 26], [16, 24, 17, 25, 33, 134]
-    positions = [15, 16, 16, 17, 17, 17, 18]
-    mask = tree_mask(15, 1, parents, slots)
-    scores = network.run([Forward(sequence, [20, *nodes], positions, mask, slots=[15, *slots])])[0]
-    paths = [[], [21], [22], [21, 23], [22, 24], [22, 25], [22, 25, 26]]
-    for row, walk in zip(scores.logits, paths, strict=True):
-        assert worst(row, reference_logits(model, [*prompt, 20, *walk])[-1]) < BOUND
-    assert sequence.length == 135
-    sequence.keep([24, 33, 134], 16)
-    check_next(network, family, sequence, [*prompt, 20, 22, 25, 26])
-
-
 @given(st.data())
 @hypothesis_settings(max_examples=30)
 def test_any_run_of_cache_operations(data: st.DataObject) -> None:

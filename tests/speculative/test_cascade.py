@@ -105,7 +105,7 @@ class TestSources:
     def test_recycled_keeps_the_last_scores(self) -> None:
         source = Recycled()
         source.learn(1, 2, [5, 6], [0.7, 0.3])
-        source.learn(3, 2, [7], [0.9])
+        source.learn(3, 2, [7, 9], [0.9, 0.001])
         answers: list[Answer] = []
         source.answers((9, 1, 2), answers)
         assert [(answer.label, answer.ids) for answer in answers] == [(("recycled", 1), [7]), (("recycled", 2), [5, 6])]

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from decodery._lazy import torch
+from decodery._lazy import np, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,24 +206,23 @@ class Scores:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def tree_mask(cached: int, pending: int, parents: Listing[int], slots: Listing[int] | None = None) -> Tensor:
-    """The bool mask [pending + n, columns] of a draft tree that hangs on the last of `pending` rows.
+def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
+    """The bool mask [pending + n, cached + pending + n] of a draft tree that hangs on the last of `pending` rows.
 
     Each pending row sees the cache and the pending rows up to itself; each node sees the cache, all pending rows, its
-    ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row;
-    `slots[i]` its cache row, by default the one after the node before it.
+    ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
     """
-    nodes = len(parents)
-    first = cached + pending
-    slots = range(first, first + nodes) if slots is None else slots
-    columns = max(slots, default=first - 1) + 1
-    mask = torch.zeros(pending + nodes, columns, dtype=torch.bool)
-    mask[:, :cached] = True
-    mask[:pending, cached:first] = torch.ones(pending, pending, dtype=torch.bool).tril_()
-    below = mask[pending:]
-    below[:, cached:first] = True
-    for node, (parent, slot) in enumerate(zip(parents, slots, strict=True)):
-        if parent >= 0:
-            below[node] = below[parent]
-        below[node, slot] = True
-    return mask
+    nodes, first = len(parents), cached + pending
+    mask = np.zeros((pending + nodes, first + nodes), dtype=bool)
+    mask[:, :first] = True
+    if pending > 1:
+        mask[:pending, cached:first] = np.tri(pending, dtype=bool)
+    if nodes:
+        # The rows that each node sees, as the bits of one number: those of its parent and its own.
+        seen: list[int] = []
+        for node, parent in enumerate(parents):
+            seen.append((seen[parent] if parent >= 0 else 0) | 1 << node)
+        width = (nodes + 7) // 8
+        packed = np.frombuffer(b"".join(bits.to_bytes(width, "little") for bits in seen), dtype=np.uint8)
+        mask[pending:, first:] = np.unpackbits(packed.reshape(nodes, width), axis=1, count=nodes, bitorder="little")
+    return torch.from_numpy(mask)

@@ -18,6 +18,8 @@ ORDERS = (1, 2, 3, 4, 6, 8)
 LONGEST = ORDERS[-1]
 OCCURRENCES = 3
 """So many last occurrences of a run are looked at."""
+LEAST_SHARE = 0.01
+"""Likely tokens with a smaller share are not worth remembering."""
 MOST_ROWS = 1 << 20
 """Rows that a session remembers; beyond, the older half is forgotten."""
 
@@ -79,7 +81,8 @@ class Recycled:
     def learn(self, before: int, token: int, ids: list[int], shares: list[float]) -> None:
         """ids, shares: the target's likeliest tokens after `before` and then `token`."""
         rows = self._rows
-        rows[before, token] = rows[token] = (ids, shares)
+        kept = next((place for place, share in enumerate(shares) if share < LEAST_SHARE), len(shares))
+        rows[before, token] = rows[token] = (ids[:kept], shares[:kept])
         if len(rows) > MOST_ROWS:
             for key in list(rows)[: MOST_ROWS // 2]:
                 del rows[key]

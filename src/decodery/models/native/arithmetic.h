@@ -53,9 +53,15 @@ static inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(sum, whole);
 }
 
+/* 1 / x by an estimate of 14 bits and a step of Newton's method; relative error below 1e-7. */
+static inline __m512 reciprocal(__m512 x) {
+    __m512 guess = _mm512_rcp14_ps(x);
+    return _mm512_mul_ps(guess, _mm512_fnmadd_ps(x, guess, _mm512_set1_ps(2.0f)));
+}
+
 static inline __m512 silu(__m512 x) {
     __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+    return _mm512_mul_ps(x, reciprocal(_mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)))));
 }
 
 /* gelu with the tanh approximation, written with the logistic function: x * s(2 * sqrt(2 / pi) * (x + 0.044715 x^3)). */
@@ -63,7 +69,7 @@ static inline __m512 gelu(__m512 x) {
     __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
     __m512 inner = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x);
     inner = _mm512_mul_ps(inner, _mm512_set1_ps(-1.59576912f));
-    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(inner)));
+    return _mm512_mul_ps(x, reciprocal(_mm512_add_ps(_mm512_set1_ps(1.0f), exponential(inner))));
 }
 
 /* 1 / root mean square of a row. count: a multiple of 16. */
@@ -140,14 +146,16 @@ static inline void one_block(const bf16 *rows, int64_t stride, const bf16 *block
     _tile_stored(0, to, step * 4);
 }
 
-/* Thirty-two rows at a time: a tile of weights serves two tiles of rows. */
-static inline void two_blocks_twice(const bf16 *rows, int64_t stride, const bf16 *block, int64_t depth, float *to, int64_t step) {
+/* Thirty-two rows at a time: a tile of weights serves two tiles of rows. fresh: the weights come from memory. */
+static inline __attribute__((always_inline)) void two_blocks_twice(
+    const bf16 *rows, int64_t stride, const bf16 *block, int64_t depth, float *to, int64_t step, const int fresh
+) {
     const bf16 *second = block + depth * TILE_ELEMENTS, *below = rows + TILE * stride;
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t k = 0; k < depth; k++) {
         int64_t tile = k * TILE_ELEMENTS;
         _tile_loadd(4, rows + k * DEPTH, stride * 2); _tile_loadd(5, below + k * DEPTH, stride * 2);
-        ahead(block + tile + AHEAD), ahead(second + tile + AHEAD);
+        if (fresh) ahead(block + tile + AHEAD), ahead(second + tile + AHEAD);
         _tile_loadd(6, block + tile, 64); _tile_loadd(7, second + tile, 64);
         _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
     }
@@ -155,14 +163,19 @@ static inline void two_blocks_twice(const bf16 *rows, int64_t stride, const bf16
     _tile_stored(2, to + TILE * step, step * 4); _tile_stored(3, to + TILE * step + 16, step * 4);
 }
 
-/* to [count, 16 * blocks] = rows @ matrix.T; count: at most 32, and the 16 or 32 rows that hold them are read and written. */
+/* to [count, 16 * blocks] = rows @ matrix.T; count: at most 32, and the 16 or 32 rows that hold them are read and written.
+ * fresh: the matrix was not multiplied just before, so that it has to come from memory. */
 static inline void multiply(
-    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step
+    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step, int fresh
 ) {
     int64_t block = 0, size = depth * TILE_ELEMENTS, twice = count > TILE;
     if (twice) {
-        for (; block + 2 <= blocks; block += 2)
-            two_blocks_twice(rows, stride, matrix + block * size, depth, to + block * TILE, step);
+        for (; block + 2 <= blocks; block += 2) {
+            if (fresh)
+                two_blocks_twice(rows, stride, matrix + block * size, depth, to + block * TILE, step, 1);
+            else
+                two_blocks_twice(rows, stride, matrix + block * size, depth, to + block * TILE, step, 0);
+        }
     } else {
         for (; block + 4 <= blocks; block += 4)
             four_blocks(rows, stride, matrix + block * size, depth, to + block * TILE, step);
@@ -224,8 +237,9 @@ static inline void some_rows(
 }
 
 static inline void multiply(
-    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step
+    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step, int fresh
 ) {
+    (void)fresh; /* the processor's own prefetching suffices here */
     for (int64_t i = 0; i < blocks; i++) {
         const bf16 *block = matrix + i * depth * TILE_ELEMENTS;
         int64_t m = 0;
@@ -237,7 +251,7 @@ static inline void multiply(
 
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
     for (int64_t column = 0; column < columns; column += TILE)
-        multiply(keys + column * width, width, TILE, queries, width / DEPTH, 1, to + column * TILE, TILE);
+        multiply(keys + column * width, width, TILE, queries, width / DEPTH, 1, to + column * TILE, TILE, 0);
 }
 
 static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {

@@ -120,7 +120,7 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
         const Segment *segment = pass->segment;
         for (int64_t from = 0; from < pass->rows; from += CHUNK) {
             int64_t count = least(CHUNK, pass->rows - from);
-            multiply(own->normed + from * m->hidden, m->hidden, count, matrix, depth, blocks, own->product, width);
+            multiply(own->normed + from * m->hidden, m->hidden, count, matrix, depth, blocks, own->product, width, from == 0);
             if (layer->queries_keys_values_bias)
                 add_bias(own->product, count, width, layer->queries_keys_values_bias + head * width);
             for (int64_t i = 0; i < count; i++) {
@@ -297,7 +297,7 @@ static void project(const Work_space *w, const bf16 *input, int64_t inputs, cons
         int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
         for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
             int64_t rows = least(CHUNK, w->pass->rows - from);
-            multiply(input + from * inputs, inputs, rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count);
+            multiply(input + from * inputs, inputs, rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count, from == 0);
             if (bias) add_bias(own->product, rows, count, bias + column);
             for (int64_t i = 0; i < rows; i++) {
                 float *to = (apart ? w->added : w->rows) + (from + i) * hidden + column;
@@ -332,7 +332,7 @@ static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own)
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
         for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
             int64_t rows = least(CHUNK, w->pass->rows - from);
-            multiply(own->normed + from * m->hidden, m->hidden, rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count);
+            multiply(own->normed + from * m->hidden, m->hidden, rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count, from == 0);
             if (layer->gate_and_up_bias) add_bias(own->product, rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < together; j++) {
@@ -359,7 +359,7 @@ static void head(const Work_space *w, const Own *own) {
         int64_t block = next * 4, together = least(4, blocks - block);
         for (int64_t from = 0; from < pass->wanted; from += CHUNK) {
             int64_t rows = least(CHUNK, pass->wanted - from);
-            multiply(own->normed + from * m->hidden, m->hidden, rows, m->head + block * size, depth, together, own->product, columns);
+            multiply(own->normed + from * m->hidden, m->hidden, rows, m->head + block * size, depth, together, own->product, columns, from == 0);
             for (int64_t i = 0; i < rows; i++) {
                 float *to = pass->logits + (from + i) * m->vocabulary + block * TILE;
                 for (int64_t j = 0; j < together * TILE; j += TILE) {

@@ -28,6 +28,8 @@ LEAST = 0.01
 """Nodes that are reached less often are not even proposed."""
 GENEROSITY = 0.5
 """Growing stops where a node is reached less often than this share of what would pay: the estimate may be too low."""
+BRANCHING = 1.3
+"""Below a node that is reached less often than this times the least, nothing is looked for."""
 LONGEST_REST = 8
 
 
@@ -119,6 +121,7 @@ class CascadeDrafter(Drafter):
         self._answers: dict[tuple[int, ...], list[Answer]] = {}
         """What the sources said after each path that was looked at, in this round."""
         self._rest = self._resting = 0
+        self._prices: dict[int, list[float]] = {}
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
@@ -147,27 +150,28 @@ class CascadeDrafter(Drafter):
                     count += 1
                     heapq.heappush(heap, (-reached, count, token, parent, own, tail, path))
 
-        floor, expected = LEAST, 1.0
+        floor, expected, prices = LEAST, 1.0, self._price(self._job.company)
         look(tuple(tokens[-LONGEST:]), (), ROOT, 1.0)
         while heap and len(drafted) < self._nodes:
             reached, _, token, parent, own, tail, path = heapq.heappop(heap)
             node = len(drafted)
-            floor = max(LEAST, GENEROSITY * expected * self._price(node))
+            floor = max(LEAST, GENEROSITY * expected * prices[node])
             if -reached < floor:
                 break
             expected -= reached
             drafted.append(token)
             parents.append(parent)
             kinds.append(("mixed", min(20, int(-4 * log2(own)))))
-            if len(path) + 1 < depth:
+            if len(path) + 1 < depth and -reached > BRANCHING * floor:
                 look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
         return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
 
-    def _price(self, size: int) -> float:
-        """What a further node costs, as a share of a pass with `size` nodes; averaged over the next few."""
-        company = self._job.company
-        now = self._cost(company * (size + 1))
-        return (self._cost(company * (size + 5)) - now) / (4 * now)
+    def _price(self, company: int) -> list[float]:
+        """What a further node costs, as a share of a pass with so many nodes already; averaged over the next few."""
+        if company not in self._prices:
+            cost = [self._cost(company * rows) for rows in range(1, self._nodes + 6)]
+            self._prices[company] = [(cost[i + 4] - cost[i]) / (4 * cost[i]) for i in range(self._nodes + 1)]
+        return self._prices[company]
 
     def observe(self, round: Round) -> None:
         if not len(round.draft) and self._answers:
