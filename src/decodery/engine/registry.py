@@ -21,6 +21,9 @@ BUILT_IN = {
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
+    "recursive-speculative-decoding": (
+        "decodery.speculative.drafters.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
+    ),
     "spectr": "decodery.speculative.drafters.spectr:Spectr",
     "optimal-multi-draft": "decodery.speculative.drafters.optimal_multi_draft:OptimalMultiDraft",
 }
