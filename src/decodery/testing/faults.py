@@ -301,6 +301,8 @@ class GreedyAcceptsAll(DraftModel):
 
 def planted_faults() -> Sequence[Method]:
     """One method of each fault."""
+    from decodery.testing.multi_draft_faults import GreedySetAsSamples, KSeqPlainResidual, KSeqUnitFactor
+
     return (
         InvertedRatio(),
         ResidualFromTarget(),
@@ -314,4 +316,7 @@ def planted_faults() -> Sequence[Method]:
         UnchangedSiblings(width=2, length=1),
         MatchThenDraw(),
         GreedyAcceptsAll(),
+        KSeqUnitFactor(draft="layers", drafts=2, length=1),
+        KSeqPlainResidual(draft="layers", drafts=2, length=1),
+        GreedySetAsSamples(draft="layers", widths="2"),
     )
