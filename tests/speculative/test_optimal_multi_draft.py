@@ -23,14 +23,14 @@ NAME = "optimal-multi-draft"
 
 
 class TestOptimalMultiDraft(DrafterLaws):
-    methods = (f"{NAME}(widths=2-2, draft=other)", f"{NAME}(least=0.1)")
+    methods = (f"{NAME}(widths=2x2, draft=other)", f"{NAME}(least=0.1)")
     samples = 600
 
 
 class TestOtherDraws(DrafterLaws):
     methods = (
-        f"{NAME}(widths=2-1, draft=other, mode=without-replacement)",
-        f"{NAME}(widths=2-2, draft=other, mode=with-replacement)",
+        f"{NAME}(widths=2x1, draft=other, mode=without-replacement)",
+        f"{NAME}(widths=2x2, draft=other, mode=with-replacement)",
     )
     samples = 400
 
@@ -89,7 +89,7 @@ def test_measured_acceptance(mode, kind, width):
 def test_a_wider_tree_accepts_more():
     scorer = TabularScorer(12, order=2, seed=1, concentration=0.5)
     efficiency = {}
-    for widths in ("1-1", "2-1", "3-2"):
+    for widths in ("1x1", "2x1", "3x2"):
         lm = scripted_language_model(scorer, drafter=scorer.blurred(0.4))
         stats = [
             lm.generate(
@@ -98,8 +98,8 @@ def test_a_wider_tree_accepts_more():
             for seed in range(25)
         ]
         efficiency[widths] = sum(s.new_tokens for s in stats) / sum(s.rounds for s in stats)
-    assert efficiency["2-1"] > efficiency["1-1"] + 0.1  # standard errors are about 0.04
-    assert efficiency["3-2"] > efficiency["2-1"] + 0.1
+    assert efficiency["2x1"] > efficiency["1x1"] + 0.1  # standard errors are about 0.04
+    assert efficiency["3x2"] > efficiency["2x1"] + 0.1
 
 
 def test_least_probability_prunes_the_tree_and_keeps_the_law():
@@ -107,7 +107,7 @@ def test_least_probability_prunes_the_tree_and_keeps_the_law():
     lm = scripted_language_model(scorer, drafter=scorer.blurred(0.8))
     drafted = {}
     for least in (0.0, 0.3):
-        spec = f"{NAME}(widths=2-2, draft=other, least={least})"
+        spec = f"{NAME}(widths=2x2, draft=other, least={least})"
         settings = Settings(temperature=1.0, max_new_tokens=3, seed=0)
         found = exact_outputs(lm, spec, [0, 1], settings)
         assert total_variation(found, scorer.joint([0, 1], 3, settings)) < 1e-6
@@ -125,10 +125,10 @@ def test_ties_go_to_the_lowest_id():
     assert greedy_top(law, 6) == [4, 1, 2, 3, 0], "what has no mass is never drafted"
 
 
-@pytest.mark.parametrize("widths", ["", "3-", "0", "3-0", "a", "65", "-3", "3,2"])
+@pytest.mark.parametrize("widths", ["", "3x", "0", "3x0", "a", "65", "x3", "3,2"])
 def test_unreadable_widths_are_refused(widths):
     lm = scripted_language_model(story_scorer())
-    with pytest.raises(BadParameter, match="joined by -"):
+    with pytest.raises(BadParameter, match="with an x between"):
         lm.generate([1], method=f"{NAME}(widths={widths!r})", max_new_tokens=4)
 
 

@@ -32,7 +32,7 @@ class OptimalMultiDraft(MultiDraftMethod):
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
 
-    widths: str | int = parameter("3-1-1", "drafts per node at each depth, as in 3-2-1")
+    widths: str | int = parameter("3x1x1", "drafts per node level by level, written 3x1x1")
     mode: str = parameter("greedy", "how the drafts of a node are drawn", choices=tuple(MODES))
     least: float = parameter(
         0.0, "nodes whose draft probability along the path is below this get no children", low=0.0, high=1.0
@@ -42,13 +42,13 @@ class OptimalMultiDraft(MultiDraftMethod):
         super().__post_init__()
         if not self.counts() or not all(1 <= count <= MOST_CHILDREN for count in self.counts()):
             raise BadParameter(
-                f"{self.name}: widths must be numbers from 1 to {MOST_CHILDREN} joined by -, such as 3-1-1, "
+                f"{self.name}: widths must be numbers from 1 to {MOST_CHILDREN} with an x between them, such as 3x1x1, "
                 f"not {self.widths!r}."
             )
 
     def counts(self) -> tuple[int, ...]:
         """Drafts per node, level by level; empty where `widths` is not readable."""
-        parts = str(self.widths).split("-")
+        parts = str(self.widths).split("x")
         return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 
     @property
