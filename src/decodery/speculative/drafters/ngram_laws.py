@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import torch
 from decodery.models.forward import Forward
+from decodery.speculative.draft import ROOT
 from decodery.speculative.draft_laws import DraftLaws, Path
 from decodery.speculative.loop import Round
 
@@ -21,17 +22,22 @@ Context: TypeAlias = tuple[int, ...]
 
 FLOOR = 1e-6
 """Share of the uniform law in every law, so that each token can be drafted."""
-RECYCLED = 32
+RECYCLED = 64
 """Successors kept per context of what the target scored."""
+TEXT_ROWS = 8
+"""The counts of single tokens weigh as much as so many laws of the target."""
+ESCAPE = 2
+"""A different successor counts so often for the order below where that order knows the target's scores; else once."""
 
 
 class NgramLaws(DraftLaws):
     """Interpolated trigram, bigram and unigram counts of prompt and output, with full support.
 
     Each order has the weight n / (n + d) of Witten and Bell (1991), where n counts the context and d its different
-    successors; the rest of the mass goes to the order below, down to the uniform law. recycle: also keep the target's
-    own probabilities of the likeliest successors of each context it has scored, as token recycling does; a new context of
-    two tokens starts from them instead of from the order below. What is learned is the request's alone.
+    successors; the rest of the mass goes to the order below, down to the uniform law. recycle: also learn from the
+    target's scores of verified nodes: the likeliest successors of each context, as token recycling keeps them, come
+    between its counts and the order below, and the mean of the target's laws joins the counts of single tokens. What is
+    learned is the request's alone.
     """
 
     def __init__(self, job: Job, recycle: bool = True):
@@ -41,6 +47,9 @@ class NgramLaws(DraftLaws):
         self._text: list[int] = []
         self._unigrams = torch.zeros(self._vocabulary, dtype=torch.float64)
         self._different = 0
+        self._mean = torch.zeros(self._vocabulary, dtype=torch.float64)
+        self._rows = 0
+        """How many laws of the target `_mean` is the mean of."""
         self._counts: dict[Context, dict[int, int]] = {}
         self._scored: dict[Context, tuple[Tensor, Tensor]] = {}
         """Context -> ids and probabilities of the target's likeliest successors, as last scored."""
@@ -78,6 +87,8 @@ class NgramLaws(DraftLaws):
         total = len(self._text)
         weight = total / max(total + self._different, 1)
         law = self._unigrams * (weight / max(total, 1)) + (1 - weight) / self._vocabulary
+        law += (self._mean - law) * (self._rows / (self._rows + TEXT_ROWS))
+        escape = ESCAPE if self._recycle else 1
         for context in self._contexts(path):
             scored = self._scored.get(context)
             if scored is not None:
@@ -86,9 +97,9 @@ class NgramLaws(DraftLaws):
                 law[ids] += probabilities
             counts = self._counts.get(context)
             if counts is not None:
-                seen = sum(counts.values())
-                law *= len(counts) / (seen + len(counts))
-                law[list(counts)] += torch.tensor(list(counts.values()), dtype=law.dtype) / (seen + len(counts))
+                seen, different = sum(counts.values()), escape * len(counts)
+                law *= different / (seen + different)
+                law[list(counts)] += torch.tensor(list(counts.values()), dtype=law.dtype) / (seen + different)
         return (1 - FLOOR) * law / law.sum() + FLOOR / self._vocabulary
 
     def observe(self, round: Round) -> None:
@@ -96,11 +107,13 @@ class NgramLaws(DraftLaws):
             return
         from decodery.sampling.top import top_ids
 
-        ids = top_ids(round.logits, RECYCLED)
-        likely = round.logits.softmax(dim=-1).gather(1, ids).double().cpu()
-        ids = ids.cpu()
+        laws = round.logits.softmax(dim=-1).cpu()
+        self._rows += len(laws)
+        self._mean += (laws.sum(dim=0).double() - len(laws) * self._mean) / self._rows
+        ids = top_ids(laws, RECYCLED)
+        likely = laws.gather(1, ids).double()
         before = tuple(round.tokens[-2:])
-        for row, node in enumerate(range(-1, len(round.draft))):
+        for row, node in enumerate(range(ROOT, len(round.draft))):
             path = tuple(round.draft.tokens[i] for i in round.draft.path(node))
             end = (*before, *path)[-2:]
             for length in range(1, len(end) + 1):
