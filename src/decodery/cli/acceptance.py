@@ -50,7 +50,7 @@ def acceptance(
         ),
     ] = None,
     limit: Annotated[int | None, Option("--limit", help="At most so many questions per category.")] = None,
-    max_new_tokens: Annotated[int, Option("--max-new-tokens", help="Most positions from one answer.")] = 64,
+    max_new_tokens: Annotated[int, Option("--max-new-tokens", help="Most positions from one answer.")] = 32,
     seed: Annotated[int, Option("--seed", help="Fixes every random draw.")] = 0,
     plot: Annotated[Path | None, Option("--plot", metavar="FILE", help="Draw the table (.png, .svg or .pdf).")] = None,
     as_json: JsonOption = False,

@@ -75,7 +75,7 @@ def log_laws(
     *,
     temperature: float,
     support: int = 1000,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 32,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> list[LawPair]:
@@ -85,7 +85,8 @@ def log_laws(
     order, again and again with other draws, until there are enough rows. Raises what admission raises.
     """
     pairs: list[LawPair] = []
-    method = _logging(drafting, pairs)
+    logged: dict[int, list[LawPair]] = {}
+    method = _logging(drafting, logged)
     settings = Settings(temperature=temperature, top_k=support, max_new_tokens=max_new_tokens, seed=seed)
     requests = 0
     while len(pairs) < rows:
@@ -100,13 +101,14 @@ def log_laws(
         for job in jobs:
             if job.error is not None:
                 raise job.error
+            pairs += logged.pop(job.request)
         if on_progress is not None:
             on_progress(f"logging laws at temperature {temperature:g}", min(len(pairs), rows), rows)
     return pairs[:rows]
 
 
-def _logging(drafting: DraftLawMethod, pairs: list[LawPair]) -> Method:
-    """Plain decoding that keeps the laws it passes."""
+def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]]) -> Method:
+    """Plain decoding that keeps the laws it passes, by request."""
 
     @dataclass(frozen=True)
     class LogLaws(Method):
@@ -124,7 +126,7 @@ def _logging(drafting: DraftLawMethod, pairs: list[LawPair]) -> Method:
                 q = yield from laws.root(job.tokens)
                 scores = yield Forward(sequence, job.tokens[sequence.length :], logits=Rows.LAST)
                 p = job.law.log_probabilities(scores.logits[0]).exp()
-                pairs.append(_pair(p, q))
+                logged.setdefault(job.request, []).append(_pair(p, q))
                 before, token = list(job.tokens), job.draw(scores.logits[0])
                 over = job.commit([token], scores.logits)
                 laws.observe(Round(before, EMPTY, Verdict((), token), [token], scores.logits, {}))
@@ -236,7 +238,7 @@ def acceptance_report(
     rows: int = 500,
     support: int = 1000,
     trials: int = 1,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 32,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> AcceptanceReport:
@@ -316,7 +318,13 @@ def check_numbers(
 
 
 def _prompts(lm: LanguageModel, questions: Sequence[Question], max_new_tokens: int) -> list[list[int]]:
-    """Token ids of the first turn of every question that fits."""
+    """Token ids of the first turn of every question that fits; each category comes once, then each again."""
+    place: dict[str, int] = {}
+    ranks = []
+    for question in questions:
+        ranks.append(place.get(question.category, 0))
+        place[question.category] = ranks[-1] + 1
+    questions = [question for _, question in sorted(zip(ranks, questions, strict=True), key=lambda pair: pair[0])]
     chat = getattr(lm.tokenizer, "chat_template", None)
     ids = [
         lm.tokenize([{"role": "user", "content": question.turns[0]}] if chat else question.turns[0])
