@@ -14,7 +14,7 @@ import torch
 from decodery.engine.job import Job
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
-from decodery.sampling.noise import Stage
+from decodery.sampling.noise import Noise, Stage
 from decodery.speculative.draft import ROOT, Draft, Siblings
 from decodery.speculative.draft_laws import NetworkLaws
 from decodery.speculative.growth import (
@@ -215,6 +215,12 @@ def test_children_that_cover_the_draft_are_always_enough():
         assert outcome_of_a_node(p, q, 3)[0] == pytest.approx(1, abs=1e-9)
         p[0] = 0.5  # a token that the draft cannot propose
         assert outcome_of_a_node(p, q, 3)[0] < 1 - 0.5 / p.sum() + 1e-9
+
+
+def test_a_token_that_cannot_have_been_drawn_is_refused():
+    draft = Draft([0, 1], [ROOT, ROOT], {ROOT: torch.tensor([0.0, 1.0])}, Siblings.WITHOUT_REPLACEMENT)
+    with pytest.raises(ValueError, match="cannot have been drawn"):
+        TreeRejection().verify(draft, torch.zeros(3, 2), Noise(0), POSITION)
 
 
 # What must fail

@@ -61,6 +61,10 @@ class TreeRejection:
                 q = draft.q[node].double()
                 for order, child in enumerate(drawn):
                     token = draft.tokens[child]
+                    if not q[token] > 0:
+                        raise ValueError(
+                            f"node {child} cannot have been drawn: its token {token} has no draft probability"
+                        )
                     if chance.accept(float(p[token] / q[token]), place, order):
                         accepted = child
                         break
