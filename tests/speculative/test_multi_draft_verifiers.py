@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from decodery.sampling.noise import Noise
 from decodery.speculative.draft import ROOT, Draft, Siblings, chain
@@ -150,6 +152,35 @@ def test_following_only_the_tested_draft_is_exact_but_accepts_less():
             total += len(KSeq().verify(_drawn(q, 4, 3, noise, merged), _Rows(p), noise, 0).path)
         lengths[merged] = total / 1500
     assert lengths[True] > lengths[False] + 0.1  # standard error 0.03
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize(
+    ("verifier", "kind", "optimal"),
+    [
+        (KSeq(), WITH, False),
+        (TreeRejection(), WITH, False),
+        (TreeRejection(), WITHOUT, False),
+        (GreedySetMatch(), GREEDY, True),
+        (TransportPlan(), WITH, True),
+        (TransportPlan(), WITHOUT, True),
+    ],
+    ids=lambda value: getattr(value, "value", type(value).__name__),
+)
+def test_any_laws(data, verifier, kind, optimal):
+    """Zeros, ties, certainty, equality, nothing in common, masses of 1e-9: the law is the target's, acceptance below the
+    optimum or at it."""
+    size, count = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 3))
+    masses = st.lists(st.sampled_from([0.0, 1e-9, 0.1, 0.1, 0.37, 2.0]), min_size=size, max_size=size)
+    q = data.draw(masses.filter(any))
+    p = q if data.draw(st.booleans()) and data.draw(st.booleans()) else data.draw(masses.filter(any))
+    case = _case([mass / sum(p) for mass in p], [mass / sum(q) for mass in q])
+    laws = _laws(verifier, kind)
+    laws._assert_law(case, kind, (count,))
+    accepted, best = laws.acceptance(case, kind, count), alpha_star(p, q, count, kind)
+    assert accepted <= best + 1e-9
+    assert not optimal or accepted >= best - 1e-9
 
 
 def _case(p, q) -> VerifierCase:
