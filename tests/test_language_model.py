@@ -357,7 +357,7 @@ def test_loading_a_folder(tmp_path: Any) -> None:
         loaded = decodery.load(tmp_path / "mine", dtype="float32", device="cpu", fast=fast)
         assert loaded.name == "mine"
         assert loaded.generate("the fox", max_new_tokens=8).token_ids == expected
-    drafted = loaded.generate("the fox", f"draft-model(model={tmp_path / 'mine'})", max_new_tokens=8)
+    drafted = loaded.generate("the fox", f"draft-model(draft={tmp_path / 'mine'})", max_new_tokens=8)
     assert drafted.token_ids == expected
     assert drafted.stats.accepted > 0
     assert decodery.load(str(tmp_path / "mine"), dtype=torch.bfloat16).network.dtype is torch.bfloat16  # type: ignore[attr-defined]

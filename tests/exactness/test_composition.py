@@ -17,9 +17,10 @@ import torch
 from decodery.engine.events import Finished, Token
 from decodery.engine.registry import find, names
 from decodery.errors import DecoderyError
+from decodery.speculative.draft_laws import DraftLawMethod
 from decodery.testing import SmallLanguageModel, scripted_language_model, story_scorer, watched
 
-RANDOM_DRAFTS = {"draft-model"}
+RANDOM_DRAFTS = {name for name in names() if issubclass(find(name), DraftLawMethod)}
 """Their drafts are drawn at random: for a seed they give another sample of the same law."""
 VOCABULARY = 24
 END = 11

@@ -64,10 +64,10 @@ class TestJointLaw:
     @pytest.mark.parametrize(
         ("method", "vocabulary", "tokens"),
         [
-            ("draft-model(model=other)", 6, 2),  # chains
-            ("draft-model(model=other)", 3, 3),
-            ("draft-model(model=other, width=2)", 5, 2),  # trees with replacement
-            ("draft-model(model=other, width=3)", 4, 2),
+            ("draft-model(draft=other)", 6, 2),  # chains
+            ("draft-model(draft=other)", 3, 3),
+            ("draft-model(draft=other, width=2)", 5, 2),  # trees with replacement
+            ("draft-model(draft=other, width=3)", 4, 2),
             ("token-recycling", 6, 3),  # deterministic trees
             ("suffix-automaton", 6, 3),  # deterministic chains
             (random_draft(6), 6, 3),

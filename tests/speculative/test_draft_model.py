@@ -19,12 +19,12 @@ from decodery.testing.outputs import finished, new_job
 
 
 class TestDraftModel(DrafterLaws):
-    methods = ("draft-model", "draft-model(model=other, length=2)", "draft-model(model=other, length=auto)")
+    methods = ("draft-model", "draft-model(draft=other, length=2)", "draft-model(draft=other, length=auto)")
     samples = 1000
 
 
 class TestDraftTree(DrafterLaws):
-    methods = ("draft-model(model=other, length=2, width=2)",)
+    methods = ("draft-model(draft=other, length=2, width=2)",)
     samples = 1000
 
     def test_sampled_law_is_that_of_plain_decoding_exactly(self):
@@ -43,7 +43,7 @@ def test_a_draft_model_equal_to_the_target_is_always_right(temperature, length):
     """Nothing is refused unless the draft model's cache has come apart from the text."""
     for width in (1, 2):
         lm = scripted_language_model(story_scorer(), drafter=story_scorer(name="twin"))
-        spec = f"draft-model(model=twin, length={length}, width={width})"
+        spec = f"draft-model(draft=twin, length={length}, width={width})"
         for seed in range(5):
             reply = lm.generate([1, 2, seed], method=spec, max_new_tokens=25, temperature=temperature, seed=seed)
             assert reply.stats.rounds == -(-25 // (length + 1))
@@ -61,7 +61,7 @@ def test_acceptance_is_one_minus_the_distance():
     settings = Settings(temperature=1.0, max_new_tokens=3, seed=0)
 
     def first_round(chance) -> int:
-        job, method = new_job(lm, "draft-model(model=other)", [0], settings)
+        job, method = new_job(lm, "draft-model(draft=other)", [0], settings)
         job.noise = chance
         finished(job, method)
         accepted = [event.from_draft for event in job.events if hasattr(event, "from_draft")]
@@ -72,7 +72,7 @@ def test_acceptance_is_one_minus_the_distance():
     assert law[1] == pytest.approx(a * (1 - a), abs=1e-6)
     assert law[2] == pytest.approx(a * a, abs=1e-6)
     stats = [
-        lm.generate([0], method="draft-model(model=other, length=3)", temperature=1.0, seed=i, max_new_tokens=60).stats
+        lm.generate([0], method="draft-model(draft=other, length=3)", temperature=1.0, seed=i, max_new_tokens=60).stats
         for i in range(60)
     ]
     mean = sum(s.new_tokens for s in stats) / sum(s.rounds for s in stats)
@@ -81,7 +81,7 @@ def test_acceptance_is_one_minus_the_distance():
 
 def test_the_work_of_each_network_is_counted_apart():
     lm = scripted_language_model(story_scorer(), drafter=story_scorer(name="other"))
-    stats = lm.generate([1, 2, 3], method="draft-model(model=other, length=2)", max_new_tokens=20).stats
+    stats = lm.generate([1, 2, 3], method="draft-model(draft=other, length=2)", max_new_tokens=20).stats
     assert set(stats.models) == {"story", "other"}
     assert stats.forwards == stats.models["story"].forwards == stats.rounds
     early = lm.generate([1, 2, 3], method="draft-model(layers=1, length=2)", max_new_tokens=20).stats
@@ -94,8 +94,8 @@ def test_the_work_of_each_network_is_counted_apart():
     ("spec", "error", "reason"),
     [
         ("draft-model(layers=3)", MethodUnavailable, "nothing to gain"),
-        ("draft-model(model=other, layers=1)", MethodUnavailable, "either model or layers"),
-        ("draft-model(model=larger)", MethodUnavailable, "own tokenizer"),
+        ("draft-model(draft=other, layers=1)", MethodUnavailable, "goes with draft=layers"),
+        ("draft-model(draft=larger)", MethodUnavailable, "own tokenizer"),
         ("draft-model(length=0)", BadParameter, "must lie in"),
     ],
 )
@@ -117,7 +117,7 @@ def test_the_length_follows_the_cost():
         lm = Priced(story_scorer(), None, drafter=story_scorer(name="other"))
         lm.tokenizer = scripted_language_model(story_scorer()).tokenizer
         lm.prices = {"story": 1.0, "other": price}
-        drafted[price] = lm.generate([1, 2], method="draft-model(model=other, length=auto)", max_new_tokens=40).stats
+        drafted[price] = lm.generate([1, 2], method="draft-model(draft=other, length=auto)", max_new_tokens=40).stats
     assert drafted[0.001].acceptance_length > 4
     assert drafted[2.0].drafted <= 4, "only now and then, to keep the estimate alive"
 

@@ -26,6 +26,7 @@ class TestGreedyMatch(VerifierLaws):
 class TestSampleThenMatch(VerifierLaws):
     verifier = SampleThenMatch()
     siblings = (Siblings.DETERMINISTIC,)
+    reaches_optimum = True
 
 
 class TestChainRejection(VerifierLaws):

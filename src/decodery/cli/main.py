@@ -13,6 +13,7 @@ from typer import Option
 
 from decodery._version import __version__
 from decodery.cli import models
+from decodery.cli.acceptance import acceptance
 from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
@@ -57,6 +58,7 @@ app.command("pull")(pull)
 app.command("race")(race)
 app.command("check")(check)
 app.command("bench")(bench)
+app.command("acceptance")(acceptance)
 
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)

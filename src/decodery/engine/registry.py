@@ -22,6 +22,11 @@ BUILT_IN = {
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
     "cascade": "decodery.speculative.drafters.cascade:Cascade",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
+    "recursive-speculative-decoding": (
+        "decodery.speculative.drafters.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
+    ),
+    "spectr": "decodery.speculative.drafters.spectr:Spectr",
+    "optimal-multi-draft": "decodery.speculative.drafters.optimal_multi_draft:OptimalMultiDraft",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

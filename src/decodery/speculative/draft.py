@@ -23,6 +23,8 @@ class Siblings(enum.Enum):
     """Independent draws from the parent's draft law, in order of their indices."""
     WITHOUT_REPLACEMENT = "without replacement"
     """Successive draws, each from the law without the earlier ones, in order of their indices."""
+    GREEDY = "greedy set"
+    """The likeliest tokens of the draft law without randomness, and as the last child one draw from the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +43,7 @@ class Draft:
     q: Mapping[int, Tensor] | None = None
     siblings: Siblings = Siblings.DETERMINISTIC
     kinds: Sequence[Hashable] = ()
+    draws: Mapping[int, Sequence[int]] = field(default_factory=dict)
     children: Mapping[int, Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +65,19 @@ class Draft:
             ):
                 raise ValueError(f"node {node} repeats the token {self.tokens[node]} of a sibling; merge them")
             family.append(node)
+        if self.draws and self.siblings is not Siblings.WITH_REPLACEMENT:
+            raise ValueError("only children drawn with replacement can be drawn more than once")
+        for parent, drawn in self.draws.items():
+            if set(drawn) != set(children.get(parent, ())):
+                raise ValueError(f"the draws of node {parent} are {list(drawn)}, which are not its children")
         object.__setattr__(self, "children", children)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def drawn(self, node: int) -> Sequence[int]:
+        """The children of a node (or of ROOT), one entry per draw, in the order of the draws."""
+        return self.draws.get(node) or self.children.get(node, ())
 
     @property
     def is_chain(self) -> bool:
@@ -88,7 +100,10 @@ class Draft:
         return path[::-1]
 
     def select(self, nodes: Sequence[int]) -> Draft:
-        """The draft of these nodes alone: ascending, and with every node its parent. Raises ValueError otherwise."""
+        """The draft of these nodes alone: ascending, and with every node its parent. Raises ValueError otherwise.
+
+        Of a draft drawn at random, whole families must go or stay: which siblings remain must not tell what was drawn.
+        """
         if len(nodes) == len(self.tokens):
             return self
         places = {ROOT: ROOT, **{node: place for place, node in enumerate(nodes)}}
@@ -98,7 +113,12 @@ class Draft:
             raise ValueError(f"a node is kept but its parent {missing} is not") from None
         q = None if self.q is None else {places[p]: law for p, law in self.q.items() if p in places}
         kinds = [self.kinds[node] for node in nodes] if self.kinds else ()
-        return Draft([self.tokens[node] for node in nodes], parents, q, self.siblings, kinds)
+        draws = {
+            places[p]: [places[child] for child in drawn if child in places]
+            for p, drawn in self.draws.items()
+            if p in places and any(child in places for child in drawn)
+        }
+        return Draft([self.tokens[node] for node in nodes], parents, q, self.siblings, kinds, draws)
 
 
 EMPTY = Draft((), ())

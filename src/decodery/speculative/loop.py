@@ -67,14 +67,14 @@ class SpeculativeMethod(Method):
         """Whether the engine picks the draft's size on the cost curve; otherwise whole drafts are verified."""
         return True
 
-    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+    def judge(self, draft: Draft, greedy: bool) -> Verifier:
         """Who judges a draft: by default the verifier that is exact for it and accepts the most."""
         from decodery.speculative.verifiers import verifier_for
 
         return verifier_for(draft, greedy)
 
     def decode(self, job: Job) -> Decoding:
-        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive, self.verifier)
+        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive, self.judge)
 
 
 def speculate(

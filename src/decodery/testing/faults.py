@@ -6,7 +6,7 @@ method it was made from claims. They are not registered; pass the object itself 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from decodery.engine.job import Job
 from decodery.engine.method import Method
+from decodery.models.forward import Forward, Scores
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.speculative.draft import ROOT, Draft
-from decodery.speculative.drafters.draft_model import DraftModel, NetworkDrafter
+from decodery.speculative.draft_laws import NetworkLaws, Path
+from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel
 from decodery.speculative.drafters.token_recycling import TokenRecycling
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.verifiers import TargetLaws, Verdict, Verifier, verifier_for
@@ -158,22 +160,37 @@ class _AcceptsAll:
         return Verdict(tuple(range(last)), int(target[last].argmax()))
 
 
-class _UntruncatedDrafter(NetworkDrafter):
+class _UntruncatedLaws(NetworkLaws):
+    """Remembers what each law was before truncation."""
+
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+        self.untruncated: dict[Path, Tensor] = {}
+        return super().root(tokens)
+
+    def processed(self, row: Tensor, path: Path) -> Tensor:
+        if not self.job.law.greedy:
+            self.untruncated[path] = (row.float() / self.job.settings.temperature).softmax(dim=-1)
+        return super().processed(row, path)
+
+
+class _UntruncatedDrafter(ChainDrafter):
     """Draws from the truncated draft law, and reports the draft law before truncation."""
 
-    def _children(self, parent: int, row: Tensor, path: list[int], q: dict[int, Tensor], count: int) -> list[int]:
-        children = super()._children(parent, row, path, q, count)
-        if not self._job.law.greedy:
-            temperature = self._job.settings.temperature
-            q[parent] = (row.float() / temperature).softmax(dim=-1)
-        return children
+    def propose(self, tokens: Sequence[int], depth: int) -> Generator[Forward, Scores, Draft]:
+        draft = yield from super().propose(tokens, depth)
+        if draft.q is None:
+            return draft
+        assert isinstance(self._laws, _UntruncatedLaws)
+        paths = {node: tuple(draft.tokens[i] for i in draft.path(node)) for node in draft.q}
+        q = {node: self._laws.untruncated[path] for node, path in paths.items()}
+        return Draft(draft.tokens, draft.parents, q, draft.siblings)
 
 
 @dataclass(frozen=True)
 class _ChainFaultMethod(DraftModel):
     fault: ClassVar[type[Any]]
 
-    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+    def judge(self, draft: Draft, greedy: bool) -> Verifier:
         verifier: Verifier = verifier_for(draft, greedy) if greedy or not len(draft) else self.fault()
         return verifier
 
@@ -248,9 +265,8 @@ class UntruncatedDraft(DraftModel):
 
     name: ClassVar[str] = "fault-untruncated-draft"
 
-    def drafter(self, job: Job) -> NetworkDrafter:
-        network, layers = self._network(job)
-        return _UntruncatedDrafter(job, network, layers, self.length, self.width, None, 1.0)
+    def drafter(self, job: Job) -> ChainDrafter:
+        return _UntruncatedDrafter(job, _UntruncatedLaws(job, *self.network(job)), self.length, self.width)
 
 
 @dataclass(frozen=True)
@@ -259,7 +275,7 @@ class UnchangedSiblings(DraftModel):
 
     name: ClassVar[str] = "fault-unchanged-siblings"
 
-    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+    def judge(self, draft: Draft, greedy: bool) -> Verifier:
         return verifier_for(draft, greedy) if greedy or not len(draft) else _UnchangedSiblings()
 
 
@@ -269,7 +285,7 @@ class MatchThenDraw(TokenRecycling):
 
     name: ClassVar[str] = "fault-match-then-draw"
 
-    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+    def judge(self, draft: Draft, greedy: bool) -> Verifier:
         return verifier_for(draft, greedy) if greedy else _MatchThenDraw()
 
 
@@ -279,12 +295,14 @@ class GreedyAcceptsAll(DraftModel):
 
     name: ClassVar[str] = "fault-greedy-accepts-all"
 
-    def verifier(self, draft: Draft, greedy: bool) -> Verifier:
+    def judge(self, draft: Draft, greedy: bool) -> Verifier:
         return _AcceptsAll() if greedy else verifier_for(draft, greedy)
 
 
 def planted_faults() -> Sequence[Method]:
     """One method of each fault."""
+    from decodery.testing.multi_draft_faults import GreedySetAsSamples, KSeqPlainResidual, KSeqUnitFactor
+
     return (
         InvertedRatio(),
         ResidualFromTarget(),
@@ -298,4 +316,7 @@ def planted_faults() -> Sequence[Method]:
         UnchangedSiblings(width=2, length=1),
         MatchThenDraw(),
         GreedyAcceptsAll(),
+        KSeqUnitFactor(draft="layers", drafts=2, length=1),
+        KSeqPlainResidual(draft="layers", drafts=2, length=1),
+        GreedySetAsSamples(draft="layers", widths="2"),
     )

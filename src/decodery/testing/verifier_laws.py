@@ -19,6 +19,7 @@ from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
 from decodery.speculative.draft import ROOT, Draft, Siblings
+from decodery.speculative.transport import alpha_star
 from decodery.speculative.verifiers import Verdict, Verifier
 from decodery.testing.enumeration import enumerate_outcomes
 from decodery.testing.goodness import total_variation
@@ -89,7 +90,8 @@ class VerifierLaws:
 
     siblings: the kinds of drafts it judges. chains_only: it takes no trees. greedy: it is for greedy decoding, where the
     target's law is its likeliest token. accepts_most: it accepts a single drawn token with probability 1 - TV(p, q), the
-    most that any exact verifier can.
+    most that any exact verifier can. reaches_optimum: it accepts the most that any exact verifier can of any number of
+    drafts.
     """
 
     verifier: ClassVar[Verifier]
@@ -97,6 +99,7 @@ class VerifierLaws:
     chains_only: ClassVar[bool] = False
     greedy: ClassVar[bool] = False
     accepts_most: ClassVar[bool] = True
+    reaches_optimum: ClassVar[bool] = False
 
     def test_chains_have_the_target_law(self) -> None:
         for case, kind in self._cases():
@@ -144,6 +147,39 @@ class VerifierLaws:
             if self.accepts_most:
                 assert accepted >= most - EXACT, f"{case.name}: accepts {accepted}, not the possible {most}"
 
+    def test_repeated_draws_that_share_a_node_have_the_target_law(self) -> None:
+        if self.chains_only or Siblings.WITH_REPLACEMENT not in self.siblings:
+            return
+        for case in verifier_cases():
+            self._assert_law(case, Siblings.WITH_REPLACEMENT, (3,), merged=True)
+        # Two levels have very many outcomes; nothing of them depends on the case.
+        self._assert_law(verifier_cases()[0], Siblings.WITH_REPLACEMENT, (2, 2), merged=True)
+
+    def test_acceptance_is_at_most_the_optimum(self) -> None:
+        """The transport problem bounds every exact verifier; those that claim to reach the bound do."""
+        if self.greedy:
+            return
+        for case, kind in self._cases():
+            for count in (1,) if self.chains_only else (1, 2, 3):
+                accepted = self.acceptance(case, kind, count)
+                p, q = case.target(()), case.drafter(())
+                if kind is Siblings.DETERMINISTIC:  # here tokens may be drafted that q gives no mass
+                    most = float(p[q.argsort(descending=True, stable=True)[:count]].sum())
+                else:
+                    most = alpha_star(p, q, count, kind)
+                label = f"{case.name}, {count} drafts, {kind.value}"
+                assert accepted <= most + EXACT, f"{label}: accepts {accepted}, more than the possible {most}"
+                if self.reaches_optimum:
+                    assert accepted >= most - EXACT, f"{label}: accepts {accepted}, not the possible {most}"
+
+    def acceptance(self, case: VerifierCase, kind: Siblings, count: int) -> float:
+        """The exact probability that one of `count` drafts of a case becomes the next token."""
+
+        def run(chance: Chance) -> bool:
+            return bool(self._judge(draw_draft(case, kind, (count,), chance), case, chance).path)
+
+        return enumerate_outcomes(run).get(True, 0.0)
+
     def _cases(self) -> Iterator[tuple[VerifierCase, Siblings]]:
         for case in verifier_cases():
             for kind in self.siblings:
@@ -179,13 +215,13 @@ class VerifierLaws:
             above = node
         return verdict
 
-    def _assert_law(self, case: VerifierCase, kind: Siblings, widths: tuple[int, ...]) -> None:
+    def _assert_law(self, case: VerifierCase, kind: Siblings, widths: tuple[int, ...], merged: bool = False) -> None:
         """The emitted tokens, completed by plain sampling to a fixed length, have the target's joint law."""
         length = len(widths) + 1
         target = self._target(case)
 
         def run(chance: Chance) -> Prefix:
-            draft = draw_draft(case, kind, widths, chance)
+            draft = draw_draft(case, kind, widths, chance, merged)
             verdict = self._judge(draft, case, chance)
             output = (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
             while len(output) < length:
@@ -211,32 +247,43 @@ def joint_law(law: TokenLaw, length: int) -> dict[Prefix, float]:
     return joint
 
 
-def draw_draft(case: VerifierCase, kind: Siblings, widths: tuple[int, ...], chance: Chance) -> Draft:
-    """A tree of a case's draft law: every node of level i has widths[i] children, drawn as `kind` says."""
+def draw_draft(
+    case: VerifierCase, kind: Siblings, widths: tuple[int, ...], chance: Chance, merged: bool = False
+) -> Draft:
+    """A tree of a case's draft law: every node of level i has widths[i] children, drawn as `kind` says.
+
+    merged: draws of the same token share a node.
+    """
     tokens: list[int] = []
     parents: list[int] = []
     q: dict[int, Tensor] = {}
+    draws: dict[int, list[int]] = {}
     level: list[tuple[int, Prefix]] = [(ROOT, ())]
     for depth, width in enumerate(widths):
         below: list[tuple[int, Prefix]] = []
         for parent, prefix in level:
             law = case.drafter(prefix)
             q[parent] = law
-            if kind is Siblings.DETERMINISTIC:
-                drawn = law.argsort(descending=True)[:width].tolist()
-            else:
-                drawn = _draw(law, width, kind, chance, POSITION + depth, (parent + 1) * 16)
-            for token in drawn:
+            drawn = _draw(law, width, kind, chance, POSITION + depth, (parent + 1) * 16)
+            fresh = list(dict.fromkeys(drawn)) if merged else drawn
+            if merged:
+                draws[parent] = [len(tokens) + fresh.index(token) for token in drawn]
+            for token in fresh:
                 below.append((len(tokens), (*prefix, token)))
                 tokens.append(token)
                 parents.append(parent)
         level = below
-    return Draft(tokens, parents, None if kind is Siblings.DETERMINISTIC else q, kind)
+    return Draft(tokens, parents, None if kind is Siblings.DETERMINISTIC else q, kind, draws=draws)
 
 
 def _draw(law: Tensor, width: int, kind: Siblings, chance: Chance, position: int, index: int) -> list[int]:
-    drawn: list[int] = []
-    for order in range(width):
+    certain = {Siblings.DETERMINISTIC: width, Siblings.GREEDY: width - 1}.get(kind, 0)
+    drawn: list[int] = law.argsort(descending=True, stable=True)[:certain].tolist()
+    if kind is Siblings.GREEDY:
+        drawn = [token for token in drawn if float(law[token]) > 0]
+        law = law.clone()
+        law[drawn] = 0
+    for order in range(width - certain):
         if float(law.sum()) <= 0:
             break  # without replacement: nothing is left to draw
         token = chance.choose(law, position, Stage.DRAFT, index + order)

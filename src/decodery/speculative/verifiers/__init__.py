@@ -6,8 +6,11 @@ from decodery.speculative.verifiers.base import Verdict as Verdict
 from decodery.speculative.verifiers.base import Verifier as Verifier
 from decodery.speculative.verifiers.match import GreedyMatch as GreedyMatch
 from decodery.speculative.verifiers.match import SampleThenMatch as SampleThenMatch
+from decodery.speculative.verifiers.optimal_multi_draft import GreedySetMatch as GreedySetMatch
+from decodery.speculative.verifiers.optimal_multi_draft import TransportPlan as TransportPlan
 from decodery.speculative.verifiers.rejection import ChainRejection as ChainRejection
 from decodery.speculative.verifiers.rejection import TreeRejection as TreeRejection
+from decodery.speculative.verifiers.spectr import KSeq as KSeq
 
 
 def verifier_for(draft: Draft, greedy: bool) -> Verifier:
@@ -16,4 +19,6 @@ def verifier_for(draft: Draft, greedy: bool) -> Verifier:
         return GreedyMatch()
     if draft.siblings is Siblings.DETERMINISTIC:
         return SampleThenMatch()
+    if draft.siblings is Siblings.GREEDY:
+        return GreedySetMatch()
     return ChainRejection() if draft.is_chain else TreeRejection()

@@ -48,17 +48,23 @@ class TreeRejection:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         if draft.q is None:
             raise ValueError("tree rejection needs draft probabilities")
+        if draft.siblings is Siblings.GREEDY:
+            raise ValueError("tree rejection needs children that were drawn, and the greedy set's first ones were not")
         node = ROOT
         path: list[int] = []
         while True:
             p = target[node + 1].exp().double()
             place = position + len(path)
             accepted = None
-            children = draft.children.get(node, ())
-            if children:
+            drawn = draft.drawn(node)
+            if drawn:
                 q = draft.q[node].double()
-                for order, child in enumerate(children):
+                for order, child in enumerate(drawn):
                     token = draft.tokens[child]
+                    if not q[token] > 0:
+                        raise ValueError(
+                            f"node {child} cannot have been drawn: its token {token} has no draft probability"
+                        )
                     if chance.accept(float(p[token] / q[token]), place, order):
                         accepted = child
                         break
@@ -68,7 +74,7 @@ class TreeRejection:
                         q[token] = 0
                         q = q / q.sum() if q.sum() > 0 else q
             if accepted is None:
-                stage = Stage.RESIDUAL if children else Stage.TARGET
+                stage = Stage.RESIDUAL if drawn else Stage.TARGET
                 return Verdict(tuple(path), chance.choose(p, place, stage))
             path.append(accepted)
             node = accepted

@@ -1,0 +1,173 @@
+"""Draft laws: what any drafter that gives probabilities holds likely next, whether a network is behind it or not.
+
+Methods that draw their drafts at random need three things of a drafter: the law it draws from (processed as the target's
+is), level by level as the tree grows, and that it keeps up with the committed text. That is all a `DraftLaws` is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from decodery._lazy import torch
+from decodery.engine.method import parameter
+from decodery.errors import MethodUnavailable
+from decodery.models.forward import ALL_LAYERS, Forward, Layers
+from decodery.speculative.loop import Round, SpeculativeMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.job import Job
+    from decodery.models.forward import Scores
+    from decodery.models.network import Scorer
+
+NGRAM = "ngram"
+"""The word for a drafter that counts the running text and learns from the target's scores."""
+NGRAM_TEXT = "ngram-text"
+"""The word for a drafter that only counts the running text."""
+LAYERS = "layers"
+"""The word for a drafter made of the target's first layers."""
+
+Path: TypeAlias = tuple[int, ...]
+"""The drafted tokens from the first after the committed text down to a node; empty for the root."""
+
+
+class DraftLaws(ABC):
+    """The draft laws of one request.
+
+    A law is a tensor [vocabulary] float32: the probabilities of the processed draft law, or in greedy decoding the
+    processed scores, of which only the order matters.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    @abstractmethod
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+        """The law after the committed `tokens`. Begins a new draft."""
+
+    @abstractmethod
+    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor]]:
+        """The law after each of `paths`, all of one level of the tree. The level above has been asked for before; equal
+        paths are allowed, and cost nothing."""
+
+    def observe(self, round: Round) -> None:  # noqa: B027
+        """See what became of the draft. Called after every round."""
+
+    def processed(self, row: Tensor, path: Path) -> Tensor:
+        """The law of a raw row of scores [vocabulary] after the committed text and `path`: the target's own processing."""
+        law = self.job.law
+        if law.greedy:
+            return law.scores(row, path)
+        return law.log_probabilities(row, path).exp()
+
+
+class NetworkLaws(DraftLaws):
+    """The laws of a network: a smaller model, or some layers of the target.
+
+    Its cache follows the committed text: accepted nodes stay, the rest is dropped.
+    """
+
+    def __init__(self, job: Job, network: Scorer, layers: Layers = ALL_LAYERS):
+        super().__init__(job)
+        self.network, self.layers = network, layers
+        self._sequence = job.new_sequence(network)
+        self._start = 0
+        self._rows: dict[Path, int] = {}
+        """Path of a node of the current draft -> its row in the cache."""
+
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+        self._start, self._rows = len(tokens), {}
+        pending = tokens[self._sequence.length :]
+        scores = yield Forward(self._sequence, pending, layers=self.layers, logits=(len(pending) - 1,))
+        return self.processed(scores.logits[0], ())
+
+    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor]]:
+        fresh = list(dict.fromkeys(paths))
+        scores = yield self._ask(fresh)
+        laws = {path: self.processed(row, path) for path, row in zip(fresh, scores.logits, strict=True)}
+        return [laws[path] for path in paths]
+
+    def _ask(self, paths: list[Path]) -> Forward:
+        """Score the last token of each path: it sees the committed text, its ancestors and itself."""
+        sequence = self._sequence
+        mask = torch.zeros(len(paths), sequence.length + len(paths), dtype=torch.bool)
+        mask[:, : self._start] = True
+        for place, path in enumerate(paths):
+            self._rows[path] = sequence.length + place
+            for depth in range(1, len(path) + 1):
+                mask[place, self._rows[path[:depth]]] = True
+        last = sequence.positions[self._start - 1]
+        positions = [last + len(path) for path in paths]
+        return Forward(sequence, [path[-1] for path in paths], positions, mask, layers=self.layers)
+
+    def observe(self, round: Round) -> None:
+        accepted = tuple(round.draft.tokens[node] for node in round.verdict.path)
+        rows: list[int] = []
+        for depth in range(1, len(accepted) + 1):
+            row = self._rows.get(accepted[:depth])
+            if row is None:  # the last level was never fed
+                break
+            rows.append(row)
+        if self._sequence.length > self._start:
+            self._sequence.keep(rows, self._start)
+        self._start, self._rows = self._sequence.length, {}
+
+
+@dataclass(frozen=True)
+class DraftLawMethod(SpeculativeMethod):
+    """Base of the methods that draw their drafts from a draft law, and of their common parameters."""
+
+    draft: str = parameter(
+        NGRAM, "ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), or a model's name"
+    )
+    layers: int | None = parameter(
+        None, "how many first layers draft, with draft=layers", low=1, high=1024, auto="a third of them"
+    )
+
+    @property
+    def adaptive(self) -> bool:
+        return False  # a draft drawn at random must not depend on other requests
+
+    def admit(self, job: Job) -> None:
+        if self.draft in (NGRAM, NGRAM_TEXT):
+            self._without_layers()
+        else:
+            self.network(job)
+
+    def network(self, job: Job) -> tuple[Scorer, Layers]:
+        """The network that drafts, and those of its layers that run. Raises MethodUnavailable where it cannot."""
+        target = job.host.network
+        if self.draft == LAYERS:
+            count = max(1, target.layers // 3) if self.layers is None else self.layers
+            if count >= target.layers:
+                raise MethodUnavailable(
+                    f"{self.name}: layers={count} leaves nothing to gain, since {target.name} has {target.layers}."
+                )
+            return target, Layers(0, count)
+        self._without_layers()
+        network = job.host.companion(self.draft)
+        if network.vocabulary != target.vocabulary:
+            raise MethodUnavailable(
+                f"{self.name}: {self.draft} has {network.vocabulary} tokens and {target.name} has {target.vocabulary}; "
+                "a draft model needs the target's own tokenizer."
+            )
+        return network, ALL_LAYERS
+
+    def _without_layers(self) -> None:
+        if self.layers is not None:
+            raise MethodUnavailable(
+                f"{self.name}: layers={self.layers} goes with draft=layers, the target's own; draft={self.draft} has "
+                "no use for it."
+            )
+
+    def laws(self, job: Job) -> DraftLaws:
+        """The draft laws of a request."""
+        if self.draft in (NGRAM, NGRAM_TEXT):
+            from decodery.speculative.drafters.ngram_laws import NgramLaws
+
+            return NgramLaws(job, recycle=self.draft == NGRAM)
+        return NetworkLaws(job, *self.network(job))

@@ -1,0 +1,88 @@
+"""Verifiers that accept as much as their draft set allows: of the greedy set in closed form, of any set by linear program."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from decodery.sampling.noise import Chance, Stage
+from decodery.speculative.draft import ROOT, Draft, Siblings
+from decodery.speculative.transport.plans import best_plan
+from decodery.speculative.verifiers.base import TargetLaws, Verdict
+from decodery.speculative.verifiers.rejection import residual
+
+LARGEST_VOCABULARY = 16
+"""Vocabulary up to which the linear program is worth solving at every node; its size grows with the sets of drafts."""
+
+
+class GreedySetMatch:
+    """Judges the greedy set: the likeliest tokens of q, and one draw from the rest, q'.
+
+    The draw is tested as in speculative sampling with draft law q'. A replacement that falls on one of the likeliest tokens
+    is a drafted token all the same. Exact, and no verifier accepts more of this set. Source: Hu et al., arXiv 2502.18779,
+    the section on greedy draft sampling.
+    """
+
+    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        if len(draft) and draft.siblings is not Siblings.GREEDY:
+            raise ValueError("this verifier judges the greedy set: the likeliest tokens and one drawn from the rest")
+        node = ROOT
+        path: list[int] = []
+        while True:
+            p = target[node + 1].exp().double()
+            place = position + len(path)
+            children = draft.children.get(node, ())
+            if not children:
+                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+            *top, drawn = children
+            token, rest = draft.tokens[drawn], self.rest(draft, node)
+            # Where the likeliest tokens are all there are, the last of them was certain to be drawn from what is left.
+            accepted = drawn if chance.accept(float(p[token] / rest[token]), place) else None
+            if accepted is None:
+                token = chance.choose(residual(p, rest), place, Stage.RESIDUAL)
+                accepted = next((child for child in top if draft.tokens[child] == token), None)
+                if accepted is None:
+                    return Verdict(tuple(path), token)
+            path.append(accepted)
+            node = accepted
+
+    def rest(self, draft: Draft, node: int) -> Tensor:
+        """The law q' [vocabulary] that the last child was drawn from."""
+        assert draft.q is not None
+        law = draft.q[node].double().clone()
+        law[[draft.tokens[child] for child in draft.children[node][:-1]]] = 0
+        return law / law.sum()
+
+
+class TransportPlan:
+    """Judges each node by the best coupling of its set of drafts with the target, found by linear programming.
+
+    Exact, and no verifier accepts more. For small vocabularies: the program has a row for every set of drafts. How many
+    drafts a node has must not depend on what was drawn, as it does in stochastic beam search. Source: the transport
+    problem of Sun et al., arXiv 2310.15141, section 3, over sets, as order and repeats tell nothing of the target.
+    """
+
+    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        if len(draft) and draft.q is None:
+            raise ValueError("a transport plan needs draft probabilities")
+        node = ROOT
+        path: list[int] = []
+        while True:
+            p = target[node + 1].exp().double()
+            place = position + len(path)
+            drawn = draft.drawn(node)
+            if not drawn:
+                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+            assert draft.q is not None
+            plan = best_plan(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
+            held = {draft.tokens[child]: child for child in drawn}
+            tokens = frozenset(held)
+            taken = torch.from_numpy(plan.accepted[tokens])
+            refused = max(plan.masses[tokens] - float(taken.sum()), 0.0)
+            choice = chance.choose(torch.cat([taken, taken.new_tensor([refused])]), place, Stage.ACCEPT)
+            if choice == len(taken):
+                rest = torch.from_numpy(plan.residual)
+                rest = rest if float(rest.sum()) > 0 else p
+                return Verdict(tuple(path), chance.choose(rest, place, Stage.RESIDUAL))
+            node = held[choice]
+            path.append(node)
