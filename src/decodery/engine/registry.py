@@ -20,6 +20,7 @@ BUILT_IN = {
     "prompt-lookup": "decodery.speculative.drafters.prompt_lookup:PromptLookup",
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
+    "approximate-match-lookup": "decodery.speculative.drafters.approximate_match_lookup:ApproximateMatchLookup",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
