@@ -21,6 +21,7 @@ BUILT_IN = {
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
     "approximate-match-lookup": "decodery.speculative.drafters.approximate_match_lookup:ApproximateMatchLookup",
+    "adaptive-draft-verification": "decodery.speculative.drafters.adaptive_draft_verification:AdaptiveDraftVerification",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
