@@ -2,9 +2,10 @@
 
     python benchmarks/approximate_match_lookup.py [--json FILE]
 
-Two tables. Times of the forms of `decodery.speculative.matching` as ratios to `direct` in the same run, on Zipf-distributed
-token ids of a vocabulary of 49152. And tokens per verification against a target that is known in advance: a text of
-repeated templates in which each token is replaced with probability s.
+Tables: times of the forms of `decodery.speculative.matching` as ratios to `direct` in the same run, on Zipf-distributed
+token ids of a vocabulary of 49152. Tokens per verification against a target that is known in advance: a text of
+repeated templates in which each token is replaced with probability s. And with --model the same
+on what a model writes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from decodery import load
+from decodery.evaluation.questions import load_questions
+from decodery.evaluation.recorded import Replay, record, replay
 from decodery.speculative.drafters.approximate_match_lookup import AlignmentDrafter, ApproximateMatchLookup
 from decodery.speculative.drafters.prompt_lookup import NgramDrafter
+from decodery.speculative.drafters.suffix_automaton import AutomatonDrafter
 from decodery.speculative.loop import Drafter
 from decodery.speculative.matching import Lags, NgramIndex, approximate, direct, heavy_light, jumped, k_bounded
 
@@ -33,8 +38,6 @@ START, LENGTH = 1200, 10
 
 def aligned(length: int = LENGTH, **options: Any) -> Drafter:
     """The drafter with these options, without any policy of lengths."""
-    window = options.get("window", 8)
-    options.setdefault("mismatches", window)
     return AlignmentDrafter(ApproximateMatchLookup(length=length, nodes=max(length, 8), policy="none", **options))
 
 
@@ -42,17 +45,17 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "lookup, first match": lambda: NgramDrafter(3, LENGTH, "first", False),
     "lookup, last match": lambda: NgramDrafter(3, LENGTH, "last", False),
     "longest exact suffix": lambda: aligned(rank="run"),
-    "window 8, k 4": lambda: aligned(rank="mismatches", window=8, mismatches=4),
-    "window 16, k 8": lambda: aligned(rank="mismatches", window=16, mismatches=8),
+    "window 8, k 4": lambda: aligned(rank="mismatches", window=8),
+    "window 16, k 8": lambda: aligned(rank="mismatches", window=16),
     "window 32, k 20": lambda: aligned(rank="mismatches", window=32, mismatches=20),
     "decay 0.6": lambda: aligned(decay=0.6),
-    "decay 0.75": lambda: aligned(decay=0.75),
+    "default": lambda: aligned(),
     "decay 0.85": lambda: aligned(decay=0.85),
-    "decay 0.75, k 4 (default)": lambda: aligned(mismatches=None),
-    "decay 0.75, anchor 0": lambda: aligned(anchor=0),
-    "window 8, k 4, anchor 0": lambda: aligned(rank="mismatches", mismatches=4, anchor=0),
-    "decay 0.75, 3 places, 20 nodes": lambda: AlignmentDrafter(
-        ApproximateMatchLookup(mismatches=8, length=LENGTH, places=3, nodes=20, policy="none")
+    "default, k 4": lambda: aligned(mismatches=4),
+    "default, anchor 0": lambda: aligned(anchor=0),
+    "window 8, k 4, anchor 0": lambda: aligned(rank="mismatches", anchor=0),
+    "3 places, 20 nodes": lambda: AlignmentDrafter(
+        ApproximateMatchLookup(length=LENGTH, places=3, nodes=20, policy="none")
     ),
 }
 EXACT = ("lookup, first match", "lookup, last match", "longest exact suffix")
@@ -69,19 +72,7 @@ def templated_text(replaced: float, seed: int) -> list[int]:
 
 def tokens_per_verification(drafter: Drafter, text: Sequence[int], start: int = START) -> float:
     """Of a target that writes `text` from place `start` on: accepted tokens and the target's own, per verification."""
-    place, rounds = start, 0
-    while place < len(text):
-        draft: Any = drafter.propose(text[:place], len(text) - place - 1) if place + 1 < len(text) else ()
-        node, accepted = -1, 0
-        while len(draft):
-            wanted = text[place + accepted]
-            node = next((c for c in draft.children.get(node, ()) if draft.tokens[c] == wanted), -1)
-            if node < 0:
-                break
-            accepted += 1
-        place += accepted + 1
-        rounds += 1
-    return (len(text) - start) / rounds
+    return replay(drafter, text, start).tokens_per_round
 
 
 def simulation(seeds: int = 3) -> list[dict[str, Any]]:
@@ -93,6 +84,41 @@ def simulation(seeds: int = 3) -> list[dict[str, Any]]:
             values = [tokens_per_verification(make(), templated_text(rate, seed)) for seed in range(seeds)]
             row[f"s={rate}"] = statistics.mean(values)
         rows.append(row)
+    return rows
+
+
+WRITTEN: dict[str, Callable[[], Drafter]] = {
+    "prompt lookup": lambda: NgramDrafter(3, 8, "first", False),
+    "suffix automaton": lambda: AutomatonDrafter(8, 4.0),
+    "longest exact suffix": lambda: aligned(8, rank="run"),
+    "default": lambda: aligned(8),
+    "at most 4 mismatches": lambda: aligned(8, mismatches=4),
+    "anchor 0": lambda: aligned(8, anchor=0),
+    "anchor 2": lambda: aligned(8, anchor=2),
+    "anchor 3": lambda: aligned(8, anchor=3),
+    "by mismatches in the window": lambda: aligned(8, rank="mismatches"),
+    "decay 0.6": lambda: aligned(8, decay=0.6),
+    "decay 0.85": lambda: aligned(8, decay=0.85),
+    "substitutions": lambda: aligned(8, substitute=True),
+    "3 places, 16 nodes": lambda: AlignmentDrafter(ApproximateMatchLookup(places=3, nodes=16, policy="none")),
+}
+"""Drafters on texts that a model wrote; all copy up to eight tokens."""
+
+
+def written(model: str, questions: Path | None, count: int, max_new_tokens: int) -> list[dict[str, Any]]:
+    """Rows of tokens per verification and accepted share on a model's own answers, from totals over all questions."""
+    texts = record(load(model), load_questions(questions, per_category=count), max_new_tokens)
+    rows = []
+    for name, make in WRITTEN.items():
+        total = sum((replay(make(), text.tokens, text.start) for text in texts), Replay())
+        share = total.accepted / max(total.drafted, 1)
+        rows.append({
+            "drafter": name,
+            "tokens/round": total.tokens_per_round,
+            "drafted/round": total.drafted / total.rounds,
+            "accepted": share,
+            "drafting, ms": 1e3 * total.seconds_per_round,
+        })  # fmt: skip
     return rows
 
 
@@ -155,12 +181,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="texts per row of the simulation")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--model", help="also replay answers that this model writes, e.g. smollm2-135m")
+    parser.add_argument("--questions", type=Path, help="its questions, in Spec-Bench's form; default: our own set")
+    parser.add_argument("--per-category", type=int, default=1, help="questions of each category")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     arguments = parser.parse_args()
     found = {"simulation": simulation(arguments.seeds), "times": times()}
     print("Tokens per verification, by replacement rate s:\n")
     print(table(found["simulation"]))
     print("\nTimes as multiples of the vectorised comparison (direct):\n")
     print(table(found["times"]))
+    if arguments.model:
+        found["written"] = written(
+            arguments.model, arguments.questions, arguments.per_category, arguments.max_new_tokens
+        )
+        print(f"\nOn what {arguments.model} writes:\n")
+        print(table(found["written"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
 

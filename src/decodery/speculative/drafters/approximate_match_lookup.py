@@ -42,7 +42,13 @@ class ApproximateMatchLookup(SpeculativeMethod):
     family: ClassVar[str] = "speculative"
 
     window: int = parameter(8, "last tokens whose mismatches are counted", low=1, high=256)
-    mismatches: int | None = parameter(None, "most mismatches in the window", low=0, high=256, auto="half the window")
+    mismatches: int | None = parameter(
+        None,
+        "most mismatches in the window",
+        low=0,
+        high=256,
+        auto="half the window where places are ranked by them, else any number",
+    )
     anchor: int = parameter(1, "last tokens that must agree exactly", low=0, high=16)
     rank: str = parameter(
         "decayed",
@@ -75,6 +81,13 @@ class ApproximateMatchLookup(SpeculativeMethod):
     @property
     def adaptive(self) -> bool:
         return self.policy == "cost"
+
+    @property
+    def most_mismatches(self) -> int:
+        """How many mismatches in the window a place may have."""
+        if self.mismatches is not None:
+            return self.mismatches
+        return self.window // 2 if self.rank == "mismatches" else self.window
 
     def admit(self, job: Job) -> None:
         if self.corpus:
@@ -161,7 +174,7 @@ class AlignmentDrafter(Drafter):
         from decodery.speculative.matching import Lags
 
         self._options, self._corpus, self._policy = options, corpus, policy
-        self._most = options.window // 2 if options.mismatches is None else options.mismatches
+        self._most = options.most_mismatches
         self._earlier = len(earlier)
         self.lags: Lags = Lags(options.window, options.decay, earlier)
         self._proposed: tuple[str, int, int] | None = None
