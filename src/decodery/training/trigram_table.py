@@ -20,7 +20,7 @@ from decodery.speculative.trigrams import TrigramTable, fingerprint
 
 BATCH = 8
 """Answers that are written together."""
-PIECE = 1 << 20
+PIECE = 1 << 14
 """Characters that are tokenised at a time, at most (cut at the end of a line): tokenizers slow down on long texts."""
 
 
