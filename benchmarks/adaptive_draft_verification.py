@@ -5,7 +5,8 @@
 The model answers questions with plain decoding once; the drafters are then replayed on its answers, twice over the whole
 set within one session, so that nothing but counting is measured (the method is lossless: its output is the recorded one).
 Tables: "empty" starts with nothing; "corpus" is counted over the given texts; "own" over the model's answers to questions
-of the same sort that are not measured. Drafting time is the median, as a share of the model's fastest forward of one row in this run.
+of the same sort that are not measured. Drafting time is the median, as a share of the model's fastest forward of one row
+in this run.
 """
 
 from __future__ import annotations

@@ -137,6 +137,7 @@ class TrigramDrafter(Drafter):
             return EMPTY
         if options.delta:
             self._learn(tokens)
+        self.store.tidy()
         root = self._search.run(tokens[-2], tokens[-1], position=n)
         if root is None:
             return EMPTY
@@ -160,7 +161,6 @@ class TrigramDrafter(Drafter):
         for place in places:
             first, second, third = tokens[place : place + 3]
             store.reinforce(first, second, third, options.delta, options.cap)
-        store.tidy()
 
 
 class Family:
