@@ -117,7 +117,7 @@ def written(model: str, questions: Path | None, count: int, max_new_tokens: int)
             "tokens/round": total.tokens_per_round,
             "drafted/round": total.drafted / total.rounds,
             "accepted": share,
-            "drafting, ms": 1e3 * total.seconds_per_round,
+            "drafting, ms": 1e3 * total.seconds_per_draft,
         })  # fmt: skip
     return rows
 

@@ -32,7 +32,7 @@ class Recorded:
 
 @dataclass
 class Replay:
-    """What came of drafting. times: seconds that each draft took, without verification."""
+    """What came of drafting. times: seconds that each draft took; rounds without one do not count."""
 
     tokens: int = 0
     rounds: int = 0
@@ -46,7 +46,7 @@ class Replay:
         return self.tokens / self.rounds if self.rounds else 0.0
 
     @property
-    def seconds_per_round(self) -> float:
+    def seconds_per_draft(self) -> float:
         """The median: what other programs take from the machine now and then does not count."""
         return statistics.median(self.times) if self.times else 0.0
 
@@ -96,5 +96,5 @@ def replay(drafter: Drafter, text: Sequence[int], start: int) -> Replay:
         emitted = text[place : place + len(path) + 1]
         place += len(emitted)
         drafter.observe(Round(tokens, draft, Verdict(tuple(path), emitted[-1]), emitted, torch.empty(0), {}))
-        found += Replay(0, 1, len(draft), len(path), [spent])
+        found += Replay(0, 1, len(draft), len(path), [spent] if len(proposed) else [])
     return found
