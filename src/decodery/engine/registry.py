@@ -21,6 +21,8 @@ BUILT_IN = {
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
     "cascade": "decodery.speculative.drafters.cascade:Cascade",
+    "approximate-match-lookup": "decodery.speculative.drafters.approximate_match_lookup:ApproximateMatchLookup",
+    "adaptive-draft-verification": "decodery.speculative.drafters.adaptive_draft_verification:AdaptiveDraftVerification",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
     "recursive-speculative-decoding": (
         "decodery.speculative.drafters.recursive_speculative_decoding:RecursiveSpeculativeDecoding"

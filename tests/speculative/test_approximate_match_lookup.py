@@ -1,0 +1,264 @@
+"""Approximate-match lookup: what it copies, its laws, its policy of lengths, and the simulation of its study."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decodery.engine.cost import CostCurve
+from decodery.errors import BadInput, BadParameter
+from decodery.speculative.draft import EMPTY
+from decodery.speculative.drafters.approximate_match_lookup import (
+    AlignmentDrafter,
+    ApproximateMatchLookup,
+    LengthByClass,
+    substitutions,
+)
+from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
+
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+
+
+class TestApproximateMatchLookup(DrafterLaws):
+    methods = (
+        "approximate-match-lookup",
+        "approximate-match-lookup(places=3, nodes=12, wrap=True, substitute=True, policy=none, persist=True)",
+        "approximate-match-lookup(window=4, mismatches=4, anchor=0, rank=mismatches, policy=class)",
+    )
+    samples = 1000
+
+
+def _drafter(**options: object) -> AlignmentDrafter:
+    return AlignmentDrafter(ApproximateMatchLookup(policy="none", **options))
+
+
+def _copied(text: list[int], **options: object) -> list[int]:
+    return list(_drafter(**options).propose(text, depth=100).tokens)
+
+
+def _brute_force(
+    text: list[int], window: int, most: int, anchor: int, rank: str, length: int, decay: float
+) -> list[int]:
+    """Score every lag by the definitions, and copy from the best."""
+    n, best = len(text), None
+    for lag in range(1, n):
+        differs = [place - lag < 0 or text[place] != text[place - lag] for place in range(n - 1, -1, -1)]
+        mismatches = sum(differs[:window]) + max(window - n, 0)
+        run = next((j for j, differ in enumerate(differs) if differ), n)
+        decayed = round(sum(decay**j * differ for j, differ in enumerate(differs)), 9)
+        if run >= anchor and mismatches <= most:
+            first = {"decayed": decayed, "mismatches": mismatches, "run": -run}[rank]
+            key = (first, -run, lag)
+            if best is None or key < best[0]:
+                best = (key, text[n - lag : n - lag + length])
+    return [] if best is None else best[1]
+
+
+@settings(max_examples=80)
+@given(texts, st.integers(1, 9), st.integers(0, 9), st.integers(0, 3), st.integers(1, 6))
+@pytest.mark.parametrize("rank", ["decayed", "mismatches", "run"])
+def test_it_copies_what_the_rule_says(rank, text, window, most, anchor, length):
+    most = min(most, window)
+    # A decay of 3/4 is exact in binary, so that ties are ties.
+    expected = _brute_force(text, window, most, anchor, rank, length, 0.75)
+    assert _copied(text, window=window, mismatches=most, anchor=anchor, rank=rank, length=length) == expected
+
+
+@given(texts, st.integers(1, 6))
+def test_without_tolerance_it_is_longest_suffix_lookup(text, length):
+    """k = 0, anchor 3 and ranked by the exact run: what followed the latest occurrence of the longest repeated suffix."""
+    copied = _copied(text, window=3, mismatches=0, anchor=3, rank="run", length=length)
+    n = len(text)
+    for size in range(n - 1, 2, -1):
+        ends = [end for end in range(size, n) if text[end - size : end] == text[-size:]]
+        if ends:
+            assert copied == text[ends[-1] : ends[-1] + length]
+            return
+    assert copied == []
+
+
+@given(texts, st.sets(st.integers(1, 39)))
+def test_reading_bit_by_bit_is_reading_at_once(text, cuts):
+    piecewise = _drafter()
+    for cut in sorted(cuts):
+        if cut < len(text):
+            piecewise.propose(text[:cut], depth=5)
+    assert list(piecewise.propose(text, depth=5).tokens) == list(_drafter().propose(text, depth=5).tokens)
+
+
+def test_a_difference_does_not_stop_it():
+    #       the old entity                  the new one
+    text = [1, 2, 3, 50, 4, 5, 6, 7, 8, 9, 1, 2, 3, 60, 4, 5]
+    assert _copied(text, length=4) == [6, 7, 8, 9]
+    assert _copied(text[:-2], anchor=0, length=3) == [4, 5, 6]
+
+
+def test_a_short_period_is_cut_or_repeated():
+    text = [7, 8, 7, 8, 7, 8]
+    assert _copied(text, length=5, rank="run") == [7, 8]
+    assert _copied(text, length=5, rank="run", wrap=True) == [7, 8, 7, 8, 7]
+    assert _copied([3, 3], length=4) == [3], "a lag of one is a match"
+
+
+def test_depth_cuts_the_copy_and_no_match_gives_nothing():
+    assert list(_drafter(rank="mismatches").propose([1, 2, 3, 1, 2], depth=1).tokens) == []
+    assert list(_drafter().propose([1, 2, 3, 1, 2], depth=1).tokens) == [3]
+    assert _drafter().propose([1, 2, 3], depth=5) is EMPTY
+    assert _drafter().propose([1], depth=5) is EMPTY
+
+
+def test_several_places_make_a_tree_deeper_where_they_agree_better():
+    text = [1, 2, 9, 8, 7, 6, 5, 2, 9, 3, 4, 4, 4, 1, 2]
+    draft = _drafter(places=2, nodes=20, length=6).propose(text, depth=6)
+    assert list(draft.tokens) == [9, 8, 7, 6, 5, 2, 3, 4]
+    assert list(draft.parents) == [-1, 0, 1, 2, 3, 4, 0, 6]
+    assert [kind[3] for kind in draft.kinds] == [0] * 6 + [1, 1]
+    small = _drafter(places=2, nodes=3, length=6).propose(text, depth=6)
+    assert list(small.tokens) == [9, 8, 7]
+
+
+def test_the_kind_tells_the_class_of_the_match():
+    draft = _drafter(length=6).propose([1, 2, 3, 4, 5, 6, 7, 1, 2, 30, 4, 5, 6], depth=6)
+    # Three of the last eight tokens differ or have nothing to be compared with; the exact run is three long.
+    assert list(draft.kinds)[:2] == [("own", 3, 2, 0, 0), ("own", 3, 2, 0, 1)]
+
+
+class TestSubstitutions:
+    def test_only_consistent_pairs_count(self):
+        assert substitutions([5, 1, 5], [6, 1, 6]) == {5: 6}
+        assert substitutions([5, 1], [6, 1]) == {}, "once is not enough"
+        assert substitutions([5, 5, 5], [6, 6, 7]) == {}
+        assert substitutions([5, 5, 5], [6, 6, 5]) == {}, "where it stayed it was not replaced"
+
+    def test_they_are_applied_to_the_copy(self):
+        text = [1, 50, 2, 50, 3, 50, 4, 9, 8, 1, 60, 2, 60, 3]
+        assert _copied(text, length=2) == [50, 4]
+        assert _copied(text, length=2, substitute=True) == [60, 4]
+
+
+class TestLengthByClass:
+    def test_it_grows_and_shrinks_with_what_is_accepted(self):
+        policy = LengthByClass()
+        assert policy.length("new", 10) == 4
+        for _ in range(60):
+            policy.observe("good", 5)
+            policy.observe("bad", 0)
+        assert policy.length("good", 10) == 1 + 8
+        assert policy.length("good", 6) == 6
+        assert policy.length("bad", 10) == 2
+
+    def test_it_learns_to_refuse_and_asks_again(self):
+        policy = LengthByClass(CostCurve((1, 2), (1.0, 1.3)))
+        for _ in range(60):
+            policy.observe("bad", 0)
+        asked = [policy.length("bad", 8) > 0 for _ in range(64)]
+        assert [place + 1 for place, yes in enumerate(asked) if yes] == [16, 32, 48, 64]
+        assert policy.length("new", 8) > 0
+
+    def test_it_decides_in_a_request(self, monkeypatch):
+        lm = scripted_language_model(story_scorer())
+        steep = CostCurve((1, 2), (1.0, 2.5))  # a second row never pays
+        monkeypatch.setattr(type(lm), "cost", lambda self, network: steep)
+        prompt = [1, 2, 3, 1, 2, 4, 1, 2]
+        stats = lm.generate(prompt, "approximate-match-lookup(policy=class)", max_new_tokens=60).stats
+        every = lm.generate(prompt, "approximate-match-lookup(policy=none)", max_new_tokens=60).stats
+        assert 0 < stats.drafted < every.drafted / 3
+
+
+class TestElsewhere:
+    @pytest.fixture
+    def corpus(self, tmp_path):
+        """What the model is going to write after one prompt, with every eighth letter changed."""
+        lm = scripted_language_model(story_scorer())
+        text = lm.generate("qqq", method="autoregressive", max_new_tokens=60).text
+        path = tmp_path / "corpus.txt"
+        path.write_text("xy" + "".join("x" if place % 8 == 7 else sign for place, sign in enumerate(text)))
+        return path
+
+    def test_a_corpus_with_differences_is_copied_from(self, corpus):
+        lm = scripted_language_model(story_scorer())
+        plain = lm.generate("qqq", method="autoregressive", max_new_tokens=60)
+        alone = lm.generate("qqq", "approximate-match-lookup", max_new_tokens=60)
+        spec = f"approximate-match-lookup(corpus={str(corpus)!r}, corpus_window=8, corpus_mismatches=1)"
+        helped = lm.generate("qqq", spec, max_new_tokens=60)
+        assert helped.token_ids == alone.token_ids == plain.token_ids
+        assert helped.stats.rounds < 0.8 * alone.stats.rounds
+
+    def test_a_bad_corpus_is_an_error_before_work_starts(self, tmp_path):
+        lm = scripted_language_model(story_scorer())
+        with pytest.raises(BadInput, match="cannot be read"):
+            lm.generate("a", f"approximate-match-lookup(corpus={str(tmp_path / 'none.txt')!r})")
+        broken = tmp_path / "broken.txt"
+        broken.write_bytes(b"ab\xff")
+        with pytest.raises(BadInput, match="not UTF-8"):
+            lm.generate("a", f"approximate-match-lookup(corpus={str(broken)!r})")
+
+    def test_earlier_texts_of_the_session_on_request(self):
+        lm = scripted_language_model(story_scorer(surprise=0.0))
+        spec = "approximate-match-lookup(persist=True)"
+        first = lm.generate([5, 1, 9], spec, max_new_tokens=12).stats
+        again = lm.generate([5, 1, 9], spec, max_new_tokens=12).stats
+        other = lm.generate([5, 1, 9], spec, max_new_tokens=12, session="other").stats
+        assert again.rounds < first.rounds == other.rounds
+
+    def test_nothing_is_copied_over_the_border_of_texts(self):
+        options = ApproximateMatchLookup(policy="none")
+        drafter = AlignmentDrafter(options, earlier=[1, 2, 3, -1, 4, 1, 5, -1])
+        assert list(drafter.propose([6, 2], depth=8).tokens) == [3]
+        drafter = AlignmentDrafter(options, earlier=[1, 2, 3, -1, 4, 1, 5, -1])
+        assert drafter.propose([6, 3], depth=8) is EMPTY
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(BadParameter, match="exceed the window"):
+        ApproximateMatchLookup(window=4, mismatches=5)
+    with pytest.raises(BadParameter, match="below the corpus_window"):
+        ApproximateMatchLookup(corpus_window=4, corpus_mismatches=4)
+
+
+@cache
+def _study() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "approximate_match_lookup.py"
+    spec = importlib.util.spec_from_file_location("study_of_approximate_match_lookup", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def _simulated(drafter: str, rate: float) -> float:
+    """Tokens per verification on templated text, mean of three texts."""
+    study = _study()
+    make = study.DRAFTERS[drafter]
+    return sum(study.tokens_per_verification(make(), study.templated_text(rate, seed)) for seed in range(3)) / 3
+
+
+class TestSimulation:
+    """A target that is known in advance writes templates with differences (the card's oracle-target simulation)."""
+
+    def test_tolerance_pays_where_the_text_differs(self):
+        best_exact = max(_simulated(name, 0.1) for name in _study().EXACT)
+        assert _simulated("default", 0.1) >= 1.2 * best_exact
+
+    def test_and_costs_little_where_it_does_not(self):
+        best_exact = max(_simulated(name, 0.0) for name in _study().EXACT)
+        assert _simulated("default", 0.0) >= 0.95 * best_exact
+
+    def test_a_longer_window_is_not_better(self):
+        for rate in (0.0, 0.1, 0.2):
+            assert _simulated("window 32, k 20", rate) < _simulated("window 8, k 4", rate)
+
+    def test_without_an_anchor_exact_repetitions_are_missed(self):
+        """On text without differences. Where tokens are replaced in place, the alignment survives a wrong last token, and
+        no anchor is better: the second half says so, lest anybody believe the opposite."""
+        assert _simulated("default, anchor 0", 0.0) < _simulated("default", 0.0)
+        assert _simulated("window 8, k 4, anchor 0", 0.0) < 0.95 * _simulated("window 8, k 4", 0.0)
+        assert _simulated("default, anchor 0", 0.1) > _simulated("default", 0.1)
