@@ -206,6 +206,14 @@ def test_a_table_of_another_model_is_refused(tmp_path: Path) -> None:
         lm.generate([1, 2], Cascade(table=str(path)), max_new_tokens=2)
 
 
+def test_a_table_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    lm = scripted_language_model(story_scorer())
+    path = tmp_path / "table.npz"
+    table(vocabulary=lm.network.vocabulary).save(path)
+    with pytest.raises(MethodUnavailable, match="was made with another tokenizer"):
+        lm.generate([1, 2], Cascade(table=str(path)), max_new_tokens=2)
+
+
 def test_the_shipped_table_is_of_the_default_model() -> None:
     path = Path(decodery.__file__).parent / "artifacts" / "successors-smollm2-135m.npz"
     held = SuccessorTable.read(path)

@@ -8,8 +8,8 @@ and under the last one. Run it as `python -m decodery.training.successors --help
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decodery.speculative.successors import SuccessorTable
+from decodery.speculative.trigrams import fingerprint
 from decodery.training.prompts import varied_prompts
 
 if TYPE_CHECKING:
@@ -33,38 +34,35 @@ def write_texts(lm: LanguageModel, prompts: list[str], new_tokens: int, seed: in
     A file holds `context` [n, 2] (the last two tokens), `ids` and `shares` [n, KEPT] (likeliest successors and their
     probabilities).
     """
-    from decodery.cli.console import Counter
+    from rich.progress import track
 
     files = []
     starts = range(0, len(prompts), BATCH)
-    with Counter(shown=True) as counter:
-        for number, start in enumerate(starts):
-            counter("batches of text", number, len(starts))
-            path = folder / f"{number:05d}.npz"
-            files.append(path)
-            if path.exists():
-                continue
-            group = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
-            replies = lm.generate(
-                group,
-                "autoregressive",
-                max_new_tokens=new_tokens,
-                logprobs=KEPT,
-                seed=seed + number,
-                temperature=0.8 * (number % 2),
-            )
-            context, ids, shares = [], [], []
-            for reply in replies:
-                before = [*reply.prompt_token_ids, *reply.token_ids]
-                offset = len(reply.prompt_token_ids)
-                for place, entry in enumerate(reply.logprobs):
-                    context.append(before[offset + place - 2 : offset + place])
-                    ids.append([token for token, _ in entry.top[:KEPT]])
-                    shares.append([np.exp(value) for _, value in entry.top[:KEPT]])
-            scratch = path.with_suffix(".tmp.npz")
-            np.savez(scratch, context=np.array(context), ids=np.array(ids), shares=np.array(shares, dtype=np.float32))
-            scratch.rename(path)
-        counter("batches of text", len(starts), len(starts))
+    for number, start in enumerate(track(starts, "writing texts", disable=not sys.stderr.isatty())):
+        path = folder / f"{number:05d}.npz"
+        files.append(path)
+        if path.exists():
+            continue
+        group = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+        replies = lm.generate(
+            group,
+            "autoregressive",
+            max_new_tokens=new_tokens,
+            logprobs=KEPT,
+            seed=seed + number,
+            temperature=0.8 * (number % 2),
+        )
+        context, ids, shares = [], [], []
+        for reply in replies:
+            before = [*reply.prompt_token_ids, *reply.token_ids]
+            offset = len(reply.prompt_token_ids)
+            for place, entry in enumerate(reply.logprobs):
+                context.append(before[offset + place - 2 : offset + place])
+                ids.append([token for token, _ in entry.top[:KEPT]])
+                shares.append([np.exp(value) for _, value in entry.top[:KEPT]])
+        scratch = path.with_suffix(".tmp.npz")
+        np.savez(scratch, context=np.array(context), ids=np.array(ids), shares=np.array(shares, dtype=np.float32))
+        scratch.rename(path)
     return files
 
 
@@ -75,12 +73,6 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
     ids: NDArray[np.int64] = np.concatenate([part["ids"] for part in loaded]).astype(np.int64)
     shares = np.concatenate([part["shares"] for part in loaded])
     return SuccessorTable.average(context, ids, shares, vocabulary, tokenizer)
-
-
-def fingerprint(tokenizer: object, vocabulary: int) -> str:
-    """Tells tokenizers apart: a hash of all tokens in the order of their ids."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocabulary, len(tokenizer)))))  # type: ignore[attr-defined,arg-type]
-    return hashlib.sha256("\0".join(map(str, tokens)).encode()).hexdigest()[:16]
 
 
 def main() -> None:

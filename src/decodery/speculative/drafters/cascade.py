@@ -16,6 +16,7 @@ from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 from decodery.speculative.sources import LONGEST, Answer, Copied, Mixture, Recycled, Source, Tabled, Tail
 from decodery.speculative.successors import SuccessorTable
+from decodery.speculative.trigrams import fingerprint
 
 if TYPE_CHECKING:
     from decodery.engine.job import Job
@@ -89,6 +90,11 @@ class Cascade(SpeculativeMethod):
                     f"cascade: {path} is of a model with {table.vocabulary} tokens, but {network.name} has "
                     f"{network.vocabulary}; make one with python -m decodery.training.successors."
                 )
+            if self.table != "auto" and table.tokenizer not in (
+                "",
+                fingerprint(job.host.tokenizer, network.vocabulary),
+            ):
+                raise MethodUnavailable(f"cascade: {path} was made with another tokenizer than that of {network.name}.")
             return Tabled(table)
 
         return job.remember(("cascade", "table", str(path)), read, everywhere=True)
