@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from decodery.speculative.verifiers import Verdict, Verifier
 
 
+ALONE_ROWS = 32
+"""So many rows, the tokens of a prompt, are scored without a draft."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
     """What a verification brought to light, for drafters that learn.
@@ -94,11 +98,11 @@ def speculate(
     cost = job.host.cost(job.host.network) if adaptive else None
     stability = sequence.owner.stability
     while True:
-        # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. Where
-        #    rounding depends on how many rows share a pass, a long prompt is scored alone, as plain decoding does it.
+        # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. A long
+        #    prompt is scored alone: its pass costs many rows anyway, and rounds as in plain decoding.
         pending = job.tokens[sequence.length :]
         depth = job.remaining - 1
-        if stability is not None and len(pending) >= stability.rows:
+        if len(pending) >= ALONE_ROWS:
             depth = 0
         proposal: Any = drafter.propose(job.tokens, depth) if depth > 0 else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
@@ -122,7 +126,8 @@ def speculate(
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
         rows = scores.logits[[0, *(node + 1 for node in verdict.path)]]
         # 6. Learn, then commit. The committed tokens are copied, since the drafter may keep what it is shown.
-        acceptance.observe(proposed, emitted)
+        if adaptive:
+            acceptance.observe(proposed, emitted)
         hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
         before = list(job.tokens)
         over = job.commit(emitted, rows, accepted=len(verdict.path))

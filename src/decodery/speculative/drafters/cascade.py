@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +13,18 @@ from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
-from decodery.speculative.sources import LONGEST, Answer, Copied, Mixture, Recycled, Source, Tabled, Tail
+from decodery.speculative.sources import (
+    LONGEST,
+    Answer,
+    Copied,
+    Mixture,
+    Recycled,
+    Source,
+    Sureness,
+    Tabled,
+    Tail,
+    level,
+)
 from decodery.speculative.successors import SuccessorTable
 from decodery.speculative.trigrams import fingerprint
 
@@ -27,8 +37,9 @@ RECYCLED = 8
 """Successors kept of each verified row."""
 LEAST = 0.01
 """Nodes that are reached less often are not even proposed."""
-GENEROSITY = 0.5
-"""Growing stops where a node is reached less often than this share of what would pay: the estimate may be too low."""
+MOST_NODES = 48
+NODE_SECONDS = 50e-6
+"""What a node costs outside of the pass: to be looked up, packed, ranked and remembered."""
 BRANCHING = 1.3
 """Below a node that is reached less often than this times the least, nothing is looked for."""
 LONGEST_REST = 8
@@ -68,7 +79,7 @@ class Cascade(SpeculativeMethod):
 
     @property
     def adaptive(self) -> bool:
-        return self.nodes is None
+        return False  # the tree is grown as far as pays; there is nothing to cut
 
     def admit(self, job: Job) -> None:
         self._table(job)
@@ -109,18 +120,33 @@ class Cascade(SpeculativeMethod):
         table = self._table(job)
         sources = [source for source in (copied, recycled, table) if source is not None]
         mixture = job.remember(("cascade", "mixture", self.sources), Mixture) if self.persist else Mixture()
-        cost = job.host.cost(job.host.network) if self.adaptive else CostCurve.flat()
-        return CascadeDrafter(job, cost, sources, mixture, self.nodes or 48, self.depth)
+        cost = job.host.cost(job.host.network) if self.nodes is None else None
+        right = job.remember(("cascade", "sureness"), Sureness) if self.persist else Sureness()
+        nodes = self.nodes or MOST_NODES
+        stability = job.host.network.stability
+        if self.nodes is None and stability is not None:
+            nodes = min(nodes, stability.rows - 1)
+        return CascadeDrafter(job, cost, sources, mixture, right, nodes, self.depth)
 
 
 class CascadeDrafter(Drafter):
     """Grows a tree best first by the mixture of its sources.
 
-    cost: nodes that cannot pay on this curve are not proposed. nodes: at most so many; depth: of the longest path.
+    cost: the tree ends where a further node would not pay on this curve; None: at `nodes`. right: how often nodes of which
+    the mixture was so sure were right. nodes: at most so many; depth: of the longest path.
     """
 
-    def __init__(self, job: Job, cost: CostCurve, sources: Sequence[Source], mixture: Mixture, nodes: int, depth: int):
-        self._job, self._cost, self._sources, self._mixture = job, cost, sources, mixture
+    def __init__(
+        self,
+        job: Job,
+        cost: CostCurve | None,
+        sources: Sequence[Source],
+        mixture: Mixture,
+        right: Sureness,
+        nodes: int,
+        depth: int,
+    ):
+        self._job, self._cost, self._sources, self._mixture, self._right = job, cost, sources, mixture, right
         self._nodes, self._depth = nodes, depth
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
@@ -139,9 +165,9 @@ class CascadeDrafter(Drafter):
         depth = min(depth, self._depth)
         drafted: list[int] = []
         parents: list[int] = []
-        kinds: list[tuple[str, int]] = []
-        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, own chance, tail, path.
-        heap: list[tuple[float, int, int, int, float, Tail, tuple[int, ...]]] = []
+        kinds: list[int] = []
+        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, path.
+        heap: list[tuple[float, int, int, int, int, Tail, tuple[int, ...]]] = []
         count = 0
 
         def look(tail: Tail, path: tuple[int, ...], parent: int, chance: float) -> None:
@@ -151,32 +177,39 @@ class CascadeDrafter(Drafter):
                 source.answers(tail, answers)
             self._answers[path] = answers
             for token, own in self._mixture.law(answers).items():
-                reached = chance * own
+                if own * chance < floor / 4:
+                    continue
+                kind = level(own)
+                reached = chance * self._right.chance(kind)
                 if reached >= floor:
                     count += 1
-                    heapq.heappush(heap, (-reached, count, token, parent, own, tail, path))
+                    heapq.heappush(heap, (-reached, count, token, parent, kind, tail, path))
 
         floor, expected, prices = LEAST, 1.0, self._price(self._job.company)
         look(tuple(tokens[-LONGEST:]), (), ROOT, 1.0)
         while heap and len(drafted) < self._nodes:
-            reached, _, token, parent, own, tail, path = heapq.heappop(heap)
+            reached, _, token, parent, kind, tail, path = heapq.heappop(heap)
             node = len(drafted)
-            floor = max(LEAST, GENEROSITY * expected * prices[node])
+            floor = max(LEAST, expected * prices[node])
             if -reached < floor:
                 break
             expected -= reached
             drafted.append(token)
             parents.append(parent)
-            kinds.append(("mixed", min(20, int(-4 * log2(own)))))
+            kinds.append(kind)
             if len(path) + 1 < depth and -reached > BRANCHING * floor:
                 look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
         return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
 
     def _price(self, company: int) -> list[float]:
         """What a further node costs, as a share of a pass with so many nodes already; averaged over the next few."""
+        if self._cost is None:
+            return [0.0] * (self._nodes + 1)
         if company not in self._prices:
             cost = [self._cost(company * rows) for rows in range(1, self._nodes + 6)]
-            self._prices[company] = [(cost[i + 4] - cost[i]) / (4 * cost[i]) for i in range(self._nodes + 1)]
+            self._prices[company] = [
+                ((cost[i + 4] - cost[i]) / 4 + NODE_SECONDS) / cost[i] for i in range(self._nodes + 1)
+            ]
         return self._prices[company]
 
     def observe(self, round: Round) -> None:
@@ -185,6 +218,7 @@ class CascadeDrafter(Drafter):
             self._resting = self._rest
         elif len(round.draft):
             self._rest = 0
+        self._right.observe(round.draft, round.emitted)
         for place, token in enumerate(round.emitted):
             answers = self._answers.get(tuple(round.emitted[:place]))
             if answers:
