@@ -146,12 +146,20 @@ static inline void one_block(const bf16 *rows, int64_t stride, const bf16 *block
     _tile_stored(0, to, step * 4);
 }
 
-/* Thirty-two rows at a time: a tile of weights serves two tiles of rows. fresh: the weights come from memory. */
+/* Thirty-two rows at a time: a tile of weights serves two tiles of rows. size: elements between the two blocks. more: go on with
+ * the sums that are in `to`. fresh: the weights come from memory. */
 static inline __attribute__((always_inline)) void two_blocks_twice(
-    const bf16 *rows, int64_t stride, const bf16 *block, int64_t depth, float *to, int64_t step, const int fresh
+    const bf16 *rows, int64_t stride, const bf16 *block, int64_t size, int64_t depth, float *to, int64_t step, int more,
+    const int fresh
 ) {
-    const bf16 *second = block + depth * TILE_ELEMENTS, *below = rows + TILE * stride;
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    const bf16 *second = block + size, *below = rows + TILE * stride;
+    float *under = to + TILE * step;
+    if (more) {
+        _tile_loadd(0, to, step * 4); _tile_loadd(1, to + 16, step * 4);
+        _tile_loadd(2, under, step * 4); _tile_loadd(3, under + 16, step * 4);
+    } else {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
     for (int64_t k = 0; k < depth; k++) {
         int64_t tile = k * TILE_ELEMENTS;
         _tile_loadd(4, rows + k * DEPTH, stride * 2); _tile_loadd(5, below + k * DEPTH, stride * 2);
@@ -160,31 +168,47 @@ static inline __attribute__((always_inline)) void two_blocks_twice(
         _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, to, step * 4); _tile_stored(1, to + 16, step * 4);
-    _tile_stored(2, to + TILE * step, step * 4); _tile_stored(3, to + TILE * step + 16, step * 4);
+    _tile_stored(2, under, step * 4); _tile_stored(3, under + 16, step * 4);
 }
 
-/* to [count, 16 * blocks] = rows @ matrix.T; count: at most 32, and the 16 or 32 rows that hold them are read and written.
- * fresh: the matrix was not multiplied just before, so that it has to come from memory. */
-static inline void multiply(
-    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step, int fresh
+/* Many rows: slices of the inputs so small that those of four blocks stay in the first cache while all rows pass by. */
+enum { SLICE = 6 };
+
+static inline void many_rows(
+    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step
 ) {
-    int64_t block = 0, size = depth * TILE_ELEMENTS, twice = count > TILE;
-    if (twice) {
-        for (; block + 2 <= blocks; block += 2) {
-            if (fresh)
-                two_blocks_twice(rows, stride, matrix + block * size, depth, to + block * TILE, step, 1);
-            else
-                two_blocks_twice(rows, stride, matrix + block * size, depth, to + block * TILE, step, 0);
+    int64_t size = depth * TILE_ELEMENTS;
+    for (int64_t k = 0; k < depth; k += SLICE) {
+        int64_t steps = depth - k < SLICE ? depth - k : SLICE;
+        for (int64_t row = 0; row < count; row += 2 * TILE) {
+            const bf16 *from = rows + row * stride + k * DEPTH, *block = matrix + k * TILE_ELEMENTS;
+            for (int64_t b = 0; b + 2 <= blocks; b += 2) {
+                float *place = to + row * step + b * TILE;
+                if (row)
+                    two_blocks_twice(from, stride, block + b * size, size, steps, place, step, k > 0, 0);
+                else
+                    two_blocks_twice(from, stride, block + b * size, size, steps, place, step, k > 0, 1);
+            }
         }
-    } else {
-        for (; block + 4 <= blocks; block += 4)
-            four_blocks(rows, stride, matrix + block * size, depth, to + block * TILE, step);
     }
-    for (; block < blocks; block++) {
+    if (blocks % 2)
+        for (int64_t row = 0; row < count; row += TILE)
+            one_block(rows + row * stride, stride, matrix + (blocks - 1) * size, depth, to + row * step + (blocks - 1) * TILE, step);
+}
+
+/* to [count, 16 * blocks] = rows @ matrix.T. Whole groups of 16 rows are read and written, of 32 where there are more. */
+static inline void multiply(
+    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+    if (count > TILE) {
+        many_rows(rows, stride, count, matrix, depth, blocks, to, step);
+        return;
+    }
+    int64_t block = 0, size = depth * TILE_ELEMENTS;
+    for (; block + 4 <= blocks; block += 4)
+        four_blocks(rows, stride, matrix + block * size, depth, to + block * TILE, step);
+    for (; block < blocks; block++)
         one_block(rows, stride, matrix + block * size, depth, to + block * TILE, step);
-        if (twice)
-            one_block(rows + TILE * stride, stride, matrix + block * size, depth, to + TILE * step + block * TILE, step);
-    }
 }
 
 /* to [columns, 16]: row j, column i = keys[j] . queries[i]; width: a multiple of 32; queries packed as one block. Reads and
@@ -237,9 +261,8 @@ static inline void some_rows(
 }
 
 static inline void multiply(
-    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step, int fresh
+    const bf16 *rows, int64_t stride, int64_t count, const bf16 *matrix, int64_t depth, int64_t blocks, float *to, int64_t step
 ) {
-    (void)fresh; /* the processor's own prefetching suffices here */
     for (int64_t i = 0; i < blocks; i++) {
         const bf16 *block = matrix + i * depth * TILE_ELEMENTS;
         int64_t m = 0;
@@ -251,7 +274,7 @@ static inline void multiply(
 
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
     for (int64_t column = 0; column < columns; column += TILE)
-        multiply(keys + column * width, width, TILE, queries, width / DEPTH, 1, to + column * TILE, TILE, 0);
+        multiply(keys + column * width, width, TILE, queries, width / DEPTH, 1, to + column * TILE, TILE);
 }
 
 static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {

@@ -38,7 +38,7 @@ typedef struct {
 /* What a thread needs for itself, laid out in one block. */
 typedef struct {
     bf16 *normed;   /* [padded, hidden] */
-    float *product; /* [32, widest] */
+    float *product; /* [padded, widest] */
     float *scores;  /* [columns, 16] */
     bf16 *packed;   /* [width, 16] queries of a piece */
     bf16 *weights;  /* [columns / 32, 16, 32] scores of settled columns */
@@ -55,7 +55,7 @@ static size_t aligned(size_t bytes) { return (bytes + 127) & ~(size_t)127; }
 static char *lay_out(const Work_space *w, char *at, Own *own) {
     const Model *m = w->model;
     own->normed = (bf16 *)at, at += aligned(w->padded * m->hidden * 2);
-    own->product = (float *)at, at += aligned(CHUNK * widest(m) * 4);
+    own->product = (float *)at, at += aligned(w->padded * widest(m) * 4);
     own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
     own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);
     own->weights = (bf16 *)at, at += aligned(w->columns * LANES * 2);
@@ -74,7 +74,6 @@ static void norm_all(const Work_space *w, const float *weight, bf16 *to) {
 }
 
 static void add_bias(float *product, int64_t rows, int64_t count, const float *bias) {
-    if (!bias) return;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < count; j++) product[i * count + j] += bias[j];
 }
@@ -118,15 +117,12 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
     for (int64_t head; (head = piece()) < heads;) {
         const bf16 *matrix = layer->queries_keys_values + head * blocks * depth * TILE_ELEMENTS;
         const Segment *segment = pass->segment;
-        for (int64_t from = 0; from < pass->rows; from += CHUNK) {
-            int64_t count = least(CHUNK, pass->rows - from);
-            multiply(own->normed + from * m->hidden, m->hidden, count, matrix, depth, blocks, own->product, width, from == 0);
-            if (layer->queries_keys_values_bias)
-                add_bias(own->product, count, width, layer->queries_keys_values_bias + head * width);
-            for (int64_t i = 0; i < count; i++) {
-                while (from + i >= segment->start + segment->rows) segment++;
-                place_head(w, layer, index, from + i, segment, head, own->product + i * width);
-            }
+        multiply(own->normed, m->hidden, pass->rows, matrix, depth, blocks, own->product, width);
+        if (layer->queries_keys_values_bias)
+            add_bias(own->product, pass->rows, width, layer->queries_keys_values_bias + head * width);
+        for (int64_t i = 0; i < pass->rows; i++) {
+            while (i >= segment->start + segment->rows) segment++;
+            place_head(w, layer, index, i, segment, head, own->product + i * width);
         }
     }
 }
@@ -295,17 +291,16 @@ static void project(const Work_space *w, const bf16 *input, int64_t inputs, cons
     int64_t depth = inputs / DEPTH, hidden = m->hidden;
     for (int64_t next; (next = piece()) * CHUNK < hidden;) {
         int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
-        for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
-            int64_t rows = least(CHUNK, w->pass->rows - from);
-            multiply(input + from * inputs, inputs, rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count, from == 0);
-            if (bias) add_bias(own->product, rows, count, bias + column);
-            for (int64_t i = 0; i < rows; i++) {
-                float *to = (apart ? w->added : w->rows) + (from + i) * hidden + column;
-                for (int64_t j = 0; j < count; j += TILE) {
-                    __m512 x = _mm512_loadu_ps(own->product + i * count + j);
-                    if (!apart) x = rounded(_mm512_add_ps(_mm512_loadu_ps(to + j), x));
-                    _mm512_storeu_ps(to + j, x);
-                }
+        multiply(
+            input, inputs, w->pass->rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count
+        );
+        if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
+        for (int64_t i = 0; i < w->pass->rows; i++) {
+            float *to = (apart ? w->added : w->rows) + i * hidden + column;
+            for (int64_t j = 0; j < count; j += TILE) {
+                __m512 x = _mm512_loadu_ps(own->product + i * count + j);
+                if (!apart) x = rounded(_mm512_add_ps(_mm512_loadu_ps(to + j), x));
+                _mm512_storeu_ps(to + j, x);
             }
         }
     }
@@ -330,18 +325,17 @@ static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own)
     int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE, size = 2 * depth * TILE_ELEMENTS;
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
-        for (int64_t from = 0; from < w->pass->rows; from += CHUNK) {
-            int64_t rows = least(CHUNK, w->pass->rows - from);
-            multiply(own->normed + from * m->hidden, m->hidden, rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count, from == 0);
-            if (layer->gate_and_up_bias) add_bias(own->product, rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
-            for (int64_t i = 0; i < rows; i++)
-                for (int64_t j = 0; j < together; j++) {
-                    const float *gate = own->product + i * count + j * 2 * TILE;
-                    __m512 x = _mm512_loadu_ps(gate);
-                    x = _mm512_mul_ps(m->activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
-                    store_bf16(w->inner + (from + i) * m->feed_forward + (unit + j) * TILE, x);
-                }
-        }
+        multiply(
+            own->normed, m->hidden, w->pass->rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count
+        );
+        if (layer->gate_and_up_bias) add_bias(own->product, w->pass->rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
+        for (int64_t i = 0; i < w->pass->rows; i++)
+            for (int64_t j = 0; j < together; j++) {
+                const float *gate = own->product + i * count + j * 2 * TILE;
+                __m512 x = _mm512_loadu_ps(gate);
+                x = _mm512_mul_ps(m->activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
+                store_bf16(w->inner + i * m->feed_forward + (unit + j) * TILE, x);
+            }
     }
 }
 
@@ -357,16 +351,13 @@ static void head(const Work_space *w, const Own *own) {
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block);
-        for (int64_t from = 0; from < pass->wanted; from += CHUNK) {
-            int64_t rows = least(CHUNK, pass->wanted - from);
-            multiply(own->normed + from * m->hidden, m->hidden, rows, m->head + block * size, depth, together, own->product, columns, from == 0);
-            for (int64_t i = 0; i < rows; i++) {
-                float *to = pass->logits + (from + i) * m->vocabulary + block * TILE;
-                for (int64_t j = 0; j < together * TILE; j += TILE) {
-                    __m512 x = _mm512_loadu_ps(own->product + i * columns + j);
-                    if (m->head_bias) x = _mm512_add_ps(x, _mm512_loadu_ps(m->head_bias + block * TILE + j));
-                    _mm512_storeu_ps(to + j, x);
-                }
+        multiply(own->normed, m->hidden, pass->wanted, m->head + block * size, depth, together, own->product, columns);
+        for (int64_t i = 0; i < pass->wanted; i++) {
+            float *to = pass->logits + i * m->vocabulary + block * TILE;
+            for (int64_t j = 0; j < together * TILE; j += TILE) {
+                __m512 x = _mm512_loadu_ps(own->product + i * columns + j);
+                if (m->head_bias) x = _mm512_add_ps(x, _mm512_loadu_ps(m->head_bias + block * TILE + j));
+                _mm512_storeu_ps(to + j, x);
             }
         }
     }
