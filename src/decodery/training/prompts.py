@@ -1,0 +1,58 @@
+"""Prompts to make a model talk about many things in many ways: what recipes train on, made without any data set.
+
+They share no text with the questions that decodery is measured on, so a measurement on those is one on unseen prompts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ASKS = (
+    "Write a short letter in which someone explains to an old friend how they came to care about {}.",
+    "Explain {} to a ten-year-old child in a few sentences.",
+    "What are the most common mistakes that people make with {}? Give a list.",
+    "Tell me a short story in which {} plays an important part.",
+    "Compare {} with {}. What do they have in common and where do they differ?",
+    "Give me five practical tips about {}.",
+    "Write a Python class with two methods that models {}. Add short comments.",
+    "Write a Python function that reads a list of records about {} and prints the three largest.",
+    "A shop sells things for {} at 14 euros each and things for {} at 9 euros each. Somebody buys 3 of the first kind and "
+    "5 of the second and pays with a note of 100 euros. How much change is there? Think step by step.",
+    "Summarise in two sentences what everybody should know about {}.",
+    "Is the following sentence true? Many towns owe their wealth to {}. Discuss it.",
+    "Write an encyclopedia entry about the history of {}.",
+    "Translate into French and then into German: we talked all evening about {} and forgot the time.",
+    "Write a dialogue between two neighbours who disagree about {}.",
+    "Make a table in Markdown with three columns about {}: name, use, price.",
+    "Which questions about {} are still open? Answer like a scientist.",
+    "Write an e-mail to a customer who complained about {}.",
+    "Passage: the museum shows a collection about {} from nine countries; it opens at ten and closes at five, and on Mondays "
+    "it stays shut. A visit costs 6 euros. Question: when can I visit it, and what does it cost?",
+    "Write a poem of eight lines about {} and {}.",
+    "What would change in daily life if there were no {} any more?",
+    "Extract all nouns from this sentence and put each on a line of its own: the woman from the harbour sold {} and {} to "
+    "a man with a red hat.",
+    "How does {} work? Explain the causes one after another.",
+)
+TOPICS = (
+    "lighthouses", "honey", "tides", "bicycles", "old maps", "volcanoes", "paper", "sourdough bread", "violins", "whales",
+    "railways", "clouds", "chess", "vaccines", "copper", "penguins", "tax forms", "cheese", "bridges", "the moon",
+    "earthquakes", "tea", "compilers", "dictionaries", "salt", "solar panels", "wolves", "glass", "mathematics", "football",
+    "the printing press", "coral reefs", "public libraries", "batteries", "dreams", "pottery", "rivers", "trees in cities",
+    "radio", "coffee", "passwords", "mountain rescue", "opera", "elections", "ants", "steel", "photography", "the human eye",
+    "swimming", "medieval castles", "sorting algorithms", "gardens", "markets", "ice", "diaries", "robots", "wheat",
+    "sailing ships", "probability", "kitchens", "satellites", "insurance", "folk music", "deserts",
+)  # fmt: skip
+
+
+def varied_prompts(count: int, seed: int = 0) -> list[str]:
+    """`count` different prompts, the same for the same seed. Raises ValueError where there are not so many."""
+    if count > len(ASKS) * len(TOPICS):
+        raise ValueError(f"there are {len(ASKS) * len(TOPICS)} prompts, not {count}")
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    prompts = []
+    for place in generator.permutation(len(ASKS) * len(TOPICS))[:count].tolist():
+        ask, topic = ASKS[place % len(ASKS)], place // len(ASKS)
+        others = [TOPICS[(topic + 1 + int(generator.integers(len(TOPICS) - 1))) % len(TOPICS)] for _ in range(2)]
+        prompts.append(ask.format(TOPICS[topic], *others))
+    return prompts
