@@ -19,7 +19,7 @@ from decodery.engine.registry import find, names
 from decodery.errors import DecoderyError
 from decodery.testing import SmallLanguageModel, scripted_language_model, story_scorer, watched
 
-RANDOM_DRAFTS = {"draft-model"}
+RANDOM_DRAFTS = {"draft-model", "swift", "del"}
 """Their drafts are drawn at random: for a seed they give another sample of the same law."""
 VOCABULARY = 24
 END = 11

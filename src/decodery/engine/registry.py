@@ -21,6 +21,8 @@ BUILT_IN = {
     "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
     "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
     "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
+    "swift": "decodery.speculative.drafters.swift:Swift",
+    "del": "decodery.speculative.drafters.del_:DynamicExit",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

@@ -154,7 +154,9 @@ class FusedNetwork(TransformersNetwork):
         logits = self._head
         if tokens is not None:
             module: Any = self.model.get_output_embeddings()
-            logits = product(module.weight.detach()[tokens], None if module.bias is None else module.bias.detach()[tokens])
+            logits = product(
+                module.weight.detach()[tokens], None if module.bias is None else module.bias.detach()[tokens]
+            )
 
         @torch.inference_mode()
         def head(rows: Tensor) -> Tensor:

@@ -186,6 +186,7 @@ class TransformersNetwork(Scorer):
         self._modules = list(modules)
         self.layers = len(self._modules)
         self._tuple_output = False
+        self._fingerprint = ""
         self._cache_shapes: tuple[tuple[int, int], ...] = ()
         self._windows: tuple[int | None, ...] = ()
         with self._lock:
@@ -231,26 +232,29 @@ class TransformersNetwork(Scorer):
         return rows
 
     def head(self, tokens: Tensor | None = None) -> Head:
-        weight = None if tokens is None else self.model.get_output_embeddings().weight.detach()[tokens]  # type: ignore[union-attr, index]
+        output: Any = self.model.get_output_embeddings()
+        weight = None if tokens is None else output.weight.detach()[tokens]
 
         def head(rows: Tensor) -> Tensor:
-            count = rows.shape[0]
-            inputs = {"inputs_embeds": rows.to(self.device, self.dtype)[None]}
-            everything = {"start": self.layers, "rows": inputs["inputs_embeds"]}
-            with self._lock, self._replaced(**everything), self._tapped((POST_NORM,)) as tapped:
-                wanted = list(range(count)) if weight is None else []
-                logits = self._call(Pack([], self.device), inputs, [[0] * count], wanted)
+            entering = rows.to(self.device, self.dtype)[None]
+            positions = [[0] * rows.shape[0]]
+            with self._lock, self._replaced((), self.layers, entering), self._tapped((POST_NORM,)) as tapped:
+                wanted = list(range(rows.shape[0])) if weight is None else []
+                logits = self._call(Pack([], self.device), {"inputs_embeds": entering}, positions, wanted)
             return logits if weight is None else F.linear(tapped[POST_NORM], weight).float()
 
         return head
 
     def fingerprint(self) -> str:
+        if self._fingerprint:
+            return self._fingerprint
         digest = hashlib.sha256()
         for name, weight in sorted(self.model.named_parameters()):
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.bfloat16)
             digest.update(f"{name} {list(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
     @property
     def work(self) -> Work:
@@ -258,9 +262,11 @@ class TransformersNetwork(Scorer):
             return float(sum(p.numel() for p in module.parameters() if p.dim() > 1))
 
         layer = self._modules[0]
-        attention, feed_forward = (_sublayer(layer, names) for names in (ATTENTION_NAMES, FEED_FORWARD_NAMES))
-        head = self.model.get_output_embeddings()
-        return Work(size(getattr(layer, attention)), size(getattr(layer, feed_forward)), size(head))  # type: ignore[arg-type]
+        attention, feed_forward = (
+            size(getattr(layer, _sublayer(layer, names))) for names in (ATTENTION_NAMES, FEED_FORWARD_NAMES)
+        )
+        output: Any = self.model.get_output_embeddings()
+        return Work(attention, feed_forward, size(output))
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]
@@ -348,9 +354,7 @@ class TransformersNetwork(Scorer):
                 layer._modules[name] = module
 
     @contextlib.contextmanager
-    def _replaced(
-        self, chosen: Listing[int] = (), start: int = 0, rows: Tensor | None = None
-    ) -> Iterator[None]:
+    def _replaced(self, chosen: Listing[int] = (), start: int = 0, rows: Tensor | None = None) -> Iterator[None]:
         """Leave only the `chosen` layers; with `start` > 0 hidden `rows` enter layer `start`. The list keeps its length:
         families look up things by place."""
         if len(chosen) == self.layers:

@@ -112,7 +112,9 @@ def held_out_texts(lm: LanguageModel, recipe: Recipe) -> list[Text]:
     return [(list(reply.prompt_token_ids), reply.token_ids) for reply in replies]
 
 
-def hidden_rows(lm: LanguageModel, texts: Sequence[Text], exits: Sequence[int], progress: Progress = silent) -> HiddenRows:
+def hidden_rows(
+    lm: LanguageModel, texts: Sequence[Text], exits: Sequence[int], progress: Progress = silent
+) -> HiddenRows:
     """The rows that the outputs' tokens were chosen from: the prompt's last row, and all of the output but its last."""
     network = lm.network
     kept: dict[int, list[Tensor]] = {tap: [] for tap in (*(exit - 1 for exit in exits), POST_NORM)}
@@ -247,7 +249,9 @@ class Trainer:
         return right
 
 
-def make(lm: LanguageModel, recipe: Recipe, folder: Path, artifact: Path, progress: Progress = silent) -> dict[str, Any]:
+def make(
+    lm: LanguageModel, recipe: Recipe, folder: Path, artifact: Path, progress: Progress = silent
+) -> dict[str, Any]:
     """Run the recipe and write the artifact: the adapters and their card. Returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -259,7 +263,7 @@ def make(lm: LanguageModel, recipe: Recipe, folder: Path, artifact: Path, progre
     held_out = held_out_texts(lm, recipe)
     test = hidden_rows(lm, held_out, recipe.exits)
     agreement = trainer.agreement(test, _model(lm).get_output_embeddings().weight.detach())
-    card = {
+    card: dict[str, Any] = {
         "title": f"Exit adapters for {lm.name}",
         "model": lm.name,
         "fingerprint": lm.network.fingerprint(),
