@@ -35,8 +35,10 @@ SMALL = 1e9
 """Models with fewer multiplications per token have few layers to spare and get other defaults."""
 PROBE = 16
 """Where drafting does not pay, one token is drafted every so many positions, to notice when it does."""
-PRIOR = 4.0
+PRIOR = 2.0
 """Weight, in observations, of what is assumed of a layer set's acceptance before it drafts."""
+MEMORY = 64.0
+"""Counts are halved when they reach this, so that old text is forgotten."""
 WORTH_TRYING = 1.1
 """Speed-up that drafts without a single wrong token would have to bring, for drafting and the search to be tried at all."""
 
@@ -188,12 +190,15 @@ class SwiftState:
         if chosen == self._counted:
             self._right += right
             self._tried += tried
+            if self._tried > MEMORY:
+                self._right, self._tried = self._right / 2, self._tried / 2
 
     def _start(self) -> None:
-        """Counts are of one set. Before it drafts, its matchness is the best guess, and one half where that is unknown."""
+        """Counts are of one set. Before it drafts, its matchness is the best guess; where that is unknown it is believed in,
+        since a wrong belief is soon found out and a missed chance is not."""
         if self._counted != self.search.current:
             self._counted = self.search.current
-            known = self.search.best_score or 0.5
+            known = self.search.best_score or 1.0
             self._right, self._tried = known * PRIOR, PRIOR
 
 
