@@ -181,7 +181,7 @@ class Trainer:
             law = self.logits(exit, self.rows.exits[exit][chosen]).log_softmax(dim=-1)
             loss = F.kl_div(law, target, reduction="batchmean", log_target=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            losses[exit] = float(loss)
+            losses[exit] = float(loss.detach())
         self.optimizer.step()
         self.schedule.step()
         self.step += 1

@@ -51,9 +51,9 @@ class DynamicExit(SpeculativeMethod):
         choices=("threshold", "fixed"),
     )
     max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64)
-    exits: str = parameter("auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all")
+    exits: str | int = parameter("auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all")
     adapters: str = parameter(
-        "auto", "folder of exit adapters; auto: those shipped for the model; none: the model's own head"
+        "auto", "folder of exit adapters; auto: those shipped for the model; off: the model's own head"
     )
     omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0)
     context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096)
@@ -74,7 +74,7 @@ class DynamicExit(SpeculativeMethod):
 
     def _adapters(self, job: Job) -> ExitAdapters | None:
         """The exit adapters, read once. Raises MethodUnavailable where they are not there, or are of another model."""
-        if self.adapters == "none":
+        if self.adapters == "off":
             return None
         from decodery.speculative.exits import ExitAdapters, shipped
 
@@ -104,7 +104,7 @@ class DynamicExit(SpeculativeMethod):
             exits = adapters.exits if adapters else tuple(range(1, network.layers))
         else:
             try:
-                exits = tuple(sorted({int(part) for part in self.exits.split("+")}))
+                exits = tuple(sorted({int(part) for part in str(self.exits).split("+")}))
             except ValueError:
                 raise BadParameter(f"del: exits are written as 4+5+10, not {self.exits!r}.") from None
         last = network.layers if self.exit is not None else network.layers - 1
