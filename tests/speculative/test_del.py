@@ -27,13 +27,13 @@ from decodery.testing.outputs import finished, new_job
 
 
 class TestDel(DrafterLaws):
-    methods = ("del", "del(bypass=False, cost=layers)", "del(exit=2, length=2)")
-    samples = 1000
+    methods = ("del", "del(exit=2, length=2)")
+    samples = 600
 
 
 class TestFixedPolicies(DrafterLaws):
     methods = ("del(policy=fixed, exits=1+2, bypass=False)",)
-    samples = 1000
+    samples = 600
 
 
 class TestIdentity:

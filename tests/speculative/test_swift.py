@@ -21,8 +21,8 @@ EAGER = "swift(bypass=False, context_window=4, stop_threshold=0.2)"
 
 
 class TestSwift(DrafterLaws):
-    methods = ("swift", EAGER, "swift(bypass=False, optimise=False, top_k=1, stop_threshold=0.0)")
-    samples = 1000
+    methods = ("swift", EAGER)
+    samples = 600
 
     def test_sampled_law_is_that_of_plain_decoding_exactly(self):
         """Two tokens instead of three: a tree of draws without replacement has very many outcomes."""
@@ -62,7 +62,7 @@ class TestIdentity:
         method = (
             "swift(bypass=False, context_window=4, max_score=1.0, skip_ratio=0.4, bayes_interval=3, stop_threshold=0.1)"
         )
-        prompts = ["hello", "a b c", "no", "tell me"]
+        prompts = ["hello", "a b c", "no"]
         plain = [lm.generate(p, method="autoregressive", max_new_tokens=40, ignore_eos=True).token_ids for p in prompts]
         sets = set()
         for _ in range(2):
@@ -299,12 +299,12 @@ class TestTree:
     def test_a_higher_threshold_drafts_less_and_is_right_more_often(self):
         """Averaged over several hundred rounds."""
         lengths, rates = [], []
-        for threshold in (0.0, 0.2, 0.4, 0.6):
+        for threshold in (0.0, 0.3, 0.6):
             lm = scripted_language_model(story_scorer(surprise=1.5))
             spec = f"swift(bypass=False, optimise=False, top_k=1, max_steps=6, stop_threshold={threshold})"
-            stats = [lm.generate([i, 2 * i], method=spec, max_new_tokens=150).stats for i in range(8)]
+            stats = [lm.generate([i, 2 * i], method=spec, max_new_tokens=150).stats for i in range(6)]
             rounds, drafted = sum(s.rounds for s in stats), sum(s.drafted for s in stats)
-            assert rounds >= 250
+            assert rounds >= 200
             lengths.append(drafted / rounds)
             rates.append(sum(s.accepted for s in stats) / drafted)
         assert lengths == sorted(lengths, reverse=True)
