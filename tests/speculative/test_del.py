@@ -83,7 +83,7 @@ class TestIdentity:
         from decodery.testing.outputs import sampled_outputs
 
         lm = toy_language_model(seed=3, layers=3)
-        settings = Settings(temperature=0.6, top_k=3, max_new_tokens=3, seed=5, ignore_eos=True)
+        settings = Settings(temperature=0.6, top_k=3, top_p=0.95, max_new_tokens=3, seed=5, ignore_eos=True)
         prompt = lm.tokenize("hey")
         law = Law(settings, prompt)
         joint: dict[tuple[int, ...], float] = {(): 1.0}
@@ -465,6 +465,16 @@ class TestAdapters:
         reply = lm.generate("hello", method=f"del(adapters='{folder}', bypass=False)", **settings)
         assert reply.stats.drafted == 0
         assert reply.token_ids == plain.token_ids
+
+    def test_exits_without_an_adapter(self, trained, monkeypatch):
+        """Adapters that were asked for are refused; those that ship with decodery step back."""
+        lm, folder, _ = trained
+        with pytest.raises(MethodUnavailable, match=r"1\+3, not for 2"):
+            lm.generate("a", method=f"del(adapters='{folder}', exit=2)", max_new_tokens=2)
+        monkeypatch.setattr("decodery.speculative.exits.shipped", lambda fingerprint: folder)
+        for exit, bent in ((3, True), (2, False)):
+            job, method = new_job(lm, f"del(exit={exit})", [5], Settings(seed=0))
+            assert (method.drafter(job)._speech.adapters is not None) == bent
 
     def test_of_another_model_they_are_refused(self, trained):
         _, folder, _ = trained

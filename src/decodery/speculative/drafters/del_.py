@@ -53,7 +53,7 @@ class DynamicExit(SpeculativeMethod):
     max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64)
     exits: str | int = parameter("auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all")
     adapters: str = parameter(
-        "auto", "folder of exit adapters; auto: those shipped for the model; off: the model's own head"
+        "auto", "folder of exit adapters; auto: those shipped for model and exits; off: the model's own head"
     )
     omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0)
     context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096)
@@ -70,7 +70,8 @@ class DynamicExit(SpeculativeMethod):
         return False  # the length is chosen before drafting, since drafting is what costs
 
     def admit(self, job: Job) -> None:
-        self._exits(job, self._adapters(job))
+        adapters = self._adapters(job)
+        self._spoken(self._exits(job, adapters), adapters)
 
     def _adapters(self, job: Job) -> ExitAdapters | None:
         """The exit adapters, read once. Raises MethodUnavailable where they are not there, or are of another model."""
@@ -115,11 +116,22 @@ class DynamicExit(SpeculativeMethod):
             )
         return exits
 
+    def _spoken(self, exits: tuple[int, ...], adapters: ExitAdapters | None) -> ExitAdapters | None:
+        """The adapters, where they are for all these exits; what ships with decodery steps back for other exits."""
+        if adapters is None or set(exits) <= set(adapters.exits):
+            return adapters
+        if self.adapters == "auto":
+            return None
+        raise MethodUnavailable(
+            f"del: the adapters in {self.adapters} are for the exits {'+'.join(map(str, adapters.exits))}, "
+            f"not for {'+'.join(map(str, exits))}."
+        )
+
     def drafter(self, job: Job) -> ExitDrafter:
         network = job.host.network
         adapters = self._adapters(job)
         exits = self._exits(job, adapters)
-        trained = adapters if adapters and set(exits) <= set(adapters.exits) else None
+        trained = self._spoken(exits, adapters)
         speech = job.remember(
             ("exit head", self.adapters, trained is not None, network.name),
             lambda: Speech(network.head(None if trained is None else trained.tokens), trained, network.vocabulary),

@@ -163,12 +163,12 @@ class Pay:
         return 1 - (attention * self.work.attention + mlp * self.work.feed_forward) / total
 
     def ceiling(self, search: LayerSearch, steps: int) -> float:
-        """The speed-up that a set of the search's size would bring if it were always right: the most there can be."""
-        size = search.size if search.optimising else len(search.current)
-        mlp = min(size, search.eligible)
-        attention = size if search.whole_layers and search.optimising else size - mlp
-        step = self.cost(1) * self._share(attention, mlp)
-        return best_chain(1.0, self.cost, step, steps)[1]
+        """The speed-up that the set, or while one is searched for the best of that size, would bring if it were always right."""
+        if not search.optimising:
+            return best_chain(1.0, self.cost, self.step(search.current), steps)[1]
+        mlp = min(search.size, search.eligible)
+        attention = mlp if search.whole_layers else search.size - mlp
+        return best_chain(1.0, self.cost, self.cost(1) * self._share(attention, mlp), steps)[1]
 
 
 class SwiftState:
