@@ -163,7 +163,7 @@ class Pay:
         return 1 - (attention * self.work.attention + mlp * self.work.feed_forward) / total
 
     def ceiling(self, search: LayerSearch, steps: int) -> float:
-        """The speed-up that the set, or while one is searched for the best of that size, would bring if it were always right."""
+        """The speed-up that the set would bring if it were always right; during a search the best set of its size."""
         if not search.optimising:
             return best_chain(1.0, self.cost, self.step(search.current), steps)[1]
         mlp = min(search.size, search.eligible)
