@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.engine.settings import Settings
-from decodery.models.forward import Attend, Forward, Rows, Slots, tree_mask
+from decodery.models.forward import Attend, Forward, Layers, Rows, Slots, tree_mask
 from decodery.sampling.noise import Noise, Stage
 from decodery.testing import (
     ByteTokenizer,
@@ -132,9 +132,40 @@ class TestScriptedScorer:
         with pytest.raises(AssertionError):
             scorer.run([Forward(scorer.new_sequence(), [1, 2, 3], attend=Attend.FULL)])
 
-    def test_no_hidden_rows(self, scorer):
-        with pytest.raises(ValueError, match="hidden rows"):
-            scorer.run([Forward(scorer.new_sequence(), [1], taps=(0,))])
+    def test_hidden_rows_stand_for_their_prefixes(self, scorer):
+        """The layers of a round run in two parts, as with a network, and the head speaks for the rows of any layer."""
+        whole = self._rows(scorer, Forward(scorer.new_sequence(), [1, 2, 3]))
+        sequence = scorer.new_sequence()
+        [lower] = scorer.run([Forward(sequence, [1, 2, 3], layers=Layers(0, 2), taps=(0, 1))])
+        [upper] = scorer.run([Forward(sequence, lower.hidden[1], slots=range(3), layers=Layers(2), taps=(2,))])
+        assert upper.logits.tolist() == whole
+        assert scorer.head()(upper.hidden[2]).tolist() == whole
+        assert scorer.head(torch.tensor([2, 4]))(lower.hidden[0]).tolist() == lower.logits[:, [2, 4]].tolist()
+        with pytest.raises(AssertionError, match="another layer"):
+            scorer.run([Forward(sequence, lower.hidden[0], slots=range(3), layers=Layers(2))])
+        with pytest.raises(AssertionError, match="are fed where"):
+            scorer.run([Forward(sequence, lower.hidden[1][[0, 2, 1]], slots=range(3), layers=Layers(2))])
+
+    def test_rows_that_a_layer_has_not_written_are_stale(self, scorer):
+        sequence = scorer.new_sequence()
+        scorer.run([Forward(sequence, [1, 2])])
+        sequence.truncate(1)
+        [lower] = scorer.run([Forward(sequence, [3], layers=Layers(0, 2), taps=(1,))])
+        with pytest.raises(AssertionError, match=r"rows \[1\] are stale"):
+            scorer.run([Forward(sequence, [4])])  # layer 2 still holds what was there before
+        scorer.run([Forward(sequence, [4], layers=Layers(0, 2))])
+        sequence.truncate(2)
+        scorer.run([Forward(sequence, lower.hidden[1], slots=[1], layers=Layers(2))])
+        scorer.run([Forward(sequence, [4])])
+        skipped = scorer.new_sequence()
+        scorer.run([Forward(skipped, [1], layers=Layers(skip_attention=frozenset({1})))])
+        scorer.run([Forward(skipped, [2], layers=Layers(skip_attention=frozenset({1})))])
+        with pytest.raises(AssertionError, match="stale"):
+            scorer.run([Forward(skipped, [3])])
+        twin = skipped.fork()
+        twin.keep([1], 0)
+        with pytest.raises(AssertionError):
+            scorer.run([Forward(twin, [3])])
 
     def test_memory_cuts_the_prefix(self, sequence):
         forward = Forward(sequence, [4, 5])

@@ -162,7 +162,7 @@ class TestGreedyIdentity:
 
     @pytest.fixture(scope="class")
     def plain(self):
-        lm = toy_language_model(seed=1)
+        lm = toy_language_model(seed=1, layers=4)  # with layers between the first and the last, which some leave out
         prompts = [f"{word} number {i}" for i in range(10) for word in ("the", "a", "no", "every", "another")]
         ids = [lm.tokenize(prompt) for prompt in prompts]
         return lm, ids, [lm.generate(prompt, method="autoregressive", max_new_tokens=20) for prompt in ids]

@@ -191,6 +191,28 @@ def test_layers_may_be_left_out(network: NativeNetwork) -> None:
     assert float((ours - theirs).square().mean().sqrt()) < 0.1 * float(theirs.std())
 
 
+@pytest.mark.parametrize(
+    "layers", [Layers(skip_attention=frozenset({1})), Layers(skip_mlp=frozenset({0, 2}), skip_attention=frozenset({2}))]
+)
+def test_halves_of_layers_may_be_left_out(network: NativeNetwork, layers: Layers) -> None:
+    slow = network_for(network.model, network.name, "off")
+    ids = random_ids(20, 8, 200)
+    ours, theirs = (n.run([Forward(n.new_sequence(), ids, layers=layers)])[0].logits for n in (network, slow))
+    assert float((ours - theirs).square().mean().sqrt()) < 0.1 * float(theirs.std())
+
+
+def test_heads_of_any_layer(network: NativeNetwork) -> None:
+    slow = network_for(network.model, network.name, "off")
+    rows = network.run([Forward(network.new_sequence(), random_ids(9, 2, 200), taps=(1, 3))])[0]
+    some = torch.tensor([5, 0, 77])
+    for layer in (1, 3):
+        whole = network.head()(rows.hidden[layer])
+        expected = slow.head()(rows.hidden[layer])
+        assert float((whole - expected).square().mean().sqrt()) < 0.03 * float(expected.std())
+        assert float((network.head(some)(rows.hidden[layer]) - whole[:, some]).abs().max()) < 0.05 * float(whole.std())
+    assert torch.equal(network.head()(rows.hidden[3]), rows.logits)
+
+
 def test_chosen_logits_only() -> None:
     network = native("llama")
     ids = random_ids(40, 9, 200)

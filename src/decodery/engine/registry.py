@@ -29,6 +29,8 @@ BUILT_IN = {
     ),
     "spectr": "decodery.speculative.drafters.spectr:Spectr",
     "optimal-multi-draft": "decodery.speculative.drafters.optimal_multi_draft:OptimalMultiDraft",
+    "swift": "decodery.speculative.drafters.swift:Swift",
+    "del": "decodery.speculative.drafters.del_:DynamicExit",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

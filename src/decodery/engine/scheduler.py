@@ -101,11 +101,9 @@ class Scheduler:
         for (task, place), scores in zip(group, answers, strict=True):
             task.answers[place] = scores
             forward = task.asks[place]
-            indices = forward.layers.indices(network.layers)
-            # A pass through some of the layers is a drafter's, not one of the model itself.
-            whole = len(indices) == network.layers
-            label = network.name if whole else f"{network.name} ({len(indices)} of {network.layers} layers)"
-            task.job.statistics.count(label, forward.count, len(indices))
+            task.job.statistics.count(
+                _label(forward, network), forward.count, len(forward.layers.indices(network.layers))
+            )
 
     def _advance(self, task: _Task, answer: Scores | tuple[Scores | None, ...] | None) -> None:
         """Send scores into a coroutine and take its next ask; ends the job where the coroutine ends or fails."""
@@ -129,6 +127,18 @@ class Scheduler:
 
     def _sweep(self) -> None:
         self._tasks = [task for task in self._tasks if task.job.finish_reason is None]
+
+
+def _label(forward: Forward, network: Scorer) -> str:
+    """Under which name a forward is counted. A pass through some of the layers is a drafter's; one that takes rows through
+    the last of all layers is one of the model itself, wherever the first layers were run."""
+    layers, count = forward.layers, network.layers
+    if layers.completes(count):
+        return network.name
+    running, sublayers = len(layers.indices(count)), layers.sublayers(count)
+    if sublayers == 2 * running:
+        return f"{network.name} ({running} of {count} layers)"
+    return f"{network.name} ({sublayers} of {2 * count} sublayers)"
 
 
 def _check_together(asks: Sequence[Forward]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, attend
 from decodery.models.forward import POST_NORM, Forward, Layers
-from decodery.models.network import Stability, TransformersNetwork
+from decodery.models.network import Head, Stability, TransformersNetwork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,6 +148,21 @@ class FusedNetwork(TransformersNetwork):
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.stability = STABILITY
 
+    def head(self, tokens: Tensor | None = None) -> Head:
+        base: Any = self._base
+        logits = self._head
+        if tokens is not None:
+            module: Any = self.model.get_output_embeddings()
+            logits = product(
+                module.weight.detach()[tokens], None if module.bias is None else module.bias.detach()[tokens]
+            )
+
+        @torch.inference_mode()
+        def head(rows: Tensor) -> Tensor:
+            return logits(self._norm(rows.to(self.device, self.dtype), base.norm.weight)).float()
+
+        return head
+
     @torch.inference_mode()
     def _pass(
         self,
@@ -167,7 +182,10 @@ class FusedNetwork(TransformersNetwork):
         sin = torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), dim=-1)
         tapped: dict[int, Tensor] = {}
         for index in layers.indices(self.layers):
-            rows = self._layer(self._blocks[index], index, rows, cos, sin, pack)
+            if index not in layers.skip_attention:
+                rows = self._attention(self._blocks[index], index, rows, cos, sin, pack)
+            if index not in layers.skip_mlp:
+                rows = self._feed_forward(self._blocks[index], rows)
             if index in taps:
                 tapped[index] = rows
         if POST_NORM not in taps and not wanted:
@@ -179,7 +197,7 @@ class FusedNetwork(TransformersNetwork):
             tapped[POST_NORM] = rows
         return self._head(rows if len(wanted) == len(rows) else rows[wanted]).float(), tapped
 
-    def _layer(self, block: Block, index: int, rows: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
+    def _attention(self, block: Block, index: int, rows: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
         count, rotated = rows.shape[0], self._heads + self._key_heads
         joined = block.queries_keys_values(self._norm(rows, block.input_norm)).view(count, -1, self._width)
         turning = joined[:, :rotated]
@@ -203,7 +221,9 @@ class FusedNetwork(TransformersNetwork):
             mask = segment.mask(block.window, queries, self._heads // self._key_heads)
             outputs.append(attend(asked, seen[0], seen[1], mask, self._scale))
         attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        rows = rows + block.output(attended[0].transpose(0, 1).reshape(count, -1))
+        return rows + block.output(attended[0].transpose(0, 1).reshape(count, -1))
+
+    def _feed_forward(self, block: Block, rows: Tensor) -> Tensor:
         gate_and_up = block.gate_and_up(self._norm(rows, block.feed_forward_norm))
         gate, up = gate_and_up.chunk(2, dim=-1)
         return rows + block.down(block.activation(gate).mul_(up))

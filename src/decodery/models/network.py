@@ -9,15 +9,17 @@ that uses transformers' attention interface runs without code of ours.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable
@@ -36,6 +38,24 @@ PassKey: TypeAlias = "tuple[Layers, bool]"
 def pass_key(forward: Forward) -> PassKey:
     """Forwards with equal keys can share a pass of their network."""
     return forward.layers, isinstance(forward.tokens, Tensor) and forward.tokens.is_floating_point()
+
+
+Head: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiplications per row, in any unit: of one attention, one feed-forward, and the head. A scorer without a network has
+    layers like those of Llama and a free head."""
+
+    attention: float = 1.0
+    feed_forward: float = 2.0
+    head: float = 0.0
+
+    @property
+    def layer(self) -> float:
+        """Of one whole layer."""
+        return self.attention + self.feed_forward
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,20 @@ class Scorer(ABC):
         """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""
         return contextlib.nullcontext()
 
+    def head(self, tokens: Tensor | None = None) -> Head:
+        """The final norm and the head, as a function of hidden rows [n, hidden] that leave any layer: logits
+        [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. Raises ValueError where there are no rows."""
+        raise ValueError(f"{self.name} is no network and has no hidden rows")
+
+    def fingerprint(self) -> str:
+        """Tells apart networks of other weights; the same in float32 and bfloat16."""
+        return f"{self.name} {self.vocabulary} {self.layers}"
+
+    @property
+    def work(self) -> Work:
+        """What one row costs in each part of the network."""
+        return Work()
+
     def check(self, forward: Forward) -> None:
         """Raise ValueError where a forward is malformed; called on each ask before it is packed with others."""
         forward.check(self.vocabulary, self.layers, self.hidden)
@@ -114,6 +148,30 @@ class _Skip(nn.Module):
         return (rows,) if self.tuple_output else rows
 
 
+class _Nothing(nn.Module):
+    """Stands in for an attention or feed-forward that is not run: adds nothing to the residual stream."""
+
+    def __init__(self, pair: bool):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        rows = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return (rows, None) if self.pair else rows
+
+
+ATTENTION_NAMES = ("self_attn", "attn", "self_attention", "attention")
+FEED_FORWARD_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+
+def _sublayer(layer: nn.Module, names: Listing[str]) -> str:
+    """The name under which a layer holds its attention or feed-forward. Raises ValueError where it has no such part."""
+    for name in names:
+        if isinstance(getattr(layer, name, None), nn.Module):
+            return name
+    raise ValueError(f"{type(layer).__name__} has no part of its own named {' or '.join(names)}, to be left out")
+
+
 class TransformersNetwork(Scorer):
     """A transformers causal language model as a scorer.
 
@@ -142,6 +200,7 @@ class TransformersNetwork(Scorer):
         self._modules = list(modules)
         self.layers = len(self._modules)
         self._tuple_output = False
+        self._fingerprint = ""
         self._cache_shapes: tuple[tuple[int, int], ...] = ()
         self._windows: tuple[int | None, ...] = ()
         with self._lock:
@@ -185,6 +244,43 @@ class TransformersNetwork(Scorer):
         with torch.no_grad():
             rows: Tensor = module(torch.arange(module.weight.shape[0], device=self.device))
         return rows
+
+    def head(self, tokens: Tensor | None = None) -> Head:
+        output: Any = self.model.get_output_embeddings()
+        weight = None if tokens is None else output.weight.detach()[tokens]
+
+        def head(rows: Tensor) -> Tensor:
+            entering = rows.to(self.device, self.dtype)[None]
+            positions = [[0] * rows.shape[0]]
+            with self._lock, self._replaced((), self.layers, entering), self._tapped((POST_NORM,)) as tapped:
+                wanted = list(range(rows.shape[0])) if weight is None else []
+                logits = self._call(Pack([], self.device), {"inputs_embeds": entering}, positions, wanted)
+            return logits if weight is None else F.linear(tapped[POST_NORM], weight).float()
+
+        return head
+
+    def fingerprint(self) -> str:
+        if self._fingerprint:
+            return self._fingerprint
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.bfloat16)
+            digest.update(f"{name} {list(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @property
+    def work(self) -> Work:
+        def size(module: nn.Module) -> float:
+            return float(sum(p.numel() for p in module.parameters() if p.dim() > 1))
+
+        layer = self._modules[0]
+        attention, feed_forward = (
+            size(getattr(layer, _sublayer(layer, names))) for names in (ATTENTION_NAMES, FEED_FORWARD_NAMES)
+        )
+        output: Any = self.model.get_output_embeddings()
+        return Work(attention, feed_forward, size(output))
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]
@@ -253,15 +349,36 @@ class TransformersNetwork(Scorer):
 
     @contextlib.contextmanager
     def _chosen_layers(self, layers: Layers, inputs: dict[str, Tensor]) -> Iterator[None]:
-        """Replace the layers that are not to run. The list keeps its length: families look up things by place."""
-        chosen = set(layers.indices(self.layers))
+        """Replace the layers, attentions and feed-forwards that are not to run."""
+        chosen = layers.indices(self.layers)
+        halves = (layers.skip_attention, ATTENTION_NAMES, True), (layers.skip_mlp, FEED_FORWARD_NAMES, False)
+        places = [
+            (self._modules[i], _sublayer(self._modules[i], names), _Nothing(pair))
+            for skipped, names, pair in halves
+            for i in sorted(skipped.intersection(chosen))
+        ]
+        whole = [layer._modules[name] for layer, name, _ in places]
+        try:
+            for layer, name, nothing in places:
+                layer._modules[name] = nothing
+            with self._replaced(chosen, layers.start, inputs.get("inputs_embeds")):
+                yield
+        finally:
+            for (layer, name, _), module in zip(places, whole, strict=True):
+                layer._modules[name] = module
+
+    @contextlib.contextmanager
+    def _replaced(self, chosen: Listing[int] = (), start: int = 0, rows: Tensor | None = None) -> Iterator[None]:
+        """Leave only the `chosen` layers; with `start` > 0 hidden `rows` enter layer `start`. The list keeps its length:
+        families look up things by place."""
         if len(chosen) == self.layers:
             yield
             return
-        modules = [m if i in chosen else _Skip(self._tuple_output) for i, m in enumerate(self._modules)]
-        if layers.start > 0:
+        running = set(chosen)
+        modules = [m if i in running else _Skip(self._tuple_output) for i, m in enumerate(self._modules)]
+        if start > 0:
             # Whatever the family does to its embeddings before the first layer must not touch hidden rows.
-            modules[layers.start - 1] = _Skip(self._tuple_output, inputs["inputs_embeds"])
+            modules[start - 1] = _Skip(self._tuple_output, rows)
         original = self._base._modules[self._list_name]
         self._base._modules[self._list_name] = nn.ModuleList(modules)
         try:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from decodery.speculative.verifiers import Verdict, Verifier
 
 
-ALONE_ROWS = 32
-"""So many rows, the tokens of a prompt, are scored without a draft."""
+LONG_PROMPT = 32
+"""From so many rows on, a prompt is scored without a tree."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +50,22 @@ class Drafter(ABC):
     watch_prompt: Callable[[Sequence[int], Tensor], None] | None = None
     """Called with the prompt's tokens and their raw scores [n, vocabulary], chunk by chunk, where not None."""
 
+    def begin(self, sequence: CachedSequence) -> None:  # noqa: B027
+        """Called once, before the first proposal, with the target's own sequence: for drafters that draft in its cache.
+
+        When a proposal is over, the rows that it added are gone, or are those that `score` goes on from.
+        """
+
     @abstractmethod
     def propose(self, tokens: Sequence[int], depth: int) -> Draft | Generator[Forward, Scores, Draft]:
         """A draft after `tokens`, at most `depth` deep. A drafter that runs a network is a generator of forwards."""
+
+    def score(
+        self, sequence: CachedSequence, pending: Sequence[int], draft: Draft
+    ) -> Generator[Forward, Scores, Scores]:
+        """Have the target score the tokens that are not cached yet and the draft: logits of the last pending token and of
+        every node, hidden rows of all. Drafters that ran some of the target's layers already go on from there."""
+        return (yield whole_pass(sequence, pending, draft, self.taps))
 
     def observe(self, round: Round) -> None:  # noqa: B027
         """See what became of the draft. Called after every round, also the last."""
@@ -92,22 +105,26 @@ def speculate(
     or on its neighbours.
     """
     sequence = job.new_sequence()
+    drafter.begin(sequence)
     yield from job.score_prompt(sequence, drafter.watch_prompt)
     shared = job.remember((name, "acceptance"), Acceptance)
     alone = Acceptance()
     cost = job.host.cost(job.host.network) if adaptive else None
     stability = sequence.owner.stability
     while True:
-        # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. A long
-        #    prompt is scored alone: its pass costs many rows anyway, and rounds as in plain decoding.
-        pending = job.tokens[sequence.length :]
+        # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. Where
+        #    rounding depends on how many rows share a pass, a long prompt is scored alone, as plain decoding does it.
+        cached = sequence.length
+        pending = job.tokens[cached:]
         depth = job.remaining - 1
-        if len(pending) >= ALONE_ROWS:
+        if stability is not None and len(pending) >= stability.rows:
             depth = 0
         proposal: Any = drafter.propose(job.tokens, depth) if depth > 0 else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
         proposed = within(proposed, depth, job.stop_ids)
-        # 2. Keep what is worth its rows.
+        # 2. Keep what is worth its rows. A tree below a long prompt never is: all the prompt's rows would need a mask.
+        if len(pending) >= LONG_PROMPT and not proposed.is_chain:
+            proposed = EMPTY
         random = proposed.siblings is not Siblings.DETERMINISTIC
         acceptance = alone if random else shared
         draft = proposed
@@ -115,9 +132,9 @@ def speculate(
             most = len(proposed) if stability is None else stability.rows - len(pending)
             draft = worthwhile(proposed, acceptance, cost, len(pending), most, job.company)
         # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
-        start = sequence.length + len(pending)
+        start = cached + len(pending)
         job.drafted(draft.tokens, draft.parents)
-        scores: Scores = yield _ask(sequence, pending, draft, drafter.taps)
+        scores = yield from drafter.score(sequence, pending, draft)
         # 4. Verify on the processed law of each node's own prefix.
         verifier = verifier_of(draft, job.law.greedy)
         verdict = verifier.verify(draft, ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
@@ -136,7 +153,7 @@ def speculate(
             return
 
 
-def _ask(sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...]) -> Forward:
+def whole_pass(sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...]) -> Forward:
     """Score the pending tokens and the draft; logits of the last pending token and of every node."""
     tokens = [*pending, *draft.tokens]
     last = len(pending) - 1

@@ -20,6 +20,7 @@ from decodery.testing.hosts import LetterTokenizer as LetterTokenizer
 from decodery.testing.hosts import SmallLanguageModel as SmallLanguageModel
 from decodery.testing.hosts import scripted_language_model as scripted_language_model
 from decodery.testing.hosts import toy_language_model as toy_language_model
+from decodery.testing.marks import LayerMarks as LayerMarks
 from decodery.testing.method_laws import DrafterLaws as DrafterLaws
 from decodery.testing.method_laws import MethodLaws as MethodLaws
 from decodery.testing.outputs import exact_outputs as exact_outputs

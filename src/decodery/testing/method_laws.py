@@ -300,7 +300,7 @@ class _Follower:
 
     def __call__(self, forward: Forward) -> None:
         layers = self._job.host.network.layers
-        if len(forward.layers.indices(layers)) < layers:
+        if forward.layers.start > 0 or not forward.layers.completes(layers):
             return  # a pass through some of the layers is a drafter's
         name, tokens, cached = self._name, self._job.tokens, forward.sequence.length
         text = [*forward.sequence.tokens, *(int(token) for token in forward.tokens)]

@@ -16,26 +16,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decodery.models.forward import Attend, Forward, Scores, Slots
-from decodery.models.network import Scorer
-from decodery.models.sequence import NoCache, Sequence
+from decodery.models.forward import POST_NORM, Attend, Forward, Scores, Slots
+from decodery.models.network import Head, Scorer
+from decodery.models.sequence import Sequence
 from decodery.sampling.law import Law, LawSettings
+from decodery.testing.marks import LayerMarks
 
 Prefix = tuple[int, ...]
 """The tokens up to and including a row's own, from position 0 on."""
 
 
 def visible_prefixes(
-    forward: Forward, rows: Listing[int], memory: int | None = None, causal: bool = True
+    forward: Forward,
+    rows: Listing[int],
+    memory: int | None = None,
+    causal: bool = True,
+    tokens: Listing[int] | None = None,
 ) -> list[Prefix]:
     """The tokens that each of `rows` sees, by position; with `memory` only the last so many.
 
     causal: assert, for every row of the forward, that it sees exactly the positions 0, 1, … up to its own, which is what
-    a causal model was trained on.
+    a causal model was trained on. tokens: of the rows, where the forward has hidden rows instead.
     """
     sequence = forward.sequence
     cached = sequence.length
-    tokens = [int(token) for token in forward.tokens]
+    tokens = [int(token) for token in forward.tokens] if tokens is None else list(tokens)
     if forward.attend is Attend.CAUSAL and forward.positions is None and isinstance(forward.slots, Slots) and causal:
         assert sequence.positions == list(range(cached)), f"cached positions have gaps or repeats: {sequence.positions}"
         if memory is None:
@@ -92,25 +97,76 @@ class PrefixScorer(Scorer):
     def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
         """Raw scores [n, vocabulary] float32 of the token after each prefix. whole: through all layers."""
 
+    hidden = 2
+    """Hidden rows are made up: the number of the row's prefix, and how many layers it has gone through."""
+
     def new_sequence(self) -> Sequence:
-        return Sequence(self, NoCache())
+        return Sequence(self, LayerMarks(self.layers))
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         wanted: list[Prefix] = []
         sizes = []
+        hidden: list[dict[int, Tensor]] = []
         for forward in forwards:
-            if forward.taps:
-                raise ValueError(f"{self.name} is no network and has no hidden rows to tap")
-            prefixes = visible_prefixes(forward, forward.logit_rows(), self.memory, self.causal)
-            wanted += prefixes
-            sizes.append(len(prefixes))
-        layers = forwards[0].layers
-        whole = layers.start == 0 and layers.stop in (None, self.layers) and not layers.skip
+            later = forward.layers.start > 0
+            told = self._told(forward) if later else []
+            tokens = [prefix[-1] for prefix in told] if later else None
+            rows = range(forward.count) if forward.taps or later else forward.logit_rows()
+            prefixes = visible_prefixes(forward, rows, self.memory, self.causal, tokens)
+            assert not later or prefixes == told, f"hidden rows of {told} are fed where {prefixes} are seen"
+            marks = forward.sequence.cache
+            if isinstance(marks, LayerMarks):
+                marks.check(forward)
+            hidden.append({tap: self._rows_of(prefixes, tap) for tap in forward.taps})
+            asked = [prefixes[row] for row in forward.logit_rows()] if forward.taps or later else prefixes
+            wanted += asked
+            sizes.append(len(asked))
+        whole = forwards[0].layers.completes(self.layers)
         logits = self.score(wanted, whole) if wanted else torch.empty(0, self.vocabulary)
         for forward in forwards:
             if forward.slots is not Slots.NOWHERE:
-                forward.sequence.write(forward.written_slots(), list(forward.tokens), forward.row_positions())
-        return [Scores(rows) for rows in torch.split(logits, sizes)]
+                slots, fed = forward.written_slots(), list(forward.tokens)
+                if forward.layers.start > 0:
+                    fed = [prefix[-1] for prefix in self._told(forward)]
+                if isinstance(forward.sequence.cache, LayerMarks):
+                    forward.sequence.cache.mark(forward)
+                forward.sequence.write(slots, fed, forward.row_positions())
+        return [Scores(rows, taps) for rows, taps in zip(torch.split(logits, sizes), hidden, strict=True)]
+
+    def head(self, tokens: Tensor | None = None) -> Head:
+        def head(rows: Tensor) -> Tensor:
+            prefixes = [self._numbered()[int(number)] for number in rows[:, 0].tolist()]
+            whole = rows[:, 1].long() == self.layers
+            logits = torch.empty(len(prefixes), self.vocabulary)
+            for complete in (True, False):
+                places = (whole == complete).nonzero()[:, 0].tolist()
+                if places:
+                    logits[places] = self.score([prefixes[place] for place in places], complete)
+            return logits if tokens is None else logits[:, tokens]
+
+        return head
+
+    def _numbered(self) -> list[Prefix]:
+        """All prefixes that were ever handed out as hidden rows."""
+        if not hasattr(self, "_prefixes"):
+            self._prefixes: list[Prefix] = []
+            self._numbers: dict[Prefix, int] = {}
+        return self._prefixes
+
+    def _rows_of(self, prefixes: Listing[Prefix], tap: int) -> Tensor:
+        known = self._numbered()
+        for prefix in prefixes:
+            if prefix not in self._numbers:
+                self._numbers[prefix] = len(known)
+                known.append(prefix)
+        done = self.layers if tap == POST_NORM else tap + 1
+        return torch.tensor([[float(self._numbers[prefix]), float(done)] for prefix in prefixes], dtype=torch.float64)
+
+    def _told(self, forward: Forward) -> list[Prefix]:
+        """What the hidden rows of a forward are of. They must come out of the layer before its first."""
+        rows = torch.as_tensor(forward.tokens)
+        assert bool((rows[:, 1] == forward.layers.start).all()), "hidden rows enter another layer than the next"
+        return [self._numbered()[int(number)] for number in rows[:, 0].tolist()]
 
 
 class ScriptedScorer(PrefixScorer):

@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
-from decodery.models.blocks import confirm, fits
+from decodery.models.blocks import confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
-from decodery.models.network import TransformersNetwork
+from decodery.models.network import Head, TransformersNetwork, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +98,9 @@ class NativeNetwork(TransformersNetwork):
         self._tables: tuple[Tensor, Tensor] | None = None
         self.threads = _usual_threads or torch.get_num_threads()
         confirm(self)
+        self._work = super().work
         if owned:
+            self.fingerprint()  # looks at weights that go now
             self._drop()
         self.path = "native"
 
@@ -118,11 +121,10 @@ class NativeNetwork(TransformersNetwork):
             torch.set_num_threads(before)
 
     def _drop(self) -> None:
-        """Free the weights that now lie packed; the embedding stays, it is what looks tokens up."""
-        embedding: Any = self.model.get_input_embeddings()
-        head: Any = self.model.get_output_embeddings()
-        for module in [*(part for layer in self._modules for part in layer.modules()), head]:
-            if isinstance(module, nn.Linear) and module.weight is not embedding.weight:
+        """Free the layers' weights, which now lie packed. Embedding and head stay: they look tokens up, and make heads of few
+        tokens."""
+        for module in [part for layer in self._modules for part in layer.modules()]:
+            if isinstance(module, nn.Linear):
                 module.weight = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
 
     def _describe(self) -> binding.ModelStruct:
@@ -187,6 +189,45 @@ class NativeNetwork(TransformersNetwork):
             self._tables = cos[0].float().contiguous(), sin[0].float().contiguous()
         return self._tables
 
+    @property
+    def work(self) -> Work:
+        return self._work
+
+    def head(self, tokens: Tensor | None = None) -> Head:
+        base: Any = self._base
+        output: Any = self.model.get_output_embeddings()
+        bias = None if output.bias is None else output.bias.detach()
+        some = None
+        if tokens is not None:
+            some = product(output.weight.detach()[tokens], None if bias is None else bias[tokens])
+
+        @torch.inference_mode()
+        def head(rows: Tensor) -> Tensor:
+            rows = rows.to(self.dtype).contiguous()
+            if some is not None:
+                entering = F.rms_norm(rows, (rows.shape[-1],), base.norm.weight, self._model.epsilon)
+                return some(entering).float()
+            # A pass through no layer at all.
+            want = array("q", range(rows.shape[0]))
+            logits = torch.empty(rows.shape[0], self.vocabulary)
+            asked = binding.PassStruct(
+                rows=rows.shape[0],
+                input=rows.data_ptr(),
+                wanted=rows.shape[0],
+                want=want.buffer_info()[0],
+                logits=logits.data_ptr(),
+            )
+            self._call_native(asked)
+            return logits
+
+        return head
+
+    def _call_native(self, asked: binding.PassStruct) -> None:
+        with _calling:
+            failed = self._library.decodery_pass(self._model, asked, self.threads)
+        if failed:
+            raise MemoryError(f"there is not enough memory to score {asked.rows} rows at once")
+
     def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         rows, vocabulary = logits.shape
         k = min(k, vocabulary)
@@ -220,7 +261,10 @@ class NativeNetwork(TransformersNetwork):
             slot.extend(segment.forward.written_slots())
             kept.append(self._lay_out(struct, segment))
         indices = layers.indices(self.layers)
-        steps = array("q", [4 * index + 3 for index in indices])
+        steps = array(
+            "q",
+            [4 * i + 2 * (i not in layers.skip_mlp) + (i not in layers.skip_attention) for i in indices],
+        )
         tapped = {tap: torch.empty(count, rows.shape[1], dtype=self.dtype) for tap in taps}
         places = (ctypes.c_void_p * len(indices))()
         for place, index in enumerate(indices):
@@ -246,10 +290,7 @@ class NativeNetwork(TransformersNetwork):
             want=want.buffer_info()[0],
             logits=logits.data_ptr(),
         )
-        with _calling:
-            failed = self._library.decodery_pass(self._model, asked, self.threads)
-        if failed:
-            raise MemoryError(f"there is not enough memory to score {count} rows at once")
+        self._call_native(asked)
         del kept
         return logits, tapped
 

@@ -26,7 +26,6 @@ from decodery.speculative.sources import (
     level,
 )
 from decodery.speculative.successors import SuccessorTable
-from decodery.speculative.trigrams import fingerprint
 
 if TYPE_CHECKING:
     from decodery.engine.job import Job
@@ -95,6 +94,8 @@ class Cascade(SpeculativeMethod):
                 return None
 
         def read() -> Tabled:
+            from decodery.speculative.trigrams import fingerprint
+
             table = SuccessorTable.read(path)
             if table.vocabulary != network.vocabulary:
                 raise MethodUnavailable(

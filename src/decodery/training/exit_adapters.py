@@ -1,0 +1,346 @@
+"""The recipe of exit adapters: teach early layers of a frozen model to speak through its head.
+
+    python -m decodery.training.exit_adapters --model smollm2-135m --folder work --artifact adapters
+
+1. The model writes texts to varied prompts, half of them greedily and half sampled. 2. One forward of each keeps the hidden
+rows of the exits and of the last layer. 3. AdamW with a one-cycle rate brings each exit's law to the model's own, both over
+the model's most frequent tokens. Interrupted, it goes on where it was: texts and weights are kept in the work folder.
+The scaled recipe of LayerSkip's early-exit loss (arXiv 2404.16710) for DEL (arXiv 2504.05598); the model stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from decodery.evaluation.questions import load_questions
+from decodery.language_model import LanguageModel, load
+from decodery.models.forward import POST_NORM, Forward, Rows
+from decodery.speculative.exits import ExitAdapters, adapted
+from decodery.training.prompts import varied_prompts
+
+BATCH_TEXTS = 32
+CHECKPOINT_STEPS = 100
+COUNTED_ROWS = 8192
+"""Rows whose laws are added up to find the frequent tokens: far more tokens are likely than ever occur."""
+CHUNK = 512
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, of how many)."""
+Text = tuple[list[int], list[int]]
+"""Token ids of a prompt and of what the model wrote after it."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """exits: layers after which an adapter sits. width: of the adapters. vocabulary: how many tokens a draft may consist of.
+    texts, tokens_per_text: training data. steps, rate, batch: of AdamW, a batch being positions. held_out_tokens: length of
+    the texts on decodery's own questions by which agreement is measured. seed: of prompts, sampling and batches.
+    """
+
+    exits: tuple[int, ...] = (4, 5, 6, 8, 10)
+    width: int = 256
+    vocabulary: int = 8192
+    texts: int = 768
+    tokens_per_text: int = 128
+    steps: int = 2400
+    rate: float = 2e-3
+    batch: int = 128
+    held_out_tokens: int = 96
+    seed: int = 0
+
+
+@dataclass
+class HiddenRows:
+    """exits: exit -> [n, hidden] hidden rows; last: [n, hidden] the rows after the final norm; both in the model's dtype."""
+
+    exits: dict[int, Tensor]
+    last: Tensor
+
+    def __len__(self) -> int:
+        return self.last.shape[0]
+
+
+def written_texts(lm: LanguageModel, recipe: Recipe, folder: Path, progress: Progress = silent) -> list[Text]:
+    """What the model writes to the recipe's prompts. Kept in `folder`, batch by batch."""
+    prompts = varied_prompts(recipe.texts, recipe.seed)
+    path = folder / "texts.jsonl"
+    texts = [(entry["prompt"], entry["output"]) for entry in _lines(path)][: recipe.texts]
+    with path.open("a") as stream:
+        for start in range(len(texts), recipe.texts, BATCH_TEXTS):
+            places = range(start, min(start + BATCH_TEXTS, recipe.texts))
+            progress("writing texts", start, recipe.texts)
+            for temperature in (0.0, 0.8):
+                chosen = [place for place in places if place % 2 == (temperature > 0)]
+                if not chosen:
+                    continue
+                replies = lm.generate(
+                    [_ids(lm, prompts[place]) for place in chosen],
+                    method="autoregressive",
+                    temperature=temperature,
+                    seed=[recipe.seed + place for place in chosen],
+                    max_new_tokens=recipe.tokens_per_text,
+                )
+                texts += [(list(reply.prompt_token_ids), reply.token_ids) for reply in replies]
+            for prompt, output in texts[start:]:
+                stream.write(json.dumps({"prompt": prompt, "output": output}) + "\n")
+            stream.flush()
+    return texts
+
+
+def held_out_texts(lm: LanguageModel, recipe: Recipe) -> list[Text]:
+    """What the model answers, greedily, to decodery's own questions, which are not among the training prompts."""
+    prompts = [_ids(lm, question.turns[0]) for question in load_questions()]
+    replies = lm.generate(prompts, method="autoregressive", max_new_tokens=recipe.held_out_tokens)
+    return [(list(reply.prompt_token_ids), reply.token_ids) for reply in replies]
+
+
+def hidden_rows(
+    lm: LanguageModel, texts: Sequence[Text], exits: Sequence[int], progress: Progress = silent
+) -> HiddenRows:
+    """The rows that the outputs' tokens were chosen from: the prompt's last row, and all of the output but its last."""
+    network = lm.network
+    kept: dict[int, list[Tensor]] = {tap: [] for tap in (*(exit - 1 for exit in exits), POST_NORM)}
+    for place, (prompt, output) in enumerate(texts):
+        ask = Forward(network.new_sequence(), [*prompt, *output[:-1]], taps=tuple(kept), logits=Rows.NONE)
+        hidden = network.run([ask])[0].hidden
+        for tap, rows in kept.items():
+            rows.append(hidden[tap][len(prompt) - 1 :].clone())
+        progress("hidden rows", place + 1, len(texts))
+    return HiddenRows({exit: torch.cat(kept[exit - 1]) for exit in exits}, torch.cat(kept[POST_NORM]))
+
+
+def frequent_tokens(lm: LanguageModel, texts: Sequence[Text], rows: HiddenRows, count: int) -> Tensor:
+    """The tokens [count] int64, ascending, that the model writes most often, by occurrences and by probability."""
+    size = lm.network.vocabulary
+    seen = torch.bincount(torch.tensor([token for _, output in texts for token in output]), minlength=size).double()
+    weight = _model(lm).get_output_embeddings().weight.detach()
+    sample = rows.last[:: max(1, len(rows) // COUNTED_ROWS)]
+    mass = torch.zeros(size, dtype=torch.float64)
+    for start in range(0, len(sample), CHUNK):
+        mass += F.linear(sample[start : start + CHUNK], weight).float().softmax(dim=-1).sum(dim=0).double()
+    seen += mass * len(rows) / len(sample)
+    seen[list(lm.stop_ids)] = float("inf")
+    return seen.topk(min(count, size)).indices.sort().values
+
+
+class Trainer:
+    """Trains the adapters of all exits side by side.
+
+    The head's rows of the draft vocabulary and the final norm are the model's own, in float32 and frozen.
+    """
+
+    def __init__(self, lm: LanguageModel, recipe: Recipe, rows: HiddenRows, tokens: Tensor):
+        model = _model(lm)
+        self.recipe, self.rows, self.tokens = recipe, rows, tokens
+        self.norm = copy.deepcopy(model.base_model.norm).float().requires_grad_(False)
+        self.weight = model.get_output_embeddings().weight.detach()[tokens].float()
+        hidden = rows.last.shape[1]
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+        for exit in recipe.exits:
+            down = torch.randn(recipe.width, hidden, generator=generator) * hidden**-0.5
+            self.weights[exit] = (down.requires_grad_(), torch.zeros(hidden, recipe.width).requires_grad_())
+        parameters = [tensor for pair in self.weights.values() for tensor in pair]
+        self.optimizer = torch.optim.AdamW(parameters, lr=recipe.rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.rate, total_steps=recipe.steps + 1)
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+
+    def logits(self, exit: int, rows: Tensor, trained: bool = True) -> Tensor:
+        """Scores [n, draft vocabulary] of hidden rows [n, hidden] of an exit."""
+        rows = adapted(rows.float(), *self.weights[exit]) if trained else rows.float()
+        return F.linear(self.norm(rows), self.weight)
+
+    def advance(self) -> dict[int, float]:
+        """One step; the divergence of each exit from the model's law, in nats."""
+        recipe = self.recipe
+        generator = np.random.Generator(np.random.Philox(key=[recipe.seed, self.step]))
+        chosen = torch.from_numpy(generator.integers(0, len(self.rows), recipe.batch))
+        target = F.linear(self.rows.last[chosen].float(), self.weight).log_softmax(dim=-1)
+        losses: dict[int, float] = {}
+        self.optimizer.zero_grad()
+        for exit in recipe.exits:
+            law = self.logits(exit, self.rows.exits[exit][chosen]).log_softmax(dim=-1)
+            loss = F.kl_div(law, target, reduction="batchmean", log_target=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses[exit] = float(loss.detach())
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return losses
+
+    def train(self, folder: Path, progress: Progress = silent) -> None:
+        """All steps, from the last checkpoint in `folder` where there is one."""
+        path = folder / "checkpoint.pt"
+        if path.exists():
+            self._restore(torch.load(path, weights_only=True))
+        totals = dict.fromkeys(self.recipe.exits, 0.0)
+        since = 0
+        while self.step < self.recipe.steps:
+            for exit, loss in self.advance().items():
+                totals[exit] += loss
+            since += 1
+            progress("training", self.step, self.recipe.steps)
+            if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
+                self.log.append({"step": self.step, **{f"exit {e}": round(t / since, 4) for e, t in totals.items()}})
+                totals, since = dict.fromkeys(totals, 0.0), 0
+                self._save(path)
+
+    def _save(self, path: Path) -> None:
+        draft = path.with_suffix(".tmp")
+        state = {
+            "recipe": json.dumps(asdict(self.recipe)),
+            "step": self.step,
+            "log": self.log,
+            "weights": {exit: [t.detach() for t in pair] for exit, pair in self.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        torch.save(state, draft)
+        os.replace(draft, path)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["recipe"] != json.dumps(asdict(self.recipe)):
+            raise ValueError("the work folder holds the checkpoint of another recipe; give another folder")
+        with torch.no_grad():
+            for exit, pair in state["weights"].items():
+                for mine, stored in zip(self.weights[exit], pair, strict=True):
+                    mine.copy_(stored)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.log = state["step"], state["log"]
+
+    @torch.no_grad()
+    def agreement(self, rows: HiddenRows, full: Tensor) -> dict[int, dict[str, float]]:
+        """How often each exit's likeliest token is the model's own: without adapter and with the full head, without adapter
+        and with the draft vocabulary, and as trained. full: the whole head [vocabulary, hidden]."""
+        right: dict[int, dict[str, float]] = {}
+        best = _best(rows.last, full)
+        for exit in self.recipe.exits:
+            counts = {"raw": 0.0, "raw, draft vocabulary": 0.0, "adapted": 0.0}
+            for start in range(0, len(rows), CHUNK):
+                chunk, true = rows.exits[exit][start : start + CHUNK], best[start : start + CHUNK]
+                raw = _best(self.norm(chunk.float()).to(full.dtype), full)
+                counts["raw"] += float((raw == true).sum())
+                for name, trained in (("raw, draft vocabulary", False), ("adapted", True)):
+                    found = self.tokens[self.logits(exit, chunk, trained).argmax(dim=-1)]
+                    counts[name] += float((found == true).sum())
+            right[exit] = {name: round(count / len(rows), 4) for name, count in counts.items()}
+        covered = float(torch.isin(best, self.tokens).float().mean())
+        right[0] = {"covered by the draft vocabulary": round(covered, 4)}
+        return right
+
+
+def make(
+    lm: LanguageModel, recipe: Recipe, folder: Path, artifact: Path, progress: Progress = silent
+) -> dict[str, Any]:
+    """Run the recipe and write the artifact: the adapters and their card. Returns the card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    texts = written_texts(lm, recipe, folder, progress)
+    rows = hidden_rows(lm, texts, recipe.exits, progress)
+    tokens = frequent_tokens(lm, texts, rows, recipe.vocabulary)
+    trainer = Trainer(lm, recipe, rows, tokens)
+    trainer.train(folder, progress)
+    held_out = held_out_texts(lm, recipe)
+    test = hidden_rows(lm, held_out, recipe.exits)
+    agreement = trainer.agreement(test, _model(lm).get_output_embeddings().weight.detach())
+    card: dict[str, Any] = {
+        "title": f"Exit adapters for {lm.name}",
+        "model": lm.name,
+        "fingerprint": lm.network.fingerprint(),
+        "source": "decodery.training.exit_adapters; after DEL, arXiv 2504.05598, and LayerSkip, arXiv 2404.16710",
+        "recipe": asdict(recipe),
+        "data": f"{len(texts)} texts of {lm.name} on prompts of decodery.training.prompts, {len(rows)} positions",
+        "held_out": f"{len(held_out)} greedy answers to decodery's own questions, {len(test)} positions",
+        "agreement": {str(exit): numbers for exit, numbers in agreement.items() if exit},
+        "coverage": agreement[0],
+        "log": trainer.log,
+        "dtype": str(lm.network.dtype),  # type: ignore[attr-defined]
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "seconds_of_last_run": round(time.perf_counter() - started),
+    }
+    weights = {exit: (down.detach(), up.detach()) for exit, (down, up) in trainer.weights.items()}
+    facts = {"model": lm.name, "recipe": asdict(recipe)}
+    ExitAdapters(weights, tokens, card["fingerprint"], facts).write(artifact)
+    (artifact / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    return card
+
+
+def _model(lm: LanguageModel) -> Any:
+    """The transformers model under a language model."""
+    return lm.network.model  # type: ignore[attr-defined]
+
+
+def _ids(lm: LanguageModel, prompt: str) -> list[int]:
+    """A prompt as a user's message where the model knows conversations, else as plain text."""
+    if getattr(lm.tokenizer, "chat_template", None):
+        return lm.tokenize([{"role": "user", "content": prompt}])
+    return lm.tokenize(prompt)
+
+
+def _best(rows: Tensor, head: Tensor) -> Tensor:
+    """The likeliest token [n] of each row after the final norm."""
+    return torch.cat([F.linear(rows[i : i + CHUNK], head).argmax(dim=-1) for i in range(0, len(rows), CHUNK)])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file with one JSON object per line, without a last line that was cut off."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(whole), "utf-8")
+    return [json.loads(line) for line in whole]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the recipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--folder", type=Path, required=True, help="where texts and checkpoints are kept")
+    parser.add_argument("--artifact", type=Path, required=True, help="where the adapters and their card go")
+    for item in fields(Recipe):
+        if item.name == "exits":
+            parser.add_argument("--exits", type=int, nargs="+", default=list(Recipe.exits))
+        else:
+            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
+    given = vars(parser.parse_args(arguments))
+    folder, artifact, name = given.pop("folder"), given.pop("artifact"), given.pop("model")
+    recipe = Recipe(**{**given, "exits": tuple(given["exits"])})
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        card = make(load(name), recipe, folder, artifact, progress)
+    Console().print_json(data={"agreement": card["agreement"], "coverage": card["coverage"]})
+
+
+if __name__ == "__main__":
+    main()
