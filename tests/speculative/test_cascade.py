@@ -95,10 +95,10 @@ class TestSources:
                 found = [text[i + order] for i in range(len(text) - order) if text[i : i + order] == run][-3:]
                 if found:
                     expected[order] = found
-        assert [answer.label[1] for answer in answers] == list(expected)  # type: ignore[index]
-        for answer, found in zip(answers, expected.values(), strict=True):
+        assert [label[1] for label, _, _ in answers] == list(expected)  # type: ignore[index]
+        for (_, ids, parts), found in zip(answers, expected.values(), strict=True):
             shares: dict[int, float] = {}
-            for token, share in zip(answer.ids, answer.shares, strict=True):
+            for token, share in zip(ids, parts, strict=True):
                 shares[token] = shares.get(token, 0.0) + share
             assert shares == pytest.approx({token: found.count(token) / len(found) for token in found})
 
@@ -108,7 +108,7 @@ class TestSources:
         source.learn(3, 2, [7, 9], [0.9, 0.001])
         answers: list[Answer] = []
         source.answers((9, 1, 2), answers)
-        assert [(answer.label, answer.ids) for answer in answers] == [(("recycled", 1), [7]), (("recycled", 2), [5, 6])]
+        assert [(label, ids) for label, ids, _ in answers] == [(("recycled", 1), [7]), (("recycled", 2), [5, 6])]
         answers.clear()
         source.answers((4, 8), answers)
         assert not answers
@@ -128,13 +128,13 @@ class TestSources:
         for _ in range(2):  # the second time from memory
             answers: list[Answer] = []
             source.answers((0, 1, 2), answers)
-            assert [answer.label for answer in answers] == [("table", 1, 0), ("table", 2, 2)]
+            assert [label for label, _, _ in answers] == [("table", 1, 0), ("table", 2, 2)]
 
 
 class TestMixture:
     def test_a_law_sums_to_one_at_most(self) -> None:
         mixture = Mixture()
-        answers = [Answer(("copied", 4, 1), [3], (1.0,)), Answer(("table", 1, 0), [3, 5], (0.5, 0.25))]
+        answers = [(("copied", 4, 1), [3], (1.0,)), (("table", 1, 0), [3, 5], (0.5, 0.25))]
         law = mixture.law(answers)
         assert law[3] > law[5] > 0
         assert sum(law.values()) <= 1
@@ -143,7 +143,7 @@ class TestMixture:
 
     def test_it_learns_which_source_is_right(self) -> None:
         mixture = Mixture()
-        answers = [Answer(("copied", 2, 1), [3], (1.0,)), Answer(("recycled", 2), [5], (1.0,))]
+        answers = [(("copied", 2, 1), [3], (1.0,)), (("recycled", 2), [5], (1.0,))]
         before = mixture.law(answers)
         assert before[5] > before[3]
         for _ in range(200):
@@ -153,7 +153,7 @@ class TestMixture:
 
     def test_a_token_that_nobody_named_teaches_nothing(self) -> None:
         mixture = Mixture()
-        answers = [Answer(("copied", 2, 1), [3], (1.0,)), Answer(("recycled", 2), [5], (1.0,))]
+        answers = [(("copied", 2, 1), [3], (1.0,)), (("recycled", 2), [5], (1.0,))]
         before = mixture.law(answers)
         mixture.learn(answers, 9)
         assert mixture.law(answers) == before

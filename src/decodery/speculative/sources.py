@@ -7,7 +7,6 @@ mixture of their answers, weighted by how well each has done lately, is the draf
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from math import exp, log, log2
 from typing import TypeAlias
 
@@ -28,13 +27,13 @@ Tail: TypeAlias = tuple[int, ...]
 """The last tokens before a node, at most LONGEST of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one source says. label: under which its merit is counted. ids, shares: likely next tokens."""
+Answer: TypeAlias = tuple[Hashable, Sequence[int], Sequence[float]]
+"""What one source says: a label under which its merit is counted, likely next tokens, and their shares."""
 
-    label: Hashable
-    ids: Sequence[int]
-    shares: Sequence[float]
+
+_COPIED = {(order, count): ("copied", order, count) for order in ORDERS for count in range(OCCURRENCES + 1)}
+_SHARES = [(), *((1.0 / count,) * count for count in range(1, OCCURRENCES + 1))]
+_PAIR, _SINGLE = ("recycled", 2), ("recycled", 1)
 
 
 class Copied:
@@ -63,11 +62,11 @@ class Copied:
             seen = self._after.get(tail[-order:])
             if seen is None or order > len(tail):
                 return
-            share = 1.0 / len(seen)
-            if len(seen) == 1 or seen.count(seen[0]) == len(seen):
-                into.append(Answer(("copied", order, len(seen)), seen[:1], (1.0,)))
+            count = len(seen)
+            if seen.count(seen[0]) == count:
+                into.append((_COPIED[order, count], (seen[0],), _SHARES[1]))
             else:
-                into.append(Answer(("copied", order, 0), seen, (share,) * len(seen)))
+                into.append((_COPIED[order, 0], seen, _SHARES[count]))
 
 
 class Recycled:
@@ -77,13 +76,15 @@ class Recycled:
     """
 
     def __init__(self) -> None:
-        self._rows: dict[int | tuple[int, int], tuple[list[int], list[float]]] = {}
+        self._rows: dict[int | Tail, Answer] = {}
 
     def learn(self, before: int, token: int, ids: list[int], shares: list[float]) -> None:
         """ids, shares: the target's likeliest tokens after `before` and then `token`."""
         rows = self._rows
         kept = next((place for place, share in enumerate(shares) if share < LEAST_SHARE), len(shares))
-        rows[before, token] = rows[token] = (ids[:kept], shares[:kept])
+        ids, shares = ids[:kept], shares[:kept]
+        rows[before, token] = (_PAIR, ids, shares)
+        rows[token] = (_SINGLE, ids, shares)
         if len(rows) > MOST_ROWS:
             for key in list(rows)[: MOST_ROWS // 2]:
                 del rows[key]
@@ -92,10 +93,10 @@ class Recycled:
         row = self._rows.get(tail[-1])
         if row is None:
             return
-        into.append(Answer(("recycled", 1), *row))
-        row = self._rows.get(tail[-2:])  # type: ignore[arg-type]
+        into.append(row)
+        row = self._rows.get(tail[-2:])
         if row is not None:
-            into.append(Answer(("recycled", 2), *row))
+            into.append(row)
 
 
 class Tabled:
@@ -112,11 +113,11 @@ class Tabled:
             known = self._known[pair] = []
             ids, shares = self._table.after_token(pair[-1])
             if ids:
-                known.append(Answer(("table", 1, 0), ids, shares))
+                known.append((("table", 1, 0), ids, shares))
             if len(pair) == 2:
                 ids, shares, count = self._table.after_pair(*pair)
                 if ids:
-                    known.append(Answer(("table", 2, min(count, 4)), ids, shares))
+                    known.append((("table", 2, min(count, 4)), ids, shares))
         into.extend(known)
 
 
@@ -151,29 +152,30 @@ class Mixture:
         weights = self._weights
         total = 0.0
         law: dict[int, float] = {}
-        for answer in answers:
-            weight = weights[answer.label]
+        for label, ids, shares in answers:
+            weight = weights[label]
             total += weight
-            for token, share in zip(answer.ids, answer.shares, strict=True):
+            for token, share in zip(ids, shares):  # noqa: B905 (strict costs as much as the sum)
                 law[token] = law.get(token, 0.0) + weight * share
         scale = 1.0 / max(total, LEAST_WEIGHT)
-        return {token: mass * scale for token, mass in law.items()}
+        for token in law:
+            law[token] *= scale
+        return law
 
     def learn(self, answers: Sequence[Answer], token: int) -> None:
         """`token` followed where these answers were given."""
         weights = self._weights
         parts = [
-            weights[answer.label]
-            * sum(share for named, share in zip(answer.ids, answer.shares, strict=True) if named == token)
-            for answer in answers
+            weights[label] * sum(share for named, share in zip(ids, shares, strict=True) if named == token)
+            for label, ids, shares in answers
         ]
         named = sum(parts)
         if named <= 0:
             return
-        total = sum(weights[answer.label] for answer in answers)
-        for answer, part in zip(answers, parts, strict=True):
-            step = RATE * (part / named - weights[answer.label] / total)
-            weights[answer.label] = exp(min(4.0, max(-6.0, log(weights[answer.label]) + step)))
+        total = sum(weights[label] for label, _, _ in answers)
+        for (label, _, _), part in zip(answers, parts, strict=True):
+            step = RATE * (part / named - weights[label] / total)
+            weights[label] = exp(min(4.0, max(-6.0, log(weights[label]) + step)))
 
 
 LEVELS = 20

@@ -37,7 +37,7 @@ RECYCLED = 8
 LEAST = 0.01
 """Nodes that are reached less often are not even proposed."""
 MOST_NODES = 48
-NODE_SECONDS = 50e-6
+NODE_SECONDS = 30e-6
 """What a node costs outside of the pass: to be looked up, packed, ranked and remembered."""
 BRANCHING = 1.3
 """Below a node that is reached less often than this times the least, nothing is looked for."""
