@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--exits", type=int, nargs="+", help="exits to compare; default: those with adapters, and some deep ones"
     )
+    parser.add_argument("--methods", nargs="+", help="of sections del and swift, instead of theirs")
     parser.add_argument("--texts", type=int, default=2, help="texts that a set is scored on")
     parser.add_argument("--window", type=int, default=32, help="tokens of each")
     parser.add_argument("--iterations", type=int, default=200)
@@ -276,7 +277,7 @@ def main() -> None:
             f"del(adapters=off, exits={shallow}, bypass=False)",
             "del(adapters=off, exit=5, length=1)",
         ]
-        result["del"] = method_rows(lm, texts, given.tokens, specs)
+        result["del"] = method_rows(lm, texts, given.tokens, given.methods or specs)
         show(console, f"del on {given.model}", result["del"])
     if "sets" in given.sections:
         score = Matchness(lm, texts[: given.texts], given.window)
@@ -289,7 +290,7 @@ def main() -> None:
                 f"swift(layer_set='{given.keep_set}', bypass=False{more})"
                 for more in ("", ", top_k=1", ", top_k=1, stop_threshold=0.5")
             ]
-        result["swift"] = method_rows(lm, texts, given.tokens, specs)
+        result["swift"] = method_rows(lm, texts, given.tokens, given.methods or specs)
         show(console, f"swift on {given.model}", result["swift"])
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -281,7 +281,8 @@ class TestChoice:
             found = (1 + rate) * 38 / price(exit, 1)
             assert found == pytest.approx(gain, abs=0.01)
         dear = Price(30, 1.33, 8.0, exits=5, curve=CostCurve((1, 64), (1.0, 64.0)))
-        assert dear(5, 2) == pytest.approx(2 * 6.33 + 5 + 33 * 3 + 1.33 * 15)
+        assert dear(5, 2) == pytest.approx(1.1 * (2 * 6.33 + 5 + 33 * 3 + 1.33 * 15))
+        assert dear(5, 0) == pytest.approx(38 + 1.33 * 5 / 8)
 
     @pytest.mark.parametrize(("linear", "drafts"), [(True, False), (False, True)])
     def test_it_drafts_only_where_that_pays(self, linear, drafts):

@@ -39,7 +39,7 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def lm():
-    return toy_language_model(seed=1, layers=3, hidden=16)
+    return toy_language_model(seed=1, layers=3, hidden=16, mixing=2.0)
 
 
 class TestPrompts:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 8
 """Where drafting does not pay, every so many plain rounds the exits are looked at again."""
+PRECAUTION = 1.1
+"""By how much a measured draft is taken to be dearer than its rows: each pass through a few layers has a fixed cost that the
+curve of whole passes does not show, and the best of several noisy estimates is too good to be true."""
 FORBIDDEN = float("-inf")
 
 
@@ -201,7 +204,8 @@ class Price:
             return whole + self.draft_head * self._rows(self.exits) / PLAIN_INTERVAL
         drafting = length * (exit + self.draft_head) + exit
         verifying = (whole - exit) * self._rows(length + 1)
-        return drafting + verifying + self.draft_head * self._rows(self.exits * (length + 1))
+        round = drafting + verifying + self.draft_head * self._rows(self.exits * (length + 1))
+        return round if self.curve is None else round * PRECAUTION
 
     def _rows(self, count: int) -> float:
         """How many times as much as one row so many rows cost together."""
