@@ -83,7 +83,7 @@ def test_files(command: Any, toy: Any, asked: Any, questions: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--methods", "prompt-lokup"], "did you mean prompt-lookup?"),
+        (["--methods", "prompt-lokup"], "did you mean prompt-lookup"),
         (["--methods", "prompt-lookup(length=0)"], "1..64"),
         (["--categories", "none"], "there is no category 'none'"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),

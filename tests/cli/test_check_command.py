@@ -94,4 +94,4 @@ def test_float32_unless_asked_otherwise(command: Any, toy: Any, asked: Any, monk
 def test_unknown_method(command: Any, toy: Any) -> None:
     result = command("check", "token-recycling", "prompt-lokup")
     assert result.code == 2
-    assert "did you mean prompt-lookup?" in result.err
+    assert "did you mean prompt-lookup" in result.err

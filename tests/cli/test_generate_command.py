@@ -316,7 +316,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (["a", "--method", "prompt-lokup"], "did you mean prompt-lookup?"),
+            (["a", "--method", "prompt-lokup"], "did you mean prompt-lookup"),
             (["a", "--method", "token-recycling(kk=1)"], "did you mean k?"),
             (["a", "--method", "token-recycling(k=big)"], "k must be int"),
             (["a", "--method", "token-recycling(k=0)"], "1..64"),
