@@ -130,23 +130,6 @@ def test_a_tree_mask_shows_cache_pending_rows_ancestors_and_self(data: st.DataOb
         assert set(mask[pending + node].nonzero().flatten().tolist()) == seen
 
 
-@given(st.data())
-def test_a_tree_mask_with_rows_of_its_own_choice(data: st.DataObject) -> None:
-    """The same relations, wherever in the cache the nodes stand; rows in between are hidden from all."""
-    cached, pending = data.draw(st.integers(0, 4), label="cached"), data.draw(st.integers(0, 3), label="pending")
-    count = data.draw(st.integers(1, 7), label="nodes")
-    parents = [data.draw(st.integers(-1, node - 1), label="parent") for node in range(count)]
-    first = cached + pending
-    slots = data.draw(
-        st.lists(st.integers(first, first + 20), min_size=count, max_size=count, unique=True), label="slots"
-    )
-    plain, placed = tree_mask(cached, pending, parents), tree_mask(cached, pending, parents, slots)
-    assert placed.shape == (pending + count, max(slots) + 1)
-    columns = [*range(first), *slots]
-    assert torch.equal(placed[:, columns], plain)
-    assert int(placed.sum()) == int(plain.sum())
-
-
 # Refusals
 
 
