@@ -113,13 +113,12 @@ class Cascade(SpeculativeMethod):
 
     def drafter(self, job: Job) -> Drafter:
         words = self._words()
-        sources: list[Source] = []
         copied = Copied() if "copied" in words else None
         recycled: Recycled | None = None
         if "recycled" in words:
             recycled = job.remember(("cascade", "recycled"), Recycled) if self.persist else Recycled()
         table = self._table(job)
-        sources = [source for source in (copied, recycled, table) if source is not None]
+        sources: list[Source] = [source for source in (copied, recycled, table) if source is not None]
         mixture = job.remember(("cascade", "mixture", self.sources), Mixture) if self.persist else Mixture()
         cost = job.host.cost(job.host.network) if self.nodes is None else None
         right = job.remember(("cascade", "sureness"), Sureness) if self.persist else Sureness()
@@ -154,12 +153,14 @@ class CascadeDrafter(Drafter):
         self._answers: dict[tuple[int, ...], list[Answer]] = {}
         """What the sources said after each path that was looked at, in this round."""
         self._rest = self._resting = 0
+        self._poor = False
+        """Whether the last look found nothing that would pay."""
         self._prices: dict[int, list[float]] = {}
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
             self._copied.read(tokens)
-        self._answers = {}
+        self._answers, self._poor = {}, False
         if self._resting > 0:  # drafting has not paid lately: look again a little later
             self._resting -= 1
             return EMPTY
@@ -200,6 +201,7 @@ class CascadeDrafter(Drafter):
             kinds.append(kind)
             if len(path) + 1 < depth and -reached > BRANCHING * floor:
                 look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
+        self._poor = not drafted
         return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
 
     def _price(self, company: int) -> list[float]:
@@ -214,7 +216,7 @@ class CascadeDrafter(Drafter):
         return self._prices[company]
 
     def observe(self, round: Round) -> None:
-        if not len(round.draft) and self._answers:
+        if self._poor:
             self._rest = min(LONGEST_REST, 2 * self._rest + 1)
             self._resting = self._rest
         elif len(round.draft):
