@@ -24,7 +24,7 @@ import decodery
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows, Slots
-from decodery.speculative.drafters.del_ import Price
+from decodery.speculative.exit_choice import Price
 from decodery.speculative.exits import ExitAdapters, shipped
 from decodery.speculative.layer_search import LayerSearch, LayerSet
 

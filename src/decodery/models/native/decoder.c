@@ -10,62 +10,10 @@
 #include <sys/syscall.h>
 
 #include "arithmetic.h"
+#include "attention.h"
 #include "decoder.h"
 #include "threads.h"
-
-enum { CHUNK = 2 * TILE, LANES = TILE };
-
-/* A piece of attention: up to 16 pairs of (query head of a group, row) of one sequence and one key head. */
-typedef struct {
-    int64_t segment, key_head, first, count;
-} Piece;
-
-typedef struct {
-    const Model *model;
-    const Pass *pass;
-    int64_t padded; /* rows, up to a multiple of 32 */
-    float *rows;    /* [rows, hidden] the residual stream */
-    float *added;   /* [rows, hidden] a part's output where a norm follows it */
-    bf16 *queries;  /* [rows, heads, width] */
-    bf16 *attended; /* [padded, heads, width] */
-    bf16 *inner;    /* [padded, feed forward] */
-    Piece *pieces;
-    int64_t piece_count;
-    int64_t columns; /* the most of any sequence, up to a multiple of 16 */
-    char *own[MOST_THREADS];
-} Work_space;
-
-/* What a thread needs for itself, laid out in one block. */
-typedef struct {
-    bf16 *normed;   /* [padded, hidden] */
-    float *product; /* [padded, widest] */
-    float *scores;  /* [columns, 16] */
-    bf16 *packed;   /* [width, 16] queries of a piece */
-    bf16 *weights;  /* [columns / 32, 16, 32] scores of settled columns */
-    bf16 *values;   /* [columns, 64] values of settled columns */
-    float *sums;    /* [16, 64] */
-    uint16_t *seen; /* [columns] the lanes that see a column */
-} Own;
-
-static int64_t widest(const Model *m) { return m->width > 64 ? m->width : 64; }
-
-static size_t aligned(size_t bytes) { return (bytes + 127) & ~(size_t)127; }
-
-/* The layout of a thread's own memory from `at` on; hands back where it ends. */
-static char *lay_out(const Work_space *w, char *at, Own *own) {
-    const Model *m = w->model;
-    own->normed = (bf16 *)at, at += aligned(w->padded * m->hidden * 2);
-    own->product = (float *)at, at += aligned(w->padded * widest(m) * 4);
-    own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
-    own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);
-    own->weights = (bf16 *)at, at += aligned(w->columns * LANES * 2);
-    own->values = (bf16 *)at, at += aligned(w->columns * 64 * 2);
-    own->sums = (float *)at, at += aligned(LANES * 64 * 4);
-    own->seen = (uint16_t *)at, at += aligned(w->columns * 2);
-    return at;
-}
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+#include "workspace.h"
 
 static void norm_all(const Work_space *w, const float *weight, bf16 *to) {
     int64_t hidden = w->model->hidden;
@@ -78,7 +26,7 @@ static void add_bias(float *product, int64_t rows, int64_t count, const float *b
         for (int64_t j = 0; j < count; j++) product[i * count + j] += bias[j];
 }
 
-/* --- attention ------------------------------------------------------------------------------------------------------------ */
+/* --- queries, keys and values --------------------------------------------------------------------------------------------- */
 
 /* Finish one head of one row: norm, rotation, and to its place as a query or in the cache. */
 static void place_head(const Work_space *w, const Layer *layer, int64_t index, int64_t row, const Segment *segment, int64_t head, float *x) {
@@ -125,162 +73,6 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
             place_head(w, layer, index, i, segment, head, own->product + i * width);
         }
     }
-}
-
-/* Which lanes see each column, and how many columns each lane sees. Hands back one past the last column that any lane sees. */
-static int64_t look(const Segment *segment, int64_t kind, const Piece *piece, int64_t group, uint16_t *seen, int32_t visible[LANES]) {
-    uint16_t all = (uint16_t)((1u << piece->count) - 1);
-    const uint8_t *mask = segment->mask[kind], *line[LANES];
-    int64_t column = 0, columns = segment->columns, last = columns;
-    int32_t limit[LANES]; /* of a causal row: the last column it sees */
-    for (int64_t lane = 0; lane < LANES; lane++) {
-        int64_t row = (piece->first + least(lane, piece->count - 1)) / group;
-        limit[lane] = (int32_t)(columns - segment->rows + row);
-        line[lane] = mask ? mask + row * columns : NULL;
-    }
-    for (; column < segment->prefix[kind]; column++) seen[column] = all;
-    __m512i counts = _mm512_set1_epi32((int)column), one = _mm512_set1_epi32(1);
-    if (!mask) last = segment->prefix[kind] > limit[LANES - 1] ? column : limit[LANES - 1] + 1;
-    for (; column < last; column++) {
-        uint16_t lanes = 0;
-        if (mask)
-            for (int64_t lane = 0; lane < piece->count; lane++) lanes |= (uint16_t)(line[lane][column] << lane);
-        else
-            lanes = all & _mm512_cmpge_epi32_mask(_mm512_loadu_si512(limit), _mm512_set1_epi32((int)column));
-        seen[column] = lanes;
-        counts = _mm512_mask_add_epi32(counts, lanes, counts, one);
-    }
-    _mm512_storeu_si512(visible, counts);
-    while (last > 1 && !seen[last - 1]) last--;
-    return last;
-}
-
-/* The mean of values is summed in two parts. A row that sees m columns takes the first SETTLED(m) of them, a multiple of 32, on
- * the matrix unit; the others one by one. A column that a row does not see has weight zero, which leaves a sum as it is, so gaps
- * among the last columns change nothing: a node of a draft tree gets the same sum as the same token after it is committed, as
- * long as the tree is less deep than MARGIN. */
-enum { TOGETHER = 6, MARGIN = 32 };
-
-static inline int64_t settled(int64_t visible) { return visible <= MARGIN ? 0 : (visible - MARGIN) / DEPTH * DEPTH; }
-
-static inline __attribute__((always_inline)) void one_by_one(
-    const float *scores, const bf16 *values, int64_t width, int64_t columns, const int count, float *sums
-) {
-    __m512 sum[TOGETHER][4];
-    for (int lane = 0; lane < count; lane++)
-        for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_loadu_ps(sums + lane * 64 + part * TILE);
-    for (int64_t column = 0; column < columns; column++) {
-        const bf16 *value = values + column * width;
-        const float *score = scores + column * LANES;
-        __m512 v0 = load_bf16(value), v1 = load_bf16(value + 16), v2 = load_bf16(value + 32), v3 = load_bf16(value + 48);
-        for (int lane = 0; lane < count; lane++) {
-            __m512 s = _mm512_set1_ps(score[lane]);
-            sum[lane][0] = _mm512_fmadd_ps(s, v0, sum[lane][0]);
-            sum[lane][1] = _mm512_fmadd_ps(s, v1, sum[lane][1]);
-            sum[lane][2] = _mm512_fmadd_ps(s, v2, sum[lane][2]);
-            sum[lane][3] = _mm512_fmadd_ps(s, v3, sum[lane][3]);
-        }
-    }
-    for (int lane = 0; lane < count; lane++)
-        for (int part = 0; part < 4; part++) _mm512_storeu_ps(sums + lane * 64 + part * TILE, sum[lane][part]);
-}
-
-/* Queries of a piece as one packed block: for each pair of widths, the pair of each lane. */
-static void pack_queries(const Work_space *w, const Piece *piece, const Segment *segment, int64_t group, int32_t *packed) {
-    const Model *m = w->model;
-    for (int64_t from = 0; from < m->width / 2; from += TILE) {
-        __m512i lanes[LANES];
-        for (int64_t lane = 0; lane < LANES; lane++) {
-            int64_t pair = piece->first + lane, row = segment->start + pair / group;
-            const bf16 *query = w->queries + (row * m->heads + piece->key_head * group + pair % group) * m->width;
-            lanes[lane] = lane < piece->count ? _mm512_loadu_si512(query + 2 * from) : _mm512_setzero_si512();
-        }
-        transpose(lanes);
-        for (int64_t i = 0; i < TILE; i++) _mm512_storeu_si512(packed + (from + i) * LANES, lanes[i]);
-    }
-}
-
-static void attend_piece(const Work_space *w, const Layer *layer, int64_t index, const Piece *piece, const Own *own) {
-    const Model *m = w->model;
-    const Segment *segment = w->pass->segment + piece->segment;
-    int64_t width = m->width, group = m->heads / m->key_heads, plane = m->key_heads * segment->capacity * width;
-    const bf16 *keys = segment->cache + 2 * index * plane + piece->key_head * segment->capacity * width;
-    const bf16 *values = keys + plane;
-    float *scores = own->scores;
-    /* 1. Who sees what; how many columns each lane sees; where the last of them ends. */
-    int32_t visible[LANES];
-    int64_t columns = look(segment, layer->kind, piece, group, own->seen, visible), first = INT64_MAX, last = 0, part_end[LANES];
-    for (int64_t lane = 0; lane < piece->count; lane++) {
-        part_end[lane] = settled(visible[lane]);
-        first = least(first, part_end[lane]);
-        if (part_end[lane] > last) last = part_end[lane];
-    }
-    /* 2. Scores of all columns, and the largest of each lane. */
-    pack_queries(w, piece, segment, group, (int32_t *)own->packed);
-    key_products(keys, width, columns, own->packed, scores);
-    __m512 scale = _mm512_set1_ps(m->scale), none = _mm512_set1_ps(-INFINITY), top = none;
-    for (int64_t column = 0; column < columns; column++) {
-        __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + column * LANES), scale);
-        score = _mm512_mask_blend_ps(own->seen[column], none, score);
-        _mm512_storeu_ps(scores + column * LANES, score);
-        top = _mm512_max_ps(top, score);
-    }
-    /* 3. Their exponentials and the sum of these, column after column. Lanes that stand for nothing stay zero. */
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t column = 0; column < columns; column++) {
-        __m512 score = _mm512_sub_ps(_mm512_loadu_ps(scores + column * LANES), top);
-        score = _mm512_maskz_mov_ps(own->seen[column], exponential(score));
-        _mm512_storeu_ps(scores + column * LANES, score);
-        total = _mm512_add_ps(total, score);
-    }
-    float totals[LANES];
-    _mm512_storeu_ps(totals, total);
-    /* 4. The settled columns in bfloat16; a lane whose part is over gets zeros. */
-    for (int64_t step = 0; step * DEPTH < last; step++) {
-        const float *from = scores + step * DEPTH * LANES;
-        float some[DEPTH * LANES];
-        if (step * DEPTH >= first) {
-            uint16_t open = 0;
-            for (int64_t lane = 0; lane < piece->count; lane++) open |= (uint16_t)((step * DEPTH < part_end[lane]) << lane);
-            for (int i = 0; i < DEPTH; i++)
-                _mm512_storeu_ps(some + i * LANES, _mm512_maskz_loadu_ps(open, from + i * LANES));
-            pack_weights(some, own->weights + step * TILE_ELEMENTS);
-            for (int i = 0; i < DEPTH; i++) /* what is summed there is not summed again */
-                _mm512_mask_storeu_ps(scores + (step * DEPTH + i) * LANES, open, _mm512_setzero_ps());
-        } else
-            pack_weights(from, own->weights + step * TILE_ELEMENTS);
-    }
-    for (int64_t part = 0; part < width; part += 64) {
-        float *sums = own->sums;
-        for (int64_t step = 0; step * DEPTH < last; step++)
-            pack_values(values + step * DEPTH * width + part, width, own->values + step * 4 * TILE_ELEMENTS);
-        add_values(own->weights, own->values, last / DEPTH, sums);
-        /* 5. The others one by one. */
-        int64_t from = first, rest = columns - from;
-        for (int64_t lane = 0; lane < piece->count; lane += TOGETHER) {
-            const float *score = scores + from * LANES + lane;
-            const bf16 *value = values + from * width + part;
-            switch (least(TOGETHER, piece->count - lane)) {
-            case 6: one_by_one(score, value, width, rest, 6, sums + lane * 64); break;
-            case 5: one_by_one(score, value, width, rest, 5, sums + lane * 64); break;
-            case 4: one_by_one(score, value, width, rest, 4, sums + lane * 64); break;
-            case 3: one_by_one(score, value, width, rest, 3, sums + lane * 64); break;
-            case 2: one_by_one(score, value, width, rest, 2, sums + lane * 64); break;
-            default: one_by_one(score, value, width, rest, 1, sums + lane * 64);
-            }
-        }
-        for (int64_t lane = 0; lane < piece->count; lane++) {
-            int64_t pair = piece->first + lane, row = segment->start + pair / group;
-            bf16 *to = w->attended + (row * m->heads + piece->key_head * group + pair % group) * width + part;
-            __m512 one_over = _mm512_set1_ps(1.0f / totals[lane]);
-            for (int j = 0; j < 64; j += TILE)
-                store_bf16(to + j, _mm512_mul_ps(_mm512_loadu_ps(sums + lane * 64 + j), one_over));
-        }
-    }
-}
-
-static void attend(const Work_space *w, const Layer *layer, int64_t index, const Own *own) {
-    for (int64_t next; (next = piece()) < w->piece_count;) attend_piece(w, layer, index, w->pieces + next, own);
 }
 
 /* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
