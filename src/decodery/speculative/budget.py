@@ -34,6 +34,10 @@ class Acceptance:
         hits, tries = self._counts.get(kind, (0.0, 0.0))
         return (hits + self.prior * PRIOR_WEIGHT) / (tries + PRIOR_WEIGHT)
 
+    def _first(self, kind: Hashable) -> list[float]:
+        """Hits and tries of a kind before it was seen."""
+        return [0.0, 0.0]
+
     def observe(self, draft: Draft, tokens: Sequence[int]) -> None:
         """Count the nodes of `draft` (also those that were not verified) against what was committed after the root."""
         if not draft.kinds:
@@ -42,7 +46,8 @@ class Acceptance:
         for token in tokens:
             matched = None
             for child in draft.children.get(node, ()):
-                counts = self._counts.setdefault(draft.kinds[child], [0.0, 0.0])
+                kind = draft.kinds[child]
+                counts = self._counts.get(kind) or self._counts.setdefault(kind, self._first(kind))
                 counts[1] += 1
                 if draft.tokens[child] == token:
                     counts[0] += 1

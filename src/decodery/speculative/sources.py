@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from math import exp, log, log2
 from typing import TypeAlias
 
-from decodery.speculative.draft import ROOT, Draft
+from decodery.speculative.budget import Acceptance
 from decodery.speculative.successors import SuccessorTable
 
 ORDERS = (1, 2, 3, 4, 6, 8)
@@ -179,8 +179,6 @@ class Mixture:
 
 
 LEVELS = 20
-MEMORY = 256.0
-"""Counts are halved when they reach this, so that old text is forgotten."""
 
 
 def level(chance: float) -> int:
@@ -188,30 +186,18 @@ def level(chance: float) -> int:
     return min(LEVELS - 1, int(-3 * log2(chance)))
 
 
-class Sureness:
-    """How often tokens of each level followed in fact, where the node above was right. Begins with the mixture's own word."""
+class Sureness(Acceptance):
+    """How often tokens of each level followed in fact, where the node above was right. Begins with the mixture's own word.
+    The kinds of a draft are levels."""
 
     def __init__(self) -> None:
-        self._counts = [[8.0 * 2.0 ** (-(place + 0.5) / 3), 8.0] for place in range(LEVELS)]
+        super().__init__()
+        self._counts = {place: self._first(place) for place in range(LEVELS)}
 
-    def chance(self, place: int) -> float:
-        """Estimated probability of a token of this level."""
-        hits, tries = self._counts[place]
+    def _first(self, kind: Hashable) -> list[float]:
+        assert isinstance(kind, int)
+        return [8.0 * 2.0 ** (-(kind + 0.5) / 3), 8.0]
+
+    def chance(self, kind: Hashable) -> float:
+        hits, tries = self._counts[kind]
         return hits / tries
-
-    def observe(self, draft: Draft, tokens: Sequence[int]) -> None:
-        """Count the nodes of a draft, whose kinds are levels, against what was committed after its root."""
-        node = ROOT
-        for token in tokens:
-            matched = None
-            for child in draft.children.get(node, ()):
-                counts = self._counts[draft.kinds[child]]  # type: ignore[call-overload]
-                counts[1] += 1
-                if draft.tokens[child] == token:
-                    counts[0] += 1
-                    matched = child
-                if counts[1] >= MEMORY:
-                    counts[0], counts[1] = counts[0] / 2, counts[1] / 2
-            if matched is None:
-                return
-            node = matched

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadInput
+from decodery.speculative.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, SpeculativeMethod
 
@@ -81,13 +82,7 @@ class AdaptiveDraftVerification(SpeculativeMethod):
             raise BadInput(f"the corpus {self.corpus} cannot be read: {error.strerror or error}.") from None
 
         def counted() -> TrigramTable:
-            try:
-                text = path.read_bytes().decode("utf-8")
-            except OSError as error:
-                raise BadInput(f"the corpus {self.corpus} cannot be read: {error.strerror or error}.") from None
-            except UnicodeDecodeError as error:
-                raise BadInput(f"the corpus {self.corpus} is not UTF-8 text (byte {error.start}).") from None
-            return TrigramTable.count([host.encode(text)], vocabulary).pruned(self.top_m)
+            return TrigramTable.count([host.encode(read_corpus(self.corpus))], vocabulary).pruned(self.top_m)
 
         def read() -> TrigramTable:
             table = TrigramTable.load(path)

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.engine.method import Exactness, parameter
-from decodery.errors import BadInput, BadParameter
+from decodery.errors import BadParameter
+from decodery.speculative.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 
@@ -99,15 +99,9 @@ class ApproximateMatchLookup(SpeculativeMethod):
             return None
         from decodery.speculative.matching import NgramIndex
 
-        try:
-            content = Path(self.corpus).expanduser().read_bytes()
-            text = content.decode("utf-8")
-        except OSError as error:
-            raise BadInput(f"the corpus {self.corpus} cannot be read: {error.strerror or error}.") from None
-        except UnicodeDecodeError as error:
-            raise BadInput(f"the corpus {self.corpus} is not UTF-8 text (byte {error.start}).") from None
+        text = read_corpus(self.corpus)
         size = self.corpus_window // (self.corpus_mismatches + 1)
-        key = (self.name, size, hashlib.sha256(content).hexdigest())
+        key = (self.name, size, hashlib.sha256(text.encode()).hexdigest())
         return job.remember(key, lambda: NgramIndex(size, job.host.encode(text)), everywhere=True)
 
     def drafter(self, job: Job) -> Drafter:

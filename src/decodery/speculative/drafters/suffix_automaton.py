@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
-from decodery.errors import BadInput
 from decodery.speculative.automaton import Match, SuffixAutomaton
+from decodery.speculative.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, Draft, chain
 from decodery.speculative.drafters.token_recycling import RecyclingDrafter, TokenRecycling
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
@@ -53,14 +52,8 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         """The corpus' automaton: built once per file and tokenizer, kept as long as the model is."""
         if not self.corpus:
             return None
-        try:
-            content = Path(self.corpus).expanduser().read_bytes()
-            text = content.decode("utf-8")
-        except OSError as error:
-            raise BadInput(f"the corpus {self.corpus} cannot be read: {error.strerror or error}.") from None
-        except UnicodeDecodeError as error:
-            raise BadInput(f"the corpus {self.corpus} is not UTF-8 text (byte {error.start}).") from None
-        key = ("suffix-automaton", hashlib.sha256(content).hexdigest())
+        text = read_corpus(self.corpus)
+        key = ("suffix-automaton", hashlib.sha256(text.encode()).hexdigest())
         return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)), everywhere=True)
 
     def drafter(self, job: Job) -> Drafter:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-from decodery.sampling.noise import Chance
-from decodery.speculative.draft import Draft
+from decodery.sampling.noise import Chance, Stage
+from decodery.speculative.draft import ROOT, Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,25 @@ class Verifier(Protocol):
         a draw at depth d of the tree is made at position + d - 1.
         """
         ...
+
+
+Judge: TypeAlias = Callable[[int, Sequence[int], Tensor, int], tuple[int | None, int]]
+"""(node, its children in the order of their draws, the target's law after it in float64, position) -> the child that is
+accepted, or None, and then the token that is emitted instead."""
+
+
+def descend(draft: Draft, target: TargetLaws, chance: Chance, position: int, judge: Judge) -> Verdict:
+    """Go down a tree of drawn nodes as long as `judge` accepts a child; below a leaf the target's own law is drawn from."""
+    node = ROOT
+    path: list[int] = []
+    while True:
+        p = target[node + 1].exp().double()
+        place = position + len(path)
+        drawn = draft.drawn(node)
+        if not drawn:
+            return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+        accepted, token = judge(node, drawn, p, place)
+        if accepted is None:
+            return Verdict(tuple(path), token)
+        path.append(accepted)
+        node = accepted

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
-from decodery.speculative.draft import ROOT, Draft, Siblings
+from decodery.speculative.draft import Draft, Siblings
 from decodery.speculative.transport.plans import best_plan
-from decodery.speculative.verifiers.base import TargetLaws, Verdict
+from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
 from decodery.speculative.verifiers.rejection import residual
 
 LARGEST_VOCABULARY = 16
@@ -26,25 +28,17 @@ class GreedySetMatch:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         if len(draft) and draft.siblings is not Siblings.GREEDY:
             raise ValueError("this verifier judges the greedy set: the likeliest tokens and one drawn from the rest")
-        node = ROOT
-        path: list[int] = []
-        while True:
-            p = target[node + 1].exp().double()
-            place = position + len(path)
-            children = draft.children.get(node, ())
-            if not children:
-                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
-            *top, drawn = children
-            token, rest = draft.tokens[drawn], self.rest(draft, node)
+
+        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
             # Where the likeliest tokens are all there are, the last of them was certain to be drawn from what is left.
-            accepted = drawn if chance.accept(float(p[token] / rest[token]), place) else None
-            if accepted is None:
-                token = chance.choose(residual(p, rest), place, Stage.RESIDUAL)
-                accepted = next((child for child in top if draft.tokens[child] == token), None)
-                if accepted is None:
-                    return Verdict(tuple(path), token)
-            path.append(accepted)
-            node = accepted
+            *top, last = drawn
+            token, rest = draft.tokens[last], self.rest(draft, node)
+            if chance.accept(float(p[token] / rest[token]), place):
+                return last, token
+            token = chance.choose(residual(p, rest), place, Stage.RESIDUAL)
+            return next((child for child in top if draft.tokens[child] == token), None), token
+
+        return descend(draft, target, chance, position, judge)
 
     def rest(self, draft: Draft, node: int) -> Tensor:
         """The law q' [vocabulary] that the last child was drawn from."""
@@ -65,14 +59,8 @@ class TransportPlan:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         if len(draft) and draft.q is None:
             raise ValueError("a transport plan needs draft probabilities")
-        node = ROOT
-        path: list[int] = []
-        while True:
-            p = target[node + 1].exp().double()
-            place = position + len(path)
-            drawn = draft.drawn(node)
-            if not drawn:
-                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+
+        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
             assert draft.q is not None
             plan = best_plan(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
             held = {draft.tokens[child]: child for child in drawn}
@@ -80,9 +68,10 @@ class TransportPlan:
             taken = torch.from_numpy(plan.accepted[tokens])
             refused = max(plan.masses[tokens] - float(taken.sum()), 0.0)
             choice = chance.choose(torch.cat([taken, taken.new_tensor([refused])]), place, Stage.ACCEPT)
-            if choice == len(taken):
-                rest = torch.from_numpy(plan.residual)
-                rest = rest if float(rest.sum()) > 0 else p
-                return Verdict(tuple(path), chance.choose(rest, place, Stage.RESIDUAL))
-            node = held[choice]
-            path.append(node)
+            if choice < len(taken):
+                return held[choice], choice
+            rest = torch.from_numpy(plan.residual)
+            rest = rest if float(rest.sum()) > 0 else p
+            return None, chance.choose(rest, place, Stage.RESIDUAL)
+
+        return descend(draft, target, chance, position, judge)

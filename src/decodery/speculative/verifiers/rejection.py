@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
-from decodery.speculative.draft import ROOT, Draft, Siblings
-from decodery.speculative.verifiers.base import TargetLaws, Verdict
+from decodery.speculative.draft import Draft, Siblings
+from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
 
 
 def residual(p: Float[Tensor, "vocabulary"], q: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
@@ -50,31 +52,21 @@ class TreeRejection:
             raise ValueError("tree rejection needs draft probabilities")
         if draft.siblings is Siblings.GREEDY:
             raise ValueError("tree rejection needs children that were drawn, and the greedy set's first ones were not")
-        node = ROOT
-        path: list[int] = []
-        while True:
-            p = target[node + 1].exp().double()
-            place = position + len(path)
-            accepted = None
-            drawn = draft.drawn(node)
-            if drawn:
-                q = draft.q[node].double()
-                for order, child in enumerate(drawn):
-                    token = draft.tokens[child]
-                    if not q[token] > 0:
-                        raise ValueError(
-                            f"node {child} cannot have been drawn: its token {token} has no draft probability"
-                        )
-                    if chance.accept(float(p[token] / q[token]), place, order):
-                        accepted = child
-                        break
-                    p = residual(p, q)
-                    if draft.siblings is Siblings.WITHOUT_REPLACEMENT:
-                        q = q.clone()
-                        q[token] = 0
-                        q = q / q.sum() if q.sum() > 0 else q
-            if accepted is None:
-                stage = Stage.RESIDUAL if drawn else Stage.TARGET
-                return Verdict(tuple(path), chance.choose(p, place, stage))
-            path.append(accepted)
-            node = accepted
+        q_of = draft.q
+
+        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
+            q = q_of[node].double()
+            for order, child in enumerate(drawn):
+                token = draft.tokens[child]
+                if not q[token] > 0:
+                    raise ValueError(f"node {child} cannot have been drawn: its token {token} has no draft probability")
+                if chance.accept(float(p[token] / q[token]), place, order):
+                    return child, token
+                p = residual(p, q)
+                if draft.siblings is Siblings.WITHOUT_REPLACEMENT:
+                    q = q.clone()
+                    q[token] = 0
+                    q = q / q.sum() if q.sum() > 0 else q
+            return None, chance.choose(p, place, Stage.RESIDUAL)
+
+        return descend(draft, target, chance, position, judge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
-from decodery.speculative.draft import ROOT, Draft, Siblings
+from decodery.speculative.draft import Draft, Siblings
 from decodery.speculative.transport.attained import any_of, rho_star
-from decodery.speculative.verifiers.base import TargetLaws, Verdict
+from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
 
 
 def kseq_residual(
@@ -41,31 +42,22 @@ class KSeq:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         if len(draft) and draft.siblings is not Siblings.WITH_REPLACEMENT:
             raise ValueError("K-SEQ needs drafts that were drawn independently, with their draft probabilities")
-        node = ROOT
-        path: list[int] = []
-        while True:
-            p = target[node + 1].exp().double()
-            place = position + len(path)
-            drawn = draft.drawn(node)
-            if not drawn:
-                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+
+        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
             assert draft.q is not None
             p, q = p / p.sum(), draft.q[node].double()
             q = q / q.sum()
             factor = self.factor(p, q, len(drawn))
-            accepted = None
             for order, child in enumerate(drawn):
                 token = draft.tokens[child]
                 if chance.accept(float(p[token] / (factor * q[token])), place, order):
-                    accepted = child
-                    break
-            if accepted is None:
-                rest = self.residual(p, q, factor, len(drawn)).clamp(min=0)
-                # Nothing is left only by rounding, where every test passes for certain.
-                rest = rest if float(rest.sum()) > 0 else p
-                return Verdict(tuple(path), chance.choose(rest, place, Stage.RESIDUAL))
-            path.append(accepted)
-            node = accepted
+                    return child, token
+            rest = self.residual(p, q, factor, len(drawn)).clamp(min=0)
+            # Nothing is left only by rounding, where every test passes for certain.
+            rest = rest if float(rest.sum()) > 0 else p
+            return None, chance.choose(rest, place, Stage.RESIDUAL)
+
+        return descend(draft, target, chance, position, judge)
 
     def factor(self, p: Tensor, q: Tensor, count: int) -> float:
         """What the target is divided by."""
