@@ -88,7 +88,7 @@ def generate(
         _one_as_text(lm, text, named, with_seed(values))
 
 
-def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+def _one_as_text(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
     stream = lm.stream(prompt, method, **settings)
     live = LiveText()
     interrupted = False
@@ -112,7 +112,7 @@ def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str
         raise typer.Exit(INTERRUPTED)
 
 
-def _one_as_json(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
     stream = lm.stream(prompt, method, **settings)
     interrupted = False
     try:
@@ -130,7 +130,7 @@ def _many(
     lm: LanguageModel,
     source: str,
     lines: list[Line],
-    method: str,
+    method: str | None,
     settings: dict[str, Any],
     batch_size: int,
     chat: bool,
@@ -158,7 +158,13 @@ def _many(
 
 
 def _admitted(
-    lm: LanguageModel, source: str, line: Line, method: str, settings: dict[str, Any], chat: bool, system: str | None
+    lm: LanguageModel,
+    source: str,
+    line: Line,
+    method: str | None,
+    settings: dict[str, Any],
+    chat: bool,
+    system: str | None,
 ) -> Line:
     """The line with its final prompt, or with the reason why it cannot be decoded, which is told at once."""
     if not line.error:
@@ -187,7 +193,7 @@ def _batches(lines: list[Line], batch_size: int) -> Iterator[list[Line]]:
 
 
 def _decoded(
-    lm: LanguageModel, source: str, batch: list[Line], method: str, settings: dict[str, Any]
+    lm: LanguageModel, source: str, batch: list[Line], method: str | None, settings: dict[str, Any]
 ) -> tuple[list[list[dict[str, Any]]], bool]:
     """What to print for each line of a batch (an object per sample, or one with the error), and whether it was cut short."""
     prompts = [line.prompt for line in batch if not line.error]
