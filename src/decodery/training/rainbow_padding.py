@@ -177,7 +177,7 @@ def cascade(network: Any, problems: Sequence[arithmetic.WordProblem], canvas: in
 
 @torch.no_grad()
 def pad_loss(network: Any, source: Source, pads: Sequence[int], seed: int = 0, shown: int = 1) -> float:
-    """Mean cross-entropy, in nats, of hidden pads when `shown` random tokens of the padding are visible and the answer is not."""
+    """Mean cross-entropy, in nats, of hidden pads when `shown` random pads are visible and the answer is not."""
     mask = vocabulary()[MASK]
     generator = torch.Generator().manual_seed(seed)
     chosen = [row for row in source(10_000) if sum(token in set(pads) for token in row[1]) >= 8][:64]
