@@ -316,7 +316,7 @@ def draw_curves(report: SuiteReport, path: Path) -> None:
     series = list(dict.fromkeys(row.series for row in report.rows))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.6 * lines + 0.8), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 2.6 * lines + 0.8), layout="constrained", dpi=120)
     axes = figure.subplots(lines, columns, squeeze=False).flat
     for axis, task in zip(axes, panels, strict=False):
         for place, name in enumerate(series):
@@ -329,6 +329,7 @@ def draw_curves(report: SuiteReport, path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=f"C{place % 10}", label=name)
         axis.set_title(task, fontsize=9)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylim(-4, 104)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
@@ -337,7 +338,7 @@ def draw_curves(report: SuiteReport, path: Path) -> None:
     figure.supxlabel("tokens per forward", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=7)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), fontsize=7)
     try:
         figure.savefig(path)
     except ValueError as error:
