@@ -35,67 +35,39 @@ LONG_SHARES = {
     "arithmetic": 0.26,
 }
 """How often a task is drawn for a short row (below 32 tokens) and for a long one; the ten list tasks share theirs."""
-HARD_LISTS = {
-    "copy": 1.0,
-    "reverse": 2.0,
-    "sort": 1.0,
-    "shuffle": 1.5,
-    "insert_index": 3.0,
-    "insert_random": 2.0,
-    "remove_index": 1.5,
-    "remove_random": 1.0,
-    "replace_index": 4.0,
-    "replace_random": 4.0,
-}
-"""Shares of the list tasks where they are not equal: what is learned late comes more often."""
+FIRST_BATCHES = {16: 8, 20: 8, 24: 8}
+BATCHES = {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}
+LAST_BATCHES = {16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2}
+"""Tokens of prompt and canvas together -> batches of a pool: of the first pools, then, and of the last ones."""
+FIRST_POOLS = 40
+"""Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
+LAST_POOLS = 167
+"""The pool from which on most rows are long: what is not learned by then needs them."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Pools from number `start` on. batches: tokens of prompt and canvas together -> batches of a pool. lists_only: no other
-    tasks. hard: list tasks by HARD_LISTS, and long lists more often."""
-
-    start: int
-    batches: dict[int, int]
-    lists_only: bool = False
-    hard: bool = False
-
-
-STAGES = (
-    # Copying is learned sooner on short rows, and everything else needs it.
-    Stage(0, {16: 8, 20: 8, 24: 8}, lists_only=True),
-    Stage(40, {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}),
-    Stage(167, {16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2}),
-    Stage(213, {16: 2, 20: 5, 24: 7, 32: 4, 40: 2, 48: 3, 64: 1}, hard=True),
-)
-
-
-def rows(seed: int, batch_tokens: int, stages: Sequence[Stage] = STAGES) -> Source:
+def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS) -> Source:
     """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
     `batch_tokens` has rows of one length, so that few shapes occur."""
     words = vocabulary()
     lists = [name for name in TASKS if TASKS[name].group == "lists"]
 
-    def draw(shares: dict[str, float], hard: bool, generator: random.Random) -> tuple[list[int], list[int]]:
+    def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
         name = generator.choices(list(shares), list(shares.values()))[0]
-        if name == "lists":
-            name = (
-                generator.choices(list(HARD_LISTS), list(HARD_LISTS.values()))[0] if hard else generator.choice(lists)
-            )
-        task = TASKS[name]
-        lengths = task.lengths if task.group != "lists" else (3, 4, 5, 5, 6, 6, *LENGTHS) if hard else LENGTHS
-        sample = task.draw(generator.choice(lengths), generator)
+        task = TASKS[generator.choice(lists) if name == "lists" else name]
+        length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
+        sample = task.draw(length, generator)
         return encode(sample.prompt, words), encode(sample.answer, words)
 
     def pool(number: int) -> list[Row]:
         generator = random.Random(f"{seed} {number}")
-        stage = [stage for stage in stages if stage.start <= number][-1]
+        first = number < first_pools
         found: list[Row] = []
-        for total, count in stage.batches.items():
-            shares = {"lists": 1.0} if stage.lists_only else SHORT_SHARES if total < 32 else LONG_SHARES
+        plan = FIRST_BATCHES if first else BATCHES if number < LAST_POOLS else LAST_BATCHES
+        for total, count in plan.items():
+            shares = {"lists": 1.0} if first else SHORT_SHARES if total < 32 else LONG_SHARES
             left = count * (batch_tokens // total)
             while left:
-                prompt, answer = draw(shares, stage.hard, generator)
+                prompt, answer = draw(shares, generator)
                 room = total - len(prompt) - len(answer)
                 # A long row with a short answer teaches little, but canvases longer than needed must be known.
                 if room < 1 or (room > 0.6 * total and generator.random() < 0.5):
