@@ -78,7 +78,7 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=1400, help="different prompts; each is answered twice")
+    parser.add_argument("--prompts", type=int, default=2832, help="different prompts; each is answered twice")
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
@@ -90,9 +90,9 @@ def main() -> None:
 
     lm = decodery.load(given.model)
     given.work.mkdir(parents=True, exist_ok=True)
-    prompts = [text for text in varied_prompts(given.prompts, given.seed) for _ in range(2)]
-    # Both answers of a prompt must not fall into one batch, or both would be greedy.
-    prompts = prompts[0::2] + prompts[1::2][BATCH:] + prompts[1::2][:BATCH]
+    once = varied_prompts(given.prompts, given.seed)
+    # Every other batch is greedy: the second time, a prompt stands in a batch of the other kind.
+    prompts = once + once[BATCH:] + once[:BATCH]
     files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work)
     table = table_of(files, lm.network.vocabulary, fingerprint(lm.tokenizer, lm.network.vocabulary))
     given.artifact.parent.mkdir(parents=True, exist_ok=True)
