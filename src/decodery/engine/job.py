@@ -151,7 +151,7 @@ class Job:
         if tokens:
             self._emit(Drafted(self.request, tuple(tokens), tuple(parents)))
 
-    def commit(self, tokens: Sequence[int], rows: Tensor, accepted: int = 0) -> bool:
+    def commit(self, tokens: Sequence[int], rows: Tensor | Sequence[Tensor], accepted: int = 0) -> bool:
         """Append tokens to the output; True when the request is over.
 
         rows: [n, vocabulary] the target's raw scores that each token was chosen by. accepted: how many of the first

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import np, torch
@@ -61,6 +62,7 @@ class Layers:
     skip_attention: frozenset[int] = frozenset()
     skip_mlp: frozenset[int] = frozenset()
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (asked several times a pass; what is kept are small numbers)
     def indices(self, count: int) -> tuple[int, ...]:
         """The layers to run, at least in part, in a network of `count` layers. Raises ValueError where none or an unknown
         one is named."""

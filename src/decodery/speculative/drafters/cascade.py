@@ -150,8 +150,8 @@ class CascadeDrafter(Drafter):
         self._nodes, self._depth = nodes, depth
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
-        self._answers: dict[tuple[int, ...], list[Answer]] = {}
-        """What the sources said after each path that was looked at, in this round."""
+        self._answers: dict[int, list[Answer]] = {}
+        """What the sources said after each node that was looked at, in this round."""
         self._rest = self._resting = 0
         self._poor = False
         """Whether the last look found nothing that would pay."""
@@ -168,29 +168,27 @@ class CascadeDrafter(Drafter):
         drafted: list[int] = []
         parents: list[int] = []
         kinds: list[int] = []
-        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, path.
-        heap: list[tuple[float, int, int, int, int, Tail, tuple[int, ...]]] = []
+        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, depth.
+        heap: list[tuple[float, int, int, int, int, Tail, int]] = []
         count = 0
 
-        def look(tail: Tail, path: tuple[int, ...], parent: int, chance: float) -> None:
+        def look(tail: Tail, node: int, deep: int, chance: float) -> None:
             nonlocal count
-            answers: list[Answer] = []
+            answers = self._answers[node] = []
             for source in self._sources:
                 source.answers(tail, answers)
-            self._answers[path] = answers
-            for token, own in self._mixture.law(answers).items():
-                if own * chance < floor / 4:
-                    continue
+            for token, own in self._mixture.law(answers, floor / (4 * chance)):
                 kind = level(own)
                 reached = chance * self._right.chance(kind)
                 if reached >= floor:
                     count += 1
-                    heapq.heappush(heap, (-reached, count, token, parent, kind, tail, path))
+                    heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
 
         floor, expected, prices = LEAST, 1.0, self._price(self._job.company)
-        look(tuple(tokens[-LONGEST:]), (), ROOT, 1.0)
+        stops = self._job.stop_ids
+        look(tuple(tokens[-LONGEST:]), ROOT, 0, 1.0)
         while heap and len(drafted) < self._nodes:
-            reached, _, token, parent, kind, tail, path = heapq.heappop(heap)
+            reached, _, token, parent, kind, tail, deep = heapq.heappop(heap)
             node = len(drafted)
             floor = max(LEAST, expected * prices[node])
             if -reached < floor:
@@ -199,8 +197,8 @@ class CascadeDrafter(Drafter):
             drafted.append(token)
             parents.append(parent)
             kinds.append(kind)
-            if len(path) + 1 < depth and -reached > BRANCHING * floor:
-                look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
+            if deep < depth and -reached > BRANCHING * floor and token not in stops:
+                look((*tail, token)[-LONGEST:], node, deep, -reached)
         self._poor = not drafted
         return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
 
@@ -222,10 +220,8 @@ class CascadeDrafter(Drafter):
         elif len(round.draft):
             self._rest = 0
         self._right.observe(round.draft, round.emitted)
-        for place, token in enumerate(round.emitted):
-            answers = self._answers.get(tuple(round.emitted[:place]))
-            if answers:
-                self._mixture.learn(answers, token)
+        for node, token in zip((ROOT, *round.verdict.path), round.emitted, strict=True):
+            self._mixture.learn(self._answers.get(node, ()), token)
         if self._recycled is None:
             return
         ids, shares = (part.tolist() for part in self._job.host.network.top(round.logits, RECYCLED))
