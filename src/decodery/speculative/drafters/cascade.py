@@ -39,6 +39,8 @@ LEAST = 0.01
 MOST_NODES = 48
 NODE_SECONDS = 30e-6
 """What a node costs outside of the pass: to be looked up, packed, ranked and remembered."""
+ROUND_SECONDS = 5e-4
+"""What any draft costs outside of the pass, however small. Jobs that share a pass wait for each other's."""
 BRANCHING = 1.3
 """Below a node that is reached less often than this times the least, nothing is looked for."""
 LONGEST_REST = 8
@@ -155,7 +157,7 @@ class CascadeDrafter(Drafter):
         self._rest = self._resting = 0
         self._poor = False
         """Whether the last look found nothing that would pay."""
-        self._prices: dict[int, list[float]] = {}
+        self._rounds: dict[int, list[float]] = {}
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
@@ -184,13 +186,14 @@ class CascadeDrafter(Drafter):
                     count += 1
                     heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
 
-        floor, expected, prices = LEAST, 1.0, self._price(self._job.company)
-        stops = self._job.stop_ids
+        floor, expected, stops = LEAST, 1.0, self._job.stop_ids
+        seconds, plain = self._seconds(self._job.company)
         look(tuple(tokens[-LONGEST:]), ROOT, 0, 1.0)
         while heap and len(drafted) < self._nodes:
             reached, _, token, parent, kind, tail, deep = heapq.heappop(heap)
             node = len(drafted)
-            floor = max(LEAST, expected * prices[node])
+            # What a further node costs as a share of the round, averaged over the next few.
+            floor = max(LEAST, expected * (seconds[node + 4] - seconds[node]) / (4 * seconds[node]))
             if -reached < floor:
                 break
             expected -= reached
@@ -199,19 +202,19 @@ class CascadeDrafter(Drafter):
             kinds.append(kind)
             if deep < depth and -reached > BRANCHING * floor and token not in stops:
                 look((*tail, token)[-LONGEST:], node, deep, -reached)
-        self._poor = not drafted
-        return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
+        self._poor = expected * plain <= seconds[len(drafted)]
+        return EMPTY if self._poor else Draft(drafted, parents, kinds=kinds)
 
-    def _price(self, company: int) -> list[float]:
-        """What a further node costs, as a share of a pass with so many nodes already; averaged over the next few."""
+    def _seconds(self, company: int) -> tuple[list[float], float]:
+        """Seconds of a round by the number of nodes (of each job, where several share the pass), and of a plain step."""
         if self._cost is None:
-            return [0.0] * (self._nodes + 1)
-        if company not in self._prices:
-            cost = [self._cost(company * rows) for rows in range(1, self._nodes + 6)]
-            self._prices[company] = [
-                ((cost[i + 4] - cost[i]) / 4 + NODE_SECONDS) / cost[i] for i in range(self._nodes + 1)
+            return [1.0] * (self._nodes + 5), 1.0
+        if company not in self._rounds:
+            self._rounds[company] = [
+                self._cost(company * (1 + nodes)) + company * (ROUND_SECONDS + nodes * NODE_SECONDS)
+                for nodes in range(self._nodes + 5)
             ]
-        return self._prices[company]
+        return self._rounds[company], self._cost(company)
 
     def observe(self, round: Round) -> None:
         if self._poor:
