@@ -78,7 +78,7 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=2832, help="different prompts; each is answered twice")
+    parser.add_argument("--prompts", type=int, default=4096, help="different prompts; each is answered twice")
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
