@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
+FORMS = (320, 576, 1024)
+"""Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
+READ_AHEAD = 16384
+"""Bytes behind a matrix that may be fetched, though not used."""
 _usual_threads: int | None = None
 """What torch is set to outside of `working`."""
 _calling = threading.Lock()
@@ -44,18 +48,20 @@ class Weights:
 
     held: list[Tensor] = field(default_factory=list)
 
-    def pack(self, *matrices: Tensor) -> int:
-        """Address of matrices [outputs, inputs], one below the other, in the layout of the decoder."""
+    def pack(self, *matrices: Tensor) -> binding.MatrixStruct:
+        """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
+        weight as it is."""
         lines = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0].contiguous()
         outputs, inputs = lines.shape
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
-        packed = torch.empty(outputs * inputs + 8192, dtype=torch.bfloat16)
-        # Tiles are read by whole cache lines.
-        skip = -packed.data_ptr() % 128 // 2
-        library().decodery_pack(lines.data_ptr(), outputs, inputs, packed.data_ptr() + 2 * skip)
+        for form in FORMS:
+            packed = torch.empty(outputs * inputs // 512 * form + READ_AHEAD, dtype=torch.uint8)
+            skip = -packed.data_ptr() % 128  # tiles are read by whole cache lines
+            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, packed.data_ptr() + skip):
+                break
         self.held.append(packed)
-        return packed.data_ptr() + 2 * skip
+        return binding.MatrixStruct(packed.data_ptr() + skip, form)
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""
