@@ -67,14 +67,16 @@ TOPICS = (
 )  # fmt: skip
 
 
-def varied_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different prompts, the same for the same seed. Raises ValueError where there are not so many."""
-    if count > len(ASKS) * len(TOPICS):
-        raise ValueError(f"there are {len(ASKS) * len(TOPICS)} prompts, not {count}")
+def varied_prompts(count: int, seed: int = 0, kinds: int = len(ASKS), topics: int = len(TOPICS)) -> list[str]:
+    """`count` different prompts of the first so many kinds and topics, the same for the same arguments. Raises ValueError where
+    there are not so many."""
+    kinds, topics = min(kinds, len(ASKS)), min(topics, len(TOPICS))
+    if count > kinds * topics:
+        raise ValueError(f"there are {kinds * topics} prompts, not {count}")
     generator = np.random.Generator(np.random.Philox(key=seed))
     prompts = []
-    for place in generator.permutation(len(ASKS) * len(TOPICS))[:count].tolist():
-        ask, topic = ASKS[place % len(ASKS)], place // len(ASKS)
-        others = [TOPICS[(topic + 1 + int(generator.integers(len(TOPICS) - 1))) % len(TOPICS)] for _ in range(2)]
+    for place in generator.permutation(kinds * topics)[:count].tolist():
+        ask, topic = ASKS[place % kinds], place // kinds
+        others = [TOPICS[(topic + 1 + int(generator.integers(topics - 1))) % topics] for _ in range(2)]
         prompts.append(ask.format(TOPICS[topic], *others))
     return prompts
