@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class MatrixStruct(Structure):
-    _fields_ = [("tiles", c_void_p), ("bytes", c_int64)]
+    _fields_ = [("tiles", c_void_p), ("bytes", c_int64), ("group", c_int64)]
 
 
 class LayerStruct(Structure):
@@ -91,7 +91,7 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.decodery_ready.restype = c_int
     library.decodery_amx.restype = c_int
-    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p]
+    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]
     library.decodery_pack.restype = c_int
     library.decodery_pass.argtypes = [POINTER(ModelStruct), POINTER(PassStruct), c_int]
     library.decodery_pass.restype = c_int

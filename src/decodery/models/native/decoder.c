@@ -63,10 +63,11 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
     const Model *m = w->model;
     const Pass *pass = w->pass;
     int64_t heads = m->heads + 2 * m->key_heads, width = m->width, depth = m->hidden / DEPTH, blocks = width / TILE;
+    Rows rows = enter(own->normed, m->hidden, pass->rows, layer->queries_keys_values, depth, own->turned);
     for (int64_t head; (head = piece()) < heads;) {
         Matrix matrix = from_block(layer->queries_keys_values, head * blocks, depth);
         const Segment *segment = pass->segment;
-        multiply(own->normed, m->hidden, pass->rows, matrix, depth, blocks, own->product, width);
+        multiply(&rows, matrix, depth, blocks, own->product, width);
         if (layer->queries_keys_values_bias)
             add_bias(own->product, pass->rows, width, layer->queries_keys_values_bias + head * width);
         for (int64_t i = 0; i < pass->rows; i++) {
@@ -82,11 +83,10 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
 static void project(const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own) {
     const Model *m = w->model;
     int64_t depth = inputs / DEPTH, hidden = m->hidden;
+    Rows rows = enter(input, inputs, w->pass->rows, matrix, depth, own->turned);
     for (int64_t next; (next = piece()) * CHUNK < hidden;) {
         int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
-        multiply(
-            input, inputs, w->pass->rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count
-        );
+        multiply(&rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
         if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
         for (int64_t i = 0; i < w->pass->rows; i++) {
             float *to = (apart ? w->added : w->rows) + i * hidden + column;
@@ -116,10 +116,11 @@ static void add_normed(const Work_space *w, const float *weight) {
 static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own) {
     const Model *m = w->model;
     int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE;
+    Rows rows = enter(own->normed, m->hidden, w->pass->rows, layer->gate_and_up, depth, own->turned);
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
         Matrix matrix = from_block(layer->gate_and_up, 2 * unit, depth);
-        multiply(own->normed, m->hidden, w->pass->rows, matrix, depth, 2 * together, own->product, count);
+        multiply(&rows, matrix, depth, 2 * together, own->product, count);
         if (layer->gate_and_up_bias) add_bias(own->product, w->pass->rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
         for (int64_t i = 0; i < w->pass->rows; i++)
             for (int64_t j = 0; j < together; j++) {
@@ -141,10 +142,11 @@ static void head(const Work_space *w, const Own *own) {
     int64_t depth = m->hidden / DEPTH, columns = 4 * TILE, blocks = m->vocabulary / TILE;
     for (int64_t i = 0; i < pass->wanted; i++)
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
+    Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block);
         Matrix matrix = from_block(m->head, block, depth);
-        multiply(own->normed, m->hidden, pass->wanted, matrix, depth, together, own->product, columns);
+        multiply(&rows, matrix, depth, together, own->product, columns);
         for (int64_t i = 0; i < pass->wanted; i++) {
             float *to = pass->logits + i * m->vocabulary + block * TILE;
             for (int64_t j = 0; j < together * TILE; j += TILE) {
@@ -203,12 +205,13 @@ int decodery_ready(void) {
 
 int decodery_amx(void) { return DECODERY_AMX; }
 
-/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes. outputs: a multiple of 16; inputs: of 32. Returns
- * 1, or 0 where the short form would change a weight; the memory then holds nothing of use. */
-int decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, int64_t bytes, char *to) {
-    for (int64_t block = 0; block < outputs; block += TILE)
-        for (int64_t input = 0; input < inputs; input += DEPTH, to += bytes)
-            if (!write_tile(matrix + block * inputs + input, inputs, bytes, to)) return 0;
+/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes and groups of so many blocks. outputs: a multiple of
+ * 16 * group; inputs: of 32. Returns 1, or 0 where the short form would change a weight; the memory then holds nothing of use. */
+int decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, int64_t bytes, int64_t group, char *to) {
+    for (int64_t first = 0; first < outputs; first += group * TILE)
+        for (int64_t input = 0; input < inputs; input += DEPTH)
+            for (int64_t block = first; block < first + group * TILE; block += TILE, to += bytes)
+                if (!write_tile(matrix + block * inputs + input, inputs, bytes, to)) return 0;
     return 1;
 }
 

@@ -6,10 +6,13 @@
 
 typedef uint16_t bf16;
 
+enum { MOST_GROUP = 4 };
+
 /* A packed matrix; weights.h says how it lies. */
 typedef struct {
     const void *tiles;
     int64_t bytes; /* of a tile */
+    int64_t group; /* blocks whose tiles lie in turns: 1, 2 or 4 */
 } Matrix;
 
 /* One decoder layer. Products are packed by `decodery_pack`; norms and biases are float32; NULL where there is none. */

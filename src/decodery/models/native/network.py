@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
-FORMS = (320, 576, 1024)
+FORMS = (384, 576, 1024)
 """Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
 READ_AHEAD = 16384
 """Bytes behind a matrix that may be fetched, though not used."""
@@ -48,20 +48,21 @@ class Weights:
 
     held: list[Tensor] = field(default_factory=list)
 
-    def pack(self, *matrices: Tensor) -> binding.MatrixStruct:
+    def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
         """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
-        weight as it is."""
+        weight as it is. together: blocks of 16 outputs that a product takes at once."""
         lines = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0].contiguous()
         outputs, inputs = lines.shape
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
+        group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
         for form in FORMS:
             packed = torch.empty(outputs * inputs // 512 * form + READ_AHEAD, dtype=torch.uint8)
             skip = -packed.data_ptr() % 128  # tiles are read by whole cache lines
-            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, packed.data_ptr() + skip):
+            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, packed.data_ptr() + skip):
                 break
         self.held.append(packed)
-        return binding.MatrixStruct(packed.data_ptr() + skip, form)
+        return binding.MatrixStruct(packed.data_ptr() + skip, form, group)
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""
@@ -159,12 +160,12 @@ class NativeNetwork(TransformersNetwork):
                 struct.key_norm = weights.floats(at.k_norm.weight)
             struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
             struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
-            struct.output = weights.pack(at.o_proj.weight)
+            struct.output = weights.pack(at.o_proj.weight, together=2)
             struct.output_bias = weights.floats(at.o_proj.bias)
             struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
             if ff.gate_proj.bias is not None:
                 struct.gate_and_up_bias = weights.floats(_interleaved(ff.gate_proj.bias, ff.up_proj.bias))
-            struct.down = weights.pack(ff.down_proj.weight)
+            struct.down = weights.pack(ff.down_proj.weight, together=2)
             struct.down_bias = weights.floats(ff.down_proj.bias)
             struct.kind = 0 if window is None else 1
         self._layer_structs = layers

@@ -1,9 +1,10 @@
 /* Packed matrices: how weights lie in memory.
  *
- * A packed matrix [outputs, inputs] is a list of blocks of 16 outputs; a block is a list of tiles of 32 inputs. Unpacked, a tile
- * holds for each of 16 pairs of inputs the pair of each output, in bfloat16. It is kept
+ * A packed matrix [outputs, inputs] is cut into blocks of 16 outputs and these into tiles of 32 inputs. The blocks that a product
+ * takes together are a group; groups follow each other, within a group the first tiles of all its blocks, then the second ones,
+ * and so on, so that a product reads from one place to the next. Unpacked, a tile holds for each of 16 pairs of inputs the pair of each output, in bfloat16. It is kept
  *   - as it is, in 1024 bytes;
- *   - in 320 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q;
+ *   - in 384 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q;
  *   - in 576 bytes where they are a scale times a number of eight bits.
  * The short forms are taken only where they give back every weight bit for bit, which holds for models that were once
  * quantised (GGUF's Q4_0, Q4_1 and Q8_0 have blocks of 32 inputs). A pass reads all weights once, so its time falls with them.
@@ -17,70 +18,80 @@
 
 #include "arithmetic.h"
 
-enum { BYTES_BF16 = 2 * TILE_ELEMENTS, BYTES_FOUR = 320, BYTES_EIGHT = 576 };
+enum { BYTES_BF16 = 2 * TILE_ELEMENTS, BYTES_FOUR = 384, BYTES_EIGHT = 576 };
 
-/* The matrix without its first blocks. depth: tiles of a block. */
+/* The matrix without its first blocks, whole groups of them. depth: tiles of a block. */
 static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
-    return (Matrix){(const char *)matrix.tiles + block * depth * matrix.bytes, matrix.bytes};
+    return (Matrix){(const char *)matrix.tiles + block * depth * matrix.bytes, matrix.bytes, matrix.group};
 }
 
 /* --- reading -------------------------------------------------------------------------------------------------------------- */
 
-/* Sixteen half-precision numbers, each twice: those of outputs 0 to 7, and of 8 to 15. */
-static inline void twice(const void *from, __m512 to[2]) {
-    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    __m512 all = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)from));
-    to[0] = _mm512_permutexvar_ps(low, all);
-    to[1] = _mm512_permutexvar_ps(_mm512_add_epi32(low, _mm512_set1_epi32(8)), all);
-}
-
-/* A tile of 320 bytes: 16 scales and 16 offsets in half precision, then four vectors of 16 words. Digit 2 i + h of a word is the
- * number of pair 4 vector + i, of the outputs of half h; the words of a vector are their outputs in turn, two inputs each. */
+/* A tile of 384 bytes: 16 scales and 16 offsets in float32, then four vectors of 32 words, one for each input; digit i of the words
+ * of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then looked
+ * up. `to`: [16 outputs, 32 inputs]. */
 static inline void unpack_four(const char *tile, bf16 *to) {
     const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512 scale[2], offset[2];
-    twice(tile, scale), twice(tile + 32, offset);
+    const __m512i digit = _mm512_set1_epi16(15), upper = _mm512_set1_epi16(16);
+    const float *scale = (const float *)tile, *offset = scale + TILE;
     for (int vector = 0; vector < 4; vector++) {
-        __m512i words = _mm512_load_si512(tile + 64 + 64 * vector);
-        for (int i = 0; i < 4; i++) {
-            /* Looking up a float by a word heeds only its last four bits. */
-            __m512 first = _mm512_permutexvar_ps(_mm512_srli_epi32(words, 8 * i), digits);
-            __m512 second = _mm512_permutexvar_ps(_mm512_srli_epi32(words, 8 * i + 4), digits);
-            first = _mm512_fmadd_ps(first, scale[0], offset[0]);
-            second = _mm512_fmadd_ps(second, scale[1], offset[1]);
-            _mm512_store_si512(to + (4 * vector + i) * DEPTH, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        __m512i words = _mm512_load_si512(tile + 128 + 64 * vector);
+        for (int half = 0; half < 2; half++) {
+            int output = 4 * vector + 2 * half;
+            __m512 first = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output]), _mm512_set1_ps(offset[output]));
+            __m512 second = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output + 1]), _mm512_set1_ps(offset[output + 1]));
+            __m512i either = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+            __m512i places = _mm512_and_si512(half ? _mm512_srli_epi16(words, 8) : words, digit);
+            _mm512_store_si512(to + output * DEPTH, _mm512_permutexvar_epi16(places, either));
+            /* (x and digit) or upper: the second sixteen of the table. */
+            places = _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 8 * half + 4), digit, upper, 0xea);
+            _mm512_store_si512(to + (output + 1) * DEPTH, _mm512_permutexvar_epi16(places, either));
         }
     }
 }
 
-/* A tile of 576 bytes: 16 scales in half precision, 32 bytes of nothing, and a number for each weight. */
+/* A tile of 576 bytes: 16 scales in float32 and then 32 numbers of each output. `to`: [16 outputs, 32 inputs]. */
 static inline void unpack_eight(const char *tile, bf16 *to) {
-    __m512 scale[2];
-    twice(tile, scale);
-    for (int pair = 0; pair < TILE; pair++) {
-        const char *from = tile + 64 + 32 * pair;
+    const float *scale = (const float *)tile;
+    for (int output = 0; output < TILE; output++) {
+        const char *from = tile + 64 + 32 * output;
+        __m512 factor = _mm512_set1_ps(scale[output]);
         __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)from)));
         __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)(from + 16))));
-        first = _mm512_mul_ps(first, scale[0]), second = _mm512_mul_ps(second, scale[1]);
-        _mm512_store_si512(to + pair * DEPTH, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        first = _mm512_mul_ps(first, factor), second = _mm512_mul_ps(second, factor);
+        _mm512_store_si512(to + output * DEPTH, (__m512i)_mm512_cvtne2ps_pbh(second, first));
     }
 }
 
-enum { AHEAD = 8 * BYTES_BF16 };
+/* Compilers take a tile load for an instruction that reads no memory. */
+static inline void written(void) { __asm__ volatile("" ::: "memory"); }
 
-/* A tile in bfloat16: where it lies, or unpacked to `to`. fresh: it comes from memory, and so will those that follow it. */
-static inline __attribute__((always_inline)) const bf16 *read_tile(const char *tile, const int bytes, bf16 *to, const int fresh) {
-    /* Short tiles come in time by themselves, and every instruction counts. */
-    if (fresh && bytes == BYTES_BF16)
-        for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + AHEAD + line, _MM_HINT_T0);
+enum { AHEAD = 32 * BYTES_BF16, PACKED_AHEAD = 16 * BYTES_FOUR };
+
+/* A packed tile as [16 outputs, 32 inputs]. */
+static inline __attribute__((always_inline)) const bf16 *unpack(const char *tile, const int bytes, bf16 *to) {
+    for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + PACKED_AHEAD + line, _MM_HINT_T0);
     if (bytes == BYTES_FOUR)
         unpack_four(tile, to);
-    else if (bytes == BYTES_EIGHT)
-        unpack_eight(tile, to);
     else
+        unpack_eight(tile, to);
+    written();
+    return to;
+}
+
+/* A tile in pairs: where it lies, or unpacked to `to`. fresh: it comes from memory, and so will those that follow it. */
+static inline __attribute__((always_inline)) const bf16 *read_tile(const char *tile, const int bytes, bf16 *to, const int fresh) {
+    if (bytes == BYTES_BF16) {
+        if (fresh)
+            for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + AHEAD + line, _MM_HINT_T0);
         return (const bf16 *)tile;
-    /* Compilers take a tile load for an instruction that reads no memory. */
-    __asm__ volatile("" ::: "memory");
+    }
+    __m512i pairs[TILE];
+    unpack(tile, bytes, to);
+    for (int i = 0; i < TILE; i++) pairs[i] = _mm512_load_si512(to + i * DEPTH);
+    transpose(pairs);
+    for (int i = 0; i < TILE; i++) _mm512_store_si512(to + i * DEPTH, pairs[i]);
+    written();
     return to;
 }
 
@@ -95,7 +106,7 @@ static inline void around(__m512 weights, __m512 *low, __m512 *high) {
 static inline uint16_t half_bits(float value) { return (uint16_t)_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
 
 /* Find scale and offset such that sixteen steps give back 32 weights. Returns 1 and the numbers, or 0. */
-static int grid_of_sixteen(const float *weights, uint16_t *scale, uint16_t *offset, uint8_t *numbers) {
+static int grid_of_sixteen(const float *weights, float *scale, float *offset, uint8_t *numbers) {
     enum { NEIGHBOURS = 6 };
     __m512 w[2] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + TILE)};
     float least = _mm512_reduce_min_ps(_mm512_min_ps(w[0], w[1])), most = _mm512_reduce_max_ps(_mm512_max_ps(w[0], w[1]));
@@ -130,7 +141,7 @@ static int grid_of_sixteen(const float *weights, uint16_t *scale, uint16_t *offs
                     );
                 if (_mm512_test_epi32_mask(wrong, wrong)) continue;
                 for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
-                *scale = second, *offset = first;
+                *scale = _cvtsh_ss(second), *offset = base;
                 return 1;
             }
         }
@@ -140,7 +151,7 @@ static int grid_of_sixteen(const float *weights, uint16_t *scale, uint16_t *offs
 }
 
 /* Find a scale such that numbers of eight bits give back 32 weights. Returns 1 and the numbers, or 0. */
-static int grid_of_bytes(const float *weights, uint16_t *scale, int8_t *numbers) {
+static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
     enum { NEIGHBOURS = 8 };
     __m512 w[2] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + TILE)};
     float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(w[0]), _mm512_abs_ps(w[1])));
@@ -160,7 +171,7 @@ static int grid_of_bytes(const float *weights, uint16_t *scale, int8_t *numbers)
             wrong = _mm512_and_si512(wrong, _mm512_set1_epi32(0x7fffffff));
             if (_mm512_test_epi32_mask(wrong, wrong)) continue;
             for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
-            *scale = bits;
+            *scale = value;
             return 1;
         }
     }
@@ -175,24 +186,19 @@ static int write_tile(const bf16 *matrix, int64_t inputs, int64_t bytes, char *t
             for (int output = 0; output < TILE; output++, tile += 2) memcpy(tile, matrix + output * inputs + 2 * pair, 4);
         return 1;
     }
-    uint16_t *scales = (uint16_t *)to, *offsets = scales + TILE;
+    float *scales = (float *)to, *offsets = scales + TILE;
     memset(to, 0, (size_t)bytes);
     for (int output = 0; output < TILE; output++) {
         float weights[DEPTH];
         uint8_t numbers[DEPTH];
         for (int i = 0; i < DEPTH; i += TILE) _mm512_storeu_ps(weights + i, load_bf16(matrix + output * inputs + i));
-        int half = output / 8, place = 2 * (output % 8);
         if (bytes == BYTES_FOUR) {
             if (!grid_of_sixteen(weights, scales + output, offsets + output, numbers)) return 0;
-            uint32_t *words = (uint32_t *)(to + 64);
-            for (int input = 0; input < DEPTH; input++) {
-                int pair = input / 2;
-                words[pair / 4 * 16 + place + input % 2] |= (uint32_t)numbers[input] << (8 * (pair % 4) + 4 * half);
-            }
+            uint16_t *words = (uint16_t *)(to + 128) + output / 4 * DEPTH;
+            for (int i = 0; i < DEPTH; i++) words[i] |= (uint16_t)(numbers[i] << 4 * (output % 4));
         } else {
             if (!grid_of_bytes(weights, scales + output, (int8_t *)numbers)) return 0;
-            for (int input = 0; input < DEPTH; input++)
-                to[64 + 32 * (input / 2) + 16 * half + place + input % 2] = (char)numbers[input];
+            memcpy(to + 64 + DEPTH * output, numbers, DEPTH);
         }
     }
     return 1;
