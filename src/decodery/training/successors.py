@@ -79,7 +79,8 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=4096, help="different prompts; each is answered twice")
+    parser.add_argument("--prompts", type=int, default=4096, help="different prompts")
+    parser.add_argument("--answers", type=int, default=2, choices=(1, 2), help="how often each is answered")
     parser.add_argument("--kinds", type=int, default=len(ASKS), help="kinds of prompts, the first so many")
     parser.add_argument("--topics", type=int, default=len(TOPICS), help="topics, the first so many")
     parser.add_argument("--new-tokens", type=int, default=160)
@@ -102,7 +103,7 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     once = varied_prompts(given.prompts, given.seed, given.kinds, given.topics)
     # Every other batch is greedy: the second time, a prompt stands in a batch of the other kind.
-    prompts = once + once[BATCH:] + once[:BATCH]
+    prompts = once + once[BATCH:] + once[:BATCH] if given.answers == 2 else once
     files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work)
     files += [path for folder in given.texts_of for path in sorted(folder.glob("[0-9]*.npz")) if path.stem.isdigit()]
     table = table_of(files, lm.network.vocabulary, fingerprint(lm.tokenizer, lm.network.vocabulary))
