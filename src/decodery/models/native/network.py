@@ -44,9 +44,14 @@ _calling = threading.Lock()
 
 @dataclass(eq=False)
 class Weights:
-    """Packed weights, and the structures that point at them. `held` keeps the memory alive."""
+    """Packed weights, and the structures that point at them.
 
+    forms: in which matrices may be kept, see FORMS. held: keeps the memory alive. shortened: matrices kept in fewer bits.
+    """
+
+    forms: tuple[int, ...]
     held: list[Tensor] = field(default_factory=list)
+    shortened: int = 0
 
     def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
         """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
@@ -56,12 +61,13 @@ class Weights:
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
         group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
-        for form in FORMS:
+        for form in self.forms:
             packed = torch.empty(outputs * inputs // 512 * form + READ_AHEAD, dtype=torch.uint8)
             skip = -packed.data_ptr() % 128  # tiles are read by whole cache lines
             if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, packed.data_ptr() + skip):
                 break
         self.held.append(packed)
+        self.shortened += form != FORMS[-1]
         return binding.MatrixStruct(packed.data_ptr() + skip, form, group)
 
     def floats(self, *vectors: Tensor | None) -> int | None:
@@ -85,18 +91,19 @@ def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
 class NativeNetwork(TransformersNetwork):
     """A transformers model whose passes run in compiled code.
 
-    owned: nobody else uses the model, so its own copy of the weights is dropped. Raises ValueError or NotBuilt where the
-    model or the machine does not qualify.
+    owned: nobody else uses the model, so its own copy of the weights is dropped. packed: keep weights in four or eight bits
+    where that loses nothing; all scores stay the same. Raises ValueError or NotBuilt where the model or the machine does not
+    qualify.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False):
+    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = True):
         super().__init__(model, name)
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
         if not fits(model):
             raise ValueError(f"{type(model).__name__} has another layer layout")
         self._library = library()
-        self._weights = Weights()
+        self._weights = Weights(FORMS if packed else FORMS[-1:])
         self._windows_used = sorted({w for w in self._windows if w is not None})
         if len(self._windows_used) > 1:
             raise ValueError("the layers have sliding windows of several sizes")
@@ -109,7 +116,7 @@ class NativeNetwork(TransformersNetwork):
         if owned:
             self.fingerprint()  # looks at weights that go now
             self._drop()
-        self.path = "native"
+        self.path = "packed" if self._weights.shortened else "native"
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
