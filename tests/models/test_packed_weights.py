@@ -86,7 +86,7 @@ def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biases"])
 def test_scores_are_the_same_bits(family: str) -> None:
     model = quantised(family)
-    packed, native = NativeNetwork(model, family), NativeNetwork(model, family, packed=False)
+    packed, native = NativeNetwork(model, family, packed=True), NativeNetwork(model, family)
     assert (packed.path, native.path) == ("packed", "native")
     same_scores(packed, native)
 
@@ -95,7 +95,7 @@ def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.Mo
     plain = build.binding.load(build._compiled(("-DDECODERY_NO_AMX",)))
     monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
     model = quantised("llama")
-    same_scores(NativeNetwork(model, "llama"), NativeNetwork(model, "llama", packed=False))
+    same_scores(NativeNetwork(model, "llama", packed=True), NativeNetwork(model, "llama"))
 
 
 def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:
@@ -120,5 +120,5 @@ def test_a_model_that_cannot_be_packed_says_so_and_runs_natively() -> None:
     assert network_for(model, "llama").path == "native"
     with pytest.raises(BadSetting, match="do not fit into four or eight bits"):
         network_for(model, "llama", fast="packed")
-    assert network_for(quantised("llama"), "llama").path == "packed"
-    assert network_for(quantised("llama"), "llama", fast="native").path == "native"
+    assert network_for(quantised("llama"), "llama", fast="packed").path == "packed"
+    assert network_for(quantised("llama"), "llama").path == "native"

@@ -96,7 +96,7 @@ class NativeNetwork(TransformersNetwork):
     qualify.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = True):
+    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = False):
         super().__init__(model, name)
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
