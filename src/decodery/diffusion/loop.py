@@ -97,21 +97,38 @@ class Denoising:
         start, end: the current block; end is None for the forward that opens it. offsets: those wanted, by default all that
         the plan's rule may look at. Offsets that the forward does not compute are left out.
         """
+        rows = self.rows(start, end)
+        wanted = self._wanted(start, end) if offsets is None else list(offsets)
+        carried, inside = self.reached(wanted, rows)
+        answers = yield self._forwards_over(rows, self.asked(inside, rows))
+        self._forwards += 1
+        laws = self.laws([answer.logits for answer in answers], carried, inside)
+        if self.model.shift and inside and not carried and self.plan.shift_row == "carry":
+            self._carried = {inside[0]: laws.scores[0]}
+        return laws
+
+    def rows(self, start: int, end: int | None) -> range:
+        """The rows that a forward computes; start, end: as of `score`."""
         rows = self.plan.cache.rows(self.canvas, start, end)
         if self.model.shift and self.plan.shift_row == "compute":
             rows = range(max(rows.start - 1, 0), rows.stop)
-        wanted = self._wanted(start, end) if offsets is None else list(offsets)
+        return rows
+
+    def reached(self, wanted: Sequence[int], rows: range) -> tuple[list[int], list[int]]:
+        """Of these offsets, those whose scores an earlier forward has left, and those that stand in `rows`."""
         row_of = {offset: self.canvas.prompt + offset - self.model.shift for offset in wanted}
         inside = [offset for offset in wanted if row_of[offset] in rows]
         carried = [offset for offset in wanted if row_of[offset] not in rows and offset in self._carried]
-        asked = [row_of[offset] - rows.start for offset in inside]
-        answers = yield self._forwards_over(rows, asked)
-        self._forwards += 1
-        scores = self._guided([answer.logits for answer in answers]).float()
+        return carried, inside
+
+    def asked(self, inside: Sequence[int], rows: range) -> list[int]:
+        """Where the scores of these offsets stand among `rows`."""
+        return [self.canvas.prompt + offset - self.model.shift - rows.start for offset in inside]
+
+    def laws(self, logits: Sequence[Tensor], carried: Sequence[int], inside: Sequence[int]) -> Laws:
+        """The laws of offsets. logits: [len(inside), vocabulary], one, or with guidance two; what is carried precedes them."""
+        scores = self._guided(logits).float()
         scores[:, self._banned] = -float("inf")
-        if self.model.shift and inside and self.plan.shift_row == "carry":
-            first = inside[0]
-            self._carried = {first: scores[0]} if not carried else self._carried
         if carried:
             scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
         committed = len(self.job.new_tokens)
@@ -122,12 +139,15 @@ class Denoising:
             return self.canvas.masked()
         return self.canvas.masked(start, self.plan.blocks.end(self.canvas, start, None) if end is None else end)
 
+    def texts(self, canvas: Canvas) -> tuple[list[int], ...]:
+        """What a forward reads: prompt and canvas, and with guidance also the canvas behind a masked prompt."""
+        hidden = [self.model.mask_token_id] * canvas.prompt + canvas.answer
+        return (canvas.tokens, hidden)[: len(self._sequences)]
+
     def _forwards_over(self, rows: range, asked: Sequence[int]) -> tuple[Forward, ...]:
-        visible = self.canvas.tokens
-        hidden = [self.model.mask_token_id] * self.canvas.prompt + self.canvas.answer
         return tuple(
             Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=list(asked))
-            for sequence, tokens in zip(self._sequences, (visible, hidden), strict=False)
+            for sequence, tokens in zip(self._sequences, self.texts(self.canvas), strict=True)
         )
 
     def _guided(self, logits: Sequence[Tensor]) -> Tensor:
