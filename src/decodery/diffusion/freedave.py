@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery._lazy import torch
+from decodery.diffusion.base import REGIMES, Claim
 from decodery.diffusion.laws import Laws
 from decodery.diffusion.loop import Denoising, Plan
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Step
-from decodery.engine.method import Decoding, Exactness, Method, parameter
+from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
 from decodery.models.forward import Attend, Forward, Slots
 from decodery.sampling.noise import Chance, Noise, Stage
@@ -342,6 +343,7 @@ class FreeDave(MaskedDiffusionDecoding):
         "arXiv 2510.00294"
     )
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_STATIC
+    drafting: ClassVar[type[Drafting]] = Drafting
     subset: ClassVar[bool] = False
 
     draft_steps: int = parameter(4, "states that are forwarded together", low=1, high=64)
@@ -364,12 +366,31 @@ class FreeDave(MaskedDiffusionDecoding):
         layout = self.layout
         if layout == "auto":
             layout = "batch" if plan.length <= BATCH_CANVAS else "tree"
-        yield from Drafting(job, plan, self.draft_steps, layout, self.eager, self.subset).run()
+        yield from self.drafting(job, plan, self.draft_steps, layout, self.eager, self.subset).run()
 
-    def static(self) -> Method:
+    def static(self) -> MaskedDiffusionDecoding:
         """The decoder whose canvas and order of commits are reproduced."""
         return MaskedDiffusionDecoding(
             **{item.name: getattr(self, item.name) for item in MaskedDiffusionDecoding.parameters()}
+        )
+
+    def claims(self) -> tuple[Claim, ...]:
+        variants = {f"{layout} layout, cache {cache}": replace(self, layout=layout, cache=cache, eager=False)
+                    for cache in REGIMES for layout in ("batch", "tree")}  # fmt: skip
+        variants["eager"] = replace(self, cache="none", eager=True)
+        free = replace(self, value_independent=True)
+        return (
+            Claim("the canvas of the static decoder", self, self.static()),
+            *(
+                Claim(f"the canvas of the static decoder, {label}", variant, variant.static())
+                for label, variant in variants.items()
+                if variant != self
+            ),
+            Claim("the same draws as the static decoder's, positions chosen by their laws", free, free.static(), 1.0),
+            Claim(
+                "one token per step, at a position chosen by its law alone, is exact sampling",
+                replace(free, rule="low_confidence", steps=None, tokens_per_step=None, cache="none", cfg_scale=0.0),
+            ),
         )
 
 
@@ -380,7 +401,12 @@ class FreeDavePlusPlus(FreeDave):
     name: ClassVar[str] = "freedave-plus-plus"
     title: ClassVar[str] = "FreeDave++"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    # Of several steps merged into one only those are, whose tokens agree with the rule's: close to it, but not the same.
     subset: ClassVar[bool] = True
 
     rule: str = parameter("threshold", "which masked positions are filled in a step", choices=("threshold", "factor"))
     threshold: float = parameter(0.95, "confidence of the rule threshold; above 1: one token per step", low=0.0)
+
+    def claims(self) -> tuple[Claim, ...]:
+        static = replace(self, rule="threshold", threshold=1.01)
+        return (Claim("with a threshold above 1 the canvas of one token per step", static, static.static()),)
