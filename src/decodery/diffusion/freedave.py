@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from decodery._lazy import torch
 from decodery.diffusion.base import REGIMES, Claim
 from decodery.diffusion.laws import Laws
-from decodery.diffusion.loop import Denoising, Plan
+from decodery.diffusion.loop import Ask, Denoising, Plan
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
-from decodery.models.forward import Attend, Forward, Slots
+from decodery.models.forward import Forward, Scores, Slots
 from decodery.sampling.noise import Chance, Noise, Stage
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.engine.job import Job
-    from decodery.models.forward import Scores
     from decodery.models.sequence import Sequence as CachedSequence
 
+Answering = Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Scores]]]
+"""Yields forwards, returns the answers to each ask."""
 BATCH_CANVAS = 64
 """Up to this many positions, copies of the whole cache cost less than attention over all copies of a block."""
 LAYOUTS = ("auto", "batch", "tree", "single")
@@ -241,75 +242,51 @@ class Drafting(Denoising):
         """
         drafts = self.guess(laws, place)
         self.job.statistics.drafted += sum(len(draft.step.commit.offsets) for draft in drafts)
-        rows = self.rows(place.start, place.end)
         states = [(self.canvas, place), *((draft.canvas, draft.place) for draft in drafts)]
-        reached = [self.reached(self._offered(canvas, at), rows) for canvas, at in states]
-        asked = [self.asked(inside, rows) for _, inside in reached]
-        ask = self._as_tree if self.layout == "tree" else self._as_batch
-        logits = yield from ask([canvas for canvas, _ in states], rows, asked)
-        self._forwards += 1
-        mine, *theirs = [
-            self.laws(scores, carried, inside) for scores, (carried, inside) in zip(logits, reached, strict=True)
+        copies = self._copies_for(len(states))
+        asks = [
+            self.ask(at.start, at.end, self._offered(canvas, at), canvas, copy)
+            for (canvas, at), copy in zip(states, copies, strict=True)
         ]
+        answers = yield from (self._side_by_side(asks) if self.layout == "tree" else self._as_batch(asks))
+        self.forwards += 1
+        mine, *theirs = [ask.laws(answer) for ask, answer in zip(asks, answers, strict=True)]
         return mine, list(zip(drafts, theirs, strict=True))
 
     # Layouts
 
-    def _as_batch(
-        self, canvases: Sequence[Canvas], rows: range, asked: Sequence[list[int]]
-    ) -> Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Tensor]]]:
-        """Each state in a copy of the cache of its own: logits of the asked rows, per state and guidance.
+    def _copies_for(self, count: int) -> list[tuple[CachedSequence, ...]]:
+        """The sequences of each state. No accepted copy is kept: copies differ in the rows that are computed alone, and every
+        forward computes these anew."""
+        if self.layout == "tree":
+            return [self.sequences] * count
+        self._copies = self._copies or [self.sequences]
+        while len(self._copies) < count:
+            self._copies.append(tuple(sequence.fork() for sequence in self.sequences))
+        return self._copies[:count]
 
-        No accepted copy is kept: copies differ in the computed rows alone, and every forward computes these anew.
-        """
-        self._copies = self._copies or [self._sequences]
-        while len(self._copies) < len(canvases):
-            self._copies.append(tuple(sequence.fork() for sequence in self._sequences))
+    def _as_batch(self, asks: Sequence[Ask]) -> Answering:
+        """Each state in a copy of the cache of its own: the answers to each ask."""
+        sides = range(len(self.sequences))
         together = self.layout != "single"
         forwards = [
-            Forward(
-                self._copies[state][side],
-                self.texts(canvas)[side][rows.start : rows.stop],
-                attend=Attend.FULL,
-                slots=rows,
-                logits=asked[state],
-                joined=together and state > 0,
-            )
-            for side in range(len(self._sequences))
-            for state, canvas in enumerate(canvases)
+            replace(ask.forwards[side], joined=together and place > 0)
+            for side in sides
+            for place, ask in enumerate(asks)
         ]
         answers: list[Scores] = []
         for batch in [forwards] if together else [[forward] for forward in forwards]:
             answers += yield tuple(batch)
-        return [[answer.logits for answer in answers[state :: len(canvases)]] for state in range(len(canvases))]
+        return [answers[place :: len(asks)] for place in range(len(asks))]
 
-    def _as_tree(
-        self, canvases: Sequence[Canvas], rows: range, asked: Sequence[list[int]]
-    ) -> Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Tensor]]]:
-        """The same in one forward: copies of the rows side by side behind the cache, each at the same positions, seeing
-        itself and all cached rows but those it stands for."""
-        size, cached = len(rows), self._sequences[0].length
-        mask = torch.zeros(len(canvases) * size, cached + len(canvases) * size, dtype=torch.bool)
-        mask[:, :cached] = True
-        mask[:, rows.start : rows.stop] = False
-        for state in range(len(canvases)):
-            first = state * size
-            mask[first : first + size, cached + first : cached + first + size] = True
-        wanted = [state * size + row for state, own in enumerate(asked) for row in own]
-        texts = [self.texts(canvas) for canvas in canvases]
+    def _side_by_side(self, asks: Sequence[Ask]) -> Answering:
+        """The same in one forward: copies of the rows behind the cache, each at the same positions, seeing itself and all
+        cached rows but those it stands for."""
         answers = yield tuple(
-            Forward(
-                sequence,
-                [token for text in texts for token in text[side][rows.start : rows.stop]],
-                positions=[*rows] * len(canvases),
-                attend=mask,
-                slots=Slots.NOWHERE,
-                logits=wanted,
-            )
-            for side, sequence in enumerate(self._sequences)
+            _side_by_side([ask.forwards[side] for ask in asks]) for side in range(len(self.sequences))
         )
-        parts = [answer.logits.split([len(own) for own in asked]) for answer in answers]
-        return [list(part) for part in zip(*parts, strict=True)]
+        parts = [answer.logits.split([len(ask.forwards[0].logit_rows()) for ask in asks]) for answer in answers]
+        return [[Scores(logits) for logits in own] for own in zip(*parts, strict=True)]
 
     # Statistics
 
@@ -320,6 +297,25 @@ class Drafting(Denoising):
         self.job.statistics.accepted += drafted
         self.job.statistics.bonus -= drafted
         return over
+
+
+def _side_by_side(forwards: Sequence[Forward]) -> Forward:
+    """One forward for several of the same rows of one sequence, none of which sees another or is kept."""
+    sequence, rows = forwards[0].sequence, list(forwards[0].written_slots())
+    size, cached = len(rows), sequence.length
+    mask = torch.zeros(len(forwards) * size, cached + len(forwards) * size, dtype=torch.bool)
+    mask[:, :cached] = True
+    mask[:, rows] = False
+    for first in range(0, len(mask), size):
+        mask[first : first + size, cached + first : cached + first + size] = True
+    return Forward(
+        sequence,
+        [int(token) for forward in forwards for token in forward.tokens],
+        positions=rows * len(forwards),
+        attend=mask,
+        slots=Slots.NOWHERE,
+        logits=[place * size + row for place, forward in enumerate(forwards) for row in forward.logit_rows()],
+    )
 
 
 def _merged(steps: Sequence[StaticStep]) -> StaticStep:
