@@ -112,7 +112,7 @@ class Study:
         outcomes = [
             Outcome(
                 sample.task,
-                (score(sample, reply.text), score(sample, plain.text)),
+                (score(sample, reply.text.strip()), score(sample, plain.text.strip())),
                 (reply.stats.forwards, plain.stats.forwards),
                 (reply.stats.rows, plain.stats.rows),
                 sum(step >= 0 for step in reply.stats.step_of),
