@@ -18,7 +18,6 @@ from decodery.diffusion.unmasking.base import Commit, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
 from decodery.models.forward import Forward, Scores, Slots
-from decodery.sampling.noise import Chance, Noise, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
     from decodery.engine.job import Job
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.noise import Chance, Stage
 
 Answering = Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Scores]]]
 """Yields forwards, returns the answers to each ask."""
@@ -103,6 +103,8 @@ class Drafting(Denoising):
         subset: bool = False,
         **more: Any,
     ):
+        from decodery.sampling.noise import Noise
+
         super().__init__(job, plan, **more)
         self.draft_steps, self.layout, self.eager, self.subset = draft_steps, layout, eager, subset
         # Noise may be asked twice at an address. A chance that may not is left to the decoder itself.
