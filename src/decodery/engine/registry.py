@@ -32,6 +32,8 @@ BUILT_IN = {
     "swift": "decodery.speculative.drafters.swift:Swift",
     "del": "decodery.speculative.drafters.del_:DynamicExit",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
+    "freedave": "decodery.diffusion.freedave:FreeDave",
+    "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

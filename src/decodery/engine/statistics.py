@@ -44,10 +44,10 @@ class Statistics:
     peak_memory_bytes: int = 0
     started: float = field(default_factory=time.perf_counter, repr=False)
 
-    def count(self, model: str, rows: int, layers: int) -> None:
-        """One forward of `rows` rows through `layers` layers of `model`."""
+    def count(self, model: str, rows: int, layers: int, forwards: int = 1) -> None:
+        """One forward of `rows` rows through `layers` layers of `model`; forwards is 0 for a part of the one before."""
         entry = self.models.setdefault(model, ModelStatistics())
-        entry.forwards += 1
+        entry.forwards += forwards
         entry.rows += rows
         entry.layer_rows += rows * layers
 

@@ -107,6 +107,7 @@ class Forward:
     layers: which decoder layers run; the caches of the others are not written.
     taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
     logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
+    joined: it is one batch with the forward asked before it in the same step: its rows are counted, it itself is not.
     """
 
     sequence: Sequence
@@ -117,6 +118,7 @@ class Forward:
     layers: Layers = ALL_LAYERS
     taps: tuple[int, ...] = ()
     logits: Rows | Listing[int] = Rows.ALL
+    joined: bool = False
 
     @property
     def count(self) -> int:
