@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from decodery.engine.method import Decoding
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.law import Law
     from decodery.sampling.noise import Chance
 
 Scoring = Generator[Forward | tuple[Forward, ...], Any, Laws]
@@ -66,18 +67,25 @@ class Plan:
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
 
-    chance: the noise; by default the job's. publish: whether what is complete is committed to the job, as the output and
-    with events; without it the canvas is one of several tries, for the caller to choose among.
+    chance, law: noise and processed law; by default the job's. publish: whether what is complete is committed to the job, as
+    the output and with events; without it the canvas is one of several tries, for the caller to choose among.
     """
 
-    def __init__(self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True):
+    def __init__(
+        self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
+    ):
         self.job, self.plan = job, plan
         self.chance = job.noise if chance is None else chance
+        self.law = job.law if law is None else law
         self.model = model_of(job)
         self.canvas = Canvas(job.prompt, plan.length, self.model)
         self.number = 0
         """Steps taken."""
+        self.forwards = 0
+        """Forwards of the model so far; guidance takes two at a time."""
         self.publishing = publish
+        self.over = False
+        """Whether the decoding has come to its end: by `early_stop`, by a setting of the request, or because it is filled."""
         self._sequences: tuple[CachedSequence, ...] = tuple(
             job.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
         )
@@ -107,6 +115,7 @@ class Denoising:
         asked = [row_of[offset] - rows.start for offset in inside]
         answers = yield self._forwards_over(rows, asked)
         self._forwards += 1
+        self.forwards += len(self._sequences)
         scores = self._guided([answer.logits for answer in answers]).float()
         scores[:, self._banned] = -float("inf")
         if self.model.shift and inside and self.plan.shift_row == "carry":
@@ -115,7 +124,7 @@ class Denoising:
         if carried:
             scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
         committed = len(self.job.new_tokens)
-        return Laws([*carried, *inside], scores, self.job.law, self.chance, self.canvas.prompt, committed)
+        return Laws([*carried, *inside], scores, self.law, self.chance, self.canvas.prompt, committed)
 
     def _wanted(self, start: int, end: int | None) -> list[int]:
         if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
@@ -147,19 +156,25 @@ class Denoising:
         if self.publishing and commit.offsets:
             self.job.unmasked(self.number, commit.offsets, commit.tokens)
         self.number += 1
-        if self.publishing and self.plan.early_stop == "prefix":
+        if self.plan.early_stop == "prefix":
             self.publish(self.canvas.complete_until())
 
     def publish(self, until: int) -> bool:
-        """Commit the offsets before `until` to the job; True when the request is over."""
+        """Commit the offsets before `until` to the job; True when the decoding is over. A try that is not published is over
+        where a published one would be, as far as end tokens say."""
+        if not self.publishing:
+            self.over = self.over or not self.job.stop_ids.isdisjoint(self.canvas.answer[:until])
+            return self.over
         first = len(self.job.new_tokens)
-        if self.job.finish_reason is not None or until <= first:
-            return self.job.finish_reason is not None
+        self.over = self.job.finish_reason is not None
+        if self.over or until <= first:
+            return self.over
         tokens = self.canvas.answer[first:until]
         empty = torch.empty(0)
         rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
         forwards, self._forwards = self._forwards, 0
-        return self.job.commit(tokens, rows, rounds=forwards)
+        self.over = self.job.commit(tokens, rows, rounds=forwards)
+        return self.over
 
     def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
         """Decode the canvas; returns it. Ends early where the job does."""
@@ -176,9 +191,9 @@ class Denoising:
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
             yield from self.fill_block(laws, start, end)
-            if self.publishing and plan.early_stop == "block" and self.publish(end):
-                return canvas
-            if self.job.finish_reason is not None:
+            if plan.early_stop == "block":
+                self.publish(end)
+            if self.over:
                 return canvas
             start = end
         if self.publishing:
@@ -198,7 +213,7 @@ class Denoising:
                 commit = yield from commit
             self.fill(commit, laws)
             in_block += 1
-            if not self.canvas.masked(start, end) or self.job.finish_reason is not None:
+            if self.over or not self.canvas.masked(start, end):
                 return
             if commit.offsets:
                 idle = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -45,6 +45,11 @@ class Host(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def companion(self, name: str) -> Scorer: ...
+
+    @property
+    def companions(self) -> Mapping[str, Any]:
+        """The language models that have been loaded as companions, by name."""
+        ...
 
 
 class Job:

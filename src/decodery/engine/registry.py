@@ -32,6 +32,9 @@ BUILT_IN = {
     "swift": "decodery.speculative.drafters.swift:Swift",
     "del": "decodery.speculative.drafters.del_:DynamicExit",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
+    "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
+    "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
+    "hex": "decodery.diffusion.hex:HiddenExperts",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
