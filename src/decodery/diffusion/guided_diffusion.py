@@ -16,7 +16,6 @@ from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadPrompt, Refused
 from decodery.models.forward import Forward, Rows
-from decodery.sampling.top import likeliest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +54,9 @@ class Gate:
         same = [other for other in meant if other < row.shape[0]]
         if not same:
             return False
-        if self.kind == "deterministic":
-            return likeliest(row) in same
-        if self.kind == "topk":
-            return any(_rank(row, other) < self.top_k for other in same)
+        if self.kind in ("deterministic", "topk"):
+            first = 1 if self.kind == "deterministic" else self.top_k
+            return any(_rank(row, other) < first for other in same)
         law = row.double().softmax(-1)
         probability = float(law[same].sum())
         if self.kind == "relative":

@@ -17,14 +17,12 @@ from decodery._lazy import torch
 from decodery.diffusion import answers
 from decodery.diffusion.base import DiffusionMethod
 from decodery.diffusion.blocks.base import FixedBlocks
-from decodery.diffusion.loop import Denoising, Plan, model_of
+from decodery.diffusion.loop import Denoising, Plan
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.diffusion.votes import Key, Vote, count, decided
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
-from decodery.sampling.law import Law
-from decodery.sampling.noise import Noise
 
 if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
@@ -185,7 +183,9 @@ class HiddenExperts(DiffusionMethod):
         )
         law = job.law
         if law.greedy and self.temperature > 0:
-            law = Law(replace(job.settings, temperature=self.temperature), job.prompt, sorted(job.stop_ids))
+            law = job.law_with(temperature=self.temperature)
+        from decodery.sampling.noise import Noise  # here, since it needs torch
+
         assert job.settings.seed is not None
         noise = Noise(run_seed(job.settings.seed, key), job.sample)
         denoising = Denoising(job, plan, noise, publish=False, law=law)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -106,6 +107,10 @@ class Job:
     def position(self) -> int:
         """The position of the next token: the address of its draws."""
         return len(self.tokens)
+
+    def law_with(self, **changes: Any) -> Law:
+        """A law like the request's, as it was before the first token, with other settings."""
+        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids))
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
