@@ -7,11 +7,13 @@ would have been content with, or one draft where it is content with none; so the
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod
+from decodery.diffusion.caches.freecache import FREEZE
 from decodery.diffusion.loop import Denoising, model_of
+from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadPrompt, Refused
@@ -105,9 +107,6 @@ class Guidance(Rule):
         filled = {
             offset: token for offset, token in zip(offsets[:length], tokens[:length], strict=True) if offset in own
         }
-        last, token = offsets[length - 1], tokens[length - 1]
-        if token in self.job.stop_ids:  # nothing behind it is text
-            filled.update(dict.fromkeys(self.canvas.masked(last + 1), token))
         return Commit(tuple(filled), tuple(filled.values()))
 
     def _run(self, masked: Sequence[int], drafts: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -214,6 +213,11 @@ class GuidedDiffusion(DiffusionMethod):
         ends, guide_ends = frozenset(model_of(job).end_token_ids), frozenset(self._guide_ends(job))
         gate = Gate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
         return Guidance(job, job.host.companion(self.guide), gate, self.chunk)
+
+    def claims(self) -> tuple[Claim, ...]:
+        never = replace(self, gate="relative", ratio=2.0, cache="none", freeze=FREEZE[0], shrink=False)
+        plain = MaskedDiffusionDecoding(self.gen_length, 1, cfg_scale=self.cfg_scale)
+        return (Claim("where the guide is never content, this is greedy decoding from left to right", never, plain),)
 
     def decode(self, job: Job) -> Decoding:
         plan = self.plan(job)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery._lazy import torch
 from decodery.diffusion import answers
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.blocks.base import FixedBlocks
 from decodery.diffusion.loop import Denoising, Plan
+from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.diffusion.votes import Key, Vote, count, decided
@@ -149,6 +150,21 @@ class HiddenExperts(DiffusionMethod):
     def runs(self, length: int) -> list[Key]:
         """All runs, in the order in which ties are broken."""
         return [(block, seed) for block in self.lengths(length) for seed in range(self.seeds)]
+
+    def claims(self) -> tuple[Claim, ...]:
+        one = replace(self, block_length=1, block_lengths="auto", steps=None, seeds=1, temperature=0.0)
+        plain = MaskedDiffusionDecoding(
+            self.gen_length,
+            1,
+            None,
+            self.cache,
+            self.freeze,
+            self.shrink,
+            self.cfg_scale,
+            self.early_stop,
+            self.shift_row,
+        )
+        return (Claim("one block length with one seed is plain decoding", one, plain),)
 
     def decode(self, job: Job) -> Decoding:
         length = self.length(job)
