@@ -95,7 +95,7 @@ class Guidance(Rule):
         if laws.offsets[0] != self.canvas.complete_until():
             raise ValueError("the first mask was not scored, and a guided canvas is filled from left to right")
         clean = self.canvas.tokens[: self.canvas.prompt + laws.offsets[0]]
-        drafts = laws.draw(range(len(laws)))
+        drafts = laws.draw(range(len(laws)), step.number + 1)  # what was rejected is drafted afresh
         offsets, tokens = self._run(laws.offsets, drafts)
         if self.sequence.length < len(clean) - 1:  # the prompt
             yield Forward(self.sequence, clean[self.sequence.length : -1], logits=Rows.NONE)
