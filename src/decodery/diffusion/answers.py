@@ -58,7 +58,7 @@ def last_boxed(text: str) -> str | None:
 def normalise(expression: str) -> str:
     """A mathematical expression in one form: numbers as reduced fractions ("0.5", "\\frac12" and "1/2" are "1/2"), without
     thousands separators, units and a full stop; other expressions without blanks and marks of layout."""
-    text = _WITHOUT_MEANING.sub("", expression.strip().strip("$").strip())
+    text = _WITHOUT_MEANING.sub("", expression.replace("\\$", "$").strip().strip("$").strip())
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", text).strip()
     text = _FRACTION.sub(_slash, text).removesuffix(".").strip()
     quantity = _QUANTITY.fullmatch(text)

@@ -95,7 +95,9 @@ class HiddenExperts(DiffusionMethod):
         low=1,
         auto="one per two positions, where all blocks are even, otherwise one per position",
     )
-    block_lengths: str = parameter("auto", "lengths joined by x, as in 8x16x32; auto: 1/32, 1/16, … 1/2 of the canvas")
+    block_lengths: int | str = parameter(
+        "auto", "lengths joined by x, as in 8x16x32; auto: 1/32, 1/16, … 1/2 of the canvas"
+    )
     seeds: int = parameter(5, "runs of each block length", low=1)
     temperature: float = parameter(0.9, "of the runs, where the request is greedy", low=0.0)
     order: str = parameter("low_confidence", "which positions of a block come first", choices=tuple(ORDERS))
@@ -116,9 +118,10 @@ class HiddenExperts(DiffusionMethod):
             return (min(self.block_length, length),)
         if self.block_lengths == "auto":
             return tuple(length // part for part in HALVINGS if length % part == 0) or (length,)
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", self.block_lengths):
-            raise BadParameter(f"{self.name}: block_lengths are numbers joined by x, not {self.block_lengths!r}.")
-        return tuple(sorted({int(part) for part in self.block_lengths.split("x")}))
+        given = str(self.block_lengths)
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", given):
+            raise BadParameter(f"{self.name}: block_lengths are numbers joined by x, not {given!r}.")
+        return tuple(sorted({int(part) for part in given.split("x")}))
 
     def planned(self, length: int) -> int:
         """Steps for the whole canvas."""
