@@ -32,9 +32,11 @@ def _runs(reply):
 
 
 def _told(reply):
-    """All that is told of the runs and the vote; sums of logarithms to what float32 keeps of them."""
+    """All that is told of the runs and the vote, without sums of logarithms: these round otherwise in another pass."""
     details = dict(reply.stats.details)
-    details["runs"] = [{**run, "likelihood": round(run["likelihood"], 2)} for run in details["runs"]]
+    details["runs"] = [
+        {name: value for name, value in run.items() if name != "likelihood"} for run in details["runs"]
+    ]
     return details
 
 
