@@ -53,7 +53,7 @@ class Compared(Denoising):
         self.seen: list[Seen] = []
 
     def score(self, start, end, offsets=None):
-        [sequence] = self._sequences
+        [sequence] = self.sequences
         before = self.job.statistics.rows
         laws = yield from super().score(start, end, offsets)
         rows = self.job.statistics.rows - before

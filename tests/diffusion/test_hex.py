@@ -8,7 +8,7 @@ import random
 import pytest
 
 from decodery.diffusion.answers import parse
-from decodery.diffusion.hex import HiddenExperts, run_seed, together
+from decodery.diffusion.hex import HiddenExperts, run_seed
 from decodery.diffusion.votes import count, decided
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
@@ -34,9 +34,7 @@ def _runs(reply):
 def _told(reply):
     """All that is told of the runs and the vote, without sums of logarithms: these round otherwise in another pass."""
     details = dict(reply.stats.details)
-    details["runs"] = [
-        {name: value for name, value in run.items() if name != "likelihood"} for run in details["runs"]
-    ]
+    details["runs"] = [{name: value for name, value in run.items() if name != "likelihood"} for run in details["runs"]]
     return details
 
 
@@ -140,35 +138,6 @@ def test_runs_in_step_share_their_passes():
         assert sizes == [6] * 12 + [2] * 12
     finally:
         del lm.network.run_pass
-
-
-def test_coroutines_of_any_shape_run_together():
-    lm = toy_diffusion_model()
-
-    def asks(count, several):
-        total = 0.0
-        for number in range(count):
-            forwards = [
-                Forward(lm.network.new_sequence(), [number, place], attend=Attend.FULL) for place in range(several)
-            ]
-            answer = yield (tuple(forwards) if several > 1 else forwards[0])
-            answers = answer if several > 1 else (answer,)
-            assert len(answers) == several
-            total += sum(float(scores.logits.sum()) for scores in answers)
-        return total
-
-    def alone(run):
-        try:
-            ask = next(run)
-            while True:
-                scores = lm.network.run(list(ask) if isinstance(ask, tuple) else [ask])
-                ask = run.send(tuple(scores) if isinstance(ask, tuple) else scores[0])
-        except StopIteration as stop:
-            return stop.value
-
-    shapes = [(0, 1), (3, 1), (1, 2), (2, 3)]
-    found = alone(together([asks(*shape) for shape in shapes]))
-    assert found == pytest.approx([alone(asks(*shape)) for shape in shapes], abs=1e-3)
 
 
 # The count

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery._lazy import torch
 from decodery.diffusion import answers
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.blocks.base import FixedBlocks
-from decodery.diffusion.loop import Denoising, Plan
+from decodery.diffusion.loop import Denoising, Plan, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.diffusion.unmasking.llada import Quota
@@ -26,10 +25,9 @@ from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
-    from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
     from decodery.engine.job import Job
-    from decodery.models.forward import Forward, Scores
+    from decodery.models.forward import Forward
 
 ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin", "entropy": "entropy"}
 """Which offsets of a block come first -> the rank of LLaDA's rule."""
@@ -63,11 +61,10 @@ class Weighed(Rule):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. tokens: up to the first that ends the text, which is among them. answer: None where it abstains.
-    likelihood: log probability of the tokens. collapsed: the text ends before it has begun."""
+    """One finished run. answer: None where it abstains. likelihood: log probability of the tokens up to the first that ends
+    the text. collapsed: the text ends before it has begun. forwards: those of guidance count too."""
 
-    canvas: Canvas
-    tokens: tuple[int, ...]
+    denoising: Denoising
     text: str
     answer: str | None
     likelihood: float
@@ -185,7 +182,7 @@ class HiddenExperts(DiffusionMethod):
         if self.choice == "likelihood":
             key = max(sorted(finished), key=lambda one: finished[one].likelihood)
         self._tell(job, finished, vote, len(keys))
-        _commit(job, finished[key])
+        finished[key].denoising.conclude()
 
     def _run(self, job: Job, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
         rule = Weighed(self.unmasking(job))
@@ -208,10 +205,11 @@ class HiddenExperts(DiffusionMethod):
         assert job.settings.seed is not None
         noise = Noise(run_seed(job.settings.seed, key), job.sample)
         denoising = Denoising(job, plan, noise, publish=False, law=law)
-        canvas = yield from denoising.run()
-        return self._judged(job, canvas, rule, denoising.forwards)
+        yield from denoising.run()
+        return self._judged(denoising, rule)
 
-    def _judged(self, job: Job, canvas: Canvas, rule: Weighed, forwards: int) -> Run:
+    def _judged(self, denoising: Denoising, rule: Weighed) -> Run:
+        job, canvas = denoising.job, denoising.canvas
         tokens = canvas.answer[: canvas.complete_until()]
         end = next((place for place, token in enumerate(tokens) if token in job.stop_ids), None)
         if end is not None:
@@ -220,7 +218,8 @@ class HiddenExperts(DiffusionMethod):
         for stop in job.settings.stop:
             text = text.split(stop)[0]
         likelihood = sum(rule.log_probability[offset] for offset in range(len(tokens)))
-        return Run(canvas, tuple(tokens), text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
+        forwards = denoising.forwards * len(denoising.sequences)
+        return Run(denoising, text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
 
     def _tell(self, job: Job, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
         job.statistics.details.update(
@@ -247,45 +246,3 @@ class HiddenExperts(DiffusionMethod):
 
 def _answers(finished: dict[Key, Run]) -> dict[Key, str | None]:
     return {key: run.answer for key, run in finished.items()}
-
-
-def _commit(job: Job, run: Run) -> None:
-    """Give the tokens of a run out as those of the request, and tell of its steps as if they were being taken now."""
-    canvas = run.canvas
-    job.statistics.step_of = [-1] * canvas.length
-    for step in range(max(canvas.step_of) + 1):
-        offsets = [offset for offset, of in enumerate(canvas.step_of) if of == step]
-        if offsets:
-            job.unmasked(step, offsets, [canvas.answer[offset] for offset in offsets])
-    empty = torch.empty(0)
-    job.commit(run.tokens, [canvas.rows.get(offset, empty) for offset in range(len(run.tokens))], rounds=run.forwards)
-    job.finish("length")
-
-
-def together(
-    runs: Sequence[Generator[Forward | tuple[Forward, ...], Any, Run]],
-) -> Generator[tuple[Forward, ...], Any, list[Run]]:
-    """Drive coroutines in step: what all of them ask for goes into one pass. Returns what they return."""
-    results: dict[int, Run] = {}
-    asks: dict[int, tuple[Forward, ...]] = {}
-    single: dict[int, bool] = {}
-
-    def advance(place: int, answer: Scores | tuple[Scores, ...] | None) -> None:
-        try:
-            ask = runs[place].send(answer)
-        except StopIteration as stop:
-            results[place] = stop.value
-            asks.pop(place, None)
-            return
-        single[place] = not isinstance(ask, tuple)
-        asks[place] = ask if isinstance(ask, tuple) else (ask,)
-
-    for place in range(len(runs)):
-        advance(place, None)
-    while asks:
-        waiting = list(asks)
-        scores = list((yield tuple(forward for place in waiting for forward in asks[place])))
-        for place in waiting:
-            own, scores = tuple(scores[: len(asks[place])]), scores[len(asks[place]) :]
-            advance(place, own[0] if single[place] else own)
-    return [results[place] for place in range(len(runs))]
