@@ -77,7 +77,7 @@ def study(lm: Any, task: str, given: argparse.Namespace) -> dict[str, Any]:
     blocks = shape.lengths(canvas)
     total = given.seeds * len(blocks)
     shared = f"gen_length={canvas}, answer={KINDS.get(task, 'text')}, temperature={given.temperature}"
-    shared += f", steps={shape.planned(canvas)}, at_once={given.at_once}"
+    shared += f", steps={shape.planned(canvas)}, at_once={given.at_once}, early_stop={given.early_stop}"
     all_blocks = "x".join(str(block) for block in (*blocks, canvas))
     samples = make_samples(task, given.items, seed=given.seed)
     outcomes: dict[str, list[tuple[bool, int]]] = {}
@@ -92,7 +92,8 @@ def study(lm: Any, task: str, given: argparse.Namespace) -> dict[str, Any]:
         )
         greedy = lm.generate(
             sample.prompt,
-            f"masked-diffusion(gen_length={canvas}, block_length={max(blocks)}, steps={shape.planned(canvas)})",
+            f"masked-diffusion(gen_length={canvas}, block_length={max(blocks)}, steps={shape.planned(canvas)}, "
+            f"early_stop={given.early_stop})",
         )
         told = {"(a) one greedy run": (score(sample, greedy.text), greedy.stats.forwards)}
         for block in (*blocks, canvas):
@@ -110,7 +111,7 @@ def study(lm: Any, task: str, given: argparse.Namespace) -> dict[str, Any]:
         for (block, _), run in runs.items():
             collapsed[block].append(run["collapsed"])
             single[block].append(float(score(sample, run["text"])))
-        spared.append(saved(runs, ensemble, given.at_once))
+        spared.append(saved(runs, ensemble, shape.at_once))
         print(f"\r{task}: {place + 1} of {len(samples)}", end="", flush=True)
     print("\r", end="")
     rows = [
@@ -174,6 +175,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of each block length in the ensemble")
     parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--at-once", type=int, default=25, help="runs that share a pass")
+    parser.add_argument(
+        "--early-stop", default="never", help="block: a run ends with the block that ends its text, and forwards differ"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     given = parser.parse_args()
