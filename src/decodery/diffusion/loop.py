@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from decodery.models.forward import Scores
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.law import Law
     from decodery.sampling.noise import Chance
 
 Result = TypeVar("Result")
@@ -76,18 +77,23 @@ class Plan:
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
 
-    chance: the noise; by default the job's. publish: whether what is complete is committed to the job, as the output and
-    with events; without it the canvas is one of several tries, for the caller to choose among.
+    chance, law: noise and processed law; by default the job's. publish: whether what is complete is committed to the job, as
+    the output and with events; without it the canvas is one of several tries, for the caller to choose among.
     """
 
-    def __init__(self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True):
+    def __init__(
+        self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
+    ):
         self.job, self.plan = job, plan
         self.chance = job.noise if chance is None else chance
+        self.law = job.law if law is None else law
         self.model = model_of(job)
         self.canvas = Canvas(job.prompt, plan.length, self.model)
         self.number = 0
         """Steps taken."""
         self.publishing = publish
+        self.over = False
+        """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
         self.sequences: tuple[CachedSequence, ...] = tuple(
             job.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
         )
@@ -147,7 +153,7 @@ class Denoising:
                 self._carried = {inside[0]: scores[0]}
             if carried:
                 scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
-            return Laws([*carried, *inside], scores, self.job.law, self.chance, canvas.prompt, committed)
+            return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed)
 
         return Ask(forwards, laws)
 
@@ -173,8 +179,8 @@ class Denoising:
         if self.publishing and commit.offsets:
             self.job.unmasked(self.number, commit.offsets, commit.tokens)
         self.number += 1
-        if self.publishing and self.plan.early_stop == "prefix":
-            self.publish(self.canvas.complete_until())
+        if self.plan.early_stop == "prefix":
+            self._end_at(self.canvas.complete_until())
 
     def publish(self, until: int) -> bool:
         """Commit the offsets before `until` to the job; True when the request is over."""
@@ -186,6 +192,14 @@ class Denoising:
         rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
         forwards, self.forwards = self.forwards, 0
         return self.job.commit(tokens, rows, rounds=forwards)
+
+    def _end_at(self, until: int) -> None:
+        """Publish the offsets before `until`, and note whether that is the end. A try that is not published ends where a
+        published one would, as far as end tokens say."""
+        if self.publishing:
+            self.over = self.publish(until)
+        elif not self.job.stop_ids.isdisjoint(self.canvas.answer[:until]):
+            self.over = True
 
     def conclude(self) -> None:
         """Make a canvas that was decoded without publishing the output of the job: events, commit and end."""
@@ -211,9 +225,9 @@ class Denoising:
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
             yield from self.fill_block(laws, start, end)
-            if self.publishing and plan.early_stop == "block" and self.publish(end):
-                return canvas
-            if self.job.finish_reason is not None:
+            if plan.early_stop == "block":
+                self._end_at(end)
+            if self.over:
                 return canvas
             start = end
         if self.publishing:
@@ -233,7 +247,7 @@ class Denoising:
                 commit = yield from commit
             self.fill(commit, laws)
             in_block += 1
-            if not self.canvas.masked(start, end) or self.job.finish_reason is not None:
+            if self.over or not self.canvas.masked(start, end):
                 return
             if commit.offsets:
                 idle = 0

@@ -34,6 +34,9 @@ BUILT_IN = {
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
+    "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
+    "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
+    "hex": "decodery.diffusion.hex:HiddenExperts",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
