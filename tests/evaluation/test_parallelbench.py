@@ -363,3 +363,29 @@ def test_where_a_model_edits_is_told():
     assert analysis.edited_place_entropy(problem, always_last) == 0
     assert analysis.edited_place_entropy(problem, all_answers(problem)) == 2
     assert analysis.edited_place_entropy(problem, [("X",)]) == 0
+
+
+# Metrics of open text
+
+
+def test_text_metrics():
+    from decodery.evaluation.parallelbench import text_metrics as metrics
+
+    assert metrics.rouge_l("the cat sat", "the cat sat") == 1
+    assert metrics.rouge_l("the cat sat on it", "the dog sat") == pytest.approx(2 * 2 / 8)
+    assert metrics.rouge_l("", "a") == 0
+    assert metrics.bleu("the cat sat on the mat", "the cat sat on the mat") == pytest.approx(1)
+    assert metrics.bleu("x y", "a b") == 0
+    shorter = metrics.bleu("the cat", "the cat sat on the mat")
+    assert shorter == pytest.approx(math.exp(1 - 6 / 2))
+    assert metrics.inverse_bleu("x y", "a b") == 1
+    assert metrics.holds_all_words("The Cat, sat.", ["cat", "sat"])
+
+    class Strict:
+        def faults(self, text):
+            return text.count("!!")
+
+    assert metrics.words_to_sentence("a cat", ["cat"], Strict()) == 1
+    assert metrics.words_to_sentence("a cat!!", ["cat"], Strict()) == 0
+    assert metrics.words_to_sentence("a dog", ["cat"], None) == 0
+    assert metrics.words_to_sentence("a cat", ["cat"], None) is None, "not measured"

@@ -134,7 +134,7 @@ def test_the_twins_loss_is_that_of_transformers(tmp_path):
 
 
 def trainer(folder, steps, **more):
-    recipe = Recipe(steps=steps, batch_tokens=512, rate=5e-3, warmup=10, **more)
+    recipe = Recipe(steps=steps, batch_tokens=128 if steps < 100 else 512, rate=5e-3, warmup=10, **more)
     return Trainer(SmallLlama(SHAPE), rows, recipe, MASK, folder, checkpoint_steps=10)
 
 
@@ -250,8 +250,8 @@ def test_only_low_ranks_and_the_masks_row_are_trained_and_all_is_merged(tmp_path
     model = llama()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     adapted = AdaptedModel(model, MASK, rank=4)
-    recipe = Recipe(steps=40, batch_tokens=512, rate=2e-2, warmup=5, anneal=10)
-    training = Trainer(adapted, rows, recipe, MASK, tmp_path / "work", checkpoint_steps=20)
+    recipe = Recipe(steps=20, batch_tokens=128, rate=2e-2, warmup=5, anneal=10)
+    training = Trainer(adapted, rows, recipe, MASK, tmp_path / "work", checkpoint_steps=10)
     assert all("down" in name or "up" in name or name == "mask_row" for name in training.weights)
     log = training.train()
     assert log[-1]["loss"] < log[0]["loss"]
