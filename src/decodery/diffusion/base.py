@@ -101,6 +101,10 @@ class DiffusionMethod(Method):
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
                 f"{job.host.network.name} has a context of {job.host.network.context}."
             )
+        self.check_steps(length)
+
+    def check_steps(self, length: int) -> None:
+        """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""
         if self.steps is not None:
             block = self.block(length)
             if length % block or self.steps % (length // block):

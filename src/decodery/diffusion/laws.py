@@ -28,12 +28,20 @@ class Laws:
     """
 
     def __init__(
-        self, offsets: Sequence[int], scores: Tensor, law: Law, chance: Chance, prompt: int, committed: int = 0
+        self,
+        offsets: Sequence[int],
+        scores: Tensor,
+        law: Law,
+        chance: Chance,
+        prompt: int,
+        committed: int = 0,
+        number: int = 0,
     ):
         """law: of the request, for temperature and filters. chance: the request's noise. prompt: tokens before offset 0.
-        committed: how many tokens of the output the law has observed."""
+        committed: how many tokens of the output the law has observed. number: steps taken when they were scored."""
         self.offsets = list(offsets)
         self.scores, self.law, self.chance, self.prompt, self.committed = scores, law, chance, prompt, committed
+        self.number = number
         self._raw: Tensor | None = None
         self._processed: Tensor | None = None
 
@@ -46,7 +54,7 @@ class Laws:
         """The laws at these places of `offsets`, given in ascending order."""
         index = torch.tensor(list(places), dtype=torch.long)
         offsets = [self.offsets[place] for place in places]
-        part = Laws(offsets, self.scores[index], self.law, self.chance, self.prompt, self.committed)
+        part = Laws(offsets, self.scores[index], self.law, self.chance, self.prompt, self.committed, self.number)
         part._raw = None if self._raw is None else self._raw[index]
         part._processed = None if self._processed is None else self._processed[index]
         return part

@@ -115,7 +115,7 @@ class Denoising:
         if carried:
             scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
         committed = len(self.job.new_tokens)
-        return Laws([*carried, *inside], scores, self.job.law, self.chance, self.canvas.prompt, committed)
+        return Laws([*carried, *inside], scores, self.job.law, self.chance, self.canvas.prompt, committed, self.number)
 
     def _wanted(self, start: int, end: int | None) -> list[int]:
         if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
@@ -175,6 +175,8 @@ class Denoising:
                 end = plan.blocks.end(canvas, start, laws)
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
+            if self.publishing:
+                self.job.statistics.block_ends.append(end)
             yield from self.fill_block(laws, start, end)
             if self.publishing and plan.early_stop == "block" and self.publish(end):
                 return canvas

@@ -32,6 +32,9 @@ BUILT_IN = {
     "swift": "decodery.speculative.drafters.swift:Swift",
     "del": "decodery.speculative.drafters.del_:DynamicExit",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
+    "adablock": "decodery.diffusion.blocks.adablock:AdaBlock",
+    "localleap": "decodery.diffusion.unmasking.localleap:LocalLeap",
+    "sched": "decodery.diffusion.exits.sched:SchED",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

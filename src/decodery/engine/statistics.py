@@ -27,7 +27,7 @@ class Statistics:
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
-    position, -1 where none did; empty for methods without a canvas.
+    position, -1 where none did; empty for methods without a canvas. block_ends: where its blocks ended, in offsets.
     """
 
     prompt_tokens: int = 0
@@ -37,6 +37,7 @@ class Statistics:
     accepted: int = 0
     bonus: int = 0
     step_of: list[int] = field(default_factory=list)
+    block_ends: list[int] = field(default_factory=list)
     models: dict[str, ModelStatistics] = field(default_factory=dict)
     target: str = ""
     first_token_seconds: float = 0.0
@@ -91,7 +92,7 @@ class Statistics:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "bonus": self.bonus,
-            **({"step_of": list(self.step_of)} if self.step_of else {}),
+            **({"step_of": list(self.step_of), "block_ends": list(self.block_ends)} if self.step_of else {}),
             "acceptance_length": self.acceptance_length,
             "first_token_seconds": self.first_token_seconds,
             "seconds": self.seconds,
