@@ -219,7 +219,7 @@ def test_shifted_models_run_with_every_cache(shift_row):
     plain = lm.generate(PROMPT, f"adablock({EAGER}, block_length=5)")
     for cache in ("prefix", "dual"):
         found = lm.generate(PROMPT, f"adablock({EAGER}, block_length=5, cache={cache}, shift_row={shift_row})")
-        assert sorted(found.stats.step_of) is not None
+        assert -1 not in found.stats.step_of
         assert found.stats.block_ends[-1] == 12
         if shift_row == "compute":
             assert _decoded(found) == _decoded(plain)

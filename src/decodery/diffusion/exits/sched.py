@@ -78,12 +78,20 @@ class Gate:
 class Company:
     """What the requests that exit together have last seen; each looks at the sum."""
 
-    seen: WeakKeyDictionary[Job, Observation] = field(default_factory=WeakKeyDictionary)
+    _seen: WeakKeyDictionary[Job, Observation] = field(default_factory=WeakKeyDictionary)
+    _sum: Observation | None = None
+
+    def tell(self, job: Job, seen: Observation) -> None:
+        """What a request has seen in this step."""
+        self._seen[job], self._sum = seen, None
 
     def pooled(self) -> Observation:
-        """Of those that are not over."""
-        running = (seen for job, seen in self.seen.items() if job.finish_reason is None)
-        return sum(running, Observation())
+        """The sum over those that are not over. It stands until somebody tells something new: who exits by it in this step
+        still counts for the others."""
+        if self._sum is None:
+            running = (seen for job, seen in self._seen.items() if job.finish_reason is None)
+            self._sum = sum(running, Observation())
+        return self._sum
 
 
 class Exit(Rule):
@@ -120,8 +128,7 @@ class Exit(Rule):
     def _choose_together(
         self, laws: Laws, step: Step, company: Company
     ) -> Generator[Forward | tuple[Forward, ...], Any, Commit]:
-        seen = self._observe(laws, step)
-        company.seen[self.job] = seen
+        company.tell(self.job, self._observe(laws, step))
         yield ()  # a round without a forward: the others tell what they have seen
         commit = self._choose(laws, step, company.pooled())
         if isinstance(commit, Generator):
