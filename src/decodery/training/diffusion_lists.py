@@ -1,0 +1,225 @@
+"""The recipe of `diffusion-lists`: a small masked-diffusion model of ParallelBench's tasks.
+
+    python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists
+
+All data come from the generators of `decodery.evaluation.parallelbench`, new rows for every step; answers to tasks with many
+right answers are uniform over them. Canvases have random lengths, so that the model knows short and long ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from decodery.evaluation.parallelbench.tasks import TASKS, make_samples, score
+from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
+from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, fill, machine
+from decodery.training.networks import Shape, SmallLlama
+
+LENGTHS = (2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
+"""List lengths in training, so often each."""
+SHORT_SHARES = {"lists": 0.84, "words_to_sentence": 0.06, "paraphrase": 0.04, "continue_pattern": 0.06}
+LONG_SHARES = {
+    "lists": 0.15,
+    "latin_square": 0.16,
+    "sudoku": 0.18,
+    "words_to_sentence": 0.1,
+    "paraphrase": 0.13,
+    "continue_pattern": 0.02,
+    "arithmetic": 0.26,
+}
+"""How often a task is drawn for a short row (below 32 tokens) and for a long one; the ten list tasks share theirs."""
+FIRST_BATCHES = {16: 8, 20: 8, 24: 8}
+BATCHES = {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}
+"""Tokens of prompt and canvas together -> batches of a pool: of the first pools, and of all others."""
+FIRST_POOLS = 40
+"""Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
+
+
+def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS) -> Source:
+    """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
+    `batch_tokens` has rows of one length, so that few shapes occur."""
+    words = vocabulary()
+    lists = [name for name in TASKS if TASKS[name].group == "lists"]
+
+    def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
+        name = generator.choices(list(shares), list(shares.values()))[0]
+        task = TASKS[generator.choice(lists) if name == "lists" else name]
+        length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
+        sample = task.draw(length, generator)
+        return encode(sample.prompt, words), encode(sample.answer, words)
+
+    def pool(number: int) -> list[Row]:
+        generator = random.Random(f"{seed} {number}")
+        first = number < first_pools
+        found: list[Row] = []
+        for total, count in (FIRST_BATCHES if first else BATCHES).items():
+            shares = {"lists": 1.0} if first else SHORT_SHARES if total < 32 else LONG_SHARES
+            left = count * (batch_tokens // total)
+            while left:
+                prompt, answer = draw(shares, generator)
+                room = total - len(prompt) - len(answer)
+                # A long row with a short answer teaches little, but canvases longer than needed must be known.
+                if room < 1 or (room > 0.6 * total and generator.random() < 0.5):
+                    continue
+                found.append((len(prompt), [*prompt, *answer, *([words[END]] * room)]))
+                left -= 1
+        return found
+
+    return pool
+
+
+def accuracy(
+    network: Any, count: int, *, canvas: int = 32, per_step: int = 1, seed: int = 1, tasks: Sequence[str] = tuple(TASKS)
+) -> dict[str, float]:
+    """The share of right answers by task, filling greedily, `per_step` tokens at a time, on `count` fresh samples."""
+    words = vocabulary()
+    names, end = list(words), words[END]
+    found = {}
+    for task in tasks:
+        samples = make_samples(task, count, seed=seed)
+        prompts = [encode(sample.prompt, words) for sample in samples]
+        filled = fill(network, prompts, canvas, words[MASK], per_step=per_step, banned=[words[pad] for pad in PADS])
+        texts = [decode(ids[: ids.index(end)] if end in ids else ids, names) for ids in filled]
+        found[task] = sum(map(score, samples, texts)) / count
+    return found
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network."""
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    theta: float = 1000.0
+
+
+def make(
+    recipe: Recipe, sizes: Sizes, folder: Path, artifact: Path, *, compiled: bool, progress: Any, command: str = ""
+) -> dict[str, Any]:
+    """Train, measure and write the artifact. Returns its card."""
+    words = vocabulary()
+    shape = Shape(len(words), **asdict(sizes))
+    network, watched = SmallLlama(shape, recipe.seed), SmallLlama(shape)
+    if compiled:
+        network.compile_layers()
+
+    def watch(trained: SmallLlama, step: int) -> dict[str, float]:
+        watched.load_state_dict(trained.state_dict())  # a copy that is not compiled takes any shape at once
+        return accuracy(watched, 32, canvas=24)
+
+    trainer = Trainer(
+        network,
+        rows(recipe.seed, recipe.batch_tokens),
+        recipe,
+        words[MASK],
+        folder,
+        watch=watch,
+        progress=progress,
+        about={"sizes": asdict(sizes)},
+        checkpoint_steps=100,
+        watch_steps=500,
+    )
+    log = trainer.train()
+    trainer.finished()
+    artifact.mkdir(parents=True, exist_ok=True)
+    network.write(
+        artifact,
+        masked_diffusion={
+            "mask_token_id": words[MASK],
+            "shift": False,
+            "end_token_ids": [words[END]],
+            "pad_token_ids": [words[pad] for pad in PADS],
+            "canvas": 32,
+        },
+        eos_token_id=words[END],
+        pad_token_id=words[END],
+    )
+    write_tokenizer(artifact)
+    return write_card(artifact, recipe, sizes, log, command)
+
+
+def write_card(
+    artifact: Path, recipe: Recipe, sizes: Sizes, log: list[dict[str, float]], command: str
+) -> dict[str, Any]:
+    """Measure the model in the folder as it was written, and describe it in card.json."""
+    started = time.perf_counter()
+    network = SmallLlama.read(artifact)
+    metrics = {str(k): accuracy(network, 400, per_step=k) for k in (1, 2, 4)}
+    card = {
+        "title": "diffusion-lists",
+        "about": "A masked-diffusion model of ParallelBench's list, puzzle and text tasks and of arithmetic word problems",
+        "command": command,
+        "source": "decodery.training.diffusion_lists; after ParallelBench, arXiv 2510.04767, and LLaDA, arXiv 2502.09992",
+        "data": "made by decodery.evaluation.parallelbench.tasks while training; nothing else",
+        "licence": "Apache-2.0, as the project's code; the data are generated by it",
+        "seed": recipe.seed,
+        "recipe": asdict(recipe),
+        "sizes": asdict(sizes),
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "vocabulary": len(vocabulary()),
+        "metrics": {
+            "about": "share of right answers of 400 fresh samples (seed 1), canvas 32, greedy, by tokens per step",
+            "accuracy": metrics,
+            "seconds": round(time.perf_counter() - started),
+        },
+        "log": log,
+        "machine": machine(),
+    }
+    (artifact / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    return card
+
+
+RECIPE = Recipe(steps=4000, batch_tokens=3072, rate=2e-3)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the recipe."""
+    from decodery.training.masked_diffusion import training_bar
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
+    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
+    parser.add_argument(
+        "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
+    )
+    for kind in (Recipe, Sizes):
+        for item in fields(kind):
+            default = getattr(RECIPE, item.name) if kind is Recipe else item.default
+            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(default), default=default)
+    given = vars(parser.parse_args(arguments))
+    recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
+    sizes = Sizes(**{item.name: given[item.name] for item in fields(Sizes)})
+    changed = [
+        f"--{item.name.replace('_', '-')} {given[item.name]}"
+        for kind in (Recipe, Sizes)
+        for item in fields(kind)
+        if given[item.name] != (getattr(RECIPE, item.name) if kind is Recipe else item.default)
+    ]
+    command = " ".join(
+        ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)
+    )
+    with training_bar("diffusion-lists") as progress:
+        card = make(
+            recipe,
+            sizes,
+            given["folder"],
+            given["artifact"],
+            compiled=given["compile"],
+            progress=progress,
+            command=command,
+        )
+    from rich.console import Console
+
+    Console().print_json(data=card["metrics"])
+
+
+if __name__ == "__main__":
+    main()
