@@ -43,6 +43,7 @@ class Laws:
         self.number = number
         self._raw: Tensor | None = None
         self._processed: Tensor | None = None
+        self._drawn: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -54,6 +55,7 @@ class Laws:
         index = torch.tensor(list(places), dtype=torch.long)
         offsets = [self.offsets[place] for place in places]
         part = Laws(offsets, self.scores[index], self.law, self.chance, self.prompt, self.committed, self.number)
+        part._drawn = self._drawn
         part._raw = None if self._raw is None else self._raw[index]
         part._processed = None if self._processed is None else self._processed[index]
         return part
