@@ -14,6 +14,7 @@ from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
+from decodery.evaluation.check import check_method
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
@@ -364,3 +365,19 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
     }.items():
         with pytest.raises(BadParameter, match=reason):
             as_method(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "adablock",
+        "adablock(delimiters='1+2', delimiter_threshold=0.05, block_length=5)",
+        "adablock(sampler='localleap(radius=2)', cache=prefix, block_length=4)",
+    ],
+)
+def test_check_decides_its_claims(spec):
+    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    assert report.passed
+    claims = [part for part in report.parts if part.name.startswith("claim")]
+    assert len(claims) >= 2
+    assert all(part.passed for part in claims)

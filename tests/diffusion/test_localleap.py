@@ -12,6 +12,7 @@ from decodery.diffusion.unmasking.localleap import LocalThreshold
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter
+from decodery.evaluation.check import check_method
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
 from decodery.testing import ScriptedDenoiser, confident, denoising_language_model, toy_diffusion_model
@@ -148,3 +149,15 @@ def test_no_forward_after_the_last_mask():
 def test_the_order_of_the_thresholds_is_checked():
     with pytest.raises(BadParameter, match="above the threshold"):
         as_method("localleap(threshold=0.5)")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["localleap", "localleap(radius=2, cache=dual, block_length=4)"],
+)
+def test_check_decides_its_claims(spec):
+    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    assert report.passed
+    claims = [part for part in report.parts if part.name.startswith("claim")]
+    assert len(claims) >= 2
+    assert all(part.passed for part in claims)

@@ -14,6 +14,7 @@ from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
+from decodery.evaluation.check import check_method
 from decodery.models.forward import Attend, Forward
 from decodery.testing import ScriptedDenoiser, denoising_language_model, toy_diffusion_model, toy_language_model
 from decodery.testing.outputs import finished, new_job
@@ -393,3 +394,19 @@ def test_thresholds_that_rise_or_are_half_infinite_are_refused():
     for spec in (NEVER, ALWAYS, "shape=prophet", "sampler='adablock(delimiters=2+5)', slope=8.0"):
         method = as_method(f"sched({spec})")
         assert as_method(method.spec()) == method
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "sched",
+        "sched(sampler='masked-diffusion(rule=entropy)', threshold_high=3.0, threshold_low=0.0)",
+        "sched(sampler=adablock, region=block, cache=dual)",
+    ],
+)
+def test_check_decides_its_claims(spec):
+    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    assert report.passed
+    claims = [part for part in report.parts if part.name.startswith("claim")]
+    assert len(claims) >= 2
+    assert all(part.passed for part in claims)

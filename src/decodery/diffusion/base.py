@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches.base import CacheRegime, NoCache
@@ -68,6 +68,10 @@ class DiffusionMethod(Method):
     shift_row: str = parameter(
         "carry", "the row before a block of a shifted model, where the cache spares it", choices=("carry", "compute")
     )
+
+    def canvas_parameters(self) -> dict[str, Any]:
+        """The values of the parameters above, which every method of canvases has."""
+        return {item.name: getattr(self, item.name) for item in DiffusionMethod.parameters()}
 
     @abstractmethod
     def unmasking(self, job: Job) -> Rule:

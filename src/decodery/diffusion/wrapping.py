@@ -44,11 +44,10 @@ class WrappingMethod(DiffusionMethod):
             raise BadParameter(
                 f"{self.name}: {inner.name} is not made of a rule and blocks alone, so it cannot be the sampler."
             )
-        shared = {item.name: item.default for item in DiffusionMethod.parameters()}
-        own = [name for name, default in shared.items() if getattr(inner, name) != default]
+        own = [item.name for item in DiffusionMethod.parameters() if getattr(inner, item.name) != item.default]
         if own:
             raise BadParameter(f"{self.name}: give {', '.join(own)} to {self.name} itself, not to its sampler.")
-        return dataclasses.replace(inner, **{name: getattr(self, name) for name in shared})
+        return dataclasses.replace(inner, **self.canvas_parameters())
 
     def block(self, length: int) -> int:
         return self.inner().block(length)

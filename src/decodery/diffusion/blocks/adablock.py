@@ -6,12 +6,13 @@ official code. Without a sure enough delimiter in the window, a block has its us
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import BLOCK, Claim, DiffusionMethod
 from decodery.diffusion.blocks.base import BlockSchedule
 from decodery.diffusion.laws import descending
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
@@ -168,6 +169,14 @@ class AdaBlock(WrappingMethod):
                     raise BadParameter(f"adablock: {host.network.name} has no token {max(found)}, named by delimiters.")
             ids |= found
         return frozenset(ids)
+
+    def claims(self) -> tuple[Claim, ...]:
+        fixed = dataclasses.replace(self.inner(), block_length=self.block_length or BLOCK)
+        never = dataclasses.replace(self, delimiter_threshold=math.inf)
+        return (
+            Claim("without sure delimiters its blocks are fixed", never, fixed),
+            Claim("the same at a temperature", never, fixed, temperature=1.0),
+        )
 
     def block(self, length: int) -> int:
         return DiffusionMethod.block(self, length)

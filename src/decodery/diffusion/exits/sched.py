@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.exits.margins import SHAPES, Calibration, Thresholds, margins
 from decodery.diffusion.loop import model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
@@ -246,6 +246,13 @@ class SchED(WrappingMethod):
     def admit(self, job: Job) -> None:
         super().admit(job)
         self.thresholds(job.host.network.name)
+
+    def claims(self) -> tuple[Claim, ...]:
+        never = replace(self, threshold_high=math.inf, threshold_low=math.inf, calibration=None)
+        return (
+            Claim("without an exit it is its sampler", never, self.inner()),
+            Claim("the same at a temperature", never, self.inner(), temperature=1.0),
+        )
 
     def unmasking(self, job: Job) -> Exit:
         rule, whole = super().unmasking(job), self.region == "canvas"

@@ -7,11 +7,12 @@ position that passes the strict threshold (an anchor) others usually have their 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.laws import descending
+from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.fast_dllm import ByConfidence, reaching
 from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter
@@ -75,6 +76,24 @@ class LocalLeap(DiffusionMethod):
             raise BadParameter(
                 f"localleap: relaxed_threshold {self.relaxed_threshold:g} is above the threshold {self.threshold:g}."
             )
+
+    def claims(self) -> tuple[Claim, ...]:
+        rule = MaskedDiffusionDecoding(
+            rule="threshold",
+            threshold=self.threshold,
+            value_independent=self.value_independent,
+            **self.canvas_parameters(),
+        )
+        alone = replace(self, threshold=max(self.threshold, 1.01))
+        return (
+            Claim("without a radius it is threshold decoding", replace(self, radius=0), rule),
+            Claim(
+                "with equal thresholds it is threshold decoding",
+                replace(self, relaxed_threshold=self.threshold),
+                rule,
+            ),
+            Claim("without anchors it fills one token per step", alone, replace(rule, threshold=1.01)),
+        )
 
     def unmasking(self, job: Job) -> Rule:
         return LocalThreshold(self.value_independent, self.threshold, self.relaxed_threshold, self.radius)
