@@ -114,10 +114,14 @@ class Laws:
             return [int(best[place]) for place in places]
         from decodery.sampling.noise import Stage
 
-        return [
-            self.chance.race(self.processed[place], self.prompt + self.offsets[place], Stage.TARGET, index)
-            for place in places
-        ]
+        tokens = []
+        for place in places:
+            offset = self.offsets[place]
+            if (offset, index) not in self._drawn:  # who asks again, a block schedule or a rule, gets the same draw
+                token = self.chance.race(self.processed[place], self.prompt + offset, Stage.TARGET, index)
+                self._drawn[offset, index] = token
+            tokens.append(self._drawn[offset, index])
+        return tokens
 
     # Ranks
 
