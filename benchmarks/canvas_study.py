@@ -94,7 +94,7 @@ class Study:
             for sample, reply in zip(samples, replies, strict=True):
                 if tell is not None:
                     tell(sample, reply)
-            right = sum(score(sample, reply.text) for sample, reply in zip(samples, replies, strict=True))
+            right = sum(score(sample, reply.text.strip()) for sample, reply in zip(samples, replies, strict=True))
             forwards = statistics.fmean(reply.stats.forwards for reply in replies)
             entries.append(Entry(name, task, len(samples), right / len(samples), forwards))
         self.rows.append(Row(name, tuple(entries)))
