@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches.base import CacheRegime, NoCache
@@ -70,6 +70,10 @@ class DiffusionMethod(Method):
         "carry", "the row before a block of a shifted model, where the cache spares it", choices=("carry", "compute")
     )
 
+    def canvas_parameters(self) -> dict[str, Any]:
+        """The values of the parameters above, which every method of canvases has."""
+        return {item.name: getattr(self, item.name) for item in DiffusionMethod.parameters()}
+
     @abstractmethod
     def unmasking(self, job: Job) -> Rule:
         """The unmasking rule of a request."""
@@ -120,6 +124,10 @@ class DiffusionMethod(Method):
             )
         if self.cache != "freecache" and (self.freeze != FREEZE[0] or self.shrink):
             raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")
+        self.check_steps(length)
+
+    def check_steps(self, length: int) -> None:
+        """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""
         if self.steps is not None:
             block = self.block(length)
             if length % block or self.steps % (length // block):

@@ -144,7 +144,7 @@ class Denoising:
             Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
-        committed = len(self.job.new_tokens)
+        committed, number = len(self.job.new_tokens), self.number
 
         def laws(answers: Sequence[Scores]) -> Laws:
             scores = self._guided([answer.logits for answer in answers]).float()
@@ -153,7 +153,7 @@ class Denoising:
                 self._carried = {inside[0]: scores[0]}
             if carried:
                 scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
-            return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed)
+            return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed, number)
 
         return Ask(forwards, laws)
 
@@ -224,6 +224,8 @@ class Denoising:
                 end = plan.blocks.end(canvas, start, laws)
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
+            if self.publishing:
+                self.job.statistics.block_ends.append(end)
             yield from self.fill_block(laws, start, end)
             if plan.early_stop == "block":
                 self._end_at(end)

@@ -37,6 +37,9 @@ BUILT_IN = {
     "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
     "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
     "hex": "decodery.diffusion.hex:HiddenExperts",
+    "adablock": "decodery.diffusion.blocks.adablock:AdaBlock",
+    "localleap": "decodery.diffusion.unmasking.localleap:LocalLeap",
+    "sched": "decodery.diffusion.exits.sched:SchED",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

@@ -27,8 +27,8 @@ class Statistics:
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
-    position, -1 where none did; empty for methods without a canvas. details: what the method tells besides, by its own names;
-    values that JSON can hold.
+    position, -1 where none did; empty for methods without a canvas. block_ends: where its blocks ended, in offsets. details:
+    what the method tells besides, by its own names; values that JSON can hold.
     """
 
     prompt_tokens: int = 0
@@ -39,6 +39,7 @@ class Statistics:
     bonus: int = 0
     step_of: list[int] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    block_ends: list[int] = field(default_factory=list)
     models: dict[str, ModelStatistics] = field(default_factory=dict)
     target: str = ""
     first_token_seconds: float = 0.0
@@ -93,7 +94,7 @@ class Statistics:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "bonus": self.bonus,
-            **({"step_of": list(self.step_of)} if self.step_of else {}),
+            **({"step_of": list(self.step_of), "block_ends": list(self.block_ends)} if self.step_of else {}),
             **({"details": dict(self.details)} if self.details else {}),
             "acceptance_length": self.acceptance_length,
             "first_token_seconds": self.first_token_seconds,
