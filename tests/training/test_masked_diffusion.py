@@ -13,7 +13,7 @@ from decodery.training.masking import Batch, batches, bound, collate, fill, hide
 from decodery.training.networks import Shape, SmallLlama
 
 VOCABULARY, MASK = 12, 0
-SHAPE = Shape(VOCABULARY, width=32, layers=2, heads=2)
+SHAPE = Shape(VOCABULARY, width=32, layers=2, heads=2, theta=500.0)
 
 
 def generator(seed=0):
@@ -186,6 +186,10 @@ def test_the_rate_warms_up_and_falls():
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
+    twice = Recipe(steps=150, first_steps=100, warmup=10, rate=1.0, last_rate=0.1)
+    assert [twice.rate_at(step) for step in range(100)] == rates[:100], "a run can be made longer when it is over"
+    assert twice.rate_at(110) == 1.0
+    assert twice.rate_at(150) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="masks"):
         Recipe(masks="all")
 
