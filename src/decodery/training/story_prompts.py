@@ -38,7 +38,7 @@ BEGINNINGS = (
     "{Who} and {friend} wanted to {wish}.",
     "{Who} had {thing}. {He} took it with {him} and went",
     "{Who} lived {place}. {He} liked to {wish}.",
-    "{Who} asked {friend}, \"Do you want to {wish} with me?\"",
+    '{Who} asked {friend}, "Do you want to {wish} with me?"',
     "Last night {who} could not sleep, because",
 )
 GIRLS = (
@@ -54,7 +54,21 @@ ANIMALS = (
     "turtle", "squirrel", "hedgehog", "elephant", "lion", "monkey", "penguin", "fish", "bee", "goat", "snail", "butterfly",
     "puppy", "kitten", "wolf", "deer", "whale", "tiger", "ant", "goose",
 )  # fmt: skip
-KINDS = ("little", "small", "brave", "shy", "lazy", "clever", "hungry", "old", "funny", "brown", "white", "kind", "quick")
+KINDS = (
+    "little",
+    "small",
+    "brave",
+    "shy",
+    "lazy",
+    "clever",
+    "hungry",
+    "old",
+    "funny",
+    "brown",
+    "white",
+    "kind",
+    "quick",
+)
 PLACES = (
     "in the garden", "in the park", "at the lake", "in the forest", "on the farm", "at school", "in the kitchen", "by the sea",
     "in the snow", "on a hill", "at the market", "in the barn", "near the river", "in the attic", "under a big tree",
