@@ -82,8 +82,8 @@ def clean_story(beginning: str, text: str) -> str | None:
     """The usable front of a raw text as one line: None where too little of it is usable.
 
     It ends before the first sentence that is unfinished, has signs other than English letters and plain punctuation, speaks
-    about the text itself or of what is not for children, or repeats what was said: a sentence that was there, four words for the third time, or a word three
-    times in a row. Quotation marks must be closed.
+    about the text itself or of what is not for children, or repeats what was said: a sentence that was there, four words for
+    the third time, or a word three times in a row. Quotation marks must be closed.
     """
     whole = " ".join((beginning + text).translate(_QUOTES).split())
     kept: list[str] = []
