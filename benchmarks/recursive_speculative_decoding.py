@@ -70,6 +70,9 @@ class OnlyAcceptance:
     def choose(self, probabilities: Any, position: int, stage: Any, index: int = 0) -> int:
         return 0
 
+    def race(self, log_weights: Any, position: int, stage: Any, index: int = 0) -> int:
+        return 0
+
 
 class KnownLaws:
     """The target's processed laws of a draft, each computed once."""

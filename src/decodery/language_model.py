@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
@@ -13,19 +14,21 @@ import torch
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, Token
 from decodery.engine.job import Job
-from decodery.engine.method import Method, refusal
-from decodery.engine.registry import DEFAULT_METHOD
+from decodery.engine.method import Method, admit
+from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.errors import BadPrompt, BadSetting, ModelNotReadable, Refused
-from decodery.models import store
+from decodery.errors import BadPrompt, BadSetting, ModelNotReadable
+from decodery.models import masked_diffusion, store
 from decodery.models.network import Scorer, TransformersNetwork
 from decodery.models.paths import network_for
 from decodery.replies import Reply, Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from decodery.models.masked_diffusion import MaskedDiffusion
 
 log = logging.getLogger("decodery")
 
@@ -39,6 +42,7 @@ class LanguageModel:
 
     network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
     stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
+    diffusion: what decoders must know of a masked-diffusion model; None for a causal one.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class LanguageModel:
         stop_ids: Sequence[int] = (),
         folder: Path | None = None,
         identity: str = "",
+        diffusion: MaskedDiffusion | None = None,
     ):
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
         self.stop_ids = tuple(stop_ids)
+        self.diffusion = diffusion
         self.memory: dict[Hashable, Any] = {}
         self.companions: dict[str, LanguageModel] = {}
         """Other models that methods use beside this one, by the name under which a method asks for them."""
@@ -59,13 +65,19 @@ class LanguageModel:
         self._costs: dict[int, CostCurve] = {}
         self._lock = threading.RLock()
 
+    @property
+    def default_method(self) -> str:
+        """What decodes where no method is named."""
+        return DEFAULT_METHOD if self.diffusion is None else DIFFUSION_METHOD
+
     # The public calls
 
-    def generate(self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any) -> Any:
+    def generate(self, prompt: Any, method: Any = None, *, seed: Any = None, **settings: Any) -> Any:
         """Decode a prompt, or a list of prompts as one packed batch.
 
         prompt: a string, a conversation, token ids, or a list of any of these. method: a name, "name(key=value)", or a
-        Method; for a list of prompts also a list. seed: an integer, None, or a list. settings: see `Settings`.
+        Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a list. settings: see
+        `Settings`.
         Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives.
         Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable or Refused before work starts. A
         request that fails later raises its own error; within a batch it becomes the `error` of its reply alone.
@@ -86,7 +98,7 @@ class LanguageModel:
         answers = [group if len(group) > 1 else group[0] for group in replies]
         return answers if batch else answers[0]
 
-    def stream(self, prompt: Any, method: Any = DEFAULT_METHOD, *, seed: Any = None, **settings: Any) -> Stream:
+    def stream(self, prompt: Any, method: Any = None, *, seed: Any = None, **settings: Any) -> Stream:
         """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
 
         Same arguments and errors as `generate`. Closing the stream cancels what is still running; its `replies()` tell
@@ -181,6 +193,7 @@ class LanguageModel:
         listener: Callable[[Event], None] | None = None,
     ) -> list[list[tuple[Job, Method]]]:
         prompts = list(prompt) if self._is_batch(prompt) else [prompt]
+        method = self.default_method if method is None else method
         methods = _spread("method", method, len(prompts), self._is_batch(prompt))
         seeds = _spread("seed", seed, len(prompts), self._is_batch(prompt))
         chosen = {id(m): as_method(m) for m in methods}
@@ -189,21 +202,16 @@ class LanguageModel:
         for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
             checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
             ids = self.tokenize(one)
-            self._check_length(ids, checked)
+            if self.diffusion is None:  # otherwise the canvas decides, which the method knows
+                self._check_length(ids, checked)
             group = []
             for sample in range(checked.n):
                 job = Job(self, ids, checked, request, sample, listener)
                 group.append((job, chosen[id(named)]))
                 request += 1
-            self._admit(*group[0])
+            admit(group[0][1], group[0][0])
             groups.append(group)
         return groups
-
-    def _admit(self, job: Job, method: Method) -> None:
-        reason = refusal(method, job.settings)
-        if reason is not None:
-            raise Refused(reason)
-        method.admit(job)
 
     def _check_length(self, ids: Sequence[int], settings: Settings) -> None:
         total = len(ids) + settings.max_new_tokens
@@ -341,17 +349,24 @@ def load(
             raise BadSetting(f"threads must be at least 1, not {threads}.")
         torch.set_num_threads(threads)
     where = _device(device)
-    kind = _dtype(dtype, where)
     folder = store.resolve(str(name), progress=progress)
+    kind = _dtype(dtype, where)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = masked_diffusion.read_config(folder)
+        diffusion = masked_diffusion.MaskedDiffusion.of(config)
+        if masked_diffusion.is_foreign(config):
+            model = masked_diffusion.load_foreign(folder, config, kind)
+            tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
-    model = model.to(where)  # type: ignore[arg-type]
+    model = model.to(where)
     label = Path(name).name if Path(name).exists() else str(name)
-    return _combined(network_for(model, label, fast, owned=True), model, tokenizer, folder)
+    network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
+    return _combined(network, model, tokenizer, folder, diffusion)
 
 
 def wrap(
@@ -373,7 +388,13 @@ def wrap(
     return _combined(network_for(model, label, fast), model, tokenizer, folder)
 
 
-def _combined(network: TransformersNetwork, model: Any, tokenizer: Any, folder: Path | None) -> LanguageModel:
+def _combined(
+    network: TransformersNetwork,
+    model: Any,
+    tokenizer: Any,
+    folder: Path | None,
+    diffusion: MaskedDiffusion | None = None,
+) -> LanguageModel:
     label = network.name
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     if size > network.vocabulary:
@@ -383,7 +404,13 @@ def _combined(network: TransformersNetwork, model: Any, tokenizer: Any, folder: 
     config = getattr(model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
-    return LanguageModel(network, tokenizer, sorted(ids), folder, identity=str(folder or label))
+    if diffusion is not None:
+        ids |= set(diffusion.end_token_ids)
+        if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
+            ids.add(turn_end)
+        ids -= {diffusion.mask_token_id}
+        diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
+    return LanguageModel(network, tokenizer, sorted(ids), folder, str(folder or label), diffusion)
 
 
 def _device(device: str | torch.device) -> torch.device:

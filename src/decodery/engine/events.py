@@ -35,6 +35,19 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmasked:
+    """Positions of a canvas were filled.
+
+    step: counted from 0. offsets: of the canvas, 0 being the first position behind the prompt. tokens: one for each.
+    """
+
+    request: int
+    step: int
+    offsets: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A token was committed.
 
@@ -60,4 +73,4 @@ class Finished:
     statistics: Statistics
 
 
-Event: TypeAlias = "Drafted | Token | Finished"
+Event: TypeAlias = "Drafted | Unmasked | Token | Finished"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs
+from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import Decoder, TextStream
@@ -19,6 +19,7 @@ from decodery.sampling.top import likeliest
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
+    from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.network import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
@@ -36,6 +37,8 @@ class Host(Protocol):
     """Tokens that end the model's output."""
     memory: dict[Hashable, Any]
     """What methods keep between requests."""
+    diffusion: MaskedDiffusion | None
+    """What decoders must know of a masked-diffusion model; None for a causal one."""
 
     def cost(self, network: Scorer) -> CostCurve: ...
 
@@ -151,16 +154,24 @@ class Job:
         if tokens:
             self._emit(Drafted(self.request, tuple(tokens), tuple(parents)))
 
-    def commit(self, tokens: Sequence[int], rows: Tensor, accepted: int = 0) -> bool:
+    def unmasked(self, step: int, offsets: Sequence[int], tokens: Sequence[int]) -> None:
+        """Tell that a step has filled these positions of the canvas."""
+        for offset in offsets:
+            self.statistics.step_of[offset] = step
+        self._emit(Unmasked(self.request, step, tuple(offsets), tuple(tokens)))
+
+    def commit(
+        self, tokens: Sequence[int], rows: Tensor | Sequence[Tensor], accepted: int = 0, rounds: int = 1
+    ) -> bool:
         """Append tokens to the output; True when the request is over.
 
         rows: [n, vocabulary] the target's raw scores that each token was chosen by. accepted: how many of the first
-        tokens had been drafted. What follows a stop token, a stop string or the last allowed token is dropped: a run
-        of accepted tokens never overshoots. After the end nothing is committed.
+        tokens had been drafted. rounds: how many forwards brought them. What follows a stop token, a stop string or the
+        last allowed token is dropped: a run of accepted tokens never overshoots. After the end nothing is committed.
         """
         if self.finish_reason is not None:
             return True
-        self.statistics.rounds += 1
+        self.statistics.rounds += rounds
         for place, token in enumerate(tokens):
             logprobs = None
             if self.settings.logprobs is not None:

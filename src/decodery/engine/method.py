@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from decodery.errors import BadParameter, near
+from decodery.errors import BadParameter, Refused, near
 
 if TYPE_CHECKING:
     from decodery.engine.job import Job
@@ -38,6 +38,8 @@ class Exactness(enum.StrEnum):
     """Greedy output is identical to plain greedy decoding; nothing is promised of sampled output."""
     APPROXIMATE = "approximate"
     """Close to the target's law, within what the method's page states."""
+    IDENTICAL_TO_STATIC = "identical-to-static"
+    """Of a decoder of canvases: tokens and order of commits are those of the static decoder that it speeds up."""
     QUALITY_CHANGING = "quality-changing"
     """Another law on purpose."""
 
@@ -248,3 +250,22 @@ def refusal(method: Method, settings: Settings) -> str | None:
         if value not in (defaults.get(name), (), {}, None):
             return f"{method.name} does not run with {name}: {reason}"
     return None
+
+
+DIFFUSION = "diffusion"
+"""The family of the methods that fill a canvas."""
+
+
+def admit(method: Method, job: Job) -> None:
+    """Raise Refused, BadParameter, BadPrompt or MethodUnavailable where a method does not run this request."""
+    network = job.host.network.name
+    if method.family == DIFFUSION and job.host.diffusion is None:
+        raise Refused(f"{method.name} fills the canvas of a masked-diffusion model, and {network} is a causal one.")
+    if method.family != DIFFUSION and job.host.diffusion is not None:
+        raise Refused(
+            f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
+        )
+    reason = refusal(method, job.settings)
+    if reason is not None:
+        raise Refused(reason)
+    method.admit(job)

@@ -31,11 +31,14 @@ BUILT_IN = {
     "optimal-multi-draft": "decodery.speculative.drafters.optimal_multi_draft:OptimalMultiDraft",
     "swift": "decodery.speculative.drafters.swift:Swift",
     "del": "decodery.speculative.drafters.del_:DynamicExit",
+    "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
 DEFAULT_METHOD = "cascade"
 """What decodes where no method is named: lossless, needs nothing, and fast."""
+DIFFUSION_METHOD = "masked-diffusion"
+"""The same for a masked-diffusion model."""
 ENTRY_POINTS = "decodery.methods"
 """The entry-point group in which other packages declare methods: name -> "module:Class"."""
 

@@ -26,7 +26,8 @@ class Statistics:
     """What one request cost and brought. Times are wall clock, in seconds, from submission.
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
-    committed. bonus: tokens that came from the target itself, one per round.
+    committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
+    position, -1 where none did; empty for methods without a canvas.
     """
 
     prompt_tokens: int = 0
@@ -35,6 +36,7 @@ class Statistics:
     drafted: int = 0
     accepted: int = 0
     bonus: int = 0
+    step_of: list[int] = field(default_factory=list)
     models: dict[str, ModelStatistics] = field(default_factory=dict)
     target: str = ""
     first_token_seconds: float = 0.0
@@ -89,6 +91,7 @@ class Statistics:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "bonus": self.bonus,
+            **({"step_of": list(self.step_of)} if self.step_of else {}),
             "acceptance_length": self.acceptance_length,
             "first_token_seconds": self.first_token_seconds,
             "seconds": self.seconds,

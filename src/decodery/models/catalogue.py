@@ -8,7 +8,12 @@ different machines. With one pinned source the numbers in the documentation and 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+ARTIFACTS = Path(__file__).parents[1] / "artifacts"
+"""Small trained things that come with the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +105,29 @@ GEMMA3 = BundledModel(
 )
 
 BUNDLED: dict[str, BundledModel] = {model.name: model for model in (SMOLLM2, GEMMA3)}
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedModel:
+    """A small model that comes with the package: a checkpoint folder among the artifacts, with a card.json."""
+
+    name: str
+    title: str
+    licence: str
+    parameters: str
+    folder: Path
+
+
+def shipped(artifacts: Path | None = None) -> dict[str, ShippedModel]:
+    """The models that come with the package, by the name of their folder. Their cards say what they are."""
+    found = {}
+    for folder in sorted(path.parent for path in (artifacts or ARTIFACTS).glob("*/config.json")):
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        found[folder.name] = ShippedModel(
+            folder.name,
+            str(card.get("title", folder.name)),
+            str(card.get("licence", "not stated")),
+            str(card.get("parameters", "")),
+            folder,
+        )
+    return found

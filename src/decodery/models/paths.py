@@ -22,19 +22,20 @@ PATHS = ("auto", "native", "fused", "off")
 
 
 def network_for(
-    model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False
+    model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False, bidirectional: bool = False
 ) -> TransformersNetwork:
     """A network over a model.
 
     fast: one of PATHS; "auto" (or True) takes the first that can run this model here, False means "off". owned: nobody
-    else uses the model, so weights that a path keeps in another layout may be dropped from it.
+    else uses the model, so weights that a path keeps in another layout may be dropped from it. bidirectional: its forwards are
+    whole canvases, for which "auto" leaves out the native path: it is built for few rows, and gains nothing on many.
     Raises BadSetting for another word, and where the path that was asked for cannot run the model here.
     """
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:
         raise BadSetting(f"fast must be {', '.join(PATHS[:-1])} or {PATHS[-1]}, not {fast!r}.")
     for path in ("native", "fused"):
-        if wanted in ("auto", path):
+        if wanted == path or (wanted == "auto" and not (bidirectional and path == "native")):
             try:
                 return _fast_network(path, model, name, owned)
             except (ValueError, RuntimeError, OSError) as reason:  # RuntimeError: shapes that do not fit

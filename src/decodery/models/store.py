@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, UnknownModel, near
-from decodery.models import conversion, download, hub
+from decodery.models import catalogue, conversion, download, hub
 from decodery.models.cache import discard, downloads, home, install, key_of, locked
 from decodery.models.catalogue import BUNDLED, BundledModel
 from decodery.models.checkpoint import RECORD, Provenance, check, installed, sha256_of
@@ -46,7 +46,8 @@ class ModelInfo:
 
 
 def known_models() -> list[ModelInfo]:
-    """The bundled models, then everything else in the cache: converted GGUF files and models of the hub."""
+    """The bundled models, those that come with the package, then everything else in the cache: converted GGUF files and models
+    of the hub."""
     models = []
     for bundled in BUNDLED.values():
         place = _place(bundled.name)
@@ -62,6 +63,20 @@ def known_models() -> list[ModelInfo]:
                 installed=here,
                 folder=place if here else None,
                 bytes_on_disk=bytes_under(place) + bytes_under(downloads(key_of(bundled.name))),
+            )
+        )
+    for model in catalogue.shipped().values():
+        models.append(
+            ModelInfo(
+                name=model.name,
+                title=model.title,
+                licence=model.licence,
+                source="comes with decodery",
+                parameters=model.parameters,
+                download_bytes=0,
+                installed=True,
+                folder=model.folder,
+                bytes_on_disk=bytes_under(model.folder),
             )
         )
     for record, folder in _others():
@@ -100,6 +115,8 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     if name and os.path.isfile(path / "config.json"):
         check(path)
         return path
+    if name in (shipped := catalogue.shipped()):
+        return shipped[name].folder
     if name.lower().endswith(".gguf"):
         return _from_gguf_file(path, progress)
     if name in BUNDLED:

@@ -17,6 +17,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+TINY = 2.0**-64
+"""Below every positive number that is drawn: a drawn 0 stays finite under the logarithm."""
+
 
 class Stage(enum.IntEnum):
     """What a draw is for; part of its address."""
@@ -29,11 +32,13 @@ class Stage(enum.IntEnum):
     """The token that replaces a rejected draft."""
     DRAFT = 3
     """A drafter's own draw."""
+    ORDER = 4
+    """Which positions of a canvas come next."""
 
 
 @runtime_checkable
 class Chance(Protocol):
-    """The two random decisions that a verifier or drafter may take. `index` tells apart draws of the same place."""
+    """The random decisions that a method may take. `index` tells apart draws of the same place."""
 
     def choose(self, probabilities: Float[Tensor, "n"], position: int, stage: Stage, index: int = 0) -> int:
         """Draw an index of `probabilities` [n] (not necessarily normalised, with a positive sum)."""
@@ -41,6 +46,10 @@ class Chance(Protocol):
 
     def accept(self, probability: float, position: int, index: int = 0) -> bool:
         """True with the given probability; never at 0."""
+        ...
+
+    def race(self, log_weights: Float[Tensor, "n"], position: int, stage: Stage, index: int = 0) -> int:
+        """Draw an index of exp(log_weights) [n] (not necessarily normalised, not all minus infinity)."""
         ...
 
 
@@ -74,6 +83,15 @@ class Noise:
         place = int(torch.searchsorted(cumulated, point, right=True))
         # u close to 1 can round up to the total; the last entry with mass is meant then.
         return min(place, int(torch.searchsorted(cumulated, cumulated[-1])))
+
+    def race(self, log_weights: Float[Tensor, "n"], position: int, stage: Stage, index: int = 0) -> int:
+        """Gumbel-max: each entry has noise of its own at this address, and the highest sum wins.
+
+        Where two laws are drawn from at the same address, each entry meets the same noise: laws that differ little draw
+        the same entry mostly.
+        """
+        noise = -(-self.uniforms(log_weights.shape[0], position, stage, index).clamp_min(TINY).log()).log()
+        return int((log_weights.double().cpu() + noise).argmax())
 
     def accept(self, probability: float, position: int, index: int = 0) -> bool:
         """Strictly below: a token of probability 0 is not accepted even at u = 0."""

@@ -3,6 +3,12 @@
 Public: third parties test their methods with the same tools. Nothing here imports pytest.
 """
 
+from decodery.testing.denoisers import CanvasScorer as CanvasScorer
+from decodery.testing.denoisers import ScriptedDenoiser as ScriptedDenoiser
+from decodery.testing.denoisers import TabularDenoiser as TabularDenoiser
+from decodery.testing.denoisers import confident as confident
+from decodery.testing.denoisers import denoising_language_model as denoising_language_model
+from decodery.testing.denoisers import toy_diffusion_model as toy_diffusion_model
 from decodery.testing.drafters import adversarial_draft as adversarial_draft
 from decodery.testing.drafters import drafting_method as drafting_method
 from decodery.testing.drafters import oracle_draft as oracle_draft

@@ -53,6 +53,9 @@ class ScriptedChance:
         chance = min(max(probability, 0.0), 1.0)
         return bool(self._decide([(1, chance), (0, 1 - chance)], position, Stage.ACCEPT, index))
 
+    def race(self, log_weights: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+        return self.choose((log_weights.double() - log_weights.max()).exp(), position, stage, index)
+
     def _decide(self, branches: list[tuple[int, float]], position: int, stage: Stage, index: int) -> int:
         if stage is not Stage.DRAFT:
             address = (position, stage, index)

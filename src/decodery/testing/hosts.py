@@ -10,6 +10,7 @@ import torch
 
 from decodery.engine.cost import CostCurve
 from decodery.language_model import LanguageModel
+from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.network import Scorer, TransformersNetwork
 
 FIRST_LETTER = 0x61
@@ -81,8 +82,15 @@ class ByteTokenizer:
 class SmallLanguageModel(LanguageModel):
     """A model for tests: any forward costs the same, and any name of a companion means the same draft model."""
 
-    def __init__(self, network: Scorer, tokenizer: Any, stop_ids: Sequence[int] = (), drafter: Scorer | None = None):
-        super().__init__(network, tokenizer, stop_ids)
+    def __init__(
+        self,
+        network: Scorer,
+        tokenizer: Any,
+        stop_ids: Sequence[int] = (),
+        drafter: Scorer | None = None,
+        diffusion: MaskedDiffusion | None = None,
+    ):
+        super().__init__(network, tokenizer, stop_ids, diffusion=diffusion)
         self.drafter = drafter
 
     def cost(self, network: Scorer) -> CostCurve:

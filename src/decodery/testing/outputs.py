@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Sequence as Listing
 
 from decodery.engine.job import Job
-from decodery.engine.method import Method, refusal
+from decodery.engine.method import Method, admit
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.errors import Refused
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Scores
 from decodery.models.network import Scorer
@@ -30,11 +29,8 @@ def new_job(
 ) -> tuple[Job, Method]:
     """A job that the method has admitted. Raises what `generate` raises before work starts."""
     chosen = as_method(method)
-    reason = refusal(chosen, settings)
-    if reason is not None:
-        raise Refused(reason)
     job = Job(lm, prompt, settings, sample=sample)
-    chosen.admit(job)
+    admit(chosen, job)
     return job, chosen
 
 

@@ -1,0 +1,117 @@
+"""What all diffusion methods share: parameters of canvas, blocks, guidance and cache, and what they refuse."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
+from decodery.diffusion.caches.base import CacheRegime, NoCache
+from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
+from decodery.diffusion.loop import Denoising, Plan, model_of
+from decodery.engine.method import Decoding, Method, parameter
+from decodery.errors import BadParameter, BadPrompt
+
+if TYPE_CHECKING:
+    from decodery.diffusion.unmasking.base import Rule
+    from decodery.engine.job import Job
+
+BLOCK = 32
+"""Published block length."""
+NO_PREFIX = "a canvas is not filled from left to right, so a position has no prefix of its own to count"
+REGIMES: dict[str, type[CacheRegime]] = {"none": NoCache, "prefix": PrefixCache, "dual": DualCache}
+
+
+@dataclass(frozen=True)
+class DiffusionMethod(Method):
+    """Base of methods that fill a canvas. A subclass gives `unmasking`, and may give blocks and a cache of its own."""
+
+    family: ClassVar[str] = "diffusion"
+    needs: ClassVar[tuple[str, ...]] = ("a masked-diffusion model",)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "repetition_penalty": NO_PREFIX,
+        "presence_penalty": NO_PREFIX,
+        "frequency_penalty": NO_PREFIX,
+        "processors": NO_PREFIX,
+    }
+
+    gen_length: int | None = parameter(
+        None, "positions of the canvas", low=1, auto="the model's canvas, at most max_new_tokens"
+    )
+    block_length: int | None = parameter(
+        None, "positions of a block; blocks are filled from left to right", low=1, auto="32, at most the canvas"
+    )
+    steps: int | None = parameter(
+        None, "steps for the whole canvas, of rules that plan them", low=1, auto="one per position"
+    )
+    cache: str = parameter(
+        "none", "which keys and values are reused within a block", choices=("none", "prefix", "dual")
+    )
+    cfg_scale: float = parameter(0.0, "classifier-free guidance; above 0 every step costs two forwards", low=0.0)
+    early_stop: str = parameter("block", "when an end token ends the decoding", choices=("block", "prefix", "never"))
+    shift_row: str = parameter(
+        "carry", "the row before a block of a shifted model, where the cache spares it", choices=("carry", "compute")
+    )
+
+    @abstractmethod
+    def unmasking(self, job: Job) -> Rule:
+        """The unmasking rule of a request."""
+
+    def block(self, length: int) -> int:
+        """The block length on a canvas of `length`."""
+        return min(self.block_length or BLOCK, length)
+
+    def blocks(self, job: Job, length: int) -> BlockSchedule:
+        """The block schedule of a request with a canvas of `length`."""
+        return FixedBlocks(self.block(length))
+
+    def regime(self, job: Job) -> CacheRegime:
+        """A fresh cache regime."""
+        return REGIMES[self.cache]()
+
+    def forbidden(self, job: Job) -> tuple[int, ...]:
+        """Tokens that no law may give, beside the reserved ones."""
+        return ()
+
+    def length(self, job: Job) -> int:
+        """The length of a request's canvas."""
+        return self.gen_length or min(model_of(job).canvas, job.settings.max_new_tokens)
+
+    def plan(self, job: Job) -> Plan:
+        """How a request's canvas is decoded."""
+        length = self.length(job)
+        return Plan(
+            rule=self.unmasking(job),
+            length=length,
+            steps=self.steps or length,
+            blocks=self.blocks(job, length),
+            cache=self.regime(job),
+            cfg_scale=self.cfg_scale,
+            early_stop=self.early_stop,
+            shift_row=self.shift_row,
+            forbidden=self.forbidden(job),
+        )
+
+    def admit(self, job: Job) -> None:
+        length, prompt = self.length(job), len(job.prompt)
+        if prompt + length > job.host.network.context:
+            raise BadPrompt(
+                f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
+                f"{job.host.network.name} has a context of {job.host.network.context}."
+            )
+        if self.steps is not None:
+            block = self.block(length)
+            if length % block or self.steps % (length // block):
+                raise BadParameter(
+                    f"{self.name}: {self.steps} steps do not divide into a canvas of {length} with blocks of {block}; "
+                    "the block length must divide the canvas, and the number of blocks the steps."
+                )
+
+    def decode(self, job: Job) -> Decoding:
+        yield from Denoising(job, self.plan(job)).run()
+
+    def static(self) -> Method | None:
+        """The decoder whose canvas and order of commits this one promises to reproduce, where it does."""
+        return None

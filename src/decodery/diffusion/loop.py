@@ -1,0 +1,218 @@
+"""The loop of masked-diffusion decoding: forward, choose, fill, until the canvas is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from decodery._lazy import torch
+from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
+from decodery.diffusion.caches.base import CacheRegime, NoCache
+from decodery.diffusion.canvas import Canvas
+from decodery.diffusion.laws import Laws
+from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.models.forward import Attend, Forward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.job import Job
+    from decodery.engine.method import Decoding
+    from decodery.models.masked_diffusion import MaskedDiffusion
+    from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.noise import Chance
+
+Scoring = Generator[Forward | tuple[Forward, ...], Any, Laws]
+"""Yields forwards, returns laws."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a canvas is to be decoded.
+
+    rule, blocks: see there. cache: of this request. length: of the canvas. steps: planned for the whole canvas; a block gets
+    its share. cfg_scale: guidance s, the scores being u + (s + 1) (c - u) with u those behind a masked prompt. early_stop:
+    "block" ends at a complete block that holds an end token, "prefix" as soon as everything up to an end token is filled (the
+    text is the same, since filled positions stay), "never" fills the whole canvas. shift_row: whether a shifted model's row
+    before the computed ones is carried over ("carry") or computed with them ("compute"). forbidden: tokens that no law gives,
+    beside the reserved ones.
+    """
+
+    rule: Rule
+    length: int
+    steps: int
+    blocks: BlockSchedule
+    cache: CacheRegime = field(default_factory=NoCache)
+    cfg_scale: float = 0.0
+    early_stop: str = "block"
+    shift_row: str = "carry"
+    forbidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.steps < 1:
+            raise ValueError(f"a canvas needs at least one position and one step, not {self.length} and {self.steps}")
+
+    def planned(self, start: int, end: int) -> int:
+        """Steps of the block [start, end): its share of all steps, at least one."""
+        return max(1, self.steps * (end - start) // self.length)
+
+    @classmethod
+    def whole(cls, rule: Rule, length: int, **more: Any) -> Plan:
+        """Without blocks, one step per token."""
+        return cls(rule, length, length, FixedBlocks(length), **more)
+
+
+class Denoising:
+    """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
+
+    chance: the noise; by default the job's. publish: whether what is complete is committed to the job, as the output and
+    with events; without it the canvas is one of several tries, for the caller to choose among.
+    """
+
+    def __init__(self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True):
+        self.job, self.plan = job, plan
+        self.chance = job.noise if chance is None else chance
+        self.model = model_of(job)
+        self.canvas = Canvas(job.prompt, plan.length, self.model)
+        self.number = 0
+        """Steps taken."""
+        self.publishing = publish
+        self._sequences: tuple[CachedSequence, ...] = tuple(
+            job.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
+        )
+        self._banned = sorted({*self.model.reserved, *plan.forbidden})
+        self._carried: dict[int, Tensor] = {}
+        self._forwards = 0
+        settings = job.settings
+        self._keeps_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
+        if publish:
+            job.statistics.step_of = [-1] * plan.length
+
+    # Scoring
+
+    def score(self, start: int, end: int | None, offsets: Sequence[int] | None = None) -> Scoring:
+        """The laws of masked offsets, by one forward of the rows that the cache regime names.
+
+        start, end: the current block; end is None for the forward that opens it. offsets: those wanted, by default all that
+        the plan's rule may look at. Offsets that the forward does not compute are left out.
+        """
+        rows = self.plan.cache.rows(self.canvas, start, end)
+        if self.model.shift and self.plan.shift_row == "compute":
+            rows = range(max(rows.start - 1, 0), rows.stop)
+        wanted = self._wanted(start, end) if offsets is None else list(offsets)
+        row_of = {offset: self.canvas.prompt + offset - self.model.shift for offset in wanted}
+        inside = [offset for offset in wanted if row_of[offset] in rows]
+        carried = [offset for offset in wanted if row_of[offset] not in rows and offset in self._carried]
+        asked = [row_of[offset] - rows.start for offset in inside]
+        answers = yield self._forwards_over(rows, asked)
+        self._forwards += 1
+        scores = self._guided([answer.logits for answer in answers]).float()
+        scores[:, self._banned] = -float("inf")
+        if self.model.shift and inside and self.plan.shift_row == "carry":
+            first = inside[0]
+            self._carried = {first: scores[0]} if not carried else self._carried
+        if carried:
+            scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
+        committed = len(self.job.new_tokens)
+        return Laws([*carried, *inside], scores, self.job.law, self.chance, self.canvas.prompt, committed)
+
+    def _wanted(self, start: int, end: int | None) -> list[int]:
+        if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
+            return self.canvas.masked()
+        return self.canvas.masked(start, self.plan.blocks.end(self.canvas, start, None) if end is None else end)
+
+    def _forwards_over(self, rows: range, asked: Sequence[int]) -> tuple[Forward, ...]:
+        visible = self.canvas.tokens
+        hidden = [self.model.mask_token_id] * self.canvas.prompt + self.canvas.answer
+        return tuple(
+            Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=list(asked))
+            for sequence, tokens in zip(self._sequences, (visible, hidden), strict=False)
+        )
+
+    def _guided(self, logits: Sequence[Tensor]) -> Tensor:
+        if len(logits) == 1:
+            return logits[0].clone()
+        conditional, unconditional = logits
+        return unconditional + (self.plan.cfg_scale + 1) * (conditional - unconditional)
+
+    # Filling
+
+    def fill(self, commit: Commit, laws: Laws | None = None) -> None:
+        """Take one step: put a commit on the canvas and tell of it. laws: those it was chosen by."""
+        self.canvas.fill(commit.offsets, commit.tokens, self.number)
+        if self._keeps_rows and laws is not None:
+            rows = {offset: laws.scores[place] for place, offset in enumerate(laws.offsets)}
+            self.canvas.rows.update({offset: rows[offset] for offset in commit.offsets if offset in rows})
+        if self.publishing and commit.offsets:
+            self.job.unmasked(self.number, commit.offsets, commit.tokens)
+        self.number += 1
+        if self.publishing and self.plan.early_stop == "prefix":
+            self.publish(self.canvas.complete_until())
+
+    def publish(self, until: int) -> bool:
+        """Commit the offsets before `until` to the job; True when the request is over."""
+        first = len(self.job.new_tokens)
+        if self.job.finish_reason is not None or until <= first:
+            return self.job.finish_reason is not None
+        tokens = self.canvas.answer[first:until]
+        empty = torch.empty(0)
+        rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
+        forwards, self._forwards = self._forwards, 0
+        return self.job.commit(tokens, rows, rounds=forwards)
+
+    def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
+        """Decode the canvas; returns it. Ends early where the job does."""
+        canvas, plan, start = self.canvas, self.plan, 0
+        while start < canvas.length and canvas.masked():
+            if not plan.blocks.looks_ahead:
+                end = plan.blocks.end(canvas, start, None)
+                if not canvas.masked(start, end):  # a rule that sees the whole canvas has filled it already
+                    start = end
+                    continue
+            laws = yield from self.score(start, None)
+            if plan.blocks.looks_ahead:
+                end = plan.blocks.end(canvas, start, laws)
+            if not start < end <= canvas.length:
+                raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
+            yield from self.fill_block(laws, start, end)
+            if self.publishing and plan.early_stop == "block" and self.publish(end):
+                return canvas
+            if self.job.finish_reason is not None:
+                return canvas
+            start = end
+        if self.publishing:
+            self.publish(canvas.length)
+            self.job.finish("length")
+        return canvas
+
+    def fill_block(self, laws: Laws, start: int, end: int) -> Decoding:
+        """Fill the block [start, end), given the laws of the forward that opened it."""
+        masks, in_block, idle = len(self.canvas.masked(start, end)), 0, 0
+        planned = self.plan.planned(start, end)
+        while True:
+            step = Step(self.number, in_block, planned, masks, start, end, self.plan.steps)
+            offered = laws if self.plan.rule.whole_canvas else laws.within(start, end)
+            commit = self.plan.rule.choose(offered, step)
+            if isinstance(commit, Generator):
+                commit = yield from commit
+            self.fill(commit, laws)
+            in_block += 1
+            if not self.canvas.masked(start, end) or self.job.finish_reason is not None:
+                return
+            if commit.offsets:
+                idle = 0
+                laws = yield from self.score(start, end)
+            else:
+                # The canvas is what it was, and so are its laws: no forward is needed.
+                idle += 1
+                if idle > planned + 1:
+                    raise RuntimeError(f"{type(self.plan.rule).__name__} fills nothing, and the canvas is not complete")
+
+
+def model_of(job: Job) -> MaskedDiffusion:
+    """The description of the job's masked-diffusion model."""
+    model: MaskedDiffusion | None = getattr(job.host, "diffusion", None)
+    if model is None:
+        raise ValueError(f"{job.host.network.name} is no masked-diffusion model")
+    return model

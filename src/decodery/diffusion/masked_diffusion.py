@@ -1,0 +1,72 @@
+"""The base decoders of masked-diffusion models under one name: the rules of LLaDA, Dream, MDLM and Fast-dLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.laws import RANKS
+from decodery.diffusion.loop import model_of
+from decodery.diffusion.unmasking import dream
+from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold
+from decodery.diffusion.unmasking.llada import Quota
+from decodery.diffusion.unmasking.mdlm import Ancestral
+from decodery.engine.method import Exactness, parameter
+
+if TYPE_CHECKING:
+    from decodery.diffusion.unmasking.base import Rule
+    from decodery.engine.job import Job
+
+WITHOUT_BLOCKS = (*dream.ALGORITHMS, "ancestral")
+"""Rules published without blocks."""
+RULES = ("low_confidence", "random", "threshold", "factor", *WITHOUT_BLOCKS)
+
+
+@dataclass(frozen=True)
+class MaskedDiffusionDecoding(DiffusionMethod):
+    """Fill a canvas of masks with a bidirectional model: by default one token per step, the surest first, in blocks."""
+
+    name: ClassVar[str] = "masked-diffusion"
+    title: ClassVar[str] = "Masked-diffusion decoding"
+    paper: ClassVar[str] = (
+        "Nie et al., Large Language Diffusion Models, 2025, arXiv 2502.09992; rules also of arXiv 2508.15487, 2406.07524 "
+        "and 2505.22618"
+    )
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+    rule: str = parameter("low_confidence", "which masked positions are filled in a step", choices=RULES)
+    value_independent: bool = parameter(
+        False, "positions are chosen by their law and not by the token drawn from it: exact at one token per step"
+    )
+    rank: str = parameter("entropy", "what value_independent ranks by", choices=RANKS)
+    threshold: float = parameter(0.9, "confidence of the rule threshold; above 1: one token per step", low=0.0)
+    factor: float = parameter(1.0, "of the rule factor; towards 0: one token per step", low=0.0)
+    alg_temp: float = parameter(0.0, "temperature of the choice of positions, of Dream's rules", low=0.0)
+    end_tokens: str = parameter(
+        "free",
+        "end tokens are free, come last (of rules with a quota), or are banned",
+        choices=("free", "last", "banned"),
+    )
+
+    def block(self, length: int) -> int:
+        if self.block_length is None and self.rule in WITHOUT_BLOCKS:
+            return length
+        return super().block(length)
+
+    def forbidden(self, job: Job) -> tuple[int, ...]:
+        return model_of(job).end_token_ids if self.end_tokens == "banned" else ()
+
+    def unmasking(self, job: Job) -> Rule:
+        if self.rule == "threshold":
+            return Threshold(self.value_independent, self.threshold)
+        if self.rule == "factor":
+            return Factor(self.value_independent, self.factor)
+        if self.rule == "ancestral":
+            return Ancestral()
+        if self.rule in dream.ALGORITHMS:
+            return dream.TimeGrid(self.rule, self.alg_temp)
+        late = model_of(job).end_token_ids if self.end_tokens == "last" else ()
+        if self.rule == "random":
+            return Quota("random")
+        return Quota(self.rank if self.value_independent else "confidence", late)

@@ -1,0 +1,68 @@
+"""Fast-dLLM's rules: as many tokens per step as the model is sure of.
+
+Wu et al., Fast-dLLM, 2025, arXiv 2505.22618, section 3.3 and theorem 1: if each of n laws gives its likeliest token more than
+1 - eps and (n + 1) eps <= 1, the likeliest tokens together are the likeliest outcome of any joint law with these marginals.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from decodery.diffusion.laws import descending
+from decodery.diffusion.unmasking.base import Commit, Rule, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.diffusion.laws import Laws
+
+
+@dataclass(frozen=True)
+class _ByConfidence(Rule):
+    """value_independent: the confidence of an offset is its highest probability, and only the chosen ones draw a token;
+    otherwise that of the token it has drawn (the same in greedy decoding)."""
+
+    value_independent: bool = False
+
+    def choose(self, laws: Laws, step: Step) -> Commit:
+        if self.value_independent or laws.law.greedy:
+            tokens = laws.best.tolist() if laws.law.greedy else []
+            confidence = laws.confidence(tokens) if tokens else laws.rank("max_probability")
+        else:
+            tokens = laws.draw(range(len(laws)), step.number + 1)
+            confidence = laws.confidence(tokens)
+        places = self.sure(confidence)
+        return Commit.at(laws, places, [tokens[place] for place in places] if tokens else laws.draw(places))
+
+    def sure(self, confidence: Tensor) -> list[int]:
+        """The places to be filled, ascending, given the log probability of each; at least the surest one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Threshold(_ByConfidence):
+    """All offsets whose confidence is at least `threshold`, and always the surest one."""
+
+    threshold: float = 0.9
+
+    def sure(self, confidence: Tensor) -> list[int]:
+        least = math.log(self.threshold) if self.threshold > 0 else -math.inf
+        best = descending(confidence)[0]
+        return [place for place, value in enumerate(confidence.tolist()) if value >= least or place == best]
+
+
+@dataclass(frozen=True)
+class Factor(_ByConfidence):
+    """The largest number n of surest offsets for which (n + 1) (1 - the n-th confidence) is below `factor`, at least one."""
+
+    factor: float = 1.0
+
+    def sure(self, confidence: Tensor) -> list[int]:
+        order = descending(confidence)
+        count = 1
+        for n, place in enumerate(order, start=1):
+            if (n + 1) * -math.expm1(float(confidence[place])) < self.factor:
+                count = n
+        return sorted(order[:count])

@@ -1,0 +1,202 @@
+"""The networks that the recipe of masked diffusion trains: a Llama of our own, small and quick, or an existing checkpoint.
+
+Both are callables from tokens to hidden rows with a head beside them. Who sees whom is an argument: every position sees
+every other one (masked diffusion), or those before it (an autoregressive twin).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama: rotary positions, RMS norms, gated feed-forward, tied embeddings, no biases."""
+
+    vocabulary: int
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    inner: int | None = None
+    """Width inside the feed-forward; None is three times the width."""
+    theta: float = 10000.0
+    epsilon: float = 1e-5
+
+    @property
+    def inner_width(self) -> int:
+        return self.inner if self.inner is not None else 3 * self.width
+
+
+class Norm(nn.Module):
+    """A root-mean-square norm."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, rows: Tensor) -> Tensor:
+        scale = rows.float().pow(2).mean(-1, keepdim=True).add(self.epsilon).rsqrt()
+        return (rows.float() * scale).to(rows.dtype) * self.weight.to(rows.dtype)
+
+
+class Attention(nn.Module):
+    """Attention with rotary positions, the halves of a head rotated against each other."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.heads = shape.heads
+        self.q_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.k_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.v_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        def split(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        def rotate(heads: Tensor) -> Tensor:
+            first, second = heads.chunk(2, dim=-1)
+            return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+
+        queries, keys, values = split(self.q_proj(rows)), split(self.k_proj(rows)), split(self.v_proj(rows))
+        mixed = F.scaled_dot_product_attention(
+            rotate(queries), rotate(keys), values, attn_mask=visible, is_causal=causal
+        )
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """A gated feed-forward."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.inner_width, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.inner_width, bias=False)
+        self.down_proj = nn.Linear(shape.inner_width, shape.width, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+
+
+class Layer(nn.Module):
+    """One block: attention and feed-forward, each behind a norm and added."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.self_attn = Attention(shape)
+        self.mlp = FeedForward(shape)
+        self.input_layernorm = Norm(shape.width, shape.epsilon)
+        self.post_attention_layernorm = Norm(shape.width, shape.epsilon)
+
+    def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        rows = rows + self.self_attn(self.input_layernorm(rows), cosine, sine, visible, causal)
+        return rows + self.mlp(self.post_attention_layernorm(rows))
+
+
+class SmallLlama(nn.Module):
+    """A Llama whose weights carry Hugging Face's names, so that its file is an ordinary checkpoint."""
+
+    shift = False
+
+    def __init__(self, shape: Shape, seed: int = 0):
+        """Weights are normal with deviation 0.02, the projections back into the residual stream smaller by depth."""
+        super().__init__()
+        self.shape = shape
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.model.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.model.norm = Norm(shape.width, shape.epsilon)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                deviation = 0.02
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    deviation /= (2 * shape.layers) ** 0.5
+                nn.init.normal_(weight, std=deviation, generator=generator)
+
+    def forward(self, tokens: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Hidden rows [batch, length, width] after the last norm, of tokens [batch, length] int64.
+
+        visible: bool, broadcast to [batch, heads, length, length], true where a row (third axis) may see another one;
+        None is everything, or everything up to itself where causal.
+        """
+        half = self.shape.width // self.shape.heads // 2
+        device = tokens.device
+        rates = self.shape.theta ** -(torch.arange(half, dtype=torch.float32, device=device) / half)
+        angles = torch.arange(tokens.shape[1], dtype=torch.float32, device=device)[:, None] * rates.repeat(2)
+        rows = self.model.embed_tokens(tokens)
+        if torch.is_autocast_enabled(tokens.device.type):
+            rows = rows.to(torch.get_autocast_dtype(tokens.device.type))
+        cosine, sine = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        for layer in self.model.layers:
+            rows = layer(rows, cosine, sine, visible, causal)
+        return self.model.norm(rows)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """Logits [..., vocabulary] float32 of hidden rows."""
+        return F.linear(rows, self.model.embed_tokens.weight).float()
+
+    def compile_layers(self) -> None:
+        """Let torch fuse the operations of each layer: a quarter less time on a CPU, once each shape of batch is compiled."""
+        for layer in self.model.layers:
+            layer.compile(dynamic=False)
+
+    def configuration(self) -> dict[str, Any]:
+        """The entries of config.json."""
+        shape = self.shape
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.width,
+            "intermediate_size": shape.inner_width,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.heads,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": shape.epsilon,
+            "rope_theta": shape.theta,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+        }
+
+    def write(self, folder: Path, dtype: torch.dtype = torch.float16, **entries: Any) -> None:
+        """Write config.json, with further `entries`, and model.safetensors."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {**self.configuration(), "torch_dtype": str(dtype).removeprefix("torch."), **entries}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in self.named_parameters()}
+        save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+    @classmethod
+    def read(cls, folder: Path) -> SmallLlama:
+        """The network of a folder that `write` wrote, in float32."""
+        from safetensors.torch import load_file
+
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        network = cls(
+            Shape(
+                config["vocab_size"],
+                config["hidden_size"],
+                config["num_hidden_layers"],
+                config["num_attention_heads"],
+                config["intermediate_size"],
+                config["rope_theta"],
+                config["rms_norm_eps"],
+            )
+        )
+        weights = load_file(str(folder / "model.safetensors"))
+        network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        return network
