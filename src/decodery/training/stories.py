@@ -220,7 +220,7 @@ def write_artifact(
     started = time.perf_counter()
     rows = validation_rows(data.validation)
     metrics: dict[str, Any] = {
-        "about": "held-out stories in rows of 128 tokens, first sentence given; counted up to and with the first end",
+        "about": "fronts of held-out stories, 48 to 128 tokens, their first sentence given",
         "stories": len(rows),
         "tokens": counted_tokens(rows),
     }

@@ -146,9 +146,16 @@ def story_rows(stories: Sequence[Story], seed: int, batch_tokens: int, whole: bo
     return pool
 
 
-def validation_rows(stories: Sequence[Story], total: int = TOTALS[-1]) -> list[Row]:
-    """One row of each story, from its beginning on, with its first sentence as the prompt."""
-    return [row_of(story, 0, min(story.opening, total // 2), total) for story in stories]
+def validation_rows(stories: Sequence[Story]) -> list[Row]:
+    """One row of each story: as long a front of it as fills a row, with its first sentence as the prompt.
+
+    Rows full of words measure the language alone: neither where the end is, nor what it costs to fill a canvas after it.
+    """
+    rows = []
+    for story in stories:
+        total = max((total for total in TOTALS if total <= len(story.tokens)), default=TOTALS[0])
+        rows.append(row_of(story, 0, min(story.opening, total // 2), total))
+    return rows
 
 
 def counted_tokens(rows: Sequence[Row]) -> int:

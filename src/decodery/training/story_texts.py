@@ -62,7 +62,7 @@ def write_stories(lm: LanguageModel, count: int, seed: int, folder: Path, progre
     return files
 
 
-SHORTEST_WORDS, LONGEST_WORDS, FEWEST_SENTENCES = 32, 130, 3
+SHORTEST_WORDS, LONGEST_WORDS, FEWEST_SENTENCES = 36, 130, 3
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"')]*(?=\s|$)")
 _ALLOWED = re.compile(r"[A-Za-z ,.!?'\"-]+")
 _META = re.compile(
