@@ -39,7 +39,7 @@ from decodery.training.story_rows import (
     validation_rows,
     write_tokenizer,
 )
-from decodery.training.story_texts import read_stories, write_stories
+from decodery.training.story_texts import BATCH, read_stories, write_stories
 
 DIFFUSION, TWIN = "diffusion-stories", "stories-twin"
 CANVAS = 64
@@ -58,7 +58,7 @@ class Corpus:
     """stories: beginnings that the model goes on with. held_out: stories to validate on. vocabulary: of the tokenizer."""
 
     model: str = "smollm2-135m"
-    stories: int = 8000
+    stories: int = 4224
     held_out: int = 200
     vocabulary: int = 2048
 
@@ -68,7 +68,7 @@ class Sizes:
     """Of the networks."""
 
     width: int = 256
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
 
 
@@ -87,7 +87,7 @@ def prepare(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> 
     from tokenizers import Tokenizer
 
     texts = folder / "texts"
-    wanted = [texts / f"{number:05d}.jsonl" for number in range(-(-corpus.stories // 96))]
+    wanted = [texts / f"{number:05d}.jsonl" for number in range(-(-corpus.stories // BATCH))]
     if not all(path.exists() for path in wanted):
         import decodery
 
@@ -105,13 +105,9 @@ def prepare(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> 
     return Data(encode_stories(training, tokenizer), encode_stories(validation, tokenizer), validation, tokenizer)
 
 
-def train(
-    name: str, data: Data, recipe: Recipe, sizes: Sizes, folder: Path, *, compiled: bool, progress: Progress
-) -> Trainer:
+def train(name: str, data: Data, recipe: Recipe, sizes: Sizes, folder: Path, progress: Progress) -> Trainer:
     """Train one of the two networks, from its last checkpoint in `folder` where there is one."""
     network = SmallLlama(Shape(data.tokenizer.get_vocab_size(), **asdict(sizes)), recipe.seed)
-    if compiled:
-        network.compile_layers()
     causal = name == TWIN
     source = story_rows(data.training, recipe.seed, recipe.batch_tokens, whole=causal)
     about = {"sizes": asdict(sizes), "stories": len(data.training)}
@@ -295,9 +291,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where texts, checkpoints and logs are kept")
     parser.add_argument("--artifacts", type=Path, required=True, help="the folder that the two models' folders go to")
     parser.add_argument("--part", choices=("all", "corpus", DIFFUSION, TWIN), default="all")
-    parser.add_argument("--compile", action="store_true", help="fuse the layers: needs a C++ compiler")
     parser.add_argument("--draws", type=int, default=128, help="masks of each held-out story that measure the bound")
-    defaults = {Corpus: Corpus(), Sizes: Sizes(), Recipe: Recipe(steps=4000, batch_tokens=2048, average=0.99)}
+    defaults = {
+        Corpus: Corpus(),
+        Sizes: Sizes(),
+        Recipe: Recipe(steps=2500, batch_tokens=2048, rate=2e-3, average=0.99),
+    }
     for kind, default in defaults.items():
         for item in fields(kind):
             if item.name != "masks":
@@ -333,7 +332,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 own,
                 sizes,
                 given["folder"] / name,
-                compiled=given["compile"],
                 progress=lambda step, steps, entry, name=name: show(  # type: ignore[misc]
                     name, step, steps, f"loss {entry['loss']}" if entry else ""
                 ),
