@@ -11,6 +11,7 @@ from typer import Option
 from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, writing
 from decodery.cli.machine import in_words
 from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
+from decodery.errors import BadSetting
 
 if TYPE_CHECKING:
     from decodery.evaluation.report import BenchmarkReport
@@ -48,19 +49,55 @@ def bench(
     seed: Annotated[int, Option("--seed", help="Fixes every random draw.")] = 0,
     csv: Annotated[Path | None, Option("--csv", metavar="FILE", help="Write the rows to a CSV file.")] = None,
     out: Annotated[Path | None, Option("--out", metavar="FILE", help="Write the report to a JSON file.")] = None,
+    suite: Annotated[
+        str | None,
+        Option(
+            "--suite",
+            metavar="NAME",
+            help="Tasks with right answers instead of questions: parallelbench, for masked-diffusion models.",
+        ),
+    ] = None,
+    full: Annotated[bool, Option("--full", help="Of a suite: the published grid of settings.")] = False,
+    plot: Annotated[
+        Path | None, Option("--plot", metavar="FILE", help="Of a suite: draw its trade-off curves.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure methods on a set of questions: speed, tokens per forward, and the share of outputs that stay identical.
 
     Plain decoding is always measured too, in the same run on the same machine; every speed-up is relative to it.
 
+    With `--suite parallelbench` every decoder of canvases is measured on the same tasks: accuracy against tokens per forward;
+    --categories names tasks and --limit samples of each.
+
     Example: `decodery bench --methods "prompt-lookup, token-recycling" --limit 2 --csv speeds.csv`
     """
     from decodery.engine import registry
 
     specs = [spec for text in methods or [] for spec in split_specs(text)]
-    for spec in specs:
+    for spec in specs if suite is None else ():
         registry.method(spec)
+    if suite is not None:
+        from decodery.cli import bench_suite
+
+        bench_suite.run(
+            suite,
+            model,
+            specs,
+            tasks=_names(categories),
+            limit=limit,
+            batch_size=batch_size,
+            temperature=temperature,
+            seed=seed,
+            full=full,
+            csv=csv,
+            out=out,
+            plot=plot,
+            as_json=as_json,
+        )
+        return
+    if full or plot is not None:
+        raise BadSetting("--full and --plot belong to a suite; name one with --suite.")
     specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
     for path in (csv, out):
         if path is not None:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from decodery.cli.console import Counter, notice, output, print_json, remark
+from decodery.cli import canvas_view
+from decodery.cli.console import (
+    Counter,
+    check_writable,
+    notice,
+    output,
+    print_json,
+    print_line,
+    remark,
+    visible,
+    write_text,
+)
 from decodery.cli.live_text import LiveText, legend, statistic
 from decodery.cli.options import (
     JsonOption,
@@ -54,6 +65,12 @@ def generate(
         int | None,
         Option("--logprobs", help="With --json: log probabilities, and those of so many alternatives per token."),
     ] = None,
+    show: Annotated[
+        bool, Option("--show", help="Of a masked-diffusion model: draw the canvas as it fills, step by step.")
+    ] = False,
+    show_html: Annotated[
+        Path | None, Option("--show-html", metavar="FILE", help="Write the filling as an animated HTML page.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate text from a prompt, with any decoding method.
@@ -67,6 +84,10 @@ def generate(
         raise BadSetting(f"--batch-size must be at least 1, not {batch_size}.")
     if logprobs is not None and not as_json and prompts is None:
         raise BadSetting("--logprobs needs --json; plain text has no place for them.")
+    if (show or show_html is not None) and (as_json or prompts is not None or n != 1):
+        raise BadSetting("--show and --show-html follow one canvas, so they go without --json, --prompts and --n.")
+    if show_html is not None:
+        check_writable(show_html)
     values = settings.given()
     values.update({"n": n} if n != 1 else {}, **({"echo": True} if echo else {}))
     if logprobs is not None:
@@ -82,13 +103,15 @@ def generate(
     text = as_conversation(read_prompt(prompt, file), chat, system)
     named = check_early(method, values)
     lm = model.load()
-    if as_json:
+    if show or show_html is not None:
+        _one_canvas(lm, text, named, with_seed(values), show, show_html)
+    elif as_json:
         _one_as_json(lm, text, named, with_seed(values))
     else:
         _one_as_text(lm, text, named, with_seed(values))
 
 
-def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+def _one_as_text(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
     stream = lm.stream(prompt, method, **settings)
     live = LiveText()
     interrupted = False
@@ -112,7 +135,34 @@ def _one_as_text(lm: LanguageModel, prompt: Any, method: str, settings: dict[str
         raise typer.Exit(INTERRUPTED)
 
 
-def _one_as_json(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
+def _one_canvas(
+    lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any], show: bool, page: Path | None
+) -> None:
+    """The filling of one canvas, drawn or written to a page, and then the text."""
+    if lm.diffusion is None:
+        raise BadSetting(f"{lm.name} is a causal model, which fills no canvas that could be shown.")
+    stream = lm.stream(prompt, method, **settings)
+    filling = canvas_view.Filling(lm.tokenizer.decode)
+    interrupted = False
+    try:
+        canvas_view.follow(stream, filling, show)
+    except KeyboardInterrupt:
+        interrupted = True
+    [reply] = stream.replies()
+    stats = reply.stats
+    caption = (
+        f"{lm.name} · {reply.method} · {stats.new_tokens} tokens in {stats.forwards} forwards, {stats.rows} positions"
+    )
+    if page is not None:
+        asked = lm.tokenizer.decode(list(reply.prompt_token_ids), skip_special_tokens=True)
+        write_text(page, canvas_view.page(filling, asked, caption))
+    print_line(visible(reply.text))
+    remark(caption)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
     stream = lm.stream(prompt, method, **settings)
     interrupted = False
     try:
@@ -130,7 +180,7 @@ def _many(
     lm: LanguageModel,
     source: str,
     lines: list[Line],
-    method: str,
+    method: str | None,
     settings: dict[str, Any],
     batch_size: int,
     chat: bool,
@@ -158,7 +208,13 @@ def _many(
 
 
 def _admitted(
-    lm: LanguageModel, source: str, line: Line, method: str, settings: dict[str, Any], chat: bool, system: str | None
+    lm: LanguageModel,
+    source: str,
+    line: Line,
+    method: str | None,
+    settings: dict[str, Any],
+    chat: bool,
+    system: str | None,
 ) -> Line:
     """The line with its final prompt, or with the reason why it cannot be decoded, which is told at once."""
     if not line.error:
@@ -187,7 +243,7 @@ def _batches(lines: list[Line], batch_size: int) -> Iterator[list[Line]]:
 
 
 def _decoded(
-    lm: LanguageModel, source: str, batch: list[Line], method: str, settings: dict[str, Any]
+    lm: LanguageModel, source: str, batch: list[Line], method: str | None, settings: dict[str, Any]
 ) -> tuple[list[list[dict[str, Any]]], bool]:
     """What to print for each line of a batch (an object per sample, or one with the error), and whether it was cut short."""
     prompts = [line.prompt for line in batch if not line.error]

@@ -190,8 +190,9 @@ def _bias(pair: str) -> tuple[int, float]:
         raise BadSetting(f"--logit-bias takes ID=VALUE, a token id and a number, not {pair!r}.") from None
 
 
-def check_early(method: str | None, settings: dict[str, Any]) -> str:
-    """Find what is wrong with a method or settings before a model is fetched and loaded. Returns the method's spec."""
+def check_early(method: str | None, settings: dict[str, Any]) -> str | None:
+    """Find what is wrong with a method or settings before a model is fetched and loaded. Returns the method's spec; None
+    leaves the choice to the model."""
     from decodery.engine import registry
 
     if method is not None:
@@ -199,7 +200,7 @@ def check_early(method: str | None, settings: dict[str, Any]) -> str:
     from decodery.engine.settings import Settings
 
     Settings.of(settings, ANY_VOCABULARY)
-    return registry.DEFAULT_METHOD if method is None else method
+    return method
 
 
 def with_seed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def race(
     values = with_seed(values)
     named = check_early(method, values)
     lm = model.load()
+    named = named or lm.default_method
     given: Any = [{"role": "user", "content": asked}] if getattr(lm.tokenizer, "chat_template", None) else asked
     with Bars("warming up"):
         _warm_up(lm, given, named, values)

@@ -40,6 +40,7 @@ def run(
     values.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     named = check_early(method, values)
     lm = model.load()
+    named = named or lm.default_method
 
     def load_another(name: str) -> object:
         with Bars(f"loading {name}") as progress:

@@ -25,6 +25,20 @@ REGIMES: dict[str, type[CacheRegime]] = {"none": NoCache, "prefix": PrefixCache,
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Something a method says of itself, or of a variant of it, that an experiment can decide.
+
+    says: in words. method: that which is run. same_as: the decoder whose canvas, and order of filling it, are to be the same;
+    None: the law is to be the joint law of the model. temperature: of the comparison.
+    """
+
+    says: str
+    method: Method
+    same_as: Method | None = None
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
 class DiffusionMethod(Method):
     """Base of methods that fill a canvas. A subclass gives `unmasking`, and may give blocks and a cache of its own."""
 
@@ -112,6 +126,6 @@ class DiffusionMethod(Method):
     def decode(self, job: Job) -> Decoding:
         yield from Denoising(job, self.plan(job)).run()
 
-    def static(self) -> Method | None:
-        """The decoder whose canvas and order of commits this one promises to reproduce, where it does."""
-        return None
+    def claims(self) -> tuple[Claim, ...]:
+        """What this method says of itself, for `decodery check` to decide by experiment."""
+        return ()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
-from decodery.sampling.noise import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +102,8 @@ class Laws:
         if self.law.greedy:
             best = self.best
             return [int(best[place]) for place in places]
+        from decodery.sampling.noise import Stage
+
         return [
             self.chance.race(self.processed[place], self.prompt + self.offsets[place], Stage.TARGET, index)
             for place in places

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.laws import RANKS
 from decodery.diffusion.loop import model_of
 from decodery.diffusion.unmasking import dream
@@ -56,6 +56,19 @@ class MaskedDiffusionDecoding(DiffusionMethod):
 
     def forbidden(self, job: Job) -> tuple[int, ...]:
         return model_of(job).end_token_ids if self.end_tokens == "banned" else ()
+
+    def claims(self) -> tuple[Claim, ...]:
+        one_by_one = replace(self, rule="low_confidence", value_independent=False, steps=None, end_tokens="free")
+        exact = replace(one_by_one, value_independent=True, cache="none", cfg_scale=0.0)
+        return (
+            Claim(
+                "a threshold above 1 is one token per step",
+                replace(one_by_one, rule="threshold", threshold=1.01),
+                one_by_one,
+            ),
+            Claim("a factor of 0 is one token per step", replace(one_by_one, rule="factor", factor=0.0), one_by_one),
+            Claim("one token per step, at a position chosen by its law alone, is exact sampling", exact),
+        )
 
     def unmasking(self, job: Job) -> Rule:
         if self.rule == "threshold":

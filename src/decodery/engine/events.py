@@ -39,12 +39,14 @@ class Unmasked:
     """Positions of a canvas were filled.
 
     step: counted from 0. offsets: of the canvas, 0 being the first position behind the prompt. tokens: one for each.
+    length: of the canvas.
     """
 
     request: int
     step: int
     offsets: tuple[int, ...]
     tokens: tuple[int, ...]
+    length: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Job:
         """Tell that a step has filled these positions of the canvas."""
         for offset in offsets:
             self.statistics.step_of[offset] = step
-        self._emit(Unmasked(self.request, step, tuple(offsets), tuple(tokens)))
+        self._emit(Unmasked(self.request, step, tuple(offsets), tuple(tokens), len(self.statistics.step_of)))
 
     def commit(
         self, tokens: Sequence[int], rows: Tensor | Sequence[Tensor], accepted: int = 0, rounds: int = 1

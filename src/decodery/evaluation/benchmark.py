@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from decodery.engine.registry import DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadInput, BadSetting
-from decodery.evaluation.entrants import Answer, Ask, BareForward, Entrant, MethodEntrant, rivals, timed
+from decodery.evaluation.entrants import Answer, Ask, BareCanvas, BareForward, Entrant, MethodEntrant, rivals, timed
 from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import Question
 from decodery.evaluation.report import OVERALL, BenchmarkReport, Row, Tally
@@ -60,7 +61,8 @@ def run_benchmark(
     """Measure methods on questions.
 
     Second turns follow plain decoding's first answer, so that all entrants get the same prompts. warmup: questions decoded
-    before by every entrant, which do not count. batch_size: questions of a category decoded together. against: other
+    before by every entrant, which do not count. On a masked-diffusion model plain decoding is that of one token per
+    step. batch_size: questions of a category decoded together. against: other
     engines, so far "transformers". prompts: what the report calls the questions; by default the names of their files.
     Raises BadSetting, BadInput, and what `generate` raises before work starts.
     """
@@ -74,10 +76,12 @@ def run_benchmark(
             raise BadSetting(f"{name} must be at least {least}, not {value}.")
     if not questions:
         raise BadInput("there are no questions to measure on.")
-    plain, bare = MethodEntrant(lm, PLAIN), BareForward(lm)
+    reference = PLAIN if lm.diffusion is None else DIFFUSION_METHOD
+    plain = MethodEntrant(lm, reference)
+    bare = BareForward(lm) if lm.diffusion is None else BareCanvas(lm)
     specs = list(dict.fromkeys(as_method(method).spec() for method in methods))
     others, notes = rivals(lm, against, batch_size)
-    entrants = [plain, *(MethodEntrant(lm, spec) for spec in specs if spec != PLAIN), *others]
+    entrants = [plain, *(MethodEntrant(lm, spec) for spec in specs if spec != reference), *others]
     fitting = [question for question in questions if _fits(lm, question, max_new_tokens)]
     if len(fitting) < len(questions):
         notes.append(f"{len(questions) - len(fitting)} questions do not fit into the context of {lm.name}.")
@@ -102,6 +106,7 @@ def run_benchmark(
         "seed": seed,
         "methods": specs,
         "against": list(against),
+        "plain": reference,
     }
     return BenchmarkReport(runner.rows(), told, notes)
 
@@ -145,7 +150,7 @@ class _Runner:
             for entrant in self._entrants:
                 answers = entrant.answer(ask)
                 if entrant is self._plain:
-                    self._bare.outputs = [answer.token_ids for answer in answers]
+                    self._bare.follow(answers)
                     self._bare.answer(ask)
 
     def run(self, questions: Sequence[Question], repeats: int, batch_size: int, tell: Progress) -> None:
@@ -190,7 +195,7 @@ class _Runner:
             results.append((entrant, answers, seconds))
             if entrant is self._plain:
                 plain = answers
-                self._bare.outputs = [answer.token_ids for answer in answers]
+                self._bare.follow(answers)
                 results.append((self._bare, *timed(self._bare, ask, self._device)))
         expected = [answer.token_ids for answer in plain]
         for entrant, answers, seconds in results:
@@ -203,8 +208,8 @@ class _Runner:
         """Per entrant: each category, all questions, and the average of the categories."""
         names = [self._plain.name, self._bare.name, *(e.name for e in self._entrants if e is not self._plain)]
         categories = sorted({category for _, category in self._tallies} - {OVERALL})
-        plain = {category: self._tallies[PLAIN, category] for category in [*categories, OVERALL]}
-        reference = [Row.of(PLAIN, category, plain[category], plain[category]) for category in categories]
+        plain = {category: self._tallies[self._plain.name, category] for category in [*categories, OVERALL]}
+        reference = [Row.of(self._plain.name, category, plain[category], plain[category]) for category in categories]
         rows = []
         for name in names:
             own = [Row.of(name, category, self._tallies[name, category], plain[category]) for category in categories]

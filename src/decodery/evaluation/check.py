@@ -76,7 +76,8 @@ def check_method(
 
     lm: the model that greedy identity is tested on; only float32 promises it, in other dtypes the part has no verdict.
     prompts: how many of the shipped questions, or own prompts. samples: how many requests the tests with real noise
-    decode, all together. significance: how often a sound method may be refuted by chance, over all those tests together.
+    decode, all together. On a masked-diffusion model other experiments are made (`diffusion_check`). significance: how
+    often a sound method may be refuted by chance, over all those tests together.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
     """
     from decodery.evaluation.sampled_law import law_parts
@@ -87,8 +88,13 @@ def check_method(
         raise BadSetting(f"significance must lie between 0 and 1, not {significance!r}.")
     chosen = as_method(method)
     tell = on_progress or (lambda label, done, total: None)
-    parts = _greedy_parts(lm, chosen, _prompts(lm, prompts, max_new_tokens), max_new_tokens, tell)
-    parts += law_parts(lm, chosen, samples, significance, seed, tell)
+    if lm.diffusion is not None:
+        from decodery.evaluation.diffusion_check import canvas_parts
+
+        parts = canvas_parts(lm, chosen, prompts, seed, tell)
+    else:
+        parts = _greedy_parts(lm, chosen, _prompts(lm, prompts, max_new_tokens), max_new_tokens, tell)
+        parts += law_parts(lm, chosen, samples, significance, seed, tell)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
 

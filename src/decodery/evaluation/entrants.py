@@ -14,7 +14,7 @@ import torch
 
 from decodery.errors import BadSetting, near
 from decodery.language_model import LanguageModel
-from decodery.models.forward import Forward, Rows
+from decodery.models.forward import Attend, Forward, Rows
 
 WARM_UP = "benchmark warm-up"
 
@@ -106,7 +106,11 @@ class BareForward(Entrant):
     def __init__(self, lm: LanguageModel):
         self._network = lm.network
         self.outputs: list[tuple[int, ...]] = []
-        """The tokens to be fed, of each request: plain decoding's answers to the same ask, set by the caller."""
+        """The tokens to be fed, of each request: plain decoding's answers to the same ask."""
+
+    def follow(self, answers: Sequence[Answer]) -> None:
+        """Take over plain decoding's answers to the ask that comes next."""
+        self.outputs = [answer.token_ids for answer in answers]
 
     def answer(self, ask: Ask) -> list[Answer]:
         network = self._network
@@ -122,6 +126,38 @@ class BareForward(Entrant):
                 ]
                 network.run(asks)
         return [Answer(output, forwards=len(output), rounds=len(output)) for output in self.outputs]
+
+
+class BareCanvas(BareForward):
+    """The same for canvases: as many forwards over prompt and canvas as plain decoding takes, and nothing else."""
+
+    def __init__(self, lm: LanguageModel):
+        super().__init__(lm)
+        assert lm.diffusion is not None
+        self._canvas, self._mask = lm.diffusion.canvas, lm.diffusion.mask_token_id
+        self._forwards: list[int] = []
+
+    def follow(self, answers: Sequence[Answer]) -> None:
+        super().follow(answers)
+        self._forwards = [answer.forwards or 0 for answer in answers]
+
+    def answer(self, ask: Ask) -> list[Answer]:
+        network = self._network
+        canvases = [[*p, *[self._mask] * min(self._canvas, ask.max_new_tokens)] for p in ask.prompts]
+        with network.working():
+            sequences = [network.new_sequence() for _ in canvases]
+            for step in range(max(self._forwards)):
+                network.run(
+                    [
+                        Forward(sequence, canvas, attend=Attend.FULL, slots=range(len(canvas)))
+                        for sequence, canvas, count in zip(sequences, canvases, self._forwards, strict=True)
+                        if step < count
+                    ]
+                )
+        return [
+            Answer(output, forwards=count, rounds=count)
+            for output, count in zip(self.outputs, self._forwards, strict=True)
+        ]
 
 
 class TransformersEntrant(Entrant):
@@ -184,6 +220,8 @@ def rivals(lm: LanguageModel, against: Sequence[str], batch_size: int) -> tuple[
     for engine in against:
         if engine != "transformers":
             raise BadSetting(f"{engine!r} is no engine to measure against; {near(engine, ['transformers'])}")
+        if lm.diffusion is not None:
+            raise BadSetting(f"{lm.name} is a masked-diffusion model, which transformers' generate does not decode.")
         if not hasattr(lm.network, "model"):
             raise BadSetting(f"{lm.name} is no transformers model, so transformers cannot decode it.")
         model = _complete_model(lm)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from decodery.engine import registry
+from decodery.engine.method import DIFFUSION
 
 
 def replace(text: str, mark: str, content: str) -> str:
@@ -24,11 +25,13 @@ def replace(text: str, mark: str, content: str) -> str:
 
 def page_head(entry: registry.MethodInfo) -> str:
     """What the page of a method says of its own accord."""
+    canvas = " --model FOLDER" if entry.family == DIFFUSION else ""
+    prompt = '"…"' if canvas else '--chat "…"'
     lines = [
         f"- **Source:** {entry.paper}",
-        f"- **Guarantee:** {entry.exactness}; `decodery check {entry.name}` decides it by experiment",
+        f"- **Guarantee:** {entry.exactness}; `decodery check {entry.name}{canvas}` decides it by experiment",
         f"- **Needs:** {'; '.join(entry.needs) or 'nothing'}",
-        f'- **Run it:** `decodery generate --chat "…" --method {entry.name}`',
+        f"- **Run it:** `decodery generate {prompt} --method {entry.name}{canvas}`",
     ]
     lines += [f"- **Refuses** {setting}: {reason}" for setting, reason in entry.refuses.items()]
     if not entry.parameters:

@@ -157,7 +157,11 @@ class BenchmarkReport:
     @property
     def engine_overhead(self) -> float:
         """What plain decoding takes beyond its bare forwards, as a share of them."""
-        return self.row("bare forward").tokens_per_second / self.row("autoregressive").tokens_per_second - 1
+        return (
+            self.row("bare forward").tokens_per_second
+            / self.row(self.provenance.get("plain", "autoregressive")).tokens_per_second
+            - 1
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -22,43 +22,54 @@ from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, enc
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, fill, machine
 from decodery.training.networks import Shape, SmallLlama
 
-POOL = 4096
-"""Rows that are made and sorted by length together."""
-SHARES = {
-    "latin_square": 0.08,
-    "sudoku": 0.08,
-    "words_to_sentence": 0.07,
-    "paraphrase": 0.07,
-    "continue_pattern": 0.03,
-    "arithmetic": 0.12,
-}
-"""Of the rows; the ten list tasks share the rest evenly."""
 LENGTHS = (2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
 """List lengths in training, so often each."""
-TOTALS = {16: 0.3, 20: 0.25, 24: 0.25, 32: 0.12, 40: 0.04, 48: 0.03, 64: 0.01}
-"""Lengths of prompt and canvas together, and how often each is taken among those that fit."""
+SHORT_SHARES = {"lists": 0.84, "words_to_sentence": 0.06, "paraphrase": 0.04, "continue_pattern": 0.06}
+LONG_SHARES = {
+    "lists": 0.15,
+    "latin_square": 0.16,
+    "sudoku": 0.18,
+    "words_to_sentence": 0.1,
+    "paraphrase": 0.13,
+    "continue_pattern": 0.02,
+    "arithmetic": 0.26,
+}
+"""How often a task is drawn for a short row (below 32 tokens) and for a long one; the ten list tasks share theirs."""
+FIRST_BATCHES = {16: 8, 20: 8, 24: 8}
+BATCHES = {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}
+"""Tokens of prompt and canvas together -> batches of a pool: of the first pools, and of all others."""
+FIRST_POOLS = 40
+"""Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
 
 
-def rows(seed: int, tasks: Sequence[str] | None = None) -> Source:
-    """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end."""
+def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS) -> Source:
+    """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
+    `batch_tokens` has rows of one length, so that few shapes occur."""
     words = vocabulary()
-    names = tuple(tasks) if tasks is not None else tuple(TASKS)
-    lists = [name for name in names if TASKS[name].group == "lists"]
-    rest = 1 - sum(SHARES[name] for name in names if name in SHARES)
-    weights = [SHARES.get(name, rest / max(1, len(lists))) for name in names]
+    lists = [name for name in TASKS if TASKS[name].group == "lists"]
+
+    def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
+        name = generator.choices(list(shares), list(shares.values()))[0]
+        task = TASKS[generator.choice(lists) if name == "lists" else name]
+        length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
+        sample = task.draw(length, generator)
+        return encode(sample.prompt, words), encode(sample.answer, words)
 
     def pool(number: int) -> list[Row]:
         generator = random.Random(f"{seed} {number}")
+        first = number < first_pools
         found: list[Row] = []
-        for name in generator.choices(names, weights, k=POOL):
-            task = TASKS[name]
-            length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
-            sample = task.draw(length, generator)
-            prompt, answer = encode(sample.prompt, words), encode(sample.answer, words)
-            needed = len(prompt) + len(answer) + 1
-            fitting = [total for total in TOTALS if total >= needed]
-            total = generator.choices(fitting, [TOTALS[t] for t in fitting])[0]
-            found.append((len(prompt), [*prompt, *answer, *([words[END]] * (total - len(prompt) - len(answer)))]))
+        for total, count in (FIRST_BATCHES if first else BATCHES).items():
+            shares = {"lists": 1.0} if first else SHORT_SHARES if total < 32 else LONG_SHARES
+            left = count * (batch_tokens // total)
+            while left:
+                prompt, answer = draw(shares, generator)
+                room = total - len(prompt) - len(answer)
+                # A long row with a short answer teaches little, but canvases longer than needed must be known.
+                if room < 1 or (room > 0.6 * total and generator.random() < 0.5):
+                    continue
+                found.append((len(prompt), [*prompt, *answer, *([words[END]] * room)]))
+                left -= 1
         return found
 
     return pool
@@ -87,6 +98,7 @@ class Sizes:
     width: int = 192
     layers: int = 4
     heads: int = 6
+    theta: float = 1000.0
 
 
 def make(
@@ -94,20 +106,26 @@ def make(
 ) -> dict[str, Any]:
     """Train, measure and write the artifact. Returns its card."""
     words = vocabulary()
-    network = SmallLlama(Shape(len(words), **asdict(sizes)), recipe.seed)
+    shape = Shape(len(words), **asdict(sizes))
+    network, watched = SmallLlama(shape, recipe.seed), SmallLlama(shape)
     if compiled:
         network.compile_layers()
+
+    def watch(trained: SmallLlama, step: int) -> dict[str, float]:
+        watched.load_state_dict(trained.state_dict())  # a copy that is not compiled takes any shape at once
+        return accuracy(watched, 32, canvas=24)
+
     trainer = Trainer(
         network,
-        rows(recipe.seed),
+        rows(recipe.seed, recipe.batch_tokens),
         recipe,
         words[MASK],
         folder,
-        watch=lambda net, step: accuracy(net, 32, canvas=24),
+        watch=watch,
         progress=progress,
         about={"sizes": asdict(sizes)},
-        checkpoint_steps=50,
-        watch_steps=400,
+        checkpoint_steps=100,
+        watch_steps=500,
     )
     log = trainer.train()
     trainer.finished()
@@ -159,6 +177,9 @@ def write_card(
     return card
 
 
+RECIPE = Recipe(steps=4000, batch_tokens=3072, rate=2e-3)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from decodery.training.masked_diffusion import training_bar
@@ -171,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for kind in (Recipe, Sizes):
         for item in fields(kind):
-            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
+            default = getattr(RECIPE, item.name) if kind is Recipe else item.default
+            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(default), default=default)
     given = vars(parser.parse_args(arguments))
     recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
     sizes = Sizes(**{item.name: given[item.name] for item in fields(Sizes)})
@@ -179,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"--{item.name.replace('_', '-')} {given[item.name]}"
         for kind in (Recipe, Sizes)
         for item in fields(kind)
-        if given[item.name] != item.default
+        if given[item.name] != (getattr(RECIPE, item.name) if kind is Recipe else item.default)
     ]
     command = " ".join(
         ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)

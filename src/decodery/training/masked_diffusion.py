@@ -11,26 +11,28 @@ of rows, and `decodery.training.diffusion_lists` shows how.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
-Row = tuple[int, Sequence[int]]
-"""How many tokens the prompt has, and all tokens of prompt and canvas. A prompt of 0 tokens makes all of a text a canvas."""
-Source = Callable[[int], Sequence[Row]]
-"""Pool number -> the rows of that pool. It must give the same rows whenever it is asked: restarts rely on it."""
+from decodery.training.masking import Batch, Row, Source, batches, bound, collate, fill, hide, loss
+
+__all__ = [
+    "Batch", "Recipe", "Row", "Source", "Trainer", "batches", "bound", "collate", "fill", "hide", "loss", "machine",
+]  # fmt: skip
 Watch = Callable[[Any, int], dict[str, float]]
 """(network, step) -> numbers for the log."""
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -73,155 +75,6 @@ class Recipe:
             return self.rate * (step + 1) / self.warmup
         share = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.rate * (self.last_rate + (1 - self.last_rate) * (1 + math.cos(math.pi * share)) / 2)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """tokens: [rows, length] int64, filled up with zeros. prompts, lengths: [rows] int64."""
-
-    tokens: Tensor
-    prompts: Tensor
-    lengths: Tensor
-
-    @property
-    def canvas(self) -> Tensor:
-        """[rows, length] bool: the positions that may be hidden."""
-        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return (places >= self.prompts[:, None]) & (places < self.lengths[:, None])
-
-    @property
-    def visible(self) -> Tensor | None:
-        """[rows, 1, 1, length] bool: what may be looked at; None is everything."""
-        length = self.tokens.shape[1]
-        if bool((self.lengths == length).all()):
-            return None
-        return (torch.arange(length, device=self.tokens.device) < self.lengths[:, None])[:, None, None]
-
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.tokens.to(device), self.prompts.to(device), self.lengths.to(device))
-
-
-def collate(rows: Sequence[Row]) -> Batch:
-    """Rows as tensors."""
-    lengths = torch.tensor([len(tokens) for _, tokens in rows])
-    tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    for place, (_, ids) in enumerate(rows):
-        tokens[place, : len(ids)] = ids
-    return Batch(torch.from_numpy(tokens), torch.tensor([prompt for prompt, _ in rows]), lengths)
-
-
-def batches(source: Source, recipe: Recipe, pool: int) -> list[Batch]:
-    """The batches of one pool: rows of similar length together, in random order."""
-    rows = sorted(source(pool), key=lambda row: len(row[1]))
-    found: list[Batch] = []
-    start = 0
-    while start < len(rows):
-        stop = start + 1
-        shortest = len(rows[start][1])
-        while stop < len(rows) and len(rows[stop][1]) * (stop + 1 - start) <= recipe.batch_tokens:
-            if len(rows[stop][1]) > shortest * 1.125:
-                break
-            stop += 1
-        found.append(collate(rows[start:stop]))
-        start = stop
-    order = np.random.Generator(np.random.Philox(key=[recipe.seed, pool])).permutation(len(found))
-    return [found[i] for i in order]
-
-
-def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which positions to hide [rows, length] bool, at least one a row, and the weights [rows, length] float32 of the bound.
-
-    "count": exactly l ~ U{1..L} of the L canvas positions of a row, weight L / l / (tokens of all canvases). "independent":
-    each with probability p = 0.001 + 0.999 t, t ~ U(0, 1) spread evenly over the rows (antithetic), weight 1 / p / (the
-    same). Summed over the hidden positions, weight times cross-entropy estimates the bound of a token's negative
-    log-likelihood in nats.
-    """
-    canvas = batch.canvas
-    sizes = canvas.sum(dim=1)
-    rows, device = len(sizes), canvas.device
-    order = torch.rand(canvas.shape, generator=generator, device=device).masked_fill(~canvas, 2.0)
-    if masks == "count":
-        chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
-        hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
-        weights = (sizes / chosen)[:, None].expand_as(order)
-    else:
-        offset = torch.rand(1, generator=generator, device=device)
-        share = (offset + torch.randperm(rows, generator=generator, device=device) / rows) % 1
-        share = 0.001 + 0.999 * share
-        hidden = order < share[:, None]
-        first = order.argmin(dim=1, keepdim=True)
-        hidden = hidden.scatter(1, first, True)
-        weights = (1 / share)[:, None].expand_as(order)
-    return hidden & canvas, weights / sizes.sum()
-
-
-def loss(network: Any, batch: Batch, recipe: Recipe, mask_token: int, generator: torch.Generator) -> Tensor:
-    """The loss of a batch, in nats: a scalar in float32."""
-    if recipe.masks == "next":
-        chosen = batch.canvas.clone()
-        chosen[:, 0] = False
-        rows = network(batch.tokens, causal=True)
-        return F.cross_entropy(network.head(rows[:, :-1][chosen[:, 1:]]), batch.tokens[chosen])
-    hidden, weights = hide(batch, recipe.masks, generator)
-    rows = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-    # A network that was autoregressive predicts a position from the row before it; only hidden positions need the head.
-    asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
-    costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-    return costs.mean() if recipe.masks == "count" else (costs * weights[hidden]).sum()
-
-
-@torch.no_grad()
-def bound(network: Any, rows: Sequence[Row], mask_token: int, *, draws: int = 8, seed: int = 0) -> float:
-    """The upper bound of the negative log-likelihood of the canvases, in nats a token, by `draws` masks of each row.
-
-    With exactly l ~ U{1..L} hidden and weight L / l, as LLaDA measures it: of lower variance than independent masks.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    batch, total = collate(rows), 0.0
-    for _ in range(draws):
-        hidden, weights = hide(batch, "count", generator)
-        states = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-        asked = torch.cat((states[:, :1], states[:, :-1]), dim=1) if network.shift else states
-        costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-        total += float((costs * weights[hidden]).sum())
-    return total / draws
-
-
-@torch.no_grad()
-def fill(
-    network: Any,
-    prompts: Sequence[Sequence[int]],
-    canvas: int,
-    mask_token: int,
-    *,
-    per_step: int = 1,
-    block: int | None = None,
-    banned: Sequence[int] = (),
-    order: list[Tensor] | None = None,
-) -> list[list[int]]:
-    """Fill canvases greedily, `per_step` tokens of the highest probability at a time: the plain decoder that watches training.
-
-    Prompts of one call may differ in length. block: tokens of a block, filled from left to right; None is the whole canvas.
-    banned: further ids that are never written. order: takes one [rows, canvas] bool tensor a step, the positions written.
-    """
-    batch = collate([(len(prompt), [*prompt, *([mask_token] * canvas)]) for prompt in prompts])
-    tokens, places = batch.tokens, batch.prompts[:, None] + torch.arange(canvas)
-    block = canvas if block is None else block
-    for start in range(0, canvas, block):
-        inside = (torch.arange(canvas) >= start) & (torch.arange(canvas) < start + block)
-        for left in range(min(block, canvas - start), 0, -per_step):
-            rows = network(tokens, batch.visible)
-            asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
-            logits = network.head(asked.gather(1, places[..., None].expand(-1, -1, rows.shape[-1])))
-            logits[..., [mask_token, *banned]] = -torch.inf
-            best, words = logits.softmax(dim=-1).max(dim=-1)
-            written = tokens.gather(1, places)
-            best = best.masked_fill((written != mask_token) | ~inside, -1.0)
-            chosen = best.topk(min(per_step, left), dim=1).indices
-            tokens.scatter_(1, places.gather(1, chosen), words.gather(1, chosen))
-            if order is not None:
-                order.append(torch.zeros(written.shape, dtype=torch.bool).scatter(1, chosen, True))
-    return tokens.gather(1, places).tolist()
 
 
 @dataclass
@@ -294,7 +147,7 @@ class Trainer:
         if hasattr(self.network, "anneal"):
             self.network.anneal(self.step, recipe.anneal)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            value = loss(self.network, batch, recipe, self.mask_token, generator)
+            value = loss(self.network, batch, recipe.masks, self.mask_token, generator)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), recipe.clip)
         self.optimizer.step()
@@ -314,7 +167,7 @@ class Trainer:
 
     def _stream(self) -> Iterator[Batch]:
         while True:
-            found = batches(self.source, self.recipe, self.pool)
+            found = batches(self.source, self.recipe.batch_tokens, self.recipe.seed, self.pool)
             while self.place < len(found):
                 batch = found[self.place]
                 self.place += 1
@@ -379,3 +232,117 @@ def training_bar(name: str) -> Iterator[Progress]:
             bar.update(task, completed=step, total=steps, loss=f"loss {entry['loss']}" if entry else "")
 
         yield progress
+
+
+def text_rows(path: Path, tokenizer: Any, end: int, canvas: int, seed: int, pool_rows: int = 2048) -> Source:
+    """A source of rows of a file: one JSON object a line, {"prompt", "answer"} or {"text"}.
+
+    Answers are filled up with end tokens to `canvas` positions, texts are cut into rows of that many. Raises ValueError, with
+    the line, where a line is not such an object or an answer does not fit.
+    """
+    found: list[Row] = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        entry = json.loads(line)
+        if "text" in entry:
+            ids = [*tokenizer(entry["text"])["input_ids"], end]
+            found += [(0, ids[start : start + canvas]) for start in range(0, len(ids), canvas)]
+        elif {"prompt", "answer"} <= set(entry):
+            prompt = tokenizer(entry["prompt"])["input_ids"]
+            answer = tokenizer(entry["answer"], add_special_tokens=False)["input_ids"]
+            if len(answer) + 1 > canvas:
+                raise ValueError(
+                    f"{path}, line {number}: the answer has {len(answer)} tokens, more than the canvas holds"
+                )
+            found.append((len(prompt), [*prompt, *answer, *([end] * (canvas - len(answer)))]))
+        else:
+            raise ValueError(f'{path}, line {number}: neither "text" nor "prompt" and "answer"')
+    if not found:
+        raise ValueError(f"{path} holds no rows")
+
+    def pool(number: int) -> list[Row]:
+        chosen = np.random.Generator(np.random.Philox(key=[seed, number])).integers(0, len(found), pool_rows)
+        return [found[place] for place in chosen]
+
+    return pool
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the recipe."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from decodery.models.store import resolve
+    from decodery.training.adaptation import AdaptedModel, reserved_token
+    from decodery.training.networks import Shape, SmallLlama
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="JSON lines, each with prompt and answer, or text")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--tokenizer", help="train from scratch with the tokenizer of this folder or model")
+    start.add_argument("--adapt", metavar="MODEL", help="begin with this autoregressive model, its alignment kept")
+    parser.add_argument("--rank", type=int, help="adapting: train maps of this rank instead of all weights")
+    parser.add_argument("--width", type=int, default=256, help="from scratch: of the hidden rows")
+    parser.add_argument("--layers", type=int, default=4, help="from scratch")
+    parser.add_argument("--heads", type=int, default=4, help="from scratch")
+    parser.add_argument("--canvas", type=int, default=64, help="positions behind the prompt")
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
+    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="from scratch: fuse the layers with torch.compile")
+    for item in fields(Recipe):
+        parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
+    given = parser.parse_args(arguments)
+    recipe = Recipe(**{item.name: getattr(given, item.name) for item in fields(Recipe)})
+    folder = (
+        Path(given.tokenizer)
+        if given.tokenizer and Path(given.tokenizer).is_dir()
+        else resolve(given.adapt or given.tokenizer)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end, mask = tokenizer.eos_token_id, reserved_token(tokenizer)
+    if end is None:
+        parser.error("the tokenizer names no end token")
+    network: Any
+    if given.adapt:
+        network = AdaptedModel(
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), mask, given.rank, recipe.seed
+        )
+    else:
+        network = SmallLlama(Shape(len(tokenizer), given.width, given.layers, given.heads), recipe.seed)
+        if given.compile:
+            network.compile_layers()
+    source = text_rows(given.data, tokenizer, end, given.canvas, recipe.seed)
+    about = {"start": given.adapt or "", "rank": given.rank, "canvas": given.canvas}
+    with training_bar("masked diffusion") as progress:
+        trainer = Trainer(
+            network, source, recipe, mask, given.folder, device=given.device, progress=progress, about=about
+        )
+        log = trainer.train()
+    given.artifact.mkdir(parents=True, exist_ok=True)
+    described = {
+        "mask_token_id": mask,
+        "shift": network.shift,
+        "end_token_ids": [end],
+        "pad_token_ids": [],
+        "canvas": given.canvas,
+    }
+    trained = trainer.finished()
+    trained.write(given.artifact, masked_diffusion=described, eos_token_id=end)
+    tokenizer.save_pretrained(str(given.artifact))
+    card = {
+        "title": given.artifact.name,
+        "command": shlex.join(["python -m decodery.training.masked_diffusion", *(arguments or sys.argv[1:])]),
+        "data": str(given.data),
+        "licence": "not stated",
+        "seed": recipe.seed,
+        "recipe": asdict(recipe),
+        "parameters": sum(weight.numel() for weight in trained.parameters()),
+        "log": log,
+        "machine": machine(),
+    }
+    (given.artifact / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

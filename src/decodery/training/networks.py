@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -146,6 +147,7 @@ class SmallLlama(nn.Module):
 
     def compile_layers(self) -> None:
         """Let torch fuse the operations of each layer: a quarter less time on a CPU, once each shape of batch is compiled."""
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for layer in self.model.layers:
             layer.compile(dynamic=False)
 

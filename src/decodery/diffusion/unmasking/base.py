@@ -7,8 +7,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.sampling.noise import Stage
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -61,6 +59,8 @@ class Rule(ABC):
 
 def without_replacement(chance: Chance, weights: Tensor, count: int, step: Step) -> list[int]:
     """`count` places of weights [m], drawn one after the other in proportion to them, ascending."""
+    from decodery.sampling.noise import Stage
+
     left = weights.double().clone()
     drawn: list[int] = []
     for number in range(min(count, left.shape[0])):

@@ -1,0 +1,164 @@
+"""Rows as batches, the hiding of tokens, the losses, and a plain decoder: the parts of the recipe of masked diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+Row = tuple[int, Sequence[int]]
+"""How many tokens the prompt has, and all tokens of prompt and canvas. A prompt of 0 tokens makes all of a text a canvas."""
+Source = Callable[[int], Sequence[Row]]
+"""Pool number -> the rows of that pool. It must give the same rows whenever it is asked: restarts rely on it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens: [rows, length] int64, filled up with zeros. prompts, lengths: [rows] int64."""
+
+    tokens: Tensor
+    prompts: Tensor
+    lengths: Tensor
+
+    @property
+    def canvas(self) -> Tensor:
+        """[rows, length] bool: the positions that may be hidden."""
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (places >= self.prompts[:, None]) & (places < self.lengths[:, None])
+
+    @property
+    def visible(self) -> Tensor | None:
+        """[rows, 1, 1, length] bool: what may be looked at; None is everything."""
+        length = self.tokens.shape[1]
+        if bool((self.lengths == length).all()):
+            return None
+        return (torch.arange(length, device=self.tokens.device) < self.lengths[:, None])[:, None, None]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.tokens.to(device), self.prompts.to(device), self.lengths.to(device))
+
+
+def collate(rows: Sequence[Row]) -> Batch:
+    """Rows as tensors."""
+    lengths = torch.tensor([len(tokens) for _, tokens in rows])
+    tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+    for place, (_, ids) in enumerate(rows):
+        tokens[place, : len(ids)] = ids
+    return Batch(torch.from_numpy(tokens), torch.tensor([prompt for prompt, _ in rows]), lengths)
+
+
+def batches(source: Source, batch_tokens: int, seed: int, pool: int) -> list[Batch]:
+    """The batches of one pool: rows of similar length together, in random order."""
+    rows = sorted(source(pool), key=lambda row: len(row[1]))
+    found: list[Batch] = []
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        shortest = len(rows[start][1])
+        while stop < len(rows) and len(rows[stop][1]) * (stop + 1 - start) <= batch_tokens:
+            if len(rows[stop][1]) > shortest * 1.125:
+                break
+            stop += 1
+        found.append(collate(rows[start:stop]))
+        start = stop
+    order = np.random.Generator(np.random.Philox(key=[seed, pool])).permutation(len(found))
+    return [found[i] for i in order]
+
+
+def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which positions to hide [rows, length] bool, and the weights [rows, length] float32 of the bound.
+
+    "count": exactly l ~ U{1..L} of the L canvas positions of a row, weight L / l / (tokens of all canvases). "independent":
+    each with probability p = 0.001 + 0.999 t, t ~ U(0, 1) spread evenly over the rows (antithetic), weight 1 / p / (the
+    same); a row may then hide nothing, without which the bound would not be one. Summed over the hidden positions, weight
+    times cross-entropy estimates the bound of a token's negative log-likelihood in nats.
+    """
+    canvas = batch.canvas
+    sizes = canvas.sum(dim=1)
+    rows, device = len(sizes), canvas.device
+    order = torch.rand(canvas.shape, generator=generator, device=device).masked_fill(~canvas, 2.0)
+    if masks == "count":
+        chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
+        hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
+        weights = (sizes / chosen)[:, None].expand_as(order)
+    else:
+        offset = torch.rand(1, generator=generator, device=device)
+        share = (offset + torch.randperm(rows, generator=generator, device=device) / rows) % 1
+        share = 0.001 + 0.999 * share
+        hidden = order < share[:, None]
+        weights = (1 / share)[:, None].expand_as(order)
+    return hidden & canvas, weights / sizes.sum()
+
+
+def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: torch.Generator) -> Tensor:
+    """The loss of a batch, in nats: a scalar in float32."""
+    if masks == "next":
+        chosen = batch.canvas.clone()
+        chosen[:, 0] = False
+        rows = network(batch.tokens, causal=True)
+        return F.cross_entropy(network.head(rows[:, :-1][chosen[:, 1:]]), batch.tokens[chosen])
+    hidden, weights = hide(batch, masks, generator)
+    rows = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
+    # A network that was autoregressive predicts a position from the row before it; only hidden positions need the head.
+    asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
+    costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
+    return costs.mean() if masks == "count" else (costs * weights[hidden]).sum()
+
+
+@torch.no_grad()
+def bound(network: Any, rows: Sequence[Row], mask_token: int, *, draws: int = 8, seed: int = 0) -> float:
+    """The upper bound of the negative log-likelihood of the canvases, in nats a token, by `draws` masks of each row.
+
+    With exactly l ~ U{1..L} hidden and weight L / l, as LLaDA measures it: of lower variance than independent masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, total = collate(rows), 0.0
+    for _ in range(draws):
+        hidden, weights = hide(batch, "count", generator)
+        states = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
+        asked = torch.cat((states[:, :1], states[:, :-1]), dim=1) if network.shift else states
+        costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
+        total += float((costs * weights[hidden]).sum())
+    return total / draws
+
+
+@torch.no_grad()
+def fill(
+    network: Any,
+    prompts: Sequence[Sequence[int]],
+    canvas: int,
+    mask_token: int,
+    *,
+    per_step: int = 1,
+    block: int | None = None,
+    banned: Sequence[int] = (),
+    order: list[Tensor] | None = None,
+) -> list[list[int]]:
+    """Fill canvases greedily, `per_step` tokens of the highest probability at a time: the plain decoder that watches training.
+
+    Prompts of one call may differ in length. block: tokens of a block, filled from left to right; None is the whole canvas.
+    banned: further ids that are never written. order: takes one [rows, canvas] bool tensor a step, the positions written.
+    """
+    batch = collate([(len(prompt), [*prompt, *([mask_token] * canvas)]) for prompt in prompts])
+    tokens, places = batch.tokens, batch.prompts[:, None] + torch.arange(canvas)
+    block = canvas if block is None else block
+    for start in range(0, canvas, block):
+        inside = (torch.arange(canvas) >= start) & (torch.arange(canvas) < start + block)
+        for left in range(min(block, canvas - start), 0, -per_step):
+            rows = network(tokens, batch.visible)
+            asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
+            logits = network.head(asked.gather(1, places[..., None].expand(-1, -1, rows.shape[-1])))
+            logits[..., [mask_token, *banned]] = -torch.inf
+            best, words = logits.softmax(dim=-1).max(dim=-1)
+            written = tokens.gather(1, places)
+            best = best.masked_fill((written != mask_token) | ~inside, -1.0)
+            chosen = best.topk(min(per_step, left), dim=1).indices
+            tokens.scatter_(1, places.gather(1, chosen), words.gather(1, chosen))
+            if order is not None:
+                order.append(torch.zeros(written.shape, dtype=torch.bool).scatter(1, chosen, True))
+    return tokens.gather(1, places).tolist()

@@ -1,0 +1,295 @@
+"""The recipe of rainbow padding (arXiv 2510.03680), and its diagnostics: two arms that differ in their padding alone.
+
+    python -m decodery.training.rainbow_padding --padding eos --folder work-eos --artifact arm-eos
+    python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
+
+Both arms start from `diffusion-lists` and see the same word problems. Answers show their steps, then state the total a random
+number of times, so that nothing tells the length in advance; some give the result at once, which is short and hard. A decoder
+that fills late positions first thereby chooses short answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decodery.diffusion.rainbow_padding import ENTRY, K, target, truncate
+from decodery.evaluation.parallelbench import arithmetic
+from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
+from decodery.models.catalogue import ARTIFACTS
+from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, collate, fill, machine, training_bar
+from decodery.training.networks import SmallLlama
+
+POOL = 2048
+STEPS = 3
+"""Events of each problem."""
+TERSE = 0.08
+"""Share of answers that give the result at once."""
+CANVASES = {24: 0.3, 32: 0.25, 48: 0.2, 64: 0.15, 128: 0.1}
+"""Lengths of canvases in training, and how often each is taken."""
+
+
+def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Random) -> str:
+    """An answer of at most `room` words: the steps and the total stated again and again, or the result at once.
+
+    How often the total is stated is uniform over all numbers that fit.
+    """
+    *steps, last = problem.solution().split("\n")
+    needed = 6 * len(steps) + 2
+    if needed > room or generator.random() < TERSE:
+        return last
+    often = generator.randint(0, (room - needed) // 3)
+    return "\n".join((*steps, *[f"is {problem.result}"] * often, last))
+
+
+def rows(seed: int, pads: Sequence[str]) -> Source:
+    """A source of rows. pads: none for end tokens; "random" in place of the words draws pads without an order."""
+    words = vocabulary()
+    colours = [words[pad] for pad in pads]
+
+    def pool(number: int) -> list[Row]:
+        generator = random.Random(f"{seed} {number}")
+        found: list[Row] = []
+        for _ in range(POOL):
+            problem = arithmetic.draw_word_problem(STEPS, generator)
+            canvas = generator.choices(list(CANVASES), list(CANVASES.values()))[0]
+            answer = encode(draw_answer(problem, canvas - 1, generator), words)
+            prompt = encode(f"{problem.question()} =", words)
+            found.append((len(prompt), [*prompt, *target(answer, canvas, words[END], colours)]))
+        return found
+
+    return pool
+
+
+def without_order(source: Source, pads: Sequence[int], seed: int) -> Source:
+    """The same rows with every pad replaced by a random one: the control that has nothing to learn from."""
+
+    def pool(number: int) -> list[Row]:
+        generator = random.Random(f"{seed} order {number}")
+        known = set(pads)
+        return [
+            (prompt, [generator.choice(pads) if token in known else token for token in tokens])
+            for prompt, tokens in source(number)
+        ]
+
+    return pool
+
+
+# Diagnostics
+
+
+def questions(count: int, seed: int) -> list[arithmetic.WordProblem]:
+    """Fresh problems."""
+    generator = random.Random(f"questions {seed}")
+    return [arithmetic.draw_word_problem(STEPS, generator) for _ in range(count)]
+
+
+def _prompts(problems: Sequence[arithmetic.WordProblem]) -> list[list[int]]:
+    words = vocabulary()
+    return [encode(f"{problem.question()} =", words) for problem in problems]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How an arm answers on one canvas.
+
+    accuracy: share of right last lines. length: mean words of an answer. early_padding: share of the tokens written in the
+    first half of the steps that were end tokens or pads. no_end, stray: share of canvases without an end token, and with pads
+    inside the answer.
+    """
+
+    canvas: int
+    blocks: int
+    accuracy: float
+    length: float
+    early_padding: float
+    no_end: float
+    stray: float
+
+
+def behaviour(
+    network: Any, pads: Sequence[int], problems: Sequence[arithmetic.WordProblem], canvas: int, blocks: int = 1
+) -> Behaviour:
+    """Answer problems greedily, one token a step, the surest first, in so many blocks."""
+    words = vocabulary()
+    names, end = list(words), words[END]
+    unused = [words[pad] for pad in PADS if words[pad] not in pads]
+    order: list[Tensor] = []
+    filled = fill(
+        network, _prompts(problems), canvas, words[MASK], block=-(-canvas // blocks), banned=unused, order=order
+    )
+    written = torch.tensor(filled)
+    padding = torch.isin(written, torch.tensor([end, *pads]))
+    early = torch.stack(order[: canvas // 2]).any(dim=0)
+    readings = [truncate(row, end, pads) for row in filled]
+    right = [
+        arithmetic.is_right(problem, decode(reading.tokens, names))
+        for problem, reading in zip(problems, readings, strict=True)
+    ]
+    count = len(problems)
+    return Behaviour(
+        canvas,
+        blocks,
+        sum(right) / count,
+        sum(len(reading.tokens) for reading in readings) / count,
+        float((padding & early).sum() / early.sum()),
+        sum(reading.no_end for reading in readings) / count,
+        sum(reading.stray > 0 for reading in readings) / count,
+    )
+
+
+@torch.no_grad()
+def first_step(
+    network: Any, pads: Sequence[int], problems: Sequence[arithmetic.WordProblem], canvas: int
+) -> dict[str, list[float]]:
+    """What a network believes of an empty canvas, by position, mean over problems: "confidence" (the highest probability),
+    "end" (of the end token) and "pad" (of the likeliest pad)."""
+    words = vocabulary()
+    laws = _laws(network, problems, canvas, {})
+    found = {"confidence": laws.amax(-1), "end": laws[..., words[END]]}
+    if pads:
+        found["pad"] = laws[..., list(pads)].amax(-1)
+    return {name: values.mean(dim=0).tolist() for name, values in found.items()}
+
+
+@torch.no_grad()
+def cascade(network: Any, problems: Sequence[arithmetic.WordProblem], canvas: int, reach: int = 16) -> dict[int, float]:
+    """p(end token at i | end token at i + k) for k = 1 to `reach`, all else masked, mean over the later half of positions i."""
+    end = vocabulary()[END]
+    found = {}
+    for distance in range(1, reach + 1):
+        places = range(canvas // 2, canvas - distance)
+        values = [
+            float(_laws(network, problems, canvas, {place + distance: end})[:, place, end].mean())
+            for place in places[:: max(1, len(places) // 4)]
+        ]
+        found[distance] = sum(values) / len(values)
+    return found
+
+
+@torch.no_grad()
+def pad_loss(network: Any, source: Source, pads: Sequence[int], seed: int = 0, shown: int = 1) -> float:
+    """Mean cross-entropy, in nats, of hidden pads when `shown` random pads are visible and the answer is not."""
+    mask = vocabulary()[MASK]
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [row for row in source(10_000) if sum(token in set(pads) for token in row[1]) >= 8][:64]
+    batch = collate(chosen)
+    padding = torch.isin(batch.tokens, torch.tensor(list(pads))) & batch.canvas
+    order = torch.rand(padding.shape, generator=generator).masked_fill(~padding, 2.0).argsort(dim=1).argsort(dim=1)
+    hidden = batch.canvas & ~(padding & (order < shown))
+    logits = network.head(network(batch.tokens.masked_fill(hidden, mask), batch.visible))
+    asked = hidden & padding
+    return float(torch.nn.functional.cross_entropy(logits[asked], batch.tokens[asked]))
+
+
+def _laws(network: Any, problems: Sequence[arithmetic.WordProblem], canvas: int, shown: dict[int, int]) -> Tensor:
+    """Laws [problems, canvas, vocabulary] of an empty canvas but for the tokens shown, the mask left out."""
+    mask = vocabulary()[MASK]
+    prompts = _prompts(problems)
+    empty = [shown.get(place, mask) for place in range(canvas)]
+    batch = collate([(len(prompt), [*prompt, *empty]) for prompt in prompts])
+    places = batch.prompts[:, None] + torch.arange(canvas)
+    states = network(batch.tokens, batch.visible)
+    logits = network.head(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
+    logits[..., mask] = -torch.inf
+    return logits.softmax(dim=-1)
+
+
+# The recipe
+
+
+def make(
+    recipe: Recipe, padding: str, count: int, start: Path, folder: Path, artifact: Path, progress: Any, command: str
+) -> dict[str, Any]:
+    """Train one arm and write it. padding: "eos", "rainbow", or "random" (the control). count: pads. Returns its card."""
+    words = vocabulary()
+    names = PADS[:count] if padding != "eos" else ()
+    pads = [words[name] for name in names]
+    source = rows(recipe.seed, names)
+    if padding == "random":
+        source = without_order(source, pads, recipe.seed)
+    network = SmallLlama.read(start)
+    about = {"padding": padding, "pads": count}
+    trainer = Trainer(network, source, recipe, words[MASK], folder, progress=progress, about=about)
+    log = trainer.train()
+    trainer.finished()
+    unused = [words[pad] for pad in PADS if pad not in names]
+    described = {
+        "mask_token_id": words[MASK],
+        "shift": False,
+        "end_token_ids": [words[END]],
+        "pad_token_ids": unused,
+        "canvas": 64,
+    }
+    more = {ENTRY: {"pad_token_ids": pads, "end_token_id": words[END], "k": count}} if pads else {}
+    network.write(artifact, masked_diffusion=described, eos_token_id=words[END], pad_token_id=words[END], **more)
+    write_tokenizer(artifact)
+    card = {
+        "title": f"Word problems with {padding} padding",
+        "command": command,
+        "source": "decodery.training.rainbow_padding; after arXiv 2510.03680",
+        "data": "made by the recipe while training; nothing else",
+        "licence": "Apache-2.0, as the project's code; the data are generated by it",
+        "seed": recipe.seed,
+        "recipe": asdict(recipe),
+        **about,
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "metrics": [
+            asdict(behaviour(SmallLlama.read(artifact), pads, questions(100, 1), canvas)) for canvas in (32, 64)
+        ],
+        "log": log,
+        "machine": machine(),
+    }
+    (artifact / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    return card
+
+
+RECIPE = Recipe(steps=600, batch_tokens=4096, rate=7e-4, warmup=30)
+"""Defaults of an arm: shorter and gentler than training from scratch."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--padding", choices=("eos", "rainbow", "random"), required=True, help="random is a control")
+    parser.add_argument("--pads", type=int, default=K, help=f"colours of the rainbow, 1 to {len(PADS)}")
+    parser.add_argument("--start", type=Path, default=ARTIFACTS / "diffusion-lists", help="the model to start from")
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
+    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
+    for item in fields(Recipe):
+        default = getattr(RECIPE, item.name)
+        parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(default), default=default)
+    given = vars(parser.parse_args(arguments))
+    if not 1 <= given["pads"] <= len(PADS):
+        parser.error(f"--pads must be 1 to {len(PADS)}")
+    recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
+    command = f"python -m decodery.training.rainbow_padding --padding {given['padding']} --pads {given['pads']}"
+    for item in fields(Recipe):
+        if given[item.name] != getattr(RECIPE, item.name):
+            command += f" --{item.name.replace('_', '-')} {given[item.name]}"
+    with training_bar(f"{given['padding']} padding") as progress:
+        card = make(
+            recipe,
+            given["padding"],
+            given["pads"],
+            given["start"],
+            given["folder"],
+            given["artifact"],
+            progress,
+            command,
+        )
+    from rich.console import Console
+
+    Console().print_json(data=card["metrics"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Rainbow padding: exact targets, reading of canvases, the data of the arms, and their diagnostics on networks of known law."""
+
+import math
+
+import pytest
+import torch
+
+from decodery.diffusion.rainbow_padding import K, complete, target, truncate
+from decodery.evaluation.parallelbench import arithmetic
+from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary
+from decodery.training import rainbow_padding as recipe
+from decodery.training.masked_diffusion import Recipe, Trainer
+from decodery.training.masking import collate, hide
+from decodery.training.networks import Shape, SmallLlama
+
+EOS, PAD = 9, (20, 21, 22, 23, 24, 25, 26)
+
+
+# Targets
+
+
+def test_exact_sequences():
+    assert target([], 4, EOS, PAD) == [EOS, 20, 21, 22]
+    assert target([1, 2, 3], 4, EOS, PAD) == [1, 2, 3, EOS], "no room for pads"
+    assert target([1], 12, EOS, PAD) == [1, EOS, 20, 21, 22, 23, 24, 25, 26, 20, 21, 22], "the cycle goes on and is cut"
+    assert target([1, 2], 6, EOS, PAD) == [1, 2, EOS, 20, 21, 22], "the cycle is cut"
+    assert target([1], 5, EOS) == [1, EOS, EOS, EOS, EOS], "no pads: end tokens"
+    assert target([1], 5, EOS, PAD[:1]) == [1, EOS, 20, 20, 20], "K = 1: one end token and one kind of pad"
+    assert K == len(PAD) == len(PADS)
+
+
+def test_the_cycle_hangs_on_the_end_token_and_not_on_the_position():
+    for length in range(1, 30):
+        row = target(list(range(100, 100 + length)), 40, EOS, PAD)
+        assert len(row) == 40
+        assert row.count(EOS) == 1
+        end = row.index(EOS)
+        assert end == length
+        assert [PAD.index(token) for token in row[end + 1 :]] == [j % 7 for j in range(40 - end - 1)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "length", "pads"),
+    [([1, 2], 2, PAD), ([1], 5, (20, 20)), ([1], 5, (EOS, 20)), ([20], 5, PAD), ([EOS], 5, ())],
+)
+def test_what_cannot_be_a_target_is_refused(answer, length, pads):
+    with pytest.raises(ValueError, match="fit|differ"):
+        target(answer, length, EOS, pads)
+
+
+# Reading
+
+
+def test_nothing_behind_the_first_end_token_is_read_and_no_pad_ever():
+    reading = truncate([1, 2, EOS, 20, 3, EOS, 4], EOS, PAD)
+    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 0)
+    reading = truncate([1, 21, 2, EOS, 20], EOS, PAD)
+    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 1)
+    reading = truncate([1, 2, 20, 3, 21], EOS, PAD)
+    assert (reading.tokens, reading.no_end) == ([1, 2], True)
+    assert truncate([1, 2], EOS, PAD).tokens == [1, 2]
+    assert truncate([], EOS, PAD).no_end
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        canvas = torch.randint(5, 27, (20,), generator=generator).tolist()
+        tokens = truncate(canvas, EOS, PAD).tokens
+        assert not {EOS, *PAD} & set(tokens)
+        if EOS in canvas:
+            assert len(tokens) <= canvas.index(EOS)
+
+
+def test_reading_undoes_the_target_and_an_early_stop_writes_what_was_to_come():
+    for length in range(8):
+        answer = list(range(100, 100 + length))
+        row = target(answer, 12, EOS, PAD)
+        assert truncate(row, EOS, PAD).tokens == answer
+        unfinished = [*row[: length + 1], *([0] * (11 - length))]
+        assert complete(unfinished, EOS, PAD) == row
+    with pytest.raises(ValueError, match="not in list"):
+        complete([1, 2], EOS, PAD)
+
+
+# The data of the arms
+
+
+@pytest.mark.parametrize("names", [(), PADS, PADS[:1]])
+def test_both_arms_have_the_same_answers_and_differ_in_padding_alone(names):
+    words = vocabulary()
+    text = list(words)
+    plain, padded = recipe.rows(3, ())(0), recipe.rows(3, names)(0)
+    pads = [words[name] for name in names]
+    for (prompt, tokens), (same, other) in zip(plain, padded, strict=True):
+        assert prompt == same
+        answers = [truncate(row[prompt:], words[END], pads).tokens for row in (tokens, other)]
+        assert answers[0] == answers[1]
+        assert len(tokens) == len(other)
+        assert decode(answers[0], text).splitlines()[-1].startswith("answer ")
+    assert {len(tokens) - prompt for prompt, tokens in plain} == set(recipe.CANVASES)
+
+
+def test_answers_are_right_and_their_length_is_open():
+    generator = recipe.random.Random(1)
+    problem = arithmetic.draw_word_problem(recipe.STEPS, generator)
+    drawn = [recipe.draw_answer(problem, 63, generator) for _ in range(400)]
+    assert all(arithmetic.is_right(problem, text) for text in drawn)
+    lengths = {len(encode(text, vocabulary())) for text in drawn}
+    assert len(lengths) > 12
+    assert max(lengths) <= 63
+    terse = sum(text.startswith("answer") for text in drawn) / len(drawn)
+    assert 0.03 < terse < 0.14
+
+
+def test_end_token_and_pads_may_be_hidden_and_count():
+    words = vocabulary()
+    batch = collate(recipe.rows(0, PADS)(0)[:256])
+    hidden, weights = hide(batch, "count", torch.Generator().manual_seed(0))
+    for name in (END, *PADS):
+        chosen = hidden & (batch.tokens == words[name])
+        assert chosen.any()
+        assert (weights[chosen] > 0).all()
+
+
+# Diagnostics, on a network whose law is known
+
+
+class Known:
+    """A network that gives every position the same law, whatever it sees."""
+
+    shift = False
+
+    def __init__(self, favours):
+        words = vocabulary()
+        self.scores = torch.full((len(words),), -20.0)
+        for name, score in favours.items():
+            self.scores[words[name]] = score
+
+    def __call__(self, tokens, visible=None, causal=False):
+        return torch.zeros(*tokens.shape, 1)
+
+    def head(self, states):
+        return self.scores.expand(*states.shape[:-1], -1).clone()
+
+
+def test_diagnostics_of_a_network_that_knows_only_the_end():
+    network = Known({END: 0.0})
+    asked = recipe.questions(3, 0)
+    found = recipe.behaviour(network, [], asked, 8)
+    assert (found.accuracy, found.length, found.early_padding, found.no_end) == (0, 0, 1, 0)
+    assert recipe.first_step(network, [], asked, 8)["end"] == pytest.approx([1.0] * 8, abs=1e-4)
+    assert recipe.cascade(network, asked, 64, reach=2) == pytest.approx({1: 1.0, 2: 1.0}, abs=1e-4)
+
+
+def test_diagnostics_of_a_network_that_knows_the_pads_alike():
+    words = vocabulary()
+    network, asked = Known(dict.fromkeys(PADS, 0.0)), recipe.questions(3, 0)
+    pads = [words[pad] for pad in PADS]
+    profile = recipe.first_step(network, pads, asked, 8)
+    assert profile["pad"] == pytest.approx([1 / 7] * 8, abs=1e-4)
+    assert profile["end"] == pytest.approx([0.0] * 8, abs=1e-4)
+    found = recipe.behaviour(network, pads, asked, 8)
+    assert (found.no_end, found.length) == (1, 0)
+    assert recipe.pad_loss(network, recipe.rows(0, PADS), pads) == pytest.approx(math.log(7), abs=1e-4)
+
+
+def test_pads_in_turn_are_learned_and_pads_without_order_are_not(tmp_path):
+    words = vocabulary()
+    pads = [words[pad] for pad in PADS]
+    ordered = recipe.rows(0, PADS)
+
+    def short(source):
+        return lambda number: [(0, tokens[-24:]) for _, tokens in source(number)[:512] if words[END] in tokens[-24:]]
+
+    losses = {}
+    for name, source in (("cyclic", ordered), ("random", recipe.without_order(ordered, pads, 0))):
+        settings = Recipe(steps=250, batch_tokens=768, rate=1e-2, warmup=20)
+        network = SmallLlama(Shape(len(words), width=48, layers=1, heads=2, theta=100.0))
+        training = Trainer(network, short(source), settings, words[MASK], tmp_path / name, checkpoint_steps=250)
+        training.train()
+        losses[name] = recipe.pad_loss(network, short(source), pads)
+    assert losses["random"] > 0.95 * math.log(7)
+    assert losses["cyclic"] < 0.5 * math.log(7)
