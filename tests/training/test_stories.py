@@ -13,7 +13,7 @@ import torch
 import decodery
 from decodery.testing import toy_language_model
 from decodery.training import stories, story_texts
-from decodery.training.masked_diffusion import batches
+from decodery.training.masking import batches
 from decodery.training.networks import Shape, SmallLlama
 from decodery.training.story_prompts import story_beginnings
 from decodery.training.story_rows import (
@@ -200,9 +200,8 @@ def test_rows_show_windows_of_stories(rows_made):
 
 def test_the_rows_of_a_length_fill_whole_batches_and_the_twin_gets_the_same(rows_made):
     _, _, coded = rows_made
-    recipe = stories.Recipe(batch_tokens=512, seed=2)
-    made = batches(story_rows(coded, 2, 512), recipe, 3)
-    twins = batches(story_rows(coded, 2, 512, whole=True), recipe, 3)
+    made = batches(story_rows(coded, 2, 512), 512, 2, 3)
+    twins = batches(story_rows(coded, 2, 512, whole=True), 512, 2, 3)
     assert {tuple(batch.tokens.shape) for batch in made} <= {(512 // total, total) for total in TOTALS}
     assert len(made) == len(twins) > 10
     for batch, twin in zip(made, twins, strict=True):

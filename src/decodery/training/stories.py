@@ -25,7 +25,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from decodery.training.masked_diffusion import Progress, Recipe, Row, Trainer, bound, collate, machine, silent
+from decodery.training.masked_diffusion import Progress, Recipe, Trainer, machine, silent
+from decodery.training.masking import Row, bound, collate
 from decodery.training.networks import Shape, SmallLlama
 from decodery.training.story_rows import (
     END_ID,
@@ -243,12 +244,13 @@ def write_artifact(
         "data": {
             "about": f"very short stories that {corpus.model} wrote to beginnings of decodery.training.story_prompts, "
             "filtered by decodery.training.story_texts; the corpus is made by the command and not shipped",
+            "licence": f"Apache-2.0, as {corpus.model}, which wrote them",
             "beginnings": corpus.stories,
             "training_stories": len(data.training),
             "training_tokens": sum(len(story.tokens) for story in data.training),
             "validation_stories": len(data.validation),
         },
-        "licence": f"Apache-2.0, as the project's code; {corpus.model}, which wrote the data, is Apache-2.0",
+        "licence": "Apache-2.0",
         "seed": trainer.recipe.seed,
         "recipe": asdict(trainer.recipe),
         "sizes": asdict(sizes),

@@ -14,7 +14,7 @@ from decodery.training.story_texts import first_sentence, sentence_starts
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from decodery.training.masked_diffusion import Row, Source
+    from decodery.training.masking import Row, Source
 
 MASK, END = "<mask>", "<end>"
 PADS = tuple(f"<pad{i}>" for i in range(7))
@@ -52,7 +52,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, mask_token=MASK, eos_token=END, clean_up_tokenization_spaces=False
     )
     fast.save_pretrained(str(folder))
