@@ -45,6 +45,8 @@ from decodery.training.story_texts import BATCH, read_stories, write_stories
 DIFFUSION, TWIN = "diffusion-stories", "stories-twin"
 CANVAS = 64
 """Canvas of a request that names none."""
+HIDDEN_INPUTS = 0.25
+"""Share of the tokens that the twin is not shown while it is trained."""
 SAMPLE_PROMPTS = (
     "Once upon a time",
     "One day a little cat called Mia",
@@ -106,10 +108,25 @@ def prepare(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> 
     return Data(encode_stories(training, tokenizer), encode_stories(validation, tokenizer), validation, tokenizer)
 
 
+class TwinNetwork(SmallLlama):
+    """The twin while it is trained: a share of the tokens that it sees, not of those that it predicts, is hidden.
+
+    The diffusion model hardly sees the same row twice, since other tokens of it are hidden each time. Its twin would, and
+    learns a corpus this small by heart within a few passes.
+    """
+
+    def forward(self, tokens: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+        # The seed comes from the batch, so that a run that goes on draws what it would have drawn.
+        generator = torch.Generator().manual_seed(int((tokens * torch.arange(1, tokens.shape[1] + 1)).sum()))
+        hidden = torch.rand(tokens.shape, generator=generator) < HIDDEN_INPUTS
+        return super().forward(tokens.masked_fill(hidden, MASK_ID), visible, causal)
+
+
 def train(name: str, data: Data, recipe: Recipe, sizes: Sizes, folder: Path, progress: Progress) -> Trainer:
     """Train one of the two networks, from its last checkpoint in `folder` where there is one."""
-    network = SmallLlama(Shape(data.tokenizer.get_vocab_size(), **asdict(sizes)), recipe.seed)
     causal = name == TWIN
+    kind = TwinNetwork if causal else SmallLlama
+    network = kind(Shape(data.tokenizer.get_vocab_size(), **asdict(sizes)), recipe.seed)
     source = story_rows(data.training, recipe.seed, recipe.batch_tokens, whole=causal)
     about = {"sizes": asdict(sizes), "stories": len(data.training)}
     trainer = Trainer(network, source, recipe, MASK_ID, folder, progress=progress, about=about)
@@ -234,7 +251,8 @@ def write_artifact(
     }
     about = {
         DIFFUSION: "A masked-diffusion model of very short stories in simple English",
-        TWIN: f"The autoregressive twin of {DIFFUSION}: same shape, rows, order and number of steps",
+        TWIN: f"The autoregressive twin of {DIFFUSION}: same shape, rows, order and number of steps; while it was trained, "
+        f"{HIDDEN_INPUTS:.0%} of the tokens before a predicted one were hidden, so that it does not learn the corpus by heart",
     }
     card = {
         "title": name,
