@@ -113,7 +113,8 @@ def story_beginnings(count: int, seed: int = 0) -> list[tuple[str, str]]:
         forms = (f"{child} called {name}", f"{article} {animal} called {name}", f"{article} {animal}", name)
         return forms[int(generator.integers(len(forms)))], girl
 
-    pairs, seen = [], set()
+    pairs: list[tuple[str, str]] = []
+    seen: set[str] = set()
     while len(pairs) < count:
         (who, girl), (friend, _) = somebody(), somebody()
         phrases = {
