@@ -173,6 +173,8 @@ def test_the_same_seed_gives_the_same_samples_and_each_answer_is_right(task):
         assert score(sample, sample.answer)
         assert not score(sample, "")
         assert not score(sample, sample.answer + " A")
+        assert not score(sample, sample.answer + "\n")
+        assert score(sample, " " + sample.answer.replace("\n", " \n "))
 
 
 def test_the_tokenizer_knows_every_word_and_gives_texts_back(tmp_path):

@@ -180,8 +180,8 @@ def write_card(
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "vocabulary": len(vocabulary()),
         "metrics": {
-            "about": f"share of right answers of {samples} fresh samples (seed 1), greedy, by tokens per step; canvas 16 for lists "
-            "and text, 32 for puzzles and word problems",
+            "about": f"share of right answers of {samples} fresh samples (seed 1), greedy, by tokens per step; canvas 16, for "
+            "puzzles and word problems 32",
             "accuracy": metrics,
             "seconds": round(time.perf_counter() - started),
         },
