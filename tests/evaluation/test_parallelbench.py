@@ -173,6 +173,8 @@ def test_the_same_seed_gives_the_same_samples_and_each_answer_is_right(task):
         assert score(sample, sample.answer)
         assert not score(sample, "")
         assert not score(sample, sample.answer + " A")
+        assert not score(sample, sample.answer + "\n")
+        assert score(sample, " " + sample.answer.replace("\n", " \n "))
 
 
 def test_the_tokenizer_knows_every_word_and_gives_texts_back(tmp_path):
@@ -363,3 +365,67 @@ def test_where_a_model_edits_is_told():
     assert analysis.edited_place_entropy(problem, always_last) == 0
     assert analysis.edited_place_entropy(problem, all_answers(problem)) == 2
     assert analysis.edited_place_entropy(problem, [("X",)]) == 0
+
+
+# Metrics of open text
+
+
+def test_text_metrics():
+    from decodery.evaluation.parallelbench import text_metrics as metrics
+
+    assert metrics.rouge_l("the cat sat", "the cat sat") == 1
+    assert metrics.rouge_l("the cat sat on it", "the dog sat") == pytest.approx(2 * 2 / 8)
+    assert metrics.rouge_l("", "a") == 0
+    assert metrics.bleu("the cat sat on the mat", "the cat sat on the mat") == pytest.approx(1)
+    assert metrics.bleu("x y", "a b") == 0
+    shorter = metrics.bleu("the cat", "the cat sat on the mat")
+    assert shorter == pytest.approx(math.exp(1 - 6 / 2))
+    assert metrics.inverse_bleu("x y", "a b") == 1
+    assert metrics.holds_all_words("The Cat, sat.", ["cat", "sat"])
+
+    class Strict:
+        def faults(self, text):
+            return text.count("!!")
+
+    assert metrics.words_to_sentence("a cat", ["cat"], Strict()) == 1
+    assert metrics.words_to_sentence("a cat!!", ["cat"], Strict()) == 0
+    assert metrics.words_to_sentence("a dog", ["cat"], None) == 0
+    assert metrics.words_to_sentence("a cat", ["cat"], None) is None, "not measured"
+
+
+# The shipped model
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Accuracy of diffusion-lists by task and tokens per step, on the samples of the suite."""
+    import decodery
+    from decodery.evaluation.parallelbench.suite import OVERALL, REFERENCE_SERIES, quotas, run_suite
+
+    lm = decodery.load("diffusion-lists")
+    entrants = quotas(REFERENCE_SERIES, "masked-diffusion(steps={steps})", (1, 4))
+    report = run_suite(lm, entrants, SHIPPED_TASKS, samples=200, batch_size=100)
+    return {(row.task, int(row.setting)): row.accuracy for row in report.rows if row.task != OVERALL}
+
+
+SHIPPED_TASKS = ("copy", "reverse", "insert_index", "remove_index", "replace_index", "shuffle")
+
+
+def test_the_shipped_model_solves_one_token_a_step(measured):
+    for task in SHIPPED_TASKS:
+        assert measured[task, 1] > 0.95, task
+
+
+def test_the_shipped_model_loses_by_parallel_decoding_where_tokens_depend_on_each_other(measured):
+    assert measured["shuffle", 4] <= measured["shuffle", 1] - 0.3
+    assert measured["copy", 4] >= measured["copy", 1] - 0.05
+
+
+def test_the_shipped_models_card_says_how_it_was_made():
+    from decodery.models.catalogue import shipped
+
+    card = json.loads((shipped()["diffusion-lists"].folder / "card.json").read_text())
+    assert {"command", "seed", "recipe", "data", "licence", "log", "metrics"} <= set(card)
+    accuracy = card["metrics"]["accuracy"]
+    assert set(accuracy["1"]) == set(TASKS)
+    assert min(accuracy["1"][task] for task in SHIPPED_TASKS) > 0.95

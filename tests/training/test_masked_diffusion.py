@@ -13,7 +13,7 @@ from decodery.training.masking import Batch, batches, bound, collate, fill, hide
 from decodery.training.networks import Shape, SmallLlama
 
 VOCABULARY, MASK = 12, 0
-SHAPE = Shape(VOCABULARY, width=32, layers=2, heads=2)
+SHAPE = Shape(VOCABULARY, width=32, layers=2, heads=2, theta=500.0)
 
 
 def generator(seed=0):
@@ -134,7 +134,7 @@ def test_the_twins_loss_is_that_of_transformers(tmp_path):
 
 
 def trainer(folder, steps, **more):
-    recipe = Recipe(steps=steps, batch_tokens=512, rate=5e-3, warmup=10, **more)
+    recipe = Recipe(steps=steps, batch_tokens=128 if steps < 100 else 512, rate=5e-3, warmup=10, **more)
     return Trainer(SmallLlama(SHAPE), rows, recipe, MASK, folder, checkpoint_steps=10)
 
 
@@ -186,6 +186,10 @@ def test_the_rate_warms_up_and_falls():
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
+    twice = Recipe(steps=150, first_steps=100, warmup=10, rate=1.0, last_rate=0.1)
+    assert [twice.rate_at(step) for step in range(100)] == rates[:100], "a run can be made longer when it is over"
+    assert twice.rate_at(110) == 1.0
+    assert twice.rate_at(150) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="masks"):
         Recipe(masks="all")
 
@@ -250,8 +254,8 @@ def test_only_low_ranks_and_the_masks_row_are_trained_and_all_is_merged(tmp_path
     model = llama()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     adapted = AdaptedModel(model, MASK, rank=4)
-    recipe = Recipe(steps=40, batch_tokens=512, rate=2e-2, warmup=5, anneal=10)
-    training = Trainer(adapted, rows, recipe, MASK, tmp_path / "work", checkpoint_steps=20)
+    recipe = Recipe(steps=20, batch_tokens=128, rate=2e-2, warmup=5, anneal=10)
+    training = Trainer(adapted, rows, recipe, MASK, tmp_path / "work", checkpoint_steps=10)
     assert all("down" in name or "up" in name or name == "mask_row" for name in training.weights)
     log = training.train()
     assert log[-1]["loss"] < log[0]["loss"]

@@ -27,7 +27,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.base(rows) + (rows @ self.down.T.to(rows.dtype)) @ self.up.T.to(rows.dtype)
+        changed: Tensor = self.base(rows) + (rows @ self.down.T.to(rows.dtype)) @ self.up.T.to(rows.dtype)
+        return changed
 
     def merged(self) -> nn.Linear:
         """One linear map that gives the same."""
@@ -81,11 +82,14 @@ class AdaptedModel(nn.Module):
         embedded = torch.where(hidden, self.mask_row.to(embedded.dtype), embedded)
         bias = torch.zeros(allowed.shape, dtype=embedded.dtype, device=device)
         bias = bias.masked_fill(~allowed, torch.finfo(embedded.dtype).min)
-        return self.model.base_model(inputs_embeds=embedded, attention_mask=bias, use_cache=False).last_hidden_state
+        output = self.model.base_model(inputs_embeds=embedded, attention_mask=bias, use_cache=False)
+        rows: Tensor = output.last_hidden_state
+        return rows
 
     def head(self, rows: Tensor) -> Tensor:
         """Logits [..., vocabulary] float32 of hidden rows."""
-        return self.model.get_output_embeddings()(rows).float()
+        logits: Tensor = self.model.get_output_embeddings()(rows)
+        return logits.float()
 
     def write(self, folder: Path, dtype: torch.dtype = torch.bfloat16, **entries: Any) -> None:
         """Write the checkpoint, low ranks merged and the mask's row in its place, with further `entries` in config.json.

@@ -46,13 +46,15 @@ def silent(step: int, steps: int, entry: dict[str, float]) -> None:
 @dataclass(frozen=True)
 class Recipe:
     """steps: of AdamW. batch_tokens: rows of a batch times their length. rate: the highest; after `warmup` steps it falls
-    along a cosine to `last_rate` of itself. masks: "count" hides l ~ U{1..L} tokens of a canvas of L and averages the
-    cross-entropy over all hidden tokens of the batch; "independent" hides each with probability p, p ~ U(0, 1], and weighs by
-    1/p, which is the bound of the likelihood; "next" trains an autoregressive twin. average: decay of the running mean of the
-    weights which is what is kept in the end; 0 is none. anneal: steps over which a causal network is let see all (adapting).
+    along a cosine to `last_rate` of itself. first_steps: where it warms up again, for a second cosine (0: nowhere). masks:
+    "count" hides l ~ U{1..L} tokens of a canvas of L and averages the cross-entropy over all hidden tokens of the batch;
+    "independent" hides each with probability p, p ~ U(0, 1], and weighs by 1/p, which is the bound of the likelihood; "next"
+    trains an autoregressive twin. average: decay of the running mean of the weights, which is kept in the end (0: none).
+    anneal: steps over which a causal network is let see everything (adapting).
     """
 
     steps: int = 2000
+    first_steps: int = 0
     batch_tokens: int = 6144
     rate: float = 1.5e-3
     warmup: int = 100
@@ -71,9 +73,13 @@ class Recipe:
 
     def rate_at(self, step: int) -> float:
         """The rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.first_steps and step >= self.first_steps:
+            place, length = step - self.first_steps, self.steps - self.first_steps
+        else:
+            place, length = step, self.first_steps or self.steps
+        if place < self.warmup:
+            return self.rate * (place + 1) / self.warmup
+        share = (place - self.warmup) / max(1, length - self.warmup)
         return self.rate * (self.last_rate + (1 - self.last_rate) * (1 + math.cos(math.pi * share)) / 2)
 
 

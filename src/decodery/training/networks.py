@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
     def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         def split(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return projected.view(*projected.shape[:-1], self.heads, -1).transpose(1, 2)
 
         def rotate(heads: Tensor) -> Tensor:
             first, second = heads.chunk(2, dim=-1)
@@ -71,7 +71,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             rotate(queries), rotate(keys), values, attn_mask=visible, is_causal=causal
         )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -84,7 +85,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.inner_width, shape.width, bias=False)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+        return output
 
 
 class Layer(nn.Module):
@@ -99,7 +101,18 @@ class Layer(nn.Module):
 
     def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         rows = rows + self.self_attn(self.input_layernorm(rows), cosine, sine, visible, causal)
-        return rows + self.mlp(self.post_attention_layernorm(rows))
+        output: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
+        return output
+
+
+class Body(nn.Module):
+    """Embedding, layers and last norm."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = Norm(shape.width, shape.epsilon)
 
 
 class SmallLlama(nn.Module):
@@ -111,10 +124,7 @@ class SmallLlama(nn.Module):
         """Weights are normal with deviation 0.02, the projections back into the residual stream smaller by depth."""
         super().__init__()
         self.shape = shape
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
-        self.model.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
-        self.model.norm = Norm(shape.width, shape.epsilon)
+        self.model = Body(shape)
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
@@ -139,7 +149,8 @@ class SmallLlama(nn.Module):
         cosine, sine = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
         for layer in self.model.layers:
             rows = layer(rows, cosine, sine, visible, causal)
-        return self.model.norm(rows)
+        output: Tensor = self.model.norm(rows)
+        return output
 
     def head(self, rows: Tensor) -> Tensor:
         """Logits [..., vocabulary] float32 of hidden rows."""

@@ -198,7 +198,7 @@ def _laws(network: Any, problems: Sequence[arithmetic.WordProblem], canvas: int,
     batch = collate([(len(prompt), [*prompt, *empty]) for prompt in prompts])
     places = batch.prompts[:, None] + torch.arange(canvas)
     states = network(batch.tokens, batch.visible)
-    logits = network.head(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
+    logits: Tensor = network.head(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
     logits[..., mask] = -torch.inf
     return logits.softmax(dim=-1)
 
@@ -229,7 +229,7 @@ def make(
         "pad_token_ids": unused,
         "canvas": 64,
     }
-    more = {ENTRY: {"pad_token_ids": pads, "end_token_id": words[END], "k": count}} if pads else {}
+    more: dict[str, Any] = {ENTRY: {"pad_token_ids": pads, "end_token_id": words[END], "k": count}} if pads else {}
     network.write(artifact, masked_diffusion=described, eos_token_id=words[END], pad_token_id=words[END], **more)
     write_tokenizer(artifact)
     card = {

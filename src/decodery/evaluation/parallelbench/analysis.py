@@ -56,7 +56,8 @@ def total_correlation(law: AnswerLaw, positions: Sequence[int] | None = None) ->
 
 def lower_bound(law: AnswerLaw, steps: Sequence[Sequence[int]]) -> float:
     """sum_t E[C(S_t | S_<t)]: the least KL(data || decoder) of any decoder that fills the positions `steps[t]` in step t."""
-    total, seen = 0.0, []
+    total = 0.0
+    seen: list[int] = []
     for positions in steps:
         for tokens, probability in marginal(law, seen).items():
             total += probability * total_correlation(given(law, seen, tokens), positions)
@@ -177,7 +178,7 @@ def shuffle_threshold_accuracy(n: int, threshold: float) -> float:
     permutation with probability r! / r^r. So it is 1 only for thresholds of at least 0.5.
     """
     together = max((r for r in range(1, n + 1) if 1 / r > threshold), default=1)
-    return math.factorial(together) / together**together
+    return float(math.factorial(together) / together**together)
 
 
 def simulate_ideal(

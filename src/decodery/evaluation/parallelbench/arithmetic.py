@@ -78,8 +78,5 @@ def draw_word_problem(steps: int, generator: random.Random) -> WordProblem:
 def is_right(problem: WordProblem, text: str, *, steps: bool = False) -> bool:
     """Whether the last line gives the result. steps: all lines must be right as well."""
     if steps:
-        return [line.split() for line in text.strip().splitlines()] == [
-            line.split() for line in problem.solution().splitlines()
-        ]
-    lines = text.strip().splitlines()
-    return bool(lines) and lines[-1].split() == ["answer", str(problem.result)]
+        return [line.split() for line in text.split("\n")] == [line.split() for line in problem.solution().split("\n")]
+    return text.split("\n")[-1].split() == ["answer", str(problem.result)]

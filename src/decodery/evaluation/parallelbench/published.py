@@ -93,8 +93,8 @@ def right(item: Item, response: str, *, strict: bool = False) -> bool:
         return clean and puzzles.is_latin(read_square(response), item.problem)
     if item.task == SUDOKU:
         if strict:
-            return response == item.entry["answer"]
-        return read_square(response) == item.problem
+            return bool(response == item.entry["answer"])
+        return bool(read_square(response) == item.problem)
     items = read_list(response)
     if items is None or (strict and response.strip() != write_list(items)):
         return False

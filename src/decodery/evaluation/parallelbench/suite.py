@@ -145,7 +145,8 @@ class SuiteReport:
         lines = [
             ["task", "decoder", "setting", "accuracy", "tok/fwd", "answer/fwd", "forwards", "tok-fwds", "tok/s", "x"]
         ]
-        for row in sorted(self.rows, key=lambda row: row.task == OVERALL):
+        tasks = list(dict.fromkeys(row.task for row in self.rows))
+        for row in sorted(self.rows, key=lambda row: (row.task == OVERALL, tasks.index(row.task))):
             lines.append(
                 [
                     row.task,
@@ -156,8 +157,8 @@ class SuiteReport:
                     f"{row.content_per_forward:.2f}",
                     f"{row.forwards:.1f}",
                     f"{row.token_forwards:.0f}",
-                    f"{row.tokens_per_second:.0f}",
-                    f"{row.speed_up:.2f}",
+                    f"{row.tokens_per_second:.0f}" if row.speed_up else "–",
+                    f"{row.speed_up:.2f}" if row.speed_up else "–",
                 ]
             )
         return lines

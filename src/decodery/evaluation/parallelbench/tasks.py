@@ -190,5 +190,7 @@ def make_samples(
 
 
 def score(sample: Sample, text: str) -> bool:
-    """Whether `text` is a right answer to the sample: the whole text, without the end token."""
-    return TASKS[sample.task].right(sample, text)
+    """Whether `text` is a right answer to the sample: the whole text, without the end token. Blanks at the ends of lines, which
+    depend on how a text is put together, do not count; lines do."""
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    return TASKS[sample.task].right(sample, "\n".join(lines))

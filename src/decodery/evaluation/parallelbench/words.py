@@ -64,7 +64,7 @@ def write_tokenizer(folder: Path) -> None:
         [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(), decoders.Replace(" \n ", "\n")]
     )
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (MASK, END, *PADS)])
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, mask_token=MASK, eos_token=END, clean_up_tokenization_spaces=False
     )
     fast.save_pretrained(str(folder))
