@@ -42,17 +42,23 @@ LAST_BATCHES = {16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2}
 FINAL_SHARES = {"lists": 0.92, "words_to_sentence": 0.02, "paraphrase": 0.02, "continue_pattern": 0.04}
 FINAL_BATCHES = {16: 4, 20: 6, 24: 6, 32: 5, 40: 1, 48: 1, 64: 1}
 """The same when a model is finished (`--start`): lists, and enough of the rest that it is not forgotten."""
+HARD = {"insert_index": 3, "replace_index": 4, "replace_random": 4, "reverse": 2, "insert_random": 2}
+"""How often a list task is drawn then (`--hard`), beside once for the others: what is learned late comes more often."""
 FIRST_POOLS = 40
 """Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
 LAST_POOLS = 167
 """The pool from which on most rows are long: what is not learned by then needs them."""
 
 
-def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, final: bool = False) -> Source:
+def rows(
+    seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, final: bool = False, hard: bool = False
+) -> Source:
     """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
     `batch_tokens` has rows of one length, so that few shapes occur."""
     words = vocabulary()
     lists = [name for name in TASKS if TASKS[name].group == "lists"]
+    if hard:
+        lists = [name for name in lists for _ in range(HARD.get(name, 1))]
 
     def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
         name = generator.choices(list(shares), list(shares.values()))[0]
@@ -132,6 +138,7 @@ def make(
     progress: Any,
     command: str = "",
     start: Path | None = None,
+    hard: bool = False,
 ) -> dict[str, Any]:
     """Train, measure and write the artifact. Returns its card."""
     words = vocabulary()
@@ -148,7 +155,7 @@ def make(
 
     trainer = Trainer(
         network,
-        rows(recipe.seed, recipe.batch_tokens, final=start is not None),
+        rows(recipe.seed, recipe.batch_tokens, final=start is not None, hard=hard),
         recipe,
         words[MASK],
         folder,
@@ -223,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
     )
     parser.add_argument("--start", type=Path, help="a model to finish: its lists, above all")
+    parser.add_argument("--hard", action="store_true", help="draw hard list tasks more often")
     for kind in (Recipe, Sizes):
         for item in fields(kind):
             default = getattr(RECIPE, item.name) if kind is Recipe else item.default
@@ -240,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)
     )
     if given["start"] is not None:
-        command += " --start first"
+        command += " --start first" + (" --hard" if given["hard"] else "")
     with training_bar("diffusion-lists") as progress:
         card = make(
             recipe,
@@ -251,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=progress,
             command=command,
             start=given["start"],
+            hard=given["hard"],
         )
     from rich.console import Console
 
