@@ -251,11 +251,11 @@ def made(tmp_path_factory):
         "--vocabulary",
         "400",
         "--steps",
-        "160",
+        "100",
         "--batch-tokens",
         "512",
     ]
-    stories.main([*arguments, *sizes, "--warmup", "5", "--draws", "16", "--rate", "0.01"])
+    stories.main([*arguments, *sizes, "--warmup", "5", "--draws", "8", "--rate", "0.01"])
     return folder / "models"
 
 
@@ -264,9 +264,9 @@ def test_the_recipe_trains_both_models_and_describes_them(made):
         card = json.loads((made / name / "card.json").read_text())
         metric = "bits_per_token" if name == stories.TWIN else "bound_in_bits_per_token"
         assert card["metrics"][metric] < math.log2(400) - 1
-        assert card["log"][-1]["step"] == 160
+        assert card["log"][-1]["step"] == 100
         assert card["data"]["validation_stories"] == 4
-        assert "--steps 160" in card["command"]
+        assert "--steps 100" in card["command"]
         assert len(card["samples"]["texts"]) == 5
         assert len((made / name / "validation.txt").read_text().splitlines()) == 4
     config = json.loads((made / stories.DIFFUSION / "config.json").read_text())
@@ -279,7 +279,7 @@ def test_the_recipe_trains_both_models_and_describes_them(made):
 
 @pytest.mark.parametrize("name", [stories.DIFFUSION, stories.TWIN])
 def test_a_shipped_model_is_what_its_card_says(name):
-    """The first 16 held-out stories: as many bits per token as all of them, within four standard errors of the stories."""
+    """Ten held-out stories: as many bits per token as all of them, within four standard errors of the stories."""
     from transformers import AutoTokenizer
 
     folder = ARTIFACTS / name
@@ -291,15 +291,15 @@ def test_a_shipped_model_is_what_its_card_says(name):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = validation_rows(encode_stories(texts, tokenizer.backend_tokenizer))
     assert counted_tokens(rows) == card["metrics"]["tokens"]
-    chosen = rows[:16]
+    chosen = rows[:: len(rows) // 10]
     if name == stories.TWIN:
         each = torch.tensor([stories.twin_bits(network, [row]) for row in chosen])
         assert stories.twin_bits(network, rows) == pytest.approx(card["metrics"]["bits_per_token"], abs=0.01)
     else:
-        each = torch.tensor([stories.diffusion_bits(network, [row], 16)[0] for row in chosen])
+        each = torch.tensor([stories.diffusion_bits(network, [row], 8)[0] for row in chosen])
         error = 4 * float(each.std()) / math.sqrt(len(chosen))
         assert float(each.mean()) == pytest.approx(card["metrics"]["bound_in_bits_per_token"], abs=error)
-    assert float(each.mean()) < 5
+    assert float(each.mean()) < 6  # the law of single tokens has about 8.2
 
 
 @pytest.mark.parametrize("name", [stories.DIFFUSION, stories.TWIN])
