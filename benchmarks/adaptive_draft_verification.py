@@ -22,6 +22,7 @@ from typing import Any
 from decodery import LanguageModel, load
 from decodery.evaluation.questions import load_questions
 from decodery.evaluation.recorded import Recorded, Replay, record, replay
+from decodery.evaluation.report import markdown_rows
 from decodery.models.forward import Forward
 from decodery.speculative.drafters.adaptive_draft_verification import AdaptiveDraftVerification, TrigramDrafter
 from decodery.speculative.drafters.prompt_lookup import NgramDrafter
@@ -85,16 +86,6 @@ def breadth(texts: Sequence[Recorded], table: TrigramTable, vocabulary: int, opt
     return statistics.mean(len(draft.children.get(-1, ())) for draft in drafts)
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -142,7 +133,7 @@ def main() -> None:
         f"own table from {len(others)} others; a forward of one row takes {1e3 * one_row:.1f} ms; "
         f"prompt lookup gets {lookup.tokens_per_round:.2f} tokens per round.\n"
     )
-    print(table_of(rows))
+    print(markdown_rows(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows, "forward_seconds": one_row}, indent=1))
 

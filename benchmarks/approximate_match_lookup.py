@@ -24,6 +24,7 @@ import numpy as np
 from decodery import load
 from decodery.evaluation.questions import load_questions
 from decodery.evaluation.recorded import Replay, record, replay
+from decodery.evaluation.report import markdown_rows
 from decodery.speculative.drafters.approximate_match_lookup import AlignmentDrafter, ApproximateMatchLookup
 from decodery.speculative.drafters.prompt_lookup import NgramDrafter
 from decodery.speculative.drafters.suffix_automaton import AutomatonDrafter
@@ -167,16 +168,6 @@ def times(repeats: int = 7) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="texts per row of the simulation")
@@ -188,15 +179,15 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {"simulation": simulation(arguments.seeds), "times": times()}
     print("Tokens per verification, by replacement rate s:\n")
-    print(table(found["simulation"]))
+    print(markdown_rows(found["simulation"]))
     print("\nTimes as multiples of the vectorised comparison (direct):\n")
-    print(table(found["times"]))
+    print(markdown_rows(found["times"]))
     if arguments.model:
         found["written"] = written(
             arguments.model, arguments.questions, arguments.per_category, arguments.max_new_tokens
         )
         print(f"\nOn what {arguments.model} writes:\n")
-        print(table(found["written"]))
+        print(markdown_rows(found["written"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
 

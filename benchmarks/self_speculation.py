@@ -4,7 +4,8 @@
 
 Sections: exits (how often an exit agrees with the model, and what a draft of one token gains by the cost model), del and
 swift (counts of the methods beside plain decoding; seconds only as ratios of this run), sets (matchness of sets of
-attentions and feed-forwards). Texts are the model's greedy answers to decodery's own questions.
+attentions and feed-forwards), scoring (forwards that a search spends by its way of scoring). Texts are the model's greedy
+answers to decodery's own questions.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 Text = tuple[list[int], list[int]]
 RATIOS = (0.05, 0.1, 0.15, 0.25, 0.45)
 RANDOM_SETS = 25
+SECTIONS = ("exits", "del", "sets", "scoring", "swift")
 REMOVED = (4, 8, 12, 16, 20)
 
 
@@ -154,6 +156,42 @@ class Matchness:
         return float((torch.cat(found) == torch.cat(true)).float().mean())
 
 
+class AcceptedLength(Matchness):
+    """Scores sets by drafting with them instead: tokens until the first wrong one, over `window`. Each costs `window` passes,
+    because a draft is known to be wrong only when it is verified."""
+
+    def __call__(self, chosen: LayerSet) -> float:
+        last = [fed[0] for _, fed, _ in self._asks]
+        drafts: list[list[int]] = [[] for _ in self._asks]
+        starts = [sequence.length for sequence, _, _ in self._asks]
+        for _ in self._asks[0][1]:
+            self.forwards += 1
+            asks = [
+                Forward(s, [token], layers=chosen.layers()) for (s, _, _), token in zip(self._asks, last, strict=True)
+            ]
+            last = [int(scores.logits[0].argmax()) for scores in self._network.run(asks)]
+            for draft, token in zip(drafts, last, strict=True):
+                draft.append(token)
+        right = 0
+        for (sequence, _, true), draft, start in zip(self._asks, drafts, starts, strict=True):
+            sequence.truncate(start)
+            right += next((place for place, token in enumerate(true) if draft[place] != token), len(true))
+        return right / sum(len(true) for _, _, true in self._asks)
+
+
+def scoring_rows(score: Matchness, other: AcceptedLength, layers: int, iterations: int) -> list[Row]:
+    """The same search with either way of scoring: forwards spent, and the matchness of what it found."""
+    table: list[Row] = []
+    for name, scorer in (("matchness", score), ("accepted length of one draft", other)):
+        before = scorer.forwards
+        _, found = search(scorer, layers, skip_ratio=0.15, max_iterations=iterations, seed=0)
+        spent = scorer.forwards - before
+        table.append({"scored by": name, "candidates": iterations, "forwards": spent, "matchness": score(found)})
+    for row in table:
+        row["forwards / matchness's"] = row["forwards"] / table[0]["forwards"]
+    return table
+
+
 def search(score: Callable[[LayerSet], float], layers: int, **options: Any) -> tuple[float, LayerSet]:
     """The best set of a whole search, and its matchness."""
     found = LayerSearch(layers, max_tolerance=10**6, max_score=1.0, **options)
@@ -227,9 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--sections", nargs="+", default=["exits", "del", "sets", "swift"], choices=["exits", "del", "sets", "swift"]
-    )
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS)
     parser.add_argument("--questions", type=int, default=12, help="texts of the sections exits, del and swift")
     parser.add_argument("--tokens", type=int, default=64, help="length of these texts")
     parser.add_argument(
@@ -283,6 +319,12 @@ def main() -> None:
         score = Matchness(lm, texts[: given.texts], given.window)
         result["sets"] = set_rows(score, lm, given.iterations, given.seeds, given.keep_set)
         show(console, f"Sets of {given.model} ({given.texts} x {given.window} tokens)", result["sets"])
+    if "scoring" in given.sections:
+        chosen = texts[: given.texts]
+        result["scoring"] = scoring_rows(
+            Matchness(lm, chosen, given.window), AcceptedLength(lm, chosen, given.window), layers, given.iterations
+        )
+        show(console, f"Ways of scoring a set of {given.model}, r = 0.15", result["scoring"])
     if "swift" in given.sections:
         specs = ["swift", "swift(bypass=False)", "swift(bypass=False, optimise=False)"]
         if given.keep_set.exists():

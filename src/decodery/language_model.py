@@ -339,7 +339,7 @@ def load(
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, else float32), "float32", "bfloat16",
     "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
-    fast: how passes are run: "auto", "native", "fused" or "off" (`decodery.models.paths`).
+    fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
     progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer

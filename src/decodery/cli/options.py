@@ -72,7 +72,11 @@ class ModelOptions:
 
     fast: Annotated[
         str,
-        Option("--fast", help="How passes are run: auto, native (compiled), fused, or off.", rich_help_panel="Model"),
+        Option(
+            "--fast",
+            help="How passes are run: auto, packed, native (compiled), fused, or off.",
+            rich_help_panel="Model",
+        ),
     ] = "auto"
 
     def load(self, *, dtype: str | None = None) -> LanguageModel:

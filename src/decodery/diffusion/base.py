@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches.base import CacheRegime, NoCache
 from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
+from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.loop import Denoising, Plan, model_of
 from decodery.engine.method import Decoding, Method, parameter
 from decodery.errors import BadParameter, BadPrompt
@@ -60,14 +61,18 @@ class DiffusionMethod(Method):
     steps: int | None = parameter(
         None, "steps for the whole canvas, of rules that plan them", low=1, auto="one per position"
     )
-    cache: str = parameter(
-        "none", "which keys and values are reused within a block", choices=("none", "prefix", "dual")
-    )
+    cache: str = parameter("none", "which keys and values are reused", choices=(*REGIMES, "freecache"))
+    freeze: str = parameter(FREEZE[0], "when a finished block is frozen, with cache=freecache", choices=FREEZE)
+    shrink: bool = parameter(False, "with cache=freecache: end tokens at the canvas's end are frozen too")
     cfg_scale: float = parameter(0.0, "classifier-free guidance; above 0 every step costs two forwards", low=0.0)
     early_stop: str = parameter("block", "when an end token ends the decoding", choices=("block", "prefix", "never"))
     shift_row: str = parameter(
         "carry", "the row before a block of a shifted model, where the cache spares it", choices=("carry", "compute")
     )
+
+    def canvas_parameters(self) -> dict[str, Any]:
+        """The values of the parameters above, which every method of canvases has."""
+        return {item.name: getattr(self, item.name) for item in DiffusionMethod.parameters()}
 
     @abstractmethod
     def unmasking(self, job: Job) -> Rule:
@@ -83,6 +88,8 @@ class DiffusionMethod(Method):
 
     def regime(self, job: Job) -> CacheRegime:
         """A fresh cache regime."""
+        if self.cache == "freecache":
+            return FreeCache(self.freeze, self.shrink)
         return REGIMES[self.cache]()
 
     def forbidden(self, job: Job) -> tuple[int, ...]:
@@ -115,6 +122,12 @@ class DiffusionMethod(Method):
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
                 f"{job.host.network.name} has a context of {job.host.network.context}."
             )
+        if self.cache != "freecache" and (self.freeze != FREEZE[0] or self.shrink):
+            raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")
+        self.check_steps(length)
+
+    def check_steps(self, length: int) -> None:
+        """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""
         if self.steps is not None:
             block = self.block(length)
             if length % block or self.steps % (length // block):

@@ -27,14 +27,23 @@ class Laws:
     """
 
     def __init__(
-        self, offsets: Sequence[int], scores: Tensor, law: Law, chance: Chance, prompt: int, committed: int = 0
+        self,
+        offsets: Sequence[int],
+        scores: Tensor,
+        law: Law,
+        chance: Chance,
+        prompt: int,
+        committed: int = 0,
+        number: int = 0,
     ):
         """law: of the request, for temperature and filters. chance: the request's noise. prompt: tokens before offset 0.
-        committed: how many tokens of the output the law has observed."""
+        committed: how many tokens of the output the law has observed. number: steps taken when they were scored."""
         self.offsets = list(offsets)
         self.scores, self.law, self.chance, self.prompt, self.committed = scores, law, chance, prompt, committed
+        self.number = number
         self._raw: Tensor | None = None
         self._processed: Tensor | None = None
+        self._drawn: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -45,7 +54,8 @@ class Laws:
         """The laws at these places of `offsets`, given in ascending order."""
         index = torch.tensor(list(places), dtype=torch.long)
         offsets = [self.offsets[place] for place in places]
-        part = Laws(offsets, self.scores[index], self.law, self.chance, self.prompt, self.committed)
+        part = Laws(offsets, self.scores[index], self.law, self.chance, self.prompt, self.committed, self.number)
+        part._drawn = self._drawn
         part._raw = None if self._raw is None else self._raw[index]
         part._processed = None if self._processed is None else self._processed[index]
         return part
@@ -104,10 +114,14 @@ class Laws:
             return [int(best[place]) for place in places]
         from decodery.sampling.noise import Stage
 
-        return [
-            self.chance.race(self.processed[place], self.prompt + self.offsets[place], Stage.TARGET, index)
-            for place in places
-        ]
+        tokens = []
+        for place in places:
+            offset = self.offsets[place]
+            if (offset, index) not in self._drawn:  # who asks again, a block schedule or a rule, gets the same draw
+                token = self.chance.race(self.processed[place], self.prompt + offset, Stage.TARGET, index)
+                self._drawn[offset, index] = token
+            tokens.append(self._drawn[offset, index])
+        return tokens
 
     # Ranks
 

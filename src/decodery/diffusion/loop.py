@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from decodery._lazy import torch
 from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 
     from decodery.engine.job import Job
     from decodery.engine.method import Decoding
+    from decodery.models.forward import Scores
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.law import Law
     from decodery.sampling.noise import Chance
 
+Result = TypeVar("Result")
 Scoring = Generator[Forward | tuple[Forward, ...], Any, Laws]
 """Yields forwards, returns laws."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Forwards of one canvas, and what makes laws of their answers."""
+
+    forwards: tuple[Forward, ...]
+    laws: Callable[[Sequence[Scores]], Laws]
 
 
 @dataclass(frozen=True)
@@ -66,24 +77,31 @@ class Plan:
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
 
-    chance: the noise; by default the job's. publish: whether what is complete is committed to the job, as the output and
-    with events; without it the canvas is one of several tries, for the caller to choose among.
+    chance, law: noise and processed law; by default the job's. publish: whether what is complete is committed to the job, as
+    the output and with events; without it the canvas is one of several tries, for the caller to choose among.
     """
 
-    def __init__(self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True):
+    def __init__(
+        self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
+    ):
         self.job, self.plan = job, plan
         self.chance = job.noise if chance is None else chance
+        self.law = job.law if law is None else law
         self.model = model_of(job)
         self.canvas = Canvas(job.prompt, plan.length, self.model)
         self.number = 0
         """Steps taken."""
         self.publishing = publish
-        self._sequences: tuple[CachedSequence, ...] = tuple(
+        self.over = False
+        """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
+        self.sequences: tuple[CachedSequence, ...] = tuple(
             job.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
         )
+        """The cache of prompt and canvas; with guidance also the one behind a masked prompt."""
         self._banned = sorted({*self.model.reserved, *plan.forbidden})
         self._carried: dict[int, Tensor] = {}
-        self._forwards = 0
+        self.forwards = 0
+        """Forwards since the last commit to the job; guidance does not count double here."""
         settings = job.settings
         self._keeps_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
         if publish:
@@ -92,43 +110,57 @@ class Denoising:
     # Scoring
 
     def score(self, start: int, end: int | None, offsets: Sequence[int] | None = None) -> Scoring:
-        """The laws of masked offsets, by one forward of the rows that the cache regime names.
+        """The laws of masked offsets of the canvas, by one forward of the rows that the cache regime names; see `ask`."""
+        ask = self.ask(start, end, offsets)
+        answers = yield ask.forwards
+        self.forwards += 1
+        return ask.laws(answers)
+
+    def ask(
+        self,
+        start: int,
+        end: int | None,
+        offsets: Sequence[int] | None = None,
+        canvas: Canvas | None = None,
+        sequences: Sequence[CachedSequence] | None = None,
+    ) -> Ask:
+        """What `score` asks for and what it makes of the answer, for those who put several asks into one step.
 
         start, end: the current block; end is None for the forward that opens it. offsets: those wanted, by default all that
-        the plan's rule may look at. Offsets that the forward does not compute are left out.
+        the plan's rule may look at; those whose rows are not computed are left out. canvas, sequences: a trial, scored in
+        forks of `sequences`; by default the canvas itself in its own. Whoever yields the forwards counts them (`forwards`).
         """
-        rows = self.plan.cache.rows(self.canvas, start, end)
+        canvas = self.canvas if canvas is None else canvas
+        rows = self.plan.cache.rows(canvas, start, end)
         if self.model.shift and self.plan.shift_row == "compute":
             rows = range(max(rows.start - 1, 0), rows.stop)
-        wanted = self._wanted(start, end) if offsets is None else list(offsets)
-        row_of = {offset: self.canvas.prompt + offset - self.model.shift for offset in wanted}
+        wanted = self._wanted(canvas, start, end) if offsets is None else list(offsets)
+        row_of = {offset: canvas.prompt + offset - self.model.shift for offset in wanted}
         inside = [offset for offset in wanted if row_of[offset] in rows]
         carried = [offset for offset in wanted if row_of[offset] not in rows and offset in self._carried]
         asked = [row_of[offset] - rows.start for offset in inside]
-        answers = yield self._forwards_over(rows, asked)
-        self._forwards += 1
-        scores = self._guided([answer.logits for answer in answers]).float()
-        scores[:, self._banned] = -float("inf")
-        if self.model.shift and inside and self.plan.shift_row == "carry":
-            first = inside[0]
-            self._carried = {first: scores[0]} if not carried else self._carried
-        if carried:
-            scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
-        committed = len(self.job.new_tokens)
-        return Laws([*carried, *inside], scores, self.job.law, self.chance, self.canvas.prompt, committed)
-
-    def _wanted(self, start: int, end: int | None) -> list[int]:
-        if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
-            return self.canvas.masked()
-        return self.canvas.masked(start, self.plan.blocks.end(self.canvas, start, None) if end is None else end)
-
-    def _forwards_over(self, rows: range, asked: Sequence[int]) -> tuple[Forward, ...]:
-        visible = self.canvas.tokens
-        hidden = [self.model.mask_token_id] * self.canvas.prompt + self.canvas.answer
-        return tuple(
-            Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=list(asked))
-            for sequence, tokens in zip(self._sequences, (visible, hidden), strict=False)
+        hidden = [self.model.mask_token_id] * canvas.prompt + canvas.answer
+        forwards = tuple(
+            Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
+            for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
+        committed, number = len(self.job.new_tokens), self.number
+
+        def laws(answers: Sequence[Scores]) -> Laws:
+            scores = self._guided([answer.logits for answer in answers]).float()
+            scores[:, self._banned] = -float("inf")
+            if end is None and self.model.shift and inside:
+                self._carried = {inside[0]: scores[0]}
+            if carried:
+                scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
+            return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed, number)
+
+        return Ask(forwards, laws)
+
+    def _wanted(self, canvas: Canvas, start: int, end: int | None) -> list[int]:
+        if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
+            return canvas.masked()
+        return canvas.masked(start, self.plan.blocks.end(canvas, start, None) if end is None else end)
 
     def _guided(self, logits: Sequence[Tensor]) -> Tensor:
         if len(logits) == 1:
@@ -147,8 +179,8 @@ class Denoising:
         if self.publishing and commit.offsets:
             self.job.unmasked(self.number, commit.offsets, commit.tokens)
         self.number += 1
-        if self.publishing and self.plan.early_stop == "prefix":
-            self.publish(self.canvas.complete_until())
+        if self.plan.early_stop == "prefix":
+            self._end_at(self.canvas.complete_until())
 
     def publish(self, until: int) -> bool:
         """Commit the offsets before `until` to the job; True when the request is over."""
@@ -158,8 +190,25 @@ class Denoising:
         tokens = self.canvas.answer[first:until]
         empty = torch.empty(0)
         rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
-        forwards, self._forwards = self._forwards, 0
+        forwards, self.forwards = self.forwards, 0
         return self.job.commit(tokens, rows, rounds=forwards)
+
+    def _end_at(self, until: int) -> None:
+        """Publish the offsets before `until`, and note whether that is the end. A try that is not published ends where a
+        published one would, as far as end tokens say."""
+        if self.publishing:
+            self.over = self.publish(until)
+        elif not self.job.stop_ids.isdisjoint(self.canvas.answer[:until]):
+            self.over = True
+
+    def conclude(self) -> None:
+        """Make a canvas that was decoded without publishing the output of the job: events, commit and end."""
+        self.job.statistics.step_of = [-1] * self.canvas.length
+        for step in sorted(set(self.canvas.step_of) - {-1}):
+            offsets = [offset for offset, taken in enumerate(self.canvas.step_of) if taken == step]
+            self.job.unmasked(step, offsets, [self.canvas.answer[offset] for offset in offsets])
+        self.publish(self.canvas.complete_until())
+        self.job.finish("length")
 
     def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
         """Decode the canvas; returns it. Ends early where the job does."""
@@ -175,10 +224,12 @@ class Denoising:
                 end = plan.blocks.end(canvas, start, laws)
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
+            if self.publishing:
+                self.job.statistics.block_ends.append(end)
             yield from self.fill_block(laws, start, end)
-            if self.publishing and plan.early_stop == "block" and self.publish(end):
-                return canvas
-            if self.job.finish_reason is not None:
+            if plan.early_stop == "block":
+                self._end_at(end)
+            if self.over:
                 return canvas
             start = end
         if self.publishing:
@@ -198,7 +249,7 @@ class Denoising:
                 commit = yield from commit
             self.fill(commit, laws)
             in_block += 1
-            if not self.canvas.masked(start, end) or self.job.finish_reason is not None:
+            if self.over or not self.canvas.masked(start, end):
                 return
             if commit.offsets:
                 idle = 0
@@ -216,3 +267,25 @@ def model_of(job: Job) -> MaskedDiffusion:
     if model is None:
         raise ValueError(f"{job.host.network.name} is no masked-diffusion model")
     return model
+
+
+def together(
+    runs: Sequence[Generator[Forward | tuple[Forward, ...], Any, Result]],
+) -> Generator[tuple[Forward, ...], Any, list[Result]]:
+    """Several runs in step: what they ask for at the same time is scored in one pass. Returns what each returns."""
+    results: dict[int, Result] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(runs)))
+    while answers:
+        asks: dict[int, Forward | tuple[Forward, ...]] = {}
+        for place, answer in answers.items():
+            try:
+                asks[place] = runs[place].send(answer)
+            except StopIteration as over:
+                results[place] = over.value
+        flat = [forward for ask in asks.values() for forward in (ask if isinstance(ask, tuple) else (ask,))]
+        given = iter((yield tuple(flat)) if flat else ())
+        answers = {
+            place: tuple(next(given) for _ in ask) if isinstance(ask, tuple) else next(given)
+            for place, ask in asks.items()
+        }
+    return [results[place] for place in range(len(runs))]

@@ -13,6 +13,7 @@ from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.diffusion.unmasking.mdlm import Ancestral
 from decodery.engine.method import Exactness, parameter
+from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 WITHOUT_BLOCKS = (*dream.ALGORITHMS, "ancestral")
 """Rules published without blocks."""
+WITH_QUOTA = ("low_confidence", "random")
 RULES = ("low_confidence", "random", "threshold", "factor", *WITHOUT_BLOCKS)
 
 
@@ -42,12 +44,23 @@ class MaskedDiffusionDecoding(DiffusionMethod):
     rank: str = parameter("entropy", "what value_independent ranks by", choices=RANKS)
     threshold: float = parameter(0.9, "confidence of the rule threshold; above 1: one token per step", low=0.0)
     factor: float = parameter(1.0, "of the rule factor; towards 0: one token per step", low=0.0)
+    tokens_per_step: int | None = parameter(
+        None, "a fixed number of tokens per step, of rules with a quota", low=1, auto="as steps say"
+    )
     alg_temp: float = parameter(0.0, "temperature of the choice of positions, of Dream's rules", low=0.0)
     end_tokens: str = parameter(
         "free",
         "end tokens are free, come last (of rules with a quota), or are banned",
         choices=("free", "last", "banned"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens_per_step is not None and (self.rule not in WITH_QUOTA or self.steps is not None):
+            raise BadParameter(
+                f"{self.name}: tokens_per_step is for the rules {' and '.join(WITH_QUOTA)} without steps, which say "
+                "how many tokens a step takes as well."
+            )
 
     def block(self, length: int) -> int:
         if self.block_length is None and self.rule in WITHOUT_BLOCKS:
@@ -81,5 +94,5 @@ class MaskedDiffusionDecoding(DiffusionMethod):
             return dream.TimeGrid(self.rule, self.alg_temp)
         late = model_of(job).end_token_ids if self.end_tokens == "last" else ()
         if self.rule == "random":
-            return Quota("random")
-        return Quota(self.rank if self.value_independent else "confidence", late)
+            return Quota("random", tokens=self.tokens_per_step)
+        return Quota(self.rank if self.value_independent else "confidence", late, self.tokens_per_step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -45,6 +46,11 @@ class Host(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def companion(self, name: str) -> Scorer: ...
+
+    @property
+    def companions(self) -> Mapping[str, Any]:
+        """The language models that have been loaded as companions, by name."""
+        ...
 
 
 class Job:
@@ -101,6 +107,10 @@ class Job:
     def position(self) -> int:
         """The position of the next token: the address of its draws."""
         return len(self.tokens)
+
+    def law_with(self, **changes: Any) -> Law:
+        """A law like the request's, as it was before the first token, with other settings."""
+        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids))
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import enum
 import functools
+import math
 import re
 import types
 import typing
@@ -185,7 +186,7 @@ _PARTS = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"])+""")
 """What stands between the commas of a spec; a comma within quotes does not count."""
 _BARE = re.compile(r"[\w./:~@+-]+")
 """A word that needs no quotes: smollm2-135m, owner/name, ./folder."""
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:

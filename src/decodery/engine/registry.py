@@ -32,6 +32,14 @@ BUILT_IN = {
     "swift": "decodery.speculative.drafters.swift:Swift",
     "del": "decodery.speculative.drafters.del_:DynamicExit",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
+    "freedave": "decodery.diffusion.freedave:FreeDave",
+    "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
+    "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
+    "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
+    "hex": "decodery.diffusion.hex:HiddenExperts",
+    "adablock": "decodery.diffusion.blocks.adablock:AdaBlock",
+    "localleap": "decodery.diffusion.unmasking.localleap:LocalLeap",
+    "sched": "decodery.diffusion.exits.sched:SchED",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

@@ -102,7 +102,10 @@ class Scheduler:
             task.answers[place] = scores
             forward = task.asks[place]
             task.job.statistics.count(
-                _label(forward, network), forward.count, len(forward.layers.indices(network.layers))
+                _label(forward, network),
+                forward.count,
+                len(forward.layers.indices(network.layers)),
+                forwards=0 if forward.joined else 1,
             )
 
     def _advance(self, task: _Task, answer: Scores | tuple[Scores | None, ...] | None) -> None:

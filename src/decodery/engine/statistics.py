@@ -27,7 +27,8 @@ class Statistics:
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
-    position, -1 where none did; empty for methods without a canvas.
+    position, -1 where none did; empty for methods without a canvas. block_ends: where its blocks ended, in offsets. details:
+    what the method tells besides, by its own names; values that JSON can hold.
     """
 
     prompt_tokens: int = 0
@@ -37,6 +38,8 @@ class Statistics:
     accepted: int = 0
     bonus: int = 0
     step_of: list[int] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    block_ends: list[int] = field(default_factory=list)
     models: dict[str, ModelStatistics] = field(default_factory=dict)
     target: str = ""
     first_token_seconds: float = 0.0
@@ -44,10 +47,10 @@ class Statistics:
     peak_memory_bytes: int = 0
     started: float = field(default_factory=time.perf_counter, repr=False)
 
-    def count(self, model: str, rows: int, layers: int) -> None:
-        """One forward of `rows` rows through `layers` layers of `model`."""
+    def count(self, model: str, rows: int, layers: int, forwards: int = 1) -> None:
+        """One forward of `rows` rows through `layers` layers of `model`; forwards is 0 for a part of the one before."""
         entry = self.models.setdefault(model, ModelStatistics())
-        entry.forwards += 1
+        entry.forwards += forwards
         entry.rows += rows
         entry.layer_rows += rows * layers
 
@@ -91,7 +94,8 @@ class Statistics:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "bonus": self.bonus,
-            **({"step_of": list(self.step_of)} if self.step_of else {}),
+            **({"step_of": list(self.step_of), "block_ends": list(self.block_ends)} if self.step_of else {}),
+            **({"details": dict(self.details)} if self.details else {}),
             "acceptance_length": self.acceptance_length,
             "first_token_seconds": self.first_token_seconds,
             "seconds": self.seconds,

@@ -17,7 +17,7 @@ from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.engine.events import Unmasked
 from decodery.engine.method import Exactness, Method
 from decodery.engine.settings import Settings
-from decodery.errors import BadInput, BadParameter, BadPrompt, BadSetting, MethodUnavailable, Refused
+from decodery.errors import BadInput, BadParameter, BadPrompt, BadSetting, MethodUnavailable, Refused, UnknownModel
 from decodery.evaluation.check import CheckPart, Progress, _dtype
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
@@ -61,7 +61,7 @@ def canvas_parts(
 def _attempt(name: str, experiment: Callable[[], CheckPart]) -> CheckPart:
     try:
         part = experiment()
-    except (MethodUnavailable, Refused, BadParameter, BadInput, BadPrompt) as error:
+    except (UnknownModel, MethodUnavailable, Refused, BadParameter, BadInput, BadPrompt) as error:
         return CheckPart(name, None, f"does not run here: {error}")
     except Exception as error:  # whatever a method's own code raises is a finding
         return CheckPart(name, False, f"broke down with {type(error).__name__}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,15 @@ class BenchmarkReport:
         if self.engine_overhead < 0:  # possible only where the machine was busier during the bare forwards
             return "What the engine costs beside the forwards is lost in the noise of this machine."
         return f"Plain decoding takes {self.engine_overhead:.1%} longer than its bare forwards."
+
+
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same names as a Markdown table; numbers with three digits."""
+    lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values())
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

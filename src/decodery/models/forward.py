@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import np, torch
@@ -61,6 +62,7 @@ class Layers:
     skip_attention: frozenset[int] = frozenset()
     skip_mlp: frozenset[int] = frozenset()
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (asked several times a pass; what is kept are small numbers)
     def indices(self, count: int) -> tuple[int, ...]:
         """The layers to run, at least in part, in a network of `count` layers. Raises ValueError where none or an unknown
         one is named."""
@@ -105,6 +107,7 @@ class Forward:
     layers: which decoder layers run; the caches of the others are not written.
     taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
     logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
+    joined: it is one batch with the forward asked before it in the same step: its rows are counted, it itself is not.
     """
 
     sequence: Sequence
@@ -115,6 +118,7 @@ class Forward:
     layers: Layers = ALL_LAYERS
     taps: tuple[int, ...] = ()
     logits: Rows | Listing[int] = Rows.ALL
+    joined: bool = False
 
     @property
     def count(self) -> int:

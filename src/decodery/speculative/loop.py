@@ -141,7 +141,7 @@ def speculate(
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
         sequence.keep([start + node for node in verdict.path], start)
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
-        rows = scores.logits[[0, *(node + 1 for node in verdict.path)]]
+        rows = [scores.logits[0], *(scores.logits[node + 1] for node in verdict.path)]
         # 6. Learn, then commit. The committed tokens are copied, since the drafter may keep what it is shown.
         if adaptive:
             acceptance.observe(proposed, emitted)

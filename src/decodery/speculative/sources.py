@@ -147,8 +147,9 @@ class Mixture:
     def __init__(self) -> None:
         self._weights = dict(PRIOR)
 
-    def law(self, answers: Sequence[Answer]) -> dict[int, float]:
-        """Estimated probabilities of the tokens that the answers name; they sum to one at most."""
+    def law(self, answers: Sequence[Answer], least: float = 0.0) -> list[tuple[int, float]]:
+        """Tokens that the answers name and their estimated probabilities, those of at least `least`; they sum to one at
+        most."""
         weights = self._weights
         total = 0.0
         law: dict[int, float] = {}
@@ -157,10 +158,9 @@ class Mixture:
             total += weight
             for token, share in zip(ids, shares):  # noqa: B905 (strict costs as much as the sum)
                 law[token] = law.get(token, 0.0) + weight * share
-        scale = 1.0 / max(total, LEAST_WEIGHT)
-        for token in law:
-            law[token] *= scale
-        return law
+        total = max(total, LEAST_WEIGHT)
+        least *= total
+        return [(token, share / total) for token, share in law.items() if share >= least]
 
     def learn(self, answers: Sequence[Answer], token: int) -> None:
         """`token` followed where these answers were given."""

@@ -46,20 +46,41 @@ class CanvasScorer(Scorer):
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         answers = []
         for forward in forwards:
-            slots, before = list(forward.written_slots()), forward.sequence.length
-            assert list(forward.row_positions()) == slots, "a row stands at another position than its own"
-            assert bool(forward.visible().all()), "a row of a canvas does not see all others"
-            forward.sequence.write(slots, [int(token) for token in forward.tokens], slots)
-            seen = tuple(forward.sequence.tokens)
+            sequence, before = forward.sequence, forward.sequence.length
+            tokens = [int(token) for token in forward.tokens]
+            slots, positions = list(forward.written_slots()), list(forward.row_positions())
+            sequence.write(slots, tokens, positions)
+            texts: dict[bytes, Filled] = {}
+            tables: dict[Filled, Tensor] = {}
+            visible = forward.visible()
+            rows = []
+            for row in range(forward.count):
+                mask = visible[row].numpy().tobytes()
+                if mask not in texts:  # rows of one copy see the same
+                    texts[mask] = self._seen(sequence, visible[row])
+                assert texts[mask][positions[row]] == tokens[row], "a row does not see itself at its own position"
+            for row in forward.logit_rows():
+                text = texts[visible[row].numpy().tobytes()]
+                prompt, canvas = text[: -self.length], text[-self.length :]
+                if text not in tables:
+                    # The mask's own score is high: whoever forgets to ban it, draws it.
+                    tables[text] = torch.nn.functional.pad(self.score(prompt, canvas).float(), (0, 1), value=50.0)
+                at = positions[row] - len(prompt) + self.shift
+                rows.append(tables[text][at] if 0 <= at < self.length else torch.zeros(self.vocabulary))
             if forward.slots is Slots.NOWHERE:
-                forward.sequence.truncate(before)
-            prompt, canvas = seen[: -self.length], seen[-self.length :]
-            # The mask's own score is high: whoever forgets to ban it, draws it.
-            table = torch.nn.functional.pad(self.score(prompt, canvas).float(), (0, 1), value=50.0)
-            wanted = [slots[row] - len(prompt) + self.shift for row in forward.logit_rows()]
-            rows = [table[at] if 0 <= at < self.length else torch.zeros(self.vocabulary) for at in wanted]
+                sequence.truncate(before)
             answers.append(Scores(torch.stack(rows) if rows else torch.empty(0, self.vocabulary)))
         return answers
+
+    @staticmethod
+    def _seen(sequence: Sequence, visible: Tensor) -> Filled:
+        """The text that a row sees, by position. Raises AssertionError where a position is hidden or stands there twice."""
+        columns = [column for column, seen in enumerate(visible.tolist()) if seen]
+        by_position = {sequence.positions[column]: sequence.tokens[column] for column in columns}
+        assert len(by_position) == len(columns), "a row of a canvas sees two rows of one position"
+        assert sorted(by_position) == list(range(len(columns))), "a row of a canvas does not see all others"
+        assert len(columns) == max(sequence.positions) + 1, "a row of a canvas does not see its end"
+        return tuple(by_position[position] for position in range(len(columns)))
 
 
 class TabularDenoiser(CanvasScorer):

@@ -39,17 +39,26 @@ FIRST_BATCHES = {16: 8, 20: 8, 24: 8}
 BATCHES = {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}
 LAST_BATCHES = {16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2}
 """Tokens of prompt and canvas together -> batches of a pool: of the first pools, then, and of the last ones."""
+FINAL_SHARES = {"lists": 0.92, "words_to_sentence": 0.02, "paraphrase": 0.02, "continue_pattern": 0.04}
+FINAL_BATCHES = {16: 4, 20: 6, 24: 6, 32: 5, 40: 1, 48: 1, 64: 1}
+"""The same when a model is finished (`--start`): lists, and enough of the rest that it is not forgotten."""
+HARD = {"insert_index": 3, "replace_index": 4, "replace_random": 4, "reverse": 2, "insert_random": 2}
+"""How often a list task is drawn then (`--hard`), beside once for the others: what is learned late comes more often."""
 FIRST_POOLS = 40
 """Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
 LAST_POOLS = 167
 """The pool from which on most rows are long: what is not learned by then needs them."""
 
 
-def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS) -> Source:
+def rows(
+    seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, final: bool = False, hard: bool = False
+) -> Source:
     """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
     `batch_tokens` has rows of one length, so that few shapes occur."""
     words = vocabulary()
     lists = [name for name in TASKS if TASKS[name].group == "lists"]
+    if hard:
+        lists = [name for name in lists for _ in range(HARD.get(name, 1))]
 
     def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
         name = generator.choices(list(shares), list(shares.values()))[0]
@@ -63,8 +72,12 @@ def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS) -> Source
         first = number < first_pools
         found: list[Row] = []
         plan = FIRST_BATCHES if first else BATCHES if number < LAST_POOLS else LAST_BATCHES
+        if final:
+            first, plan = False, FINAL_BATCHES
         for total, count in plan.items():
             shares = {"lists": 1.0} if first else SHORT_SHARES if total < 32 else LONG_SHARES
+            if final and total <= 32:
+                shares = FINAL_SHARES
             left = count * (batch_tokens // total)
             while left:
                 prompt, answer = draw(shares, generator)
@@ -116,12 +129,23 @@ class Sizes:
 
 
 def make(
-    recipe: Recipe, sizes: Sizes, folder: Path, artifact: Path, *, compiled: bool, progress: Any, command: str = ""
+    recipe: Recipe,
+    sizes: Sizes,
+    folder: Path,
+    artifact: Path,
+    *,
+    compiled: bool,
+    progress: Any,
+    command: str = "",
+    start: Path | None = None,
+    hard: bool = False,
 ) -> dict[str, Any]:
     """Train, measure and write the artifact. Returns its card."""
     words = vocabulary()
     shape = Shape(len(words), **asdict(sizes))
     network, watched = SmallLlama(shape, recipe.seed), SmallLlama(shape)
+    if start is not None:
+        network.load_state_dict(SmallLlama.read(start).state_dict())
     if compiled:
         network.compile_layers()
 
@@ -131,7 +155,7 @@ def make(
 
     trainer = Trainer(
         network,
-        rows(recipe.seed, recipe.batch_tokens),
+        rows(recipe.seed, recipe.batch_tokens, final=start is not None, hard=hard),
         recipe,
         words[MASK],
         folder,
@@ -205,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
     )
+    parser.add_argument("--start", type=Path, help="a model to finish: its lists, above all")
+    parser.add_argument("--hard", action="store_true", help="draw hard list tasks more often")
     for kind in (Recipe, Sizes):
         for item in fields(kind):
             default = getattr(RECIPE, item.name) if kind is Recipe else item.default
@@ -221,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = " ".join(
         ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)
     )
+    if given["start"] is not None:
+        command += " --start first" + (" --hard" if given["hard"] else "")
     with training_bar("diffusion-lists") as progress:
         card = make(
             recipe,
@@ -230,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compiled=given["compile"],
             progress=progress,
             command=command,
+            start=given["start"],
+            hard=given["hard"],
         )
     from rich.console import Console
 

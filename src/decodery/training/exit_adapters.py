@@ -59,6 +59,8 @@ class Recipe:
     width: int = 256
     vocabulary: int = 8192
     texts: int = 768
+    kinds: int = 22
+    topics: int = 64
     tokens_per_text: int = 128
     steps: int = 2400
     rate: float = 2e-3
@@ -80,7 +82,7 @@ class HiddenRows:
 
 def written_texts(lm: LanguageModel, recipe: Recipe, folder: Path, progress: Progress = silent) -> list[Text]:
     """What the model writes to the recipe's prompts. Kept in `folder`, batch by batch."""
-    prompts = varied_prompts(recipe.texts, recipe.seed)
+    prompts = varied_prompts(recipe.texts, recipe.seed, recipe.kinds, recipe.topics)
     path = folder / "texts.jsonl"
     texts = [(entry["prompt"], entry["output"]) for entry in _lines(path)][: recipe.texts]
     with path.open("a") as stream:

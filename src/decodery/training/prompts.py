@@ -33,6 +33,21 @@ ASKS = (
     "Extract all nouns from this sentence and put each on a line of its own: the woman from the harbour sold {} and {} to "
     "a man with a red hat.",
     "How does {} work? Explain the causes one after another.",
+    "Translate German to English: Gestern haben wir auf dem Markt lange mit einer Frau gesprochen, die alles über {} wusste.",
+    "Translate German to English: Die Regierung will im nächsten Jahr mehr Geld für {} ausgeben, sagte die Ministerin am "
+    "Montag.",
+    "Who first wrote about {}, and when?",
+    "Where in the world is one most likely to see {}?",
+    "Summarize: The town council met on Tuesday evening to decide what should happen with the old hall. Several speakers asked "
+    "that it be used for {}. Others wanted {} instead. After three hours the council voted, nine to four, for a trial of two "
+    "years. The mayor said that she was content with the result and thanked everybody who had come.\nTL;DR:",
+    "Use the passages to answer. Passage 1: interest in {} has doubled within ten years. Passage 2: schools now teach it from "
+    "the sixth grade on. Passage 3: experts warn that good teachers are rare. Question: why is it hard to learn more about it?",
+    "In one week 48 visitors came to see {}. In the next week half as many came, and in the third week three times as many as "
+    "in the second. How many visitors came in the three weeks altogether?",
+    "You are a detective in a novel. Describe the room in which you found {} and say whom you suspect.",
+    "Write a blog post about a journey on which you learned about {}. Name three things one must see.",
+    "Solve step by step: a box holds {}, numbered from 1 to 20. What is the chance that two drawn at random are both even?",
 )
 TOPICS = (
     "lighthouses", "honey", "tides", "bicycles", "old maps", "volcanoes", "paper", "sourdough bread", "violins", "whales",
@@ -42,17 +57,26 @@ TOPICS = (
     "radio", "coffee", "passwords", "mountain rescue", "opera", "elections", "ants", "steel", "photography", "the human eye",
     "swimming", "medieval castles", "sorting algorithms", "gardens", "markets", "ice", "diaries", "robots", "wheat",
     "sailing ships", "probability", "kitchens", "satellites", "insurance", "folk music", "deserts",
+    "bees", "the stock exchange", "sleep", "novels", "tomatoes", "airports", "magnets", "vegetable soup", "tunnels",
+    "gravity", "cotton", "kings and queens", "the internet", "horses", "islands", "tennis", "evolution", "letters",
+    "oil paintings", "dams", "spices", "glaciers", "museums", "the piano", "unemployment", "microscopes", "carpets", "foxes",
+    "electric cars", "poetry", "pensions", "rain", "the heart", "theatre", "logic puzzles", "plastic", "owls",
+    "trade routes", "marathons", "newspapers", "black holes", "chocolate", "philosophy", "ferries", "bacteria",
+    "wooden houses", "calendars", "cinema", "rice", "prisons", "fireworks", "elephants", "statistics", "cathedrals",
+    "fishing", "video games", "forests", "the brain", "jazz", "nurses", "clocks", "wine", "public transport", "languages",
 )  # fmt: skip
 
 
-def varied_prompts(count: int, seed: int = 0) -> list[str]:
-    """`count` different prompts, the same for the same seed. Raises ValueError where there are not so many."""
-    if count > len(ASKS) * len(TOPICS):
-        raise ValueError(f"there are {len(ASKS) * len(TOPICS)} prompts, not {count}")
+def varied_prompts(count: int, seed: int = 0, kinds: int = len(ASKS), topics: int = len(TOPICS)) -> list[str]:
+    """`count` different prompts of the first so many kinds and topics, the same for the same arguments. Raises ValueError where
+    there are not so many."""
+    kinds, topics = min(kinds, len(ASKS)), min(topics, len(TOPICS))
+    if count > kinds * topics:
+        raise ValueError(f"there are {kinds * topics} prompts, not {count}")
     generator = np.random.Generator(np.random.Philox(key=seed))
     prompts = []
-    for place in generator.permutation(len(ASKS) * len(TOPICS))[:count].tolist():
-        ask, topic = ASKS[place % len(ASKS)], place // len(ASKS)
-        others = [TOPICS[(topic + 1 + int(generator.integers(len(TOPICS) - 1))) % len(TOPICS)] for _ in range(2)]
+    for place in generator.permutation(kinds * topics)[:count].tolist():
+        ask, topic = ASKS[place % kinds], place // kinds
+        others = [TOPICS[(topic + 1 + int(generator.integers(topics - 1))) % topics] for _ in range(2)]
         prompts.append(ask.format(TOPICS[topic], *others))
     return prompts

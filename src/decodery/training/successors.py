@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from decodery.speculative.successors import SuccessorTable
 from decodery.speculative.trigrams import fingerprint
-from decodery.training.prompts import varied_prompts
+from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -78,10 +79,20 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=1400, help="different prompts; each is answered twice")
+    parser.add_argument("--prompts", type=int, default=4096, help="different prompts")
+    parser.add_argument("--answers", type=int, default=2, choices=(1, 2), help="how often each is answered")
+    parser.add_argument("--kinds", type=int, default=len(ASKS), help="kinds of prompts, the first so many")
+    parser.add_argument("--topics", type=int, default=len(TOPICS), help="topics, the first so many")
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
+    parser.add_argument(
+        "--texts-of",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="work folders of earlier runs, whose texts are averaged too",
+    )
     parser.add_argument(
         "--artifact", type=Path, required=True, help="the .npz to write; a .json beside it describes it"
     )
@@ -90,18 +101,18 @@ def main() -> None:
 
     lm = decodery.load(given.model)
     given.work.mkdir(parents=True, exist_ok=True)
-    prompts = [text for text in varied_prompts(given.prompts, given.seed) for _ in range(2)]
-    # Both answers of a prompt must not fall into one batch, or both would be greedy.
-    prompts = prompts[0::2] + prompts[1::2][BATCH:] + prompts[1::2][:BATCH]
+    once = varied_prompts(given.prompts, given.seed, given.kinds, given.topics)
+    # Every other batch is greedy: the second time, a prompt stands in a batch of the other kind.
+    prompts = once + once[BATCH:] + once[:BATCH] if given.answers == 2 else once
     files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work)
+    files += [path for folder in given.texts_of for path in sorted(folder.glob("[0-9]*.npz")) if path.stem.isdigit()]
     table = table_of(files, lm.network.vocabulary, fingerprint(lm.tokenizer, lm.network.vocabulary))
     given.artifact.parent.mkdir(parents=True, exist_ok=True)
     table.save(given.artifact)
     card = {
         "what": "successors of pairs of tokens and of tokens, averaged over the model's own text",
         "model": given.model,
-        "recipe": f"python -m decodery.training.successors --model {given.model} --prompts {given.prompts} "
-        f"--new-tokens {given.new_tokens} --seed {given.seed}",
+        "recipe": f"python -m decodery.training.successors {shlex.join(sys.argv[1:])}",
         "data": "answers of the model itself to decodery.training.prompts.varied_prompts",
         "seed": given.seed,
         "tokens": sum(len(np.load(path)["context"]) for path in files),

@@ -7,6 +7,7 @@ Wu et al., Fast-dLLM, 2025, arXiv 2505.22618, section 3.3 and theorem 1: if each
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
 
 
+def reaching(confidence: Tensor, threshold: float) -> list[int]:
+    """The places whose log probability is at least that of `threshold`, ascending."""
+    least = math.log(threshold) if threshold > 0 else -math.inf
+    return [place for place, value in enumerate(confidence.tolist()) if value >= least]
+
+
 @dataclass(frozen=True)
-class _ByConfidence(Rule):
-    """value_independent: the confidence of an offset is its highest probability, and only the chosen ones draw a token;
-    otherwise that of the token it has drawn (the same in greedy decoding)."""
+class ByConfidence(Rule):
+    """Base of the rules that take what is sure enough.
+
+    value_independent: the confidence of an offset is its highest probability, and only the chosen ones draw a token; otherwise
+    that of the token it has drawn (the same in greedy decoding).
+    """
 
     value_independent: bool = False
 
@@ -33,33 +43,31 @@ class _ByConfidence(Rule):
         else:
             tokens = laws.draw(range(len(laws)), step.number + 1)
             confidence = laws.confidence(tokens)
-        places = self.sure(confidence)
+        places = self.sure(confidence, laws.offsets)
         return Commit.at(laws, places, [tokens[place] for place in places] if tokens else laws.draw(places))
 
-    def sure(self, confidence: Tensor) -> list[int]:
-        """The places to be filled, ascending, given the log probability of each; at least the surest one."""
+    def sure(self, confidence: Tensor, offsets: Sequence[int]) -> list[int]:
+        """The places to be filled, ascending, given the log probability [m] and the offset of each; at least the surest."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Threshold(_ByConfidence):
+class Threshold(ByConfidence):
     """All offsets whose confidence is at least `threshold`, and always the surest one."""
 
     threshold: float = 0.9
 
-    def sure(self, confidence: Tensor) -> list[int]:
-        least = math.log(self.threshold) if self.threshold > 0 else -math.inf
-        best = descending(confidence)[0]
-        return [place for place, value in enumerate(confidence.tolist()) if value >= least or place == best]
+    def sure(self, confidence: Tensor, offsets: Sequence[int]) -> list[int]:
+        return reaching(confidence, self.threshold) or descending(confidence)[:1]
 
 
 @dataclass(frozen=True)
-class Factor(_ByConfidence):
+class Factor(ByConfidence):
     """The largest number n of surest offsets for which (n + 1) (1 - the n-th confidence) is below `factor`, at least one."""
 
     factor: float = 1.0
 
-    def sure(self, confidence: Tensor) -> list[int]:
+    def sure(self, confidence: Tensor, offsets: Sequence[int]) -> list[int]:
         order = descending(confidence)
         count = 1
         for n, place in enumerate(order, start=1):

@@ -27,14 +27,16 @@ class Quota(Rule):
 
     rank: "confidence" ranks by the probability of the drawn token (published as low-confidence remasking; at a temperature
     this is no exact sampling, since a token is likelier to be kept if it is likely), "random" by chance, and the ranks of
-    `Laws.rank` by the law alone. deferred: tokens that count as least sure however likely they are.
+    `Laws.rank` by the law alone. deferred: tokens that count as least sure however likely they are. tokens: a fixed number
+    per step in place of the quota; the last step of a block takes what is left.
     """
 
     rank: str = "confidence"
     deferred: tuple[int, ...] = ()
+    tokens: int | None = None
 
     def choose(self, laws: Laws, step: Step) -> Commit:
-        count = quota(step.masks, step.planned, step.in_block)
+        count = min(self.tokens, len(laws)) if self.tokens else quota(step.masks, step.planned, step.in_block)
         everything = range(len(laws))
         if self.rank == "random":
             places = without_replacement(laws.chance, torch.ones(len(laws)), count, step)

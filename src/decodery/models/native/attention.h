@@ -7,6 +7,7 @@
 
 #include "arithmetic.h"
 #include "decoder.h"
+#include "products.h"
 #include "threads.h"
 #include "workspace.h"
 

@@ -7,6 +7,10 @@ from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 
+class MatrixStruct(Structure):
+    _fields_ = [("tiles", c_void_p), ("bytes", c_int64), ("group", c_int64)]
+
+
 class LayerStruct(Structure):
     _fields_ = [
         (name, c_void_p)
@@ -17,16 +21,13 @@ class LayerStruct(Structure):
             "attention_post_norm",
             "feed_forward_norm",
             "feed_forward_post_norm",
-            "queries_keys_values",
-            "output",
-            "gate_and_up",
-            "down",
-            "queries_keys_values_bias",
-            "output_bias",
-            "gate_and_up_bias",
-            "down_bias",
         )
-    ] + [("kind", c_int64)]
+    ]
+    _fields_ += [(name, MatrixStruct) for name in ("queries_keys_values", "output", "gate_and_up", "down")]
+    _fields_ += [
+        (name, c_void_p) for name in ("queries_keys_values_bias", "output_bias", "gate_and_up_bias", "down_bias")
+    ]
+    _fields_ += [("kind", c_int64)]
 
 
 class ModelStruct(Structure):
@@ -48,7 +49,7 @@ class ModelStruct(Structure):
         ("scale", c_float),
         ("layer", POINTER(LayerStruct)),
         ("final_norm", c_void_p),
-        ("head", c_void_p),
+        ("head", MatrixStruct),
         ("head_bias", c_void_p),
     ]
 
@@ -90,8 +91,8 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.decodery_ready.restype = c_int
     library.decodery_amx.restype = c_int
-    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
-    library.decodery_pack.restype = None
+    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]
+    library.decodery_pack.restype = c_int
     library.decodery_pass.argtypes = [POINTER(ModelStruct), POINTER(PassStruct), c_int]
     library.decodery_pass.restype = c_int
     library.decodery_top.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int]

@@ -20,7 +20,16 @@ from decodery.models.native import binding
 
 log = logging.getLogger("decodery")
 
-SOURCES = ("decoder.c", "decoder.h", "attention.h", "arithmetic.h", "threads.h", "workspace.h")
+SOURCES = (
+    "decoder.c",
+    "decoder.h",
+    "attention.h",
+    "arithmetic.h",
+    "weights.h",
+    "products.h",
+    "threads.h",
+    "workspace.h",
+)
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 SECONDS = 120
 

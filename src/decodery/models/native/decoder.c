@@ -12,6 +12,7 @@
 #include "arithmetic.h"
 #include "attention.h"
 #include "decoder.h"
+#include "products.h"
 #include "threads.h"
 #include "workspace.h"
 
@@ -62,10 +63,11 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
     const Model *m = w->model;
     const Pass *pass = w->pass;
     int64_t heads = m->heads + 2 * m->key_heads, width = m->width, depth = m->hidden / DEPTH, blocks = width / TILE;
+    Rows rows = enter(own->normed, m->hidden, pass->rows, layer->queries_keys_values, depth, own->turned);
     for (int64_t head; (head = piece()) < heads;) {
-        const bf16 *matrix = layer->queries_keys_values + head * blocks * depth * TILE_ELEMENTS;
+        Matrix matrix = from_block(layer->queries_keys_values, head * blocks, depth);
         const Segment *segment = pass->segment;
-        multiply(own->normed, m->hidden, pass->rows, matrix, depth, blocks, own->product, width);
+        multiply(&rows, matrix, depth, blocks, own->product, width);
         if (layer->queries_keys_values_bias)
             add_bias(own->product, pass->rows, width, layer->queries_keys_values_bias + head * width);
         for (int64_t i = 0; i < pass->rows; i++) {
@@ -78,14 +80,13 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
 /* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
 
 /* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. */
-static void project(const Work_space *w, const bf16 *input, int64_t inputs, const bf16 *matrix, const float *bias, int apart, const Own *own) {
+static void project(const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own) {
     const Model *m = w->model;
     int64_t depth = inputs / DEPTH, hidden = m->hidden;
+    Rows rows = enter(input, inputs, w->pass->rows, matrix, depth, own->turned);
     for (int64_t next; (next = piece()) * CHUNK < hidden;) {
         int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
-        multiply(
-            input, inputs, w->pass->rows, matrix + column / TILE * depth * TILE_ELEMENTS, depth, count / TILE, own->product, count
-        );
+        multiply(&rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
         if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
         for (int64_t i = 0; i < w->pass->rows; i++) {
             float *to = (apart ? w->added : w->rows) + i * hidden + column;
@@ -114,12 +115,12 @@ static void add_normed(const Work_space *w, const float *weight) {
 /* inner = activation(gate) * up. The matrix holds 16 gates, the 16 ups that belong to them, and so on. */
 static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own) {
     const Model *m = w->model;
-    int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE, size = 2 * depth * TILE_ELEMENTS;
+    int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE;
+    Rows rows = enter(own->normed, m->hidden, w->pass->rows, layer->gate_and_up, depth, own->turned);
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
-        multiply(
-            own->normed, m->hidden, w->pass->rows, layer->gate_and_up + unit * size, depth, 2 * together, own->product, count
-        );
+        Matrix matrix = from_block(layer->gate_and_up, 2 * unit, depth);
+        multiply(&rows, matrix, depth, 2 * together, own->product, count);
         if (layer->gate_and_up_bias) add_bias(own->product, w->pass->rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
         for (int64_t i = 0; i < w->pass->rows; i++)
             for (int64_t j = 0; j < together; j++) {
@@ -138,12 +139,14 @@ static void leave(const Work_space *w, bf16 *to) {
 static void head(const Work_space *w, const Own *own) {
     const Model *m = w->model;
     const Pass *pass = w->pass;
-    int64_t depth = m->hidden / DEPTH, columns = 4 * TILE, size = depth * TILE_ELEMENTS, blocks = m->vocabulary / TILE;
+    int64_t depth = m->hidden / DEPTH, columns = 4 * TILE, blocks = m->vocabulary / TILE;
     for (int64_t i = 0; i < pass->wanted; i++)
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
+    Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block);
-        multiply(own->normed, m->hidden, pass->wanted, m->head + block * size, depth, together, own->product, columns);
+        Matrix matrix = from_block(m->head, block, depth);
+        multiply(&rows, matrix, depth, together, own->product, columns);
         for (int64_t i = 0; i < pass->wanted; i++) {
             float *to = pass->logits + i * m->vocabulary + block * TILE;
             for (int64_t j = 0; j < together * TILE; j += TILE) {
@@ -202,12 +205,14 @@ int decodery_ready(void) {
 
 int decodery_amx(void) { return DECODERY_AMX; }
 
-/* Lay out a matrix [outputs, inputs] for `multiply`. outputs: a multiple of 16; inputs: of 32. */
-void decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, bf16 *to) {
-    for (int64_t block = 0; block < outputs; block += TILE)
-        for (int64_t input = 0; input < inputs; input += 2)
-            for (int64_t output = 0; output < TILE; output++, to += 2)
-                memcpy(to, matrix + (block + output) * inputs + input, 2 * sizeof(bf16));
+/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes and groups of so many blocks. outputs: a multiple of
+ * 16 * group; inputs: of 32. Returns 1, or 0 where the short form would change a weight; the memory then holds nothing of use. */
+int decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, int64_t bytes, int64_t group, char *to) {
+    for (int64_t first = 0; first < outputs; first += group * TILE)
+        for (int64_t input = 0; input < inputs; input += DEPTH)
+            for (int64_t block = first; block < first + group * TILE; block += TILE, to += bytes)
+                if (!write_tile(matrix + block * inputs + input, inputs, bytes, to)) return 0;
+    return 1;
 }
 
 typedef struct {

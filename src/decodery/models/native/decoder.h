@@ -6,10 +6,19 @@
 
 typedef uint16_t bf16;
 
+enum { MOST_GROUP = 4 };
+
+/* A packed matrix; weights.h says how it lies. */
+typedef struct {
+    const void *tiles;
+    int64_t bytes; /* of a tile */
+    int64_t group; /* blocks whose tiles lie in turns: 1, 2 or 4 */
+} Matrix;
+
 /* One decoder layer. Products are packed by `decodery_pack`; norms and biases are float32; NULL where there is none. */
 typedef struct {
     const float *input_norm, *query_norm, *key_norm, *attention_post_norm, *feed_forward_norm, *feed_forward_post_norm;
-    const bf16 *queries_keys_values, *output, *gate_and_up, *down;
+    Matrix queries_keys_values, output, gate_and_up, down;
     const float *queries_keys_values_bias, *output_bias, *gate_and_up_bias, *down_bias;
     int64_t kind; /* which rotation and which mask of a pass the layer uses: 0 or 1 */
 } Layer;
@@ -20,7 +29,7 @@ typedef struct {
     float epsilon, scale;
     const Layer *layer;
     const float *final_norm;
-    const bf16 *head;
+    Matrix head;
     const float *head_bias;
 } Model;
 

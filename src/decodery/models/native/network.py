@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
+FORMS = (384, 576, 1024)
+"""Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
+READ_AHEAD = 16384
+"""Bytes behind a matrix that may be fetched, though not used."""
 _usual_threads: int | None = None
 """What torch is set to outside of `working`."""
 _calling = threading.Lock()
@@ -40,22 +44,31 @@ _calling = threading.Lock()
 
 @dataclass(eq=False)
 class Weights:
-    """Packed weights, and the structures that point at them. `held` keeps the memory alive."""
+    """Packed weights, and the structures that point at them.
 
+    forms: in which matrices may be kept, see FORMS. held: keeps the memory alive. shortened: matrices kept in fewer bits.
+    """
+
+    forms: tuple[int, ...]
     held: list[Tensor] = field(default_factory=list)
+    shortened: int = 0
 
-    def pack(self, *matrices: Tensor) -> int:
-        """Address of matrices [outputs, inputs], one below the other, in the layout of the decoder."""
+    def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
+        """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
+        weight as it is. together: blocks of 16 outputs that a product takes at once."""
         lines = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0].contiguous()
         outputs, inputs = lines.shape
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
-        packed = torch.empty(outputs * inputs + 8192, dtype=torch.bfloat16)
-        # Tiles are read by whole cache lines.
-        skip = -packed.data_ptr() % 128 // 2
-        library().decodery_pack(lines.data_ptr(), outputs, inputs, packed.data_ptr() + 2 * skip)
+        group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
+        for form in self.forms:
+            packed = torch.empty(outputs * inputs // 512 * form + READ_AHEAD, dtype=torch.uint8)
+            skip = -packed.data_ptr() % 128  # tiles are read by whole cache lines
+            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, packed.data_ptr() + skip):
+                break
         self.held.append(packed)
-        return packed.data_ptr() + 2 * skip
+        self.shortened += form != FORMS[-1]
+        return binding.MatrixStruct(packed.data_ptr() + skip, form, group)
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""
@@ -78,18 +91,19 @@ def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
 class NativeNetwork(TransformersNetwork):
     """A transformers model whose passes run in compiled code.
 
-    owned: nobody else uses the model, so its own copy of the weights is dropped. Raises ValueError or NotBuilt where the
-    model or the machine does not qualify.
+    owned: nobody else uses the model, so its own copy of the weights is dropped. packed: keep weights in four or eight bits
+    where that loses nothing; all scores stay the same. Raises ValueError or NotBuilt where the model or the machine does not
+    qualify.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False):
+    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = False):
         super().__init__(model, name)
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
         if not fits(model):
             raise ValueError(f"{type(model).__name__} has another layer layout")
         self._library = library()
-        self._weights = Weights()
+        self._weights = Weights(FORMS if packed else FORMS[-1:])
         self._windows_used = sorted({w for w in self._windows if w is not None})
         if len(self._windows_used) > 1:
             raise ValueError("the layers have sliding windows of several sizes")
@@ -102,7 +116,7 @@ class NativeNetwork(TransformersNetwork):
         if owned:
             self.fingerprint()  # looks at weights that go now
             self._drop()
-        self.path = "native"
+        self.path = "packed" if self._weights.shortened else "native"
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -153,12 +167,12 @@ class NativeNetwork(TransformersNetwork):
                 struct.key_norm = weights.floats(at.k_norm.weight)
             struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
             struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
-            struct.output = weights.pack(at.o_proj.weight)
+            struct.output = weights.pack(at.o_proj.weight, together=2)
             struct.output_bias = weights.floats(at.o_proj.bias)
             struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
             if ff.gate_proj.bias is not None:
                 struct.gate_and_up_bias = weights.floats(_interleaved(ff.gate_proj.bias, ff.up_proj.bias))
-            struct.down = weights.pack(ff.down_proj.weight)
+            struct.down = weights.pack(ff.down_proj.weight, together=2)
             struct.down_bias = weights.floats(ff.down_proj.bias)
             struct.kind = 0 if window is None else 1
         self._layer_structs = layers

@@ -31,6 +31,7 @@ typedef struct {
 /* What a thread needs for itself, laid out in one block. */
 typedef struct {
     bf16 *normed;   /* [padded, hidden] */
+    bf16 *turned;   /* [widest input / 32, 2, 512] up to 32 rows in tiles of pairs */
     float *product; /* [padded, widest] */
     float *scores;  /* [columns, 16] */
     bf16 *packed;   /* [width, 16] queries of a piece */
@@ -48,6 +49,9 @@ static size_t aligned(size_t bytes) { return (bytes + 127) & ~(size_t)127; }
 static char *lay_out(const Work_space *w, char *at, Own *own) {
     const Model *m = w->model;
     own->normed = (bf16 *)at, at += aligned(w->padded * m->hidden * 2);
+    int64_t input = m->feed_forward > m->hidden ? m->feed_forward : m->hidden;
+    if (m->heads * m->width > input) input = m->heads * m->width;
+    own->turned = (bf16 *)at, at += aligned(input * 2 * TILE * 2);
     own->product = (float *)at, at += aligned(w->padded * widest(m) * 4);
     own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
     own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);

@@ -39,6 +39,8 @@ LEAST = 0.01
 MOST_NODES = 48
 NODE_SECONDS = 30e-6
 """What a node costs outside of the pass: to be looked up, packed, ranked and remembered."""
+ROUND_SECONDS = 5e-4
+"""What any draft costs outside of the pass, however small. Jobs that share a pass wait for each other's."""
 BRANCHING = 1.3
 """Below a node that is reached less often than this times the least, nothing is looked for."""
 LONGEST_REST = 8
@@ -150,12 +152,12 @@ class CascadeDrafter(Drafter):
         self._nodes, self._depth = nodes, depth
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
-        self._answers: dict[tuple[int, ...], list[Answer]] = {}
-        """What the sources said after each path that was looked at, in this round."""
+        self._answers: dict[int, list[Answer]] = {}
+        """What the sources said after each node that was looked at, in this round."""
         self._rest = self._resting = 0
         self._poor = False
         """Whether the last look found nothing that would pay."""
-        self._prices: dict[int, list[float]] = {}
+        self._rounds: dict[int, list[float]] = {}
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
@@ -168,52 +170,51 @@ class CascadeDrafter(Drafter):
         drafted: list[int] = []
         parents: list[int] = []
         kinds: list[int] = []
-        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, path.
-        heap: list[tuple[float, int, int, int, int, Tail, tuple[int, ...]]] = []
+        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, depth.
+        heap: list[tuple[float, int, int, int, int, Tail, int]] = []
         count = 0
 
-        def look(tail: Tail, path: tuple[int, ...], parent: int, chance: float) -> None:
+        def look(tail: Tail, node: int, deep: int, chance: float) -> None:
             nonlocal count
-            answers: list[Answer] = []
+            answers = self._answers[node] = []
             for source in self._sources:
                 source.answers(tail, answers)
-            self._answers[path] = answers
-            for token, own in self._mixture.law(answers).items():
-                if own * chance < floor / 4:
-                    continue
+            for token, own in self._mixture.law(answers, floor / (4 * chance)):
                 kind = level(own)
                 reached = chance * self._right.chance(kind)
                 if reached >= floor:
                     count += 1
-                    heapq.heappush(heap, (-reached, count, token, parent, kind, tail, path))
+                    heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
 
-        floor, expected, prices = LEAST, 1.0, self._price(self._job.company)
-        look(tuple(tokens[-LONGEST:]), (), ROOT, 1.0)
+        floor, expected, stops = LEAST, 1.0, self._job.stop_ids
+        seconds, plain = self._seconds(self._job.company)
+        look(tuple(tokens[-LONGEST:]), ROOT, 0, 1.0)
         while heap and len(drafted) < self._nodes:
-            reached, _, token, parent, kind, tail, path = heapq.heappop(heap)
+            reached, _, token, parent, kind, tail, deep = heapq.heappop(heap)
             node = len(drafted)
-            floor = max(LEAST, expected * prices[node])
+            # What a further node costs as a share of the round, averaged over the next few.
+            floor = max(LEAST, expected * (seconds[node + 4] - seconds[node]) / (4 * seconds[node]))
             if -reached < floor:
                 break
             expected -= reached
             drafted.append(token)
             parents.append(parent)
             kinds.append(kind)
-            if len(path) + 1 < depth and -reached > BRANCHING * floor:
-                look((*tail, token)[-LONGEST:], (*path, token), node, -reached)
-        self._poor = not drafted
-        return Draft(drafted, parents, kinds=kinds) if drafted else EMPTY
+            if deep < depth and -reached > BRANCHING * floor and token not in stops:
+                look((*tail, token)[-LONGEST:], node, deep, -reached)
+        self._poor = expected * plain <= seconds[len(drafted)]
+        return EMPTY if self._poor else Draft(drafted, parents, kinds=kinds)
 
-    def _price(self, company: int) -> list[float]:
-        """What a further node costs, as a share of a pass with so many nodes already; averaged over the next few."""
+    def _seconds(self, company: int) -> tuple[list[float], float]:
+        """Seconds of a round by the number of nodes (of each job, where several share the pass), and of a plain step."""
         if self._cost is None:
-            return [0.0] * (self._nodes + 1)
-        if company not in self._prices:
-            cost = [self._cost(company * rows) for rows in range(1, self._nodes + 6)]
-            self._prices[company] = [
-                ((cost[i + 4] - cost[i]) / 4 + NODE_SECONDS) / cost[i] for i in range(self._nodes + 1)
+            return [1.0] * (self._nodes + 5), 1.0
+        if company not in self._rounds:
+            self._rounds[company] = [
+                self._cost(company * (1 + nodes)) + company * (ROUND_SECONDS + nodes * NODE_SECONDS)
+                for nodes in range(self._nodes + 5)
             ]
-        return self._prices[company]
+        return self._rounds[company], self._cost(company)
 
     def observe(self, round: Round) -> None:
         if self._poor:
@@ -222,10 +223,8 @@ class CascadeDrafter(Drafter):
         elif len(round.draft):
             self._rest = 0
         self._right.observe(round.draft, round.emitted)
-        for place, token in enumerate(round.emitted):
-            answers = self._answers.get(tuple(round.emitted[:place]))
-            if answers:
-                self._mixture.learn(answers, token)
+        for node, token in zip((ROOT, *round.verdict.path), round.emitted, strict=True):
+            self._mixture.learn(self._answers.get(node, ()), token)
         if self._recycled is None:
             return
         ids, shares = (part.tolist() for part in self._job.host.network.top(round.logits, RECYCLED))

@@ -1,0 +1,1 @@
+"""Early exits: when everything that is still masked may be filled at once."""

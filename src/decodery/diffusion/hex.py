@@ -1,0 +1,248 @@
+"""HEX: the same prompt under several block schedules and seeds, and the answer that most of them give.
+
+Hidden semi-autoregressive experts, 2025, arXiv 2510.05040: a masked-diffusion model has met every pattern of masks in training,
+so each order of filling is an expert of its own, and a vote among them does better than the order that looks surest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from decodery.diffusion import answers
+from decodery.diffusion.base import Claim, DiffusionMethod
+from decodery.diffusion.blocks.base import FixedBlocks
+from decodery.diffusion.loop import Denoising, Plan, together
+from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
+from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.unmasking.llada import Quota
+from decodery.diffusion.votes import Key, Vote, count, decided
+from decodery.engine.method import Decoding, Exactness, parameter
+from decodery.errors import BadParameter
+
+if TYPE_CHECKING:
+    from decodery.diffusion.laws import Laws
+    from decodery.engine.job import Job
+    from decodery.models.forward import Forward
+
+ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin", "entropy": "entropy"}
+"""Which offsets of a block come first -> the rank of LLaDA's rule."""
+HALVINGS = (32, 16, 8, 4, 2)
+"""Published blocks of 8 to 128 on a canvas of 256, as parts of the canvas."""
+
+
+def run_seed(seed: int, key: Key) -> int:
+    """The seed of one run, out of the request's: masked-diffusion with this seed and block length gives the same canvas."""
+    digest = hashlib.blake2b(struct.pack("<Qqq", seed & 0xFFFFFFFFFFFFFFFF, *key), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Weighed(Rule):
+    """Another rule, and the log probability of what it has filled, each token by the model's law at its step."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.log_probability: dict[int, float] = {}
+        """Of each filled offset."""
+
+    def choose(self, laws: Laws, step: Step) -> Commit:
+        commit = self.rule.choose(laws, step)
+        assert isinstance(commit, Commit)
+        places = [laws.offsets.index(offset) for offset in commit.offsets]
+        if places:
+            values = laws.at(sorted(places)).confidence([t for _, t in sorted(zip(places, commit.tokens, strict=True))])
+            self.log_probability.update(zip(sorted(commit.offsets), values.tolist(), strict=True))
+        return commit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. answer: None where it abstains. likelihood: log probability of the tokens up to the first that ends
+    the text. collapsed: the text ends before it has begun. forwards: those of guidance count too."""
+
+    denoising: Denoising
+    text: str
+    answer: str | None
+    likelihood: float
+    collapsed: bool
+    forwards: int
+
+
+@dataclass(frozen=True)
+class HiddenExperts(DiffusionMethod):
+    """Decode the prompt with several block lengths and several seeds of each, and give the answer that most runs agree on."""
+
+    name: ClassVar[str] = "hex"
+    title: ClassVar[str] = "HEX: hidden semi-autoregressive experts"
+    paper: ClassVar[str] = (
+        "Test-time scaling in diffusion LLMs via hidden semi-autoregressive experts, 2025, arXiv 2510.05040"
+    )
+    exactness: ClassVar[Exactness] = Exactness.QUALITY_CHANGING
+
+    block_length: int | None = parameter(
+        None, "one block length for all runs, in place of block_lengths", low=1, auto="those of block_lengths"
+    )
+    steps: int | None = parameter(
+        None,
+        "steps for the whole canvas",
+        low=1,
+        auto="one per two positions, where all blocks are even, otherwise one per position",
+    )
+    block_lengths: int | str = parameter(
+        "auto", "lengths joined by x, as in 8x16x32; auto: 1/32, 1/16, … 1/2 of the canvas"
+    )
+    seeds: int = parameter(5, "runs of each block length", low=1)
+    temperature: float = parameter(0.9, "of the runs, where the request is greedy", low=0.0)
+    order: str = parameter("low_confidence", "which positions of a block come first", choices=tuple(ORDERS))
+    answer: str = parameter("text", "what is read out of a text and voted on", choices=answers.KINDS)
+    choice: str = parameter(
+        "vote", "who wins: the most frequent answer, or the likeliest run", choices=("vote", "likelihood")
+    )
+    stop_when_decided: bool = parameter(False, "skip runs that cannot change the winning answer any more")
+    at_once: int = parameter(5, "runs that share a pass", low=1)
+
+    def lengths(self, length: int) -> tuple[int, ...]:
+        """The block lengths on a canvas of `length`, ascending. Raises BadParameter."""
+        if self.block_length is not None:
+            if self.block_lengths != "auto":
+                raise BadParameter(
+                    f"{self.name}: block_length and block_lengths are two ways to say the same; give one."
+                )
+            return (min(self.block_length, length),)
+        if self.block_lengths == "auto":
+            return tuple(length // part for part in HALVINGS if length % part == 0) or (length,)
+        given = str(self.block_lengths)
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", given):
+            raise BadParameter(f"{self.name}: block_lengths are numbers joined by x, not {given!r}.")
+        return tuple(sorted({int(part) for part in given.split("x")}))
+
+    def planned(self, length: int) -> int:
+        """Steps for the whole canvas."""
+        if self.steps is not None:
+            return self.steps
+        return length // 2 if all(block % 2 == 0 for block in self.lengths(length)) else length
+
+    def admit(self, job: Job) -> None:
+        length = self.length(job)
+        steps = self.planned(length)
+        for block in self.lengths(length):
+            if length % block or steps % (length // block):
+                raise BadParameter(
+                    f"{self.name}: {steps} steps do not divide into a canvas of {length} with blocks of {block}; "
+                    "the block length must divide the canvas, and the number of blocks the steps."
+                )
+        if self.choice == "likelihood" and self.stop_when_decided:
+            raise BadParameter(
+                f"{self.name}: stop_when_decided counts votes; with choice=likelihood every run is needed."
+            )
+        replace(self, block_length=None, block_lengths="auto", steps=None)._admit_canvas(job)
+
+    def _admit_canvas(self, job: Job) -> None:
+        super().admit(job)
+
+    def unmasking(self, job: Job) -> Rule:
+        return Quota(ORDERS[self.order])
+
+    def runs(self, length: int) -> list[Key]:
+        """All runs, in the order in which ties are broken."""
+        return [(block, seed) for block in self.lengths(length) for seed in range(self.seeds)]
+
+    def claims(self) -> tuple[Claim, ...]:
+        one = replace(self, block_length=1, block_lengths="auto", steps=None, seeds=1, temperature=0.0)
+        plain = MaskedDiffusionDecoding(
+            self.gen_length,
+            1,
+            None,
+            self.cache,
+            self.freeze,
+            self.shrink,
+            self.cfg_scale,
+            self.early_stop,
+            self.shift_row,
+        )
+        return (Claim("one block length with one seed is plain decoding", one, plain),)
+
+    def decode(self, job: Job) -> Decoding:
+        length = self.length(job)
+        keys = self.runs(length)
+        finished: dict[Key, Run] = {}
+        for start in range(0, len(keys), self.at_once):
+            if self.stop_when_decided and decided(_answers(finished), keys[start:]):
+                break
+            wave = keys[start : start + self.at_once]
+            finished.update(
+                zip(wave, (yield from together([self._run(job, key, length) for key in wave])), strict=True)
+            )
+        vote = count(_answers(finished))
+        key = vote.run
+        if self.choice == "likelihood":
+            key = max(sorted(finished), key=lambda one: finished[one].likelihood)
+        self._tell(job, finished, vote, len(keys))
+        finished[key].denoising.conclude()
+
+    def _run(self, job: Job, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
+        rule = Weighed(self.unmasking(job))
+        plan = Plan(
+            rule=rule,
+            length=length,
+            steps=self.planned(length),
+            blocks=FixedBlocks(key[0]),
+            cache=self.regime(job),
+            cfg_scale=self.cfg_scale,
+            early_stop=self.early_stop,
+            shift_row=self.shift_row,
+            forbidden=self.forbidden(job),
+        )
+        law = job.law
+        if law.greedy and self.temperature > 0:
+            law = job.law_with(temperature=self.temperature)
+        from decodery.sampling.noise import Noise  # here, since it needs torch
+
+        assert job.settings.seed is not None
+        noise = Noise(run_seed(job.settings.seed, key), job.sample)
+        denoising = Denoising(job, plan, noise, publish=False, law=law)
+        yield from denoising.run()
+        return self._judged(denoising, rule)
+
+    def _judged(self, denoising: Denoising, rule: Weighed) -> Run:
+        job, canvas = denoising.job, denoising.canvas
+        tokens = canvas.answer[: canvas.complete_until()]
+        end = next((place for place, token in enumerate(tokens) if token in job.stop_ids), None)
+        if end is not None:
+            tokens = tokens[: end + 1]
+        text = job.host.tokenizer.decode(tokens if end is None else tokens[:end], skip_special_tokens=True)
+        for stop in job.settings.stop:
+            text = text.split(stop)[0]
+        likelihood = sum(rule.log_probability[offset] for offset in range(len(tokens)))
+        forwards = denoising.forwards * len(denoising.sequences)
+        return Run(denoising, text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
+
+    def _tell(self, job: Job, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
+        job.statistics.details.update(
+            answer=vote.winner,
+            votes=vote.histogram,
+            consensus=vote.consensus,
+            abstained=sum(run.answer is None for run in finished.values()),
+            runs_planned=planned,
+            runs=[
+                {
+                    "block": key[0],
+                    "seed": key[1],
+                    "run_seed": run_seed(job.settings.seed or 0, key),
+                    "text": run.text,
+                    "answer": run.answer,
+                    "likelihood": run.likelihood,
+                    "collapsed": run.collapsed,
+                    "forwards": run.forwards,
+                }
+                for key, run in sorted(finished.items())
+            ],
+        )
+
+
+def _answers(finished: dict[Key, Run]) -> dict[Key, str | None]:
+    return {key: run.answer for key, run in finished.items()}

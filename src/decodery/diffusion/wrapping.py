@@ -1,0 +1,66 @@
+"""Methods that change one part of another method: its blocks, or when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from decodery.diffusion.base import DiffusionMethod
+from decodery.engine.method import parameter
+from decodery.engine.registry import method as as_method
+from decodery.errors import BadParameter
+
+if TYPE_CHECKING:
+    from decodery.diffusion.blocks.base import BlockSchedule
+    from decodery.diffusion.unmasking.base import Rule
+    from decodery.engine.job import Job
+
+
+@dataclass(frozen=True)
+class WrappingMethod(DiffusionMethod):
+    """Base of the methods that decode as `sampler` does, but for what the subclass overrides.
+
+    Canvas, block length, steps, cache and guidance are parameters of this method, which the sampler then has as well.
+    """
+
+    sampler: str | None = parameter(None, "whose rule and blocks are used: a method that fills a canvas")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.inner()
+
+    def default_sampler(self) -> DiffusionMethod:
+        """The sampler where none is named."""
+        raise NotImplementedError
+
+    def inner(self) -> DiffusionMethod:
+        """The sampler, with the canvas, steps, cache and guidance of this method.
+
+        Raises BadParameter where it is no method that can be wrapped, or sets for itself what belongs here.
+        """
+        inner = self.default_sampler() if self.sampler is None else as_method(self.sampler)
+        if not isinstance(inner, DiffusionMethod) or type(inner).decode is not DiffusionMethod.decode:
+            raise BadParameter(
+                f"{self.name}: {inner.name} is not made of a rule and blocks alone, so it cannot be the sampler."
+            )
+        own = [item.name for item in DiffusionMethod.parameters() if getattr(inner, item.name) != item.default]
+        if own:
+            raise BadParameter(f"{self.name}: give {', '.join(own)} to {self.name} itself, not to its sampler.")
+        return dataclasses.replace(inner, **self.canvas_parameters())
+
+    def block(self, length: int) -> int:
+        return self.inner().block(length)
+
+    def unmasking(self, job: Job) -> Rule:
+        return self.inner().unmasking(job)
+
+    def blocks(self, job: Job, length: int) -> BlockSchedule:
+        return self.inner().blocks(job, length)
+
+    def forbidden(self, job: Job) -> tuple[int, ...]:
+        return self.inner().forbidden(job)
+
+    def admit(self, job: Job) -> None:
+        super().admit(job)
+        self.inner().admit(job)

@@ -1,0 +1,326 @@
+/* Products of rows with packed matrices, on the processor's matrix unit where it has one. */
+#ifndef DECODERY_PRODUCTS_H
+#define DECODERY_PRODUCTS_H
+
+#include <string.h>
+
+#include "arithmetic.h"
+#include "weights.h"
+
+/* Rows that enter a product: bfloat16, `stride` elements between them, read in groups of 16. weights.h says how a matrix of
+ * `blocks` blocks of `depth` tiles lies, in tiles of `bytes` bytes. */
+typedef struct {
+    const bf16 *rows;
+    int64_t stride, count;
+    const bf16 *turned; /* up to 32 rows, for packed matrices: tiles of pairs [depth, groups of 16 rows, 16, 16 rows, 2]; or NULL */
+} Rows;
+
+enum { TURNED_ROWS = 2 * TILE };
+
+/* Rows to be multiplied with matrices like this one. room: [depth, 2, 512]. */
+static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix, int64_t depth, bf16 *room) {
+    Rows entering = {rows, stride, count, NULL};
+    int64_t groups = (count + TILE - 1) / TILE;
+    if (!DECODERY_AMX || matrix.bytes == BYTES_BF16 || count > TURNED_ROWS) return entering;
+    for (int64_t k = 0; k < depth; k++)
+        for (int64_t group = 0; group < groups; group++) {
+            const bf16 *from = rows + group * TILE * stride + k * DEPTH;
+            bf16 *to = room + (k * groups + group) * TILE_ELEMENTS;
+            if (count == 1) { /* the other places are for rows that do not exist */
+                for (int64_t pair = 0; pair < TILE; pair++) memcpy(to + pair * DEPTH, from + 2 * pair, 4);
+                continue;
+            }
+            __m512i pairs[TILE];
+            for (int64_t i = 0; i < TILE; i++) pairs[i] = _mm512_loadu_si512(from + i * stride);
+            transpose(pairs);
+            for (int64_t i = 0; i < TILE; i++) _mm512_store_si512(to + i * DEPTH, pairs[i]);
+        }
+    written();
+    entering.turned = room;
+    return entering;
+}
+
+#if DECODERY_AMX
+
+static inline void tiles_on(void) {
+    struct {
+        uint8_t palette, start, zero[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } __attribute__((packed)) shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shape.bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    _tile_loadconfig(&shape);
+}
+
+static inline void tiles_off(void) { _tile_release(); }
+
+/* Up to sixteen rows by 1, 2 or 4 blocks of a group: each has a tile of sums, which wait for their own products only. along: bytes
+ * from one tile of a block to the next. */
+static inline __attribute__((always_inline)) void few_rows(
+    const bf16 *rows, int64_t stride, const char *block, int64_t along, const int blocks, int64_t depth, float *to, int64_t step
+) {
+    const int size = BYTES_BF16;
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (int64_t k = 0; k < depth; k++) {
+        const char *tile = block + k * along;
+        _tile_loadd(4, rows + k * DEPTH, stride * 2);
+        _tile_loadd(5, read_tile(tile, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(0, 4, 5);
+        if (blocks > 1) { _tile_loadd(6, read_tile(tile + size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(1, 4, 6); }
+        if (blocks > 2) {
+            _tile_loadd(7, read_tile(tile + 2 * size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(2, 4, 7);
+            _tile_loadd(5, read_tile(tile + 3 * size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(3, 4, 5);
+        }
+    }
+    _tile_stored(0, to, step * 4);
+    if (blocks > 1) _tile_stored(1, to + TILE, step * 4);
+    if (blocks > 2) { _tile_stored(2, to + 2 * TILE, step * 4); _tile_stored(3, to + 3 * TILE, step * 4); }
+}
+
+/* One tile of sums [16 outputs, 16 rows] to its place in `to`. */
+static inline void turn_back(const float *sums, int64_t count, float *to, int64_t step) {
+    if (count == 1) {
+        const __m512i every = _mm512_mullo_epi32(
+            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE)
+        );
+        _mm512_storeu_ps(to, _mm512_i32gather_ps(every, sums, 4));
+        return;
+    }
+    __m512i lines[TILE];
+    for (int i = 0; i < TILE; i++) lines[i] = _mm512_load_si512(sums + i * TILE);
+    transpose(lines);
+    for (int64_t i = 0; i < count && i < TILE; i++) _mm512_storeu_ps(to + i * step, (__m512)lines[i]);
+}
+
+/* Up to sixteen or thirty-two rows by some blocks of a group of a packed matrix, with the parts of rows and weights exchanged: as the first factor,
+ * a tile is wanted output by output, which is how it can be unpacked fastest. groups: of 16 rows; groups * blocks: at most 4. */
+static inline __attribute__((always_inline)) void few_turned(
+    const Rows *rows, const int groups, const char *block, int64_t along, const int bytes, const int blocks, int64_t depth,
+    float *to, int64_t step
+) {
+    _Alignas(64) bf16 room[2][4][TILE_ELEMENTS];
+    _Alignas(64) float sums[4][TILE * TILE];
+    const int size = bytes;
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (int64_t k = 0; k < depth; k++) {
+        const char *tile = block + k * along;
+        const bf16 *turned = rows->turned + k * groups * TILE_ELEMENTS;
+        bf16(*place)[TILE_ELEMENTS] = room[k & 1];
+        _tile_loadd(4, turned, 64);
+        if (groups == 2) {
+            _tile_loadd(5, turned + TILE_ELEMENTS, 64);
+            _tile_loadd(6, unpack(tile, bytes, place[0]), 64); _tile_dpbf16ps(0, 6, 4); _tile_dpbf16ps(1, 6, 5);
+            if (blocks > 1) {
+                _tile_loadd(7, unpack(tile + size, bytes, place[1]), 64); _tile_dpbf16ps(2, 7, 4); _tile_dpbf16ps(3, 7, 5);
+            }
+            continue;
+        }
+        _tile_loadd(5, unpack(tile, bytes, place[0]), 64); _tile_dpbf16ps(0, 5, 4);
+        if (blocks > 1) { _tile_loadd(6, unpack(tile + size, bytes, place[1]), 64); _tile_dpbf16ps(1, 6, 4); }
+        if (blocks > 2) {
+            _tile_loadd(7, unpack(tile + 2 * size, bytes, place[2]), 64); _tile_dpbf16ps(2, 7, 4);
+            _tile_loadd(5, unpack(tile + 3 * size, bytes, place[3]), 64); _tile_dpbf16ps(3, 5, 4);
+        }
+    }
+    _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64); _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
+    written();
+    for (int i = 0; i < groups * blocks; i++) {
+        int64_t first = i % groups * TILE;
+        turn_back(sums[i], rows->count - first, to + i / groups * TILE + first * step, step);
+    }
+}
+
+/* Thirty-two rows by one or two blocks: a tile of weights serves two tiles of rows. size, along:
+ * elements from block to block, and from tile to tile. more: go on with the sums that are in `to`. fresh: the weights come from memory. */
+static inline __attribute__((always_inline)) void twice_as_many(
+    const bf16 *rows, int64_t stride, const bf16 *block, int64_t size, int64_t along, const int blocks, int64_t depth, float *to,
+    int64_t step, int more, const int fresh
+) {
+    const bf16 *below = rows + TILE * stride;
+    float *under = to + TILE * step;
+    if (more) {
+        _tile_loadd(0, to, step * 4); _tile_loadd(2, under, step * 4);
+        if (blocks > 1) { _tile_loadd(1, to + TILE, step * 4); _tile_loadd(3, under + TILE, step * 4); }
+    } else {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        const char *tile = (const char *)(block + k * along);
+        _tile_loadd(4, rows + k * DEPTH, stride * 2); _tile_loadd(5, below + k * DEPTH, stride * 2);
+        _tile_loadd(6, read_tile(tile, BYTES_BF16, NULL, fresh), 64);
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
+        if (blocks > 1) {
+            _tile_loadd(7, read_tile(tile + 2 * size, BYTES_BF16, NULL, fresh), 64);
+            _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, to, step * 4); _tile_stored(2, under, step * 4);
+    if (blocks > 1) { _tile_stored(1, to + TILE, step * 4); _tile_stored(3, under + TILE, step * 4); }
+}
+
+/* Many rows by a group of blocks: slices of the inputs so small that their tiles stay in the first cache while all rows pass by. */
+enum { SLICE = 6 };
+
+static inline __attribute__((always_inline)) void many_rows(
+    const bf16 *rows, int64_t stride, int64_t count, const char *matrix, const int bytes, int64_t group, int64_t depth, float *to,
+    int64_t step
+) {
+    _Alignas(64) bf16 room[MOST_GROUP * SLICE][TILE_ELEMENTS];
+    const int packed = bytes != BYTES_BF16;
+    int64_t size = packed ? SLICE * TILE_ELEMENTS : TILE_ELEMENTS, along = packed ? TILE_ELEMENTS : group * TILE_ELEMENTS;
+    for (int64_t k = 0; k < depth; k += SLICE) {
+        int64_t steps = depth - k < SLICE ? depth - k : SLICE;
+        const char *tiles = matrix + k * group * bytes;
+        const bf16 *slice = packed ? room[0] : (const bf16 *)tiles;
+        if (packed)
+            for (int64_t i = 0; i < steps; i++)
+                for (int64_t b = 0; b < group; b++) read_tile(tiles + (i * group + b) * bytes, bytes, room[b * SLICE + i], 1);
+        for (int64_t row = 0; row < count; row += 2 * TILE) {
+            const bf16 *from = rows + row * stride + k * DEPTH;
+            for (int64_t b = 0; b < group; b += 2) {
+                const bf16 *blocks = slice + b * size;
+                float *place = to + row * step + b * TILE;
+                if (b + 1 == group)
+                    twice_as_many(from, stride, blocks, size, along, 1, steps, place, step, k > 0, !packed);
+                else if (row || packed)
+                    twice_as_many(from, stride, blocks, size, along, 2, steps, place, step, k > 0, 0);
+                else
+                    twice_as_many(from, stride, blocks, size, along, 2, steps, place, step, k > 0, 1);
+            }
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void multiply_packed(
+    const Rows *rows, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+    int64_t group = matrix.group, along = group * bytes, count = rows->count;
+    for (int64_t block = 0; block < blocks; block += group) {
+        const char *tiles = (const char *)matrix.tiles + block * depth * bytes;
+        float *place = to + block * TILE;
+        if (count > TILE && !rows->turned) {
+            many_rows(rows->rows, rows->stride, count, tiles, bytes, group, depth, place, step);
+        } else if (bytes == BYTES_BF16) {
+            if (group == 4) few_rows(rows->rows, rows->stride, tiles, along, 4, depth, place, step);
+            if (group == 2) few_rows(rows->rows, rows->stride, tiles, along, 2, depth, place, step);
+            if (group == 1) few_rows(rows->rows, rows->stride, tiles, along, 1, depth, place, step);
+        } else if (count > TILE) {
+            for (int64_t b = 0; b + 2 <= group; b += 2)
+                few_turned(rows, 2, tiles + b * bytes, along, bytes, 2, depth, place + b * TILE, step);
+            if (group == 1) few_turned(rows, 2, tiles, along, bytes, 1, depth, place, step);
+        } else {
+            if (group == 4) few_turned(rows, 1, tiles, along, bytes, 4, depth, place, step);
+            if (group == 2) few_turned(rows, 1, tiles, along, bytes, 2, depth, place, step);
+            if (group == 1) few_turned(rows, 1, tiles, along, bytes, 1, depth, place, step);
+        }
+    }
+}
+
+/* to [columns, 16]: row j, column i = keys[j] . queries[i]; width: a multiple of 32; queries packed as one block. Reads and
+ * writes whole groups of 16 columns. */
+static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+    for (int64_t column = 0; column < columns; column += TILE) {
+        _tile_zero(0);
+        for (int64_t k = 0; k < width / DEPTH; k++) {
+            _tile_loadd(4, keys + column * width + k * DEPTH, width * 2);
+            _tile_loadd(5, queries + k * TILE_ELEMENTS, 64);
+            _tile_dpbf16ps(0, 4, 5);
+        }
+        _tile_stored(0, to + column * TILE, 64);
+    }
+}
+
+/* to [16, 64] (+)= weights [16, 32] @ values [32, 64]; values in tiles of pairs, four of them. */
+static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (int64_t step = 0; step < steps; step++) {
+        _tile_loadd(4, weights + step * TILE_ELEMENTS, 64);
+        const bf16 *tile = values + step * 4 * TILE_ELEMENTS;
+        _tile_loadd(5, tile, 64); _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(6, tile + TILE_ELEMENTS, 64); _tile_dpbf16ps(1, 4, 6);
+        _tile_loadd(7, tile + 2 * TILE_ELEMENTS, 64); _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(5, tile + 3 * TILE_ELEMENTS, 64); _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, to, 256); _tile_stored(1, to + 16, 256); _tile_stored(2, to + 32, 256); _tile_stored(3, to + 48, 256);
+}
+
+#else
+
+static inline void tiles_on(void) {}
+static inline void tiles_off(void) {}
+
+static inline __attribute__((always_inline)) void some_rows(
+    const bf16 *rows, int64_t stride, const int count, const char *block, int64_t along, const int bytes, int64_t depth, float *to,
+    int64_t step
+) {
+    _Alignas(64) bf16 room[TILE_ELEMENTS];
+    __m512 sum[8];
+    for (int m = 0; m < count; m++) sum[m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k++) {
+        const bf16 *tile = read_tile(block + k * along, bytes, room, 1);
+        for (int pair = 0; pair < TILE; pair++) {
+            __m512bh weights = (__m512bh)_mm512_loadu_si512(tile + pair * DEPTH);
+            for (int m = 0; m < count; m++) {
+                int32_t two;
+                memcpy(&two, rows + m * stride + k * DEPTH + 2 * pair, sizeof two);
+                sum[m] = _mm512_dpbf16_ps(sum[m], weights, (__m512bh)_mm512_set1_epi32(two));
+            }
+        }
+    }
+    for (int m = 0; m < count; m++) _mm512_storeu_ps(to + m * step, sum[m]);
+}
+
+static inline __attribute__((always_inline)) void multiply_packed(
+    const Rows *entering, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+    int64_t stride = entering->stride, count = entering->count, group = matrix.group, along = group * bytes;
+    for (int64_t i = 0; i < blocks; i++) {
+        const char *block = (const char *)matrix.tiles + (i / group * group * depth + i % group) * bytes;
+        const bf16 *rows = entering->rows;
+        float *place = to + i * TILE;
+        int64_t m = 0;
+        for (; m + 8 <= count; m += 8) some_rows(rows + m * stride, stride, 8, block, along, bytes, depth, place + m * step, step);
+        for (; m + 2 <= count; m += 2) some_rows(rows + m * stride, stride, 2, block, along, bytes, depth, place + m * step, step);
+        for (; m < count; m++) some_rows(rows + m * stride, stride, 1, block, along, bytes, depth, place + m * step, step);
+    }
+}
+
+static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+    for (int64_t column = 0; column < columns; column += TILE) {
+        Rows some = {keys + column * width, width, TILE, NULL};
+        multiply_packed(&some, (Matrix){queries, BYTES_BF16, 1}, BYTES_BF16, width / DEPTH, 1, to + column * TILE, TILE);
+    }
+}
+
+static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {
+    for (int lane = 0; lane < TILE; lane++) {
+        __m512 sum[4];
+        for (int part = 0; part < 4; part++) sum[part] = _mm512_setzero_ps();
+        for (int64_t step = 0; step < steps; step++)
+            for (int pair = 0; pair < TILE; pair++) {
+                int32_t two;
+                memcpy(&two, weights + step * TILE_ELEMENTS + lane * DEPTH + 2 * pair, sizeof two);
+                for (int part = 0; part < 4; part++) {
+                    const bf16 *value = values + (step * 4 + part) * TILE_ELEMENTS + pair * DEPTH;
+                    sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)_mm512_loadu_si512(value), (__m512bh)_mm512_set1_epi32(two));
+                }
+            }
+        for (int part = 0; part < 4; part++) _mm512_storeu_ps(to + lane * 64 + part * TILE, sum[part]);
+    }
+}
+
+#endif
+
+/* to [count, 16 * blocks] = rows @ matrix.T, in float32; blocks: whole groups. Whole groups of 16 rows are read, and written as well by some forms of a
+ * matrix, of 32 where there are more. */
+static void multiply(const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, float *to, int64_t step) {
+    switch (matrix.bytes) {
+    case BYTES_FOUR: multiply_packed(rows, matrix, BYTES_FOUR, depth, blocks, to, step); break;
+    case BYTES_EIGHT: multiply_packed(rows, matrix, BYTES_EIGHT, depth, blocks, to, step); break;
+    default: multiply_packed(rows, matrix, BYTES_BF16, depth, blocks, to, step);
+    }
+}
+
+#endif

@@ -1,0 +1,207 @@
+/* Packed matrices: how weights lie in memory.
+ *
+ * A packed matrix [outputs, inputs] is cut into blocks of 16 outputs and these into tiles of 32 inputs. The blocks that a product
+ * takes together are a group; groups follow each other, within a group the first tiles of all its blocks, then the second ones,
+ * and so on, so that a product reads from one place to the next. Unpacked, a tile holds for each of 16 pairs of inputs the pair of each output, in bfloat16. It is kept
+ *   - as it is, in 1024 bytes;
+ *   - in 384 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q;
+ *   - in 576 bytes where they are a scale times a number of eight bits.
+ * The short forms are taken only where they give back every weight bit for bit, which holds for models that were once
+ * quantised (GGUF's Q4_0, Q4_1 and Q8_0 have blocks of 32 inputs). A pass reads all weights once, so its time falls with them.
+ */
+#ifndef DECODERY_WEIGHTS_H
+#define DECODERY_WEIGHTS_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arithmetic.h"
+
+enum { BYTES_BF16 = 2 * TILE_ELEMENTS, BYTES_FOUR = 384, BYTES_EIGHT = 576 };
+
+/* The matrix without its first blocks, whole groups of them. depth: tiles of a block. */
+static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
+    return (Matrix){(const char *)matrix.tiles + block * depth * matrix.bytes, matrix.bytes, matrix.group};
+}
+
+/* --- reading -------------------------------------------------------------------------------------------------------------- */
+
+/* A tile of 384 bytes: 16 scales and 16 offsets in float32, then four vectors of 32 words, one for each input; digit i of the words
+ * of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then looked
+ * up. `to`: [16 outputs, 32 inputs]. */
+static inline void unpack_four(const char *tile, bf16 *to) {
+    const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i digit = _mm512_set1_epi16(15), upper = _mm512_set1_epi16(16);
+    const float *scale = (const float *)tile, *offset = scale + TILE;
+    for (int vector = 0; vector < 4; vector++) {
+        __m512i words = _mm512_load_si512(tile + 128 + 64 * vector);
+        for (int half = 0; half < 2; half++) {
+            int output = 4 * vector + 2 * half;
+            __m512 first = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output]), _mm512_set1_ps(offset[output]));
+            __m512 second = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output + 1]), _mm512_set1_ps(offset[output + 1]));
+            __m512i either = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+            __m512i places = _mm512_and_si512(half ? _mm512_srli_epi16(words, 8) : words, digit);
+            _mm512_store_si512(to + output * DEPTH, _mm512_permutexvar_epi16(places, either));
+            /* (x and digit) or upper: the second sixteen of the table. */
+            places = _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 8 * half + 4), digit, upper, 0xea);
+            _mm512_store_si512(to + (output + 1) * DEPTH, _mm512_permutexvar_epi16(places, either));
+        }
+    }
+}
+
+/* A tile of 576 bytes: 16 scales in float32 and then 32 numbers of each output. `to`: [16 outputs, 32 inputs]. */
+static inline void unpack_eight(const char *tile, bf16 *to) {
+    const float *scale = (const float *)tile;
+    for (int output = 0; output < TILE; output++) {
+        const char *from = tile + 64 + 32 * output;
+        __m512 factor = _mm512_set1_ps(scale[output]);
+        __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)from)));
+        __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)(from + 16))));
+        first = _mm512_mul_ps(first, factor), second = _mm512_mul_ps(second, factor);
+        _mm512_store_si512(to + output * DEPTH, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+}
+
+/* Compilers take a tile load for an instruction that reads no memory. */
+static inline void written(void) { __asm__ volatile("" ::: "memory"); }
+
+enum { AHEAD = 32 * BYTES_BF16, PACKED_AHEAD = 16 * BYTES_FOUR };
+
+/* A packed tile as [16 outputs, 32 inputs]. */
+static inline __attribute__((always_inline)) const bf16 *unpack(const char *tile, const int bytes, bf16 *to) {
+    for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + PACKED_AHEAD + line, _MM_HINT_T0);
+    if (bytes == BYTES_FOUR)
+        unpack_four(tile, to);
+    else
+        unpack_eight(tile, to);
+    written();
+    return to;
+}
+
+/* A tile in pairs: where it lies, or unpacked to `to`. fresh: it comes from memory, and so will those that follow it. */
+static inline __attribute__((always_inline)) const bf16 *read_tile(const char *tile, const int bytes, bf16 *to, const int fresh) {
+    if (bytes == BYTES_BF16) {
+        if (fresh)
+            for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + AHEAD + line, _MM_HINT_T0);
+        return (const bf16 *)tile;
+    }
+    __m512i pairs[TILE];
+    unpack(tile, bytes, to);
+    for (int i = 0; i < TILE; i++) pairs[i] = _mm512_load_si512(to + i * DEPTH);
+    transpose(pairs);
+    for (int i = 0; i < TILE; i++) _mm512_store_si512(to + i * DEPTH, pairs[i]);
+    written();
+    return to;
+}
+
+/* --- writing -------------------------------------------------------------------------------------------------------------- */
+
+/* The numbers that bfloat16 rounds to `weights`: from `low` to `high`, generously. */
+static inline void around(__m512 weights, __m512 *low, __m512 *high) {
+    __m512 half = _mm512_mul_ps(_mm512_abs_ps(weights), _mm512_set1_ps(1.0f / 256));
+    *low = _mm512_sub_ps(weights, half), *high = _mm512_add_ps(weights, half);
+}
+
+static inline uint16_t half_bits(float value) { return (uint16_t)_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+
+/* Find scale and offset such that sixteen steps give back 32 weights. Returns 1 and the numbers, or 0. */
+static int grid_of_sixteen(const float *weights, float *scale, float *offset, uint8_t *numbers) {
+    enum { NEIGHBOURS = 6 };
+    __m512 w[2] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + TILE)};
+    float least = _mm512_reduce_min_ps(_mm512_min_ps(w[0], w[1])), most = _mm512_reduce_max_ps(_mm512_max_ps(w[0], w[1]));
+    for (int steps = 15; steps > 7; steps--) {
+        float width = (most - least) / (float)steps;
+        __m512 low[2], high[2], q[2];
+        for (int i = 0; i < 2; i++) {
+            around(w[i], &low[i], &high[i]);
+            __m512 place = _mm512_mul_ps(_mm512_sub_ps(w[i], _mm512_set1_ps(least)), _mm512_set1_ps(width > 0 ? 1 / width : 0));
+            q[i] = _mm512_roundscale_ps(place, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        }
+        for (int k = 0; k <= 2 * NEIGHBOURS; k++) {
+            /* Half-precision neighbours of the least weight, nearest first; then of the scales that its choice leaves. */
+            uint16_t first = (uint16_t)(half_bits(least) + (k % 2 ? (k + 1) / 2 : -k / 2));
+            float base = _cvtsh_ss(first);
+            __m512 from = _mm512_set1_ps(0), to = _mm512_set1_ps(INFINITY), origin = _mm512_set1_ps(base);
+            for (int i = 0; i < 2; i++) {
+                __mmask16 above = _mm512_cmp_ps_mask(q[i], _mm512_set1_ps(0.5f), _CMP_GT_OQ);
+                from = _mm512_mask_max_ps(from, above, from, _mm512_div_ps(_mm512_sub_ps(low[i], origin), q[i]));
+                to = _mm512_mask_min_ps(to, above, to, _mm512_div_ps(_mm512_sub_ps(high[i], origin), q[i]));
+            }
+            float lowest = _mm512_reduce_max_ps(from), highest = _mm512_reduce_min_ps(to);
+            if (lowest > highest * 1.001f) continue;
+            uint16_t middle = half_bits(width > 0 ? (lowest + highest) / 2 : 0);
+            for (int j = 0; j <= 2 * NEIGHBOURS; j++) {
+                uint16_t second = (uint16_t)(middle + (j % 2 ? (j + 1) / 2 : -j / 2));
+                __m512 factor = _mm512_set1_ps(_cvtsh_ss(second));
+                __m512i wrong = _mm512_setzero_si512();
+                for (int i = 0; i < 2; i++)
+                    wrong = _mm512_or_si512(
+                        wrong, _mm512_xor_si512((__m512i)rounded(_mm512_fmadd_ps(q[i], factor, origin)), (__m512i)w[i])
+                    );
+                if (_mm512_test_epi32_mask(wrong, wrong)) continue;
+                for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
+                *scale = _cvtsh_ss(second), *offset = base;
+                return 1;
+            }
+        }
+        if (!(width > 0)) return 0;
+    }
+    return 0;
+}
+
+/* Find a scale such that numbers of eight bits give back 32 weights. Returns 1 and the numbers, or 0. */
+static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
+    enum { NEIGHBOURS = 8 };
+    __m512 w[2] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + TILE)};
+    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(w[0]), _mm512_abs_ps(w[1])));
+    for (int steps = 127; steps < 129; steps++) {
+        uint16_t middle = half_bits(most / (float)steps);
+        for (int k = 0; k <= 2 * NEIGHBOURS; k++) {
+            uint16_t bits = (uint16_t)(middle + (k % 2 ? (k + 1) / 2 : -k / 2));
+            float value = _cvtsh_ss(bits);
+            __m512 factor = _mm512_set1_ps(value), inverse = _mm512_set1_ps(value > 0 ? 1 / value : 0), q[2];
+            __m512i wrong = _mm512_setzero_si512();
+            for (int i = 0; i < 2; i++) {
+                q[i] = _mm512_roundscale_ps(_mm512_mul_ps(w[i], inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+                q[i] = _mm512_max_ps(_mm512_set1_ps(-128), _mm512_min_ps(_mm512_set1_ps(127), q[i]));
+                wrong = _mm512_or_si512(wrong, _mm512_xor_si512((__m512i)rounded(_mm512_mul_ps(q[i], factor)), (__m512i)w[i]));
+            }
+            /* A negative zero counts as zero: no product can tell them apart. */
+            wrong = _mm512_and_si512(wrong, _mm512_set1_epi32(0x7fffffff));
+            if (_mm512_test_epi32_mask(wrong, wrong)) continue;
+            for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
+            *scale = value;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Write one tile of `matrix` [.., inputs] bfloat16 in the form of so many bytes. Returns 1, or 0 where that would change a weight. */
+static int write_tile(const bf16 *matrix, int64_t inputs, int64_t bytes, char *to) {
+    if (bytes == BYTES_BF16) {
+        bf16 *tile = (bf16 *)to;
+        for (int pair = 0; pair < TILE; pair++)
+            for (int output = 0; output < TILE; output++, tile += 2) memcpy(tile, matrix + output * inputs + 2 * pair, 4);
+        return 1;
+    }
+    float *scales = (float *)to, *offsets = scales + TILE;
+    memset(to, 0, (size_t)bytes);
+    for (int output = 0; output < TILE; output++) {
+        float weights[DEPTH];
+        uint8_t numbers[DEPTH];
+        for (int i = 0; i < DEPTH; i += TILE) _mm512_storeu_ps(weights + i, load_bf16(matrix + output * inputs + i));
+        if (bytes == BYTES_FOUR) {
+            if (!grid_of_sixteen(weights, scales + output, offsets + output, numbers)) return 0;
+            uint16_t *words = (uint16_t *)(to + 128) + output / 4 * DEPTH;
+            for (int i = 0; i < DEPTH; i++) words[i] |= (uint16_t)(numbers[i] << 4 * (output % 4));
+        } else {
+            if (!grid_of_bytes(weights, scales + output, (int8_t *)numbers)) return 0;
+            memcpy(to + 64 + DEPTH * output, numbers, DEPTH);
+        }
+    }
+    return 1;
+}
+
+#endif

@@ -1,0 +1,158 @@
+"""What others build on: runs in step, canvases on trial, schedules that look ahead, rules that run a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from decodery.diffusion.blocks.base import BlockSchedule
+from decodery.diffusion.laws import highest
+from decodery.diffusion.loop import Denoising, Plan, together
+from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
+from decodery.diffusion.unmasking.base import Commit, Rule
+from decodery.diffusion.unmasking.llada import Quota
+from decodery.engine.settings import Settings
+from decodery.errors import BadSetting
+from decodery.models.forward import Attend, Forward
+from decodery.models.paths import network_for
+from decodery.sampling.noise import Noise
+from decodery.testing import toy_diffusion_model
+from decodery.testing.outputs import finished, new_job
+
+PROMPT = [3, 1, 4]
+SETTINGS = Settings(temperature=1.0, seed=0)
+
+
+def _run(decode, lm=None, settings=SETTINGS):
+    """A job decoded by a function of (job, plan)."""
+
+    class Ours(MaskedDiffusionDecoding):
+        def decode(self, job):
+            yield from decode(job, self.plan(job))
+
+    job, method = new_job(lm or toy_diffusion_model(), Ours(), PROMPT, settings)
+    return finished(job, method)
+
+
+def test_runs_in_step_equal_runs_alone_and_one_of_them_is_concluded():
+    lm = toy_diffusion_model()
+    canvases = {}
+
+    def several(job, plan):
+        runs = [Denoising(job, plan, Noise(seed), publish=False) for seed in (5, 6, 7)]
+        canvases["together"] = [(c.tokens, c.step_of) for c in (yield from together([run.run() for run in runs]))]
+        runs[1].conclude()
+
+    job = _run(several, lm)
+    alone = [lm.generate(PROMPT, temperature=1.0, seed=seed) for seed in (5, 6, 7)]
+    assert canvases["together"] == [([*PROMPT, *reply.token_ids], reply.stats.step_of) for reply in alone]
+    assert job.new_tokens == alone[1].token_ids
+    assert job.statistics.step_of == alone[1].stats.step_of
+    assert job.statistics.forwards == 36
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_trials_in_forks_are_scored_as_the_canvas_itself_would_be(cache):
+    """What a decoder that drafts its own next canvases needs: several trials in one step, each in a fork."""
+    method = MaskedDiffusionDecoding(block_length=4, cache=cache)
+
+    def decode(job, plan):
+        run = Denoising(job, method.plan(job))
+        opening = yield from run.score(0, None)
+        trials = []
+        for token in (4, 5):
+            trial = run.canvas.copy()
+            trial.fill([1], [token], 0)
+            trials.append((trial, [sequence.fork() for sequence in run.sequences]))
+        asks = [run.ask(0, 4, canvas=trial, sequences=forks) for trial, forks in trials]
+        first, second = yield tuple(forward for ask in asks for forward in ask.forwards)
+        laws = [asks[0].laws([first]), asks[1].laws([second])]
+        run.fill(Commit((1,), (5,)), opening)
+        own = yield from run.score(0, 4)
+        assert own.offsets == laws[1].offsets == [0, 2, 3]
+        torch.testing.assert_close(own.scores, laws[1].scores)
+        assert (own.scores - laws[0].scores)[:, :-1].abs().max() > 1e-3
+        yield from run.fill_block(own, 0, 4)
+
+    _run(decode)
+
+
+@dataclass(frozen=True)
+class UpToTheSurest(BlockSchedule):
+    """A block ends at the surest position of the next five."""
+
+    looks_ahead = True
+    seen: list = field(default_factory=list)
+
+    def end(self, canvas, start, laws):
+        window = laws.within(start, start + 5)
+        [place] = highest(window.rank("max_probability"), 1)
+        self.seen.append((start, window.offsets[place] + 1))
+        return window.offsets[place] + 1
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_schedule_may_look_at_the_opening_forward(cache):
+    schedule = UpToTheSurest()
+
+    def decode(job, plan):
+        regime = MaskedDiffusionDecoding(cache=cache).regime(job)
+        yield from Denoising(job, Plan(Quota(), 12, 12, schedule, regime)).run()
+
+    job = _run(decode, settings=Settings(seed=0))
+    ends = [0, *(end for _, end in schedule.seen)]
+    assert [start for start, _ in schedule.seen] == ends[:-1]
+    assert ends[-1] == 12
+    assert job.statistics.forwards == 12  # none is spent between the choice of a block and its first commit
+    steps = job.statistics.step_of
+    for start, end in schedule.seen:
+        assert sorted(steps[start:end]) == list(range(start, end))
+
+
+class AsksAnother(Rule):
+    """Fills the whole canvas at once, with the tokens of another forward of its own."""
+
+    whole_canvas = True
+
+    def __init__(self, job):
+        self.job = job
+
+    def choose(self, laws, step):
+        sequence = self.job.new_sequence()
+        scores = yield Forward(sequence, [1] * len(laws), attend=Attend.FULL)
+        return Commit.at(laws, range(len(laws)), scores.logits[:, :-1].argmax(-1).tolist())
+
+
+def test_a_rule_may_run_a_network_and_fill_beyond_its_block():
+    def decode(job, plan):
+        yield from Denoising(job, Plan(AsksAnother(job), 12, 12, plan.blocks)).run()
+
+    job = _run(decode)
+    assert job.statistics.step_of == [0] * 12
+    assert job.statistics.forwards == 2
+
+
+def test_canvases_on_the_native_path_if_it_is_asked_for():
+    shape = {
+        "hidden_size": 192, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 208,
+    }  # fmt: skip
+    model = make_model("llama", **shape).to(torch.bfloat16)
+    tokens = [(7 * i) % 200 for i in range(40)]
+    answers = {}
+    for path in ("off", "fused", "native"):
+        try:
+            network = network_for(model, path, path)
+        except BadSetting as reason:
+            pytest.skip(str(reason))
+        sequence = network.new_sequence()
+        [whole] = network.run([Forward(sequence, tokens, attend=Attend.FULL, slots=range(40))])
+        part = Forward(sequence, [9] * 8, attend=Attend.FULL, slots=range(16, 24))
+        answers[path] = torch.cat([whole.logits, network.run([part])[0].logits])
+    for path in ("fused", "native"):
+        difference = (answers[path] - answers["off"]).square().mean().sqrt() / answers["off"].std()
+        assert difference < 0.1, path
+    assert network_for(model, "auto", "auto", bidirectional=True).path == "fused"

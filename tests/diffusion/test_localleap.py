@@ -1,0 +1,163 @@
+"""LocalLeap: what it commits next to an anchor, and when it is threshold decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from decodery.diffusion.laws import Laws
+from decodery.diffusion.unmasking.base import Step
+from decodery.diffusion.unmasking.fast_dllm import Threshold
+from decodery.diffusion.unmasking.localleap import LocalThreshold
+from decodery.engine.events import Unmasked
+from decodery.engine.registry import method as as_method
+from decodery.errors import BadParameter
+from decodery.evaluation.check import check_method
+from decodery.sampling.law import Law, LawSettings
+from decodery.sampling.noise import Noise
+from decodery.testing import ScriptedDenoiser, confident, denoising_language_model, toy_diffusion_model
+
+PROMPT = [3, 1, 4, 1, 5]
+VECTOR = [0.95, 0.8, 0.6, 0.8, 0.8, 0.8, 0.8]
+
+
+def _decoded(reply):
+    """What stands where, since which step, and at what cost."""
+    tokens = {}
+    for event in reply.events:
+        if isinstance(event, Unmasked):
+            tokens.update(zip(event.offsets, event.tokens, strict=True))
+    return tokens, reply.stats.step_of, reply.stats.forwards
+
+
+def _laws(confidences, offsets=None):
+    scores = confident(len(confidences), 5, confidences).float()
+    return Laws(offsets or range(len(confidences)), scores, Law(LawSettings(temperature=0.0), [0]), Noise(0), 1)
+
+
+def _step(count):
+    return Step(0, 0, count, count, 0, count, count)
+
+
+def _scripted(block_length, **parameters):
+    lm = denoising_language_model(ScriptedDenoiser(7, 5, lambda canvas: confident(7, 5, VECTOR)))
+    written = "".join(f", {name}={value}" for name, value in parameters.items())
+    return lm.generate([0], f"localleap(block_length={block_length}{written})").stats.step_of
+
+
+@pytest.mark.parametrize(
+    "same", ["relaxed_threshold=0.6, threshold=0.6", "radius=0, threshold=0.6, relaxed_threshold=0.2"]
+)
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_without_a_neighbourhood_or_a_relaxed_threshold_it_is_threshold_decoding(same, cache):
+    lm, other = toy_diffusion_model(), 0
+    for start in range(6):
+        prompt = [*PROMPT, start]
+        static = lm.generate(prompt, f"masked-diffusion(rule=threshold, threshold=0.6, block_length=6, cache={cache})")
+        found = lm.generate(prompt, f"localleap({same}, block_length=6, cache={cache})")
+        assert _decoded(found) == _decoded(static)
+        loose = lm.generate(prompt, f"localleap(threshold=0.6, relaxed_threshold=0.1, block_length=6, cache={cache})")
+        other += _decoded(loose) != _decoded(static)
+    assert other > 0  # the parameters matter where they differ
+
+
+@pytest.mark.parametrize("relaxed", [0.0, 0.3, 1.01])
+def test_without_anchors_one_token_per_step_whatever_is_relaxed(relaxed):
+    lm = toy_diffusion_model()
+    static = lm.generate(PROMPT, "masked-diffusion(block_length=6)")
+    found = lm.generate(PROMPT, f"localleap(threshold=1.01, relaxed_threshold={relaxed}, block_length=6)")
+    assert _decoded(found) == _decoded(static)
+    assert sorted(found.stats.step_of) == list(range(12))
+
+
+@pytest.mark.parametrize(("radius", "expected"), [(0, (0,)), (2, (0, 1)), (4, (0, 1, 3, 4)), (16, (0, 1, 3, 4, 5, 6))])
+def test_what_is_near_an_anchor_needs_less(radius, expected):
+    assert LocalThreshold(radius=radius).choose(_laws(VECTOR), _step(7)).offsets == expected
+
+
+def test_the_same_through_the_engine_and_never_beyond_the_block():
+    assert [place for place, step in enumerate(_scripted(7, radius=2)) if step == 0] == [0, 1]
+    assert [place for place, step in enumerate(_scripted(1, radius=4)) if step == 0] == [0]
+    assert _scripted(1, radius=4)[1] == 1
+
+
+def test_what_the_relaxed_threshold_admits_is_no_anchor():
+    rule = LocalThreshold(radius=1)
+    assert rule.choose(_laws([0.95, 0.8, 0.8, 0.8]), _step(4)).offsets == (0, 1)
+
+
+def test_filled_positions_use_up_the_radius():
+    """Offsets 0 and 4 with filled ones in between are four apart, not one."""
+    laws = _laws([0.95, 0.8, 0.8], offsets=[0, 4, 5])
+    assert LocalThreshold(radius=4).choose(laws, _step(6)).offsets == (0, 4)
+    assert LocalThreshold(radius=3).choose(laws, _step(6)).offsets == (0,)
+
+
+def test_earlier_commits_are_no_anchors():
+    """Only what passes in this step counts: a step without anchors commits the surest offset alone."""
+    script = {True: VECTOR, False: [0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]}
+    lm = denoising_language_model(
+        ScriptedDenoiser(7, 5, lambda canvas: confident(7, 5, script[all(token < 0 for token in canvas)]))
+    )
+    steps = lm.generate([0], "localleap(block_length=7, radius=2)").stats.step_of
+    assert steps == [0, 0, 1, 2, 3, 4, 5]
+
+
+def test_the_first_step_contains_the_threshold_s():
+    generator = torch.Generator().manual_seed(1)
+    larger = 0
+    for trial in range(200):
+        laws = _laws((0.4 + 0.6 * torch.rand(12, generator=generator, dtype=torch.float64)).tolist())
+        strict = set(Threshold(threshold=0.9).choose(laws, _step(12)).offsets)
+        found = set(LocalThreshold(radius=trial % 5).choose(laws, _step(12)).offsets)
+        loose = set(Threshold(threshold=0.75).choose(laws, _step(12)).offsets)
+        assert strict <= found <= loose
+        larger += len(found) > len(strict)
+    assert larger > 50
+
+
+def test_forwards_lie_between_those_of_the_two_thresholds():
+    lm = toy_diffusion_model(layers=1)
+
+    def forwards(spec):
+        prompts = [[first, second, 7] for first in range(5) for second in range(6)]
+        return sum(reply.stats.forwards for reply in lm.generate(prompts, f"{spec}, block_length=12)"))
+
+    strict = forwards("masked-diffusion(rule=threshold, threshold=0.8")
+    loose = forwards("masked-diffusion(rule=threshold, threshold=0.4")
+    between = forwards("localleap(threshold=0.8, relaxed_threshold=0.4, radius=2")
+    assert loose < between < strict
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_alone_and_in_a_batch(temperature):
+    lm = toy_diffusion_model()
+    prompts = [PROMPT, [2, 7], [9, 9, 9, 1]]
+    spec = "localleap(threshold=0.7, relaxed_threshold=0.4, radius=2, block_length=6)"
+    together = lm.generate(prompts, spec, temperature=temperature, seed=[1, 2, 3])
+    alone = [lm.generate(p, spec, temperature=temperature, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
+    assert [_decoded(reply) for reply in together] == [_decoded(reply) for reply in alone]
+
+
+def test_no_forward_after_the_last_mask():
+    lm = toy_diffusion_model()
+    for block in (3, 5, 12):
+        reply = lm.generate(PROMPT, f"localleap(threshold=0.6, relaxed_threshold=0.3, block_length={block})")
+        assert reply.stats.forwards == len(set(reply.stats.step_of)) == max(reply.stats.step_of) + 1
+
+
+def test_the_order_of_the_thresholds_is_checked():
+    with pytest.raises(BadParameter, match="above the threshold"):
+        as_method("localleap(threshold=0.5)")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["localleap", "localleap(radius=2, cache=dual, block_length=4)"],
+)
+def test_check_decides_its_claims(spec):
+    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    assert report.passed
+    claims = [part for part in report.parts if part.name.startswith("claim")]
+    assert len(claims) >= 2
+    assert all(part.passed for part in claims)

@@ -1,0 +1,124 @@
+"""Weights in four and eight bits: found where they are exact, left alone where they are not, and the same scores bit by bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_native import make
+from tiny_models import random_ids
+from torch import Tensor, nn
+
+from decodery.errors import BadSetting
+from decodery.models.forward import Forward, tree_mask
+from decodery.models.native import build
+from decodery.models.native.network import FORMS, NativeNetwork, Weights
+from decodery.models.paths import network_for
+
+FOUR, EIGHT, PLAIN = FORMS
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    try:
+        build.library()
+    except build.NotBuilt as reason:
+        pytest.skip(str(reason))
+
+
+def four_bits(weight: Tensor) -> Tensor:
+    """The weights nearest to these that GGUF's Q4_1 can hold: scale and least weight in half precision per 32 inputs."""
+    blocks = weight.float().reshape(-1, 32)
+    least = blocks.amin(1, keepdim=True)
+    scale = ((blocks.amax(1, keepdim=True) - least) / 15).half().float()
+    numbers = torch.where(scale > 0, (blocks - least) / scale, 0.0).round().clamp(0, 15)
+    return (numbers * scale + least.half().float()).reshape(weight.shape).bfloat16()
+
+
+def eight_bits(weight: Tensor) -> Tensor:
+    """The same of Q8_0: a scale per 32 inputs."""
+    blocks = weight.float().reshape(-1, 32)
+    scale = (blocks.abs().amax(1, keepdim=True) / 127).half().float()
+    numbers = torch.where(scale > 0, blocks / scale, 0.0).round().clamp(-128, 127)
+    return (numbers * scale).reshape(weight.shape).bfloat16()
+
+
+def form_of(weight: Tensor) -> int:
+    return int(Weights(FORMS).pack(weight).bytes)
+
+
+def quantised(family: str) -> Any:
+    model = make(family)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_((eight_bits if name == "lm_head" else four_bits)(module.weight))
+    return model
+
+
+@pytest.mark.parametrize("spread", [1e-2, 0.1, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_grid_of_quantised_weights_is_found(spread: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(64, 96, generator=generator) * spread
+    assert form_of(four_bits(weight)) == FOUR
+    assert form_of(eight_bits(weight)) == EIGHT
+    assert form_of(weight.bfloat16()) == PLAIN
+
+
+def test_blocks_without_variety() -> None:
+    weight = four_bits(torch.randn(32, 64, generator=torch.Generator().manual_seed(0)))
+    weight[3, :32] = 0.0
+    weight[5, 32:] = 0.25
+    weight[7, :32] = torch.tensor([-0.5, 0.5]).repeat(16)
+    assert form_of(weight) == FOUR
+    assert form_of(torch.zeros(16, 32, dtype=torch.bfloat16)) == FOUR
+
+
+def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
+    weight = four_bits(torch.randn(32, 64, generator=torch.Generator().manual_seed(1)))
+    weight[9, 40] = weight[9].abs().max() * 1.37
+    weight[9, 41] = weight[9, 40] * 0.517
+    assert form_of(weight) == PLAIN
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biases"])
+def test_scores_are_the_same_bits(family: str) -> None:
+    model = quantised(family)
+    packed, native = NativeNetwork(model, family, packed=True), NativeNetwork(model, family)
+    assert (packed.path, native.path) == ("packed", "native")
+    same_scores(packed, native)
+
+
+def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = build.binding.load(build._compiled(("-DDECODERY_NO_AMX",)))
+    monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
+    model = quantised("llama")
+    same_scores(NativeNetwork(model, "llama", packed=True), NativeNetwork(model, "llama"))
+
+
+def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:
+    prompt, ids = random_ids(45, 1, 200), random_ids(80, 2, 200)
+    sequences = [network.new_sequence() for network in (packed, native)]
+    for network, sequence in zip((packed, native), sequences, strict=True):
+        network.run([Forward(sequence, prompt)])
+    for count in (1, 2, 5, 16, 17, 31, 32, 33, 80):
+        rows = [s.owner.run([Forward(s, ids[:count])])[0].logits for s in sequences]
+        assert torch.equal(*rows), count
+        for sequence in sequences:
+            sequence.truncate(len(prompt))
+    parents = [-1, -1, 0, 0, 1, 2, 4]
+    mask = tree_mask(len(prompt), 1, parents)
+    positions = [45 + depth for depth in (0, 1, 1, 2, 2, 2, 3, 3)]
+    rows = [s.owner.run([Forward(s, ids[:8], positions, mask)])[0].logits for s in sequences]
+    assert torch.equal(*rows)
+
+
+def test_a_model_that_cannot_be_packed_says_so_and_runs_natively() -> None:
+    model = make("llama")
+    assert network_for(model, "llama").path == "native"
+    with pytest.raises(BadSetting, match="do not fit into four or eight bits"):
+        network_for(model, "llama", fast="packed")
+    assert network_for(quantised("llama"), "llama", fast="packed").path == "packed"
+    assert network_for(quantised("llama"), "llama").path == "native"
