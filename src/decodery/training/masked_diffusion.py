@@ -144,7 +144,7 @@ class Trainer:
         return self.log
 
     def advance(self, batch: Batch) -> float:
-        """One step on a batch; its loss."""
+        """One step on a batch; its loss. Raises FloatingPointError where that is no number, so that nothing is saved."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate_at(self.step)
@@ -162,7 +162,10 @@ class Trainer:
         self.tokens += batch.tokens.numel()
         for name, mean in self.mean.items():
             mean.lerp_(self.weights[name].detach(), 1 - min(recipe.average, self.step / (self.step + 10)))
-        return float(value.detach())
+        found = float(value.detach())
+        if not math.isfinite(found):
+            raise FloatingPointError(f"the loss of step {self.step} is {found}; the last checkpoint is whole")
+        return found
 
     def finished(self) -> Any:
         """The network with the weights to keep: the running mean where there is one."""
