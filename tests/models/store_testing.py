@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from decodery.models import store
+from decodery.models import catalogue, store
 
 
 class Index:
@@ -61,7 +61,9 @@ def leftovers(home: Path) -> list[str]:
 
 
 def installed_names() -> list[str]:
-    return [model.name for model in store.known_models() if model.installed]
+    """What was installed: models that come with the package are always there."""
+    shipped = catalogue.shipped()
+    return [model.name for model in store.known_models() if model.installed and model.name not in shipped]
 
 
 def is_one_sentence(error: pytest.ExceptionInfo[BaseException]) -> bool:

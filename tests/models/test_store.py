@@ -154,8 +154,10 @@ class TestNames:
             store.resolve(name)
 
     def test_bundled_models_come_first(self, home: Path) -> None:
-        assert [model.name for model in store.known_models()] == ["smollm2-135m", "gemma3-270m"]
-        assert not any(model.installed or model.bytes_on_disk for model in store.known_models())
+        shipped = list(catalogue.shipped())
+        assert [model.name for model in store.known_models()] == ["smollm2-135m", "gemma3-270m", *shipped]
+        assert {"diffusion-lists", "diffusion-stories", "stories-twin"} <= set(shipped)
+        assert [model.name for model in store.known_models() if model.installed] == shipped
 
     def test_catalogue_is_consistent(self) -> None:
         for model in catalogue.BUNDLED.values():
