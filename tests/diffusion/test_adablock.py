@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
 from decodery.diffusion.blocks.adablock import PUBLISHED, DelimitedBlocks, delimiter_ids
 from decodery.diffusion.canvas import Canvas
@@ -14,7 +15,6 @@ from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
-from decodery.evaluation.check import check_method
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
@@ -31,21 +31,11 @@ from decodery.testing import (
 )
 from decodery.testing.outputs import new_job
 
-PROMPT = [3, 1, 4, 1, 5]
 LENGTH = 28
 """A quarter of it, the window, is seven."""
 DELIMITER = 1
 EAGER = "delimiters=2+5+9+14, delimiter_threshold=0.05, window=0.5"
 """On the toy network: some blocks end at a delimiter, and some do not."""
-
-
-def _decoded(reply):
-    """What stands where, since which step, and at what cost."""
-    tokens = {}
-    for event in reply.events:
-        if isinstance(event, Unmasked):
-            tokens.update(zip(event.offsets, event.tokens, strict=True))
-    return tokens, reply.stats.step_of, reply.stats.forwards
 
 
 def _sevens(delimiters, length=LENGTH, sure=0.95, start=0):
@@ -75,7 +65,7 @@ def test_without_delimiters_it_is_threshold_decoding_in_fixed_blocks(cache, neve
         prompt, shared = [*PROMPT, start], f"block_length=5, cache={cache}"
         static = lm.generate(prompt, f"masked-diffusion(rule=threshold, threshold=0.6, {shared})")
         found = lm.generate(prompt, f"adablock({never}, threshold=0.6, {shared})")
-        assert _decoded(found) == _decoded(static)
+        assert decoded(found) == decoded(static)
         assert found.stats.block_ends == [5, 10, 12]
         moved += lm.generate(prompt, f"adablock({EAGER}, threshold=0.6, {shared})").stats.block_ends != [5, 10, 12]
     assert moved > 0
@@ -87,7 +77,7 @@ def test_without_delimiters_and_certainty_one_token_per_step(cache):
     shared = f"block_length=4, cache={cache}"
     static = lm.generate(PROMPT, f"masked-diffusion({shared})")
     found = lm.generate(PROMPT, f"adablock(threshold=1.01, delimiter_threshold=inf, {shared})")
-    assert _decoded(found) == _decoded(static)
+    assert decoded(found) == decoded(static)
     assert found.stats.forwards == 12
 
 
@@ -197,7 +187,7 @@ def test_with_one_layer_the_caches_are_exact(cache):
     for start in range(6):
         plain = lm.generate([*PROMPT, start], f"adablock({EAGER}, threshold=0.6, block_length=5)")
         cached = lm.generate([*PROMPT, start], f"adablock({EAGER}, threshold=0.6, block_length=5, cache={cache})")
-        assert _decoded(cached) == _decoded(plain)
+        assert decoded(cached) == decoded(plain)
         assert cached.stats.block_ends == plain.stats.block_ends
         assert cached.stats.rows < plain.stats.rows
         lengths |= {b - a for a, b in itertools.pairwise([0, *plain.stats.block_ends])}
@@ -223,7 +213,7 @@ def test_shifted_models_run_with_every_cache(shift_row):
         assert -1 not in found.stats.step_of
         assert found.stats.block_ends[-1] == 12
         if shift_row == "compute":
-            assert _decoded(found) == _decoded(plain)
+            assert decoded(found) == decoded(plain)
 
 
 # Other rules, and chance
@@ -245,7 +235,7 @@ def test_any_rule_fills_the_blocks():
     leap = lm.generate(
         PROMPT, f"adablock(sampler='localleap(threshold=0.6, radius=0, relaxed_threshold=0.1)', {EAGER})"
     )
-    assert _decoded(leap) == _decoded(lm.generate(PROMPT, f"adablock(threshold=0.6, {EAGER})"))
+    assert decoded(leap) == decoded(lm.generate(PROMPT, f"adablock(threshold=0.6, {EAGER})"))
 
 
 def test_steps_are_shared_out_among_blocks_of_any_length():
@@ -290,12 +280,8 @@ def test_a_boundary_that_looks_at_no_draw_keeps_an_exact_sampler_exact():
 
 
 def test_a_row_alone_and_in_a_batch():
-    lm = toy_diffusion_model()
-    prompts = [PROMPT, [2, 7], [9, 9, 9, 1]]
     spec = f"adablock({EAGER}, block_length=5, cache=dual)"
-    together = lm.generate(prompts, spec, temperature=1.0, seed=[1, 2, 3])
-    alone = [lm.generate(p, spec, temperature=1.0, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
-    assert [_decoded(reply) for reply in together] == [_decoded(reply) for reply in alone]
+    assert_alone_as_in_a_batch(spec, 1.0)
 
 
 # Delimiters
@@ -376,8 +362,4 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
     ],
 )
 def test_check_decides_its_claims(spec):
-    report = check_method(toy_diffusion_model(), spec, prompts=3)
-    assert report.passed
-    claims = [part for part in report.parts if part.name.startswith("claim")]
-    assert len(claims) >= 2
-    assert all(part.passed for part in claims)
+    assert_check_decides_the_claims(spec)

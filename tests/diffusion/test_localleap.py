@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
 from decodery.diffusion.laws import Laws
 from decodery.diffusion.unmasking.base import Step
 from decodery.diffusion.unmasking.fast_dllm import Threshold
 from decodery.diffusion.unmasking.localleap import LocalThreshold
-from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter
-from decodery.evaluation.check import check_method
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
 from decodery.testing import ScriptedDenoiser, confident, denoising_language_model, toy_diffusion_model
 
-PROMPT = [3, 1, 4, 1, 5]
 VECTOR = [0.95, 0.8, 0.6, 0.8, 0.8, 0.8, 0.8]
-
-
-def _decoded(reply):
-    """What stands where, since which step, and at what cost."""
-    tokens = {}
-    for event in reply.events:
-        if isinstance(event, Unmasked):
-            tokens.update(zip(event.offsets, event.tokens, strict=True))
-    return tokens, reply.stats.step_of, reply.stats.forwards
 
 
 def _laws(confidences, offsets=None):
@@ -55,9 +44,9 @@ def test_without_a_neighbourhood_or_a_relaxed_threshold_it_is_threshold_decoding
         prompt = [*PROMPT, start]
         static = lm.generate(prompt, f"masked-diffusion(rule=threshold, threshold=0.6, block_length=6, cache={cache})")
         found = lm.generate(prompt, f"localleap({same}, block_length=6, cache={cache})")
-        assert _decoded(found) == _decoded(static)
+        assert decoded(found) == decoded(static)
         loose = lm.generate(prompt, f"localleap(threshold=0.6, relaxed_threshold=0.1, block_length=6, cache={cache})")
-        other += _decoded(loose) != _decoded(static)
+        other += decoded(loose) != decoded(static)
     assert other > 0  # the parameters matter where they differ
 
 
@@ -66,7 +55,7 @@ def test_without_anchors_one_token_per_step_whatever_is_relaxed(relaxed):
     lm = toy_diffusion_model()
     static = lm.generate(PROMPT, "masked-diffusion(block_length=6)")
     found = lm.generate(PROMPT, f"localleap(threshold=1.01, relaxed_threshold={relaxed}, block_length=6)")
-    assert _decoded(found) == _decoded(static)
+    assert decoded(found) == decoded(static)
     assert sorted(found.stats.step_of) == list(range(12))
 
 
@@ -131,12 +120,8 @@ def test_forwards_lie_between_those_of_the_two_thresholds():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_alone_and_in_a_batch(temperature):
-    lm = toy_diffusion_model()
-    prompts = [PROMPT, [2, 7], [9, 9, 9, 1]]
     spec = "localleap(threshold=0.7, relaxed_threshold=0.4, radius=2, block_length=6)"
-    together = lm.generate(prompts, spec, temperature=temperature, seed=[1, 2, 3])
-    alone = [lm.generate(p, spec, temperature=temperature, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
-    assert [_decoded(reply) for reply in together] == [_decoded(reply) for reply in alone]
+    assert_alone_as_in_a_batch(spec, temperature)
 
 
 def test_no_forward_after_the_last_mask():
@@ -156,8 +141,4 @@ def test_the_order_of_the_thresholds_is_checked():
     ["localleap", "localleap(radius=2, cache=dual, block_length=4)"],
 )
 def test_check_decides_its_claims(spec):
-    report = check_method(toy_diffusion_model(), spec, prompts=3)
-    assert report.passed
-    claims = [part for part in report.parts if part.name.startswith("claim")]
-    assert len(claims) >= 2
-    assert all(part.passed for part in claims)
+    assert_check_decides_the_claims(spec)

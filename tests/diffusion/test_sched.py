@@ -8,19 +8,17 @@ import math
 
 import pytest
 import torch
+from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
 from decodery.diffusion.exits.margins import Calibration, Thresholds, margins, quality_penalised_speed
-from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
-from decodery.evaluation.check import check_method
 from decodery.models.forward import Attend, Forward
 from decodery.testing import ScriptedDenoiser, denoising_language_model, toy_diffusion_model, toy_language_model
 from decodery.testing.outputs import finished, new_job
 from decodery.training.exit_thresholds import calibrate, first_margins, main
 
-PROMPT = [3, 1, 4, 1, 5]
 NEVER = "threshold_high=inf, threshold_low=inf"
 ALWAYS = "threshold_high=-inf, threshold_low=-inf"
 SAMPLERS = (
@@ -33,15 +31,6 @@ SAMPLERS = (
     "localleap(threshold=0.6, relaxed_threshold=0.3)",
     "adablock(delimiters=2+5+9+14, delimiter_threshold=0.05, threshold=0.6)",
 )
-
-
-def _decoded(reply):
-    """What stands where, since which step, and at what cost."""
-    tokens = {}
-    for event in reply.events:
-        if isinstance(event, Unmasked):
-            tokens.update(zip(event.offsets, event.tokens, strict=True))
-    return tokens, reply.stats.step_of, reply.stats.forwards
 
 
 def _observed(lm, spec, prompt=PROMPT):
@@ -84,7 +73,7 @@ def test_an_exit_that_never_fires_leaves_the_sampler_as_it_is(sampler, temperatu
         bracket = f"{sampler[:-1]}, {canvas})" if sampler.endswith(")") else f"{sampler}({canvas})"
         plain = lm.generate(PROMPT, bracket, temperature=temperature, seed=3)
         found = lm.generate(PROMPT, f"sched(sampler='{sampler}', {NEVER}, {canvas})", temperature=temperature, seed=3)
-        assert _decoded(found) == _decoded(plain)
+        assert decoded(found) == decoded(plain)
         assert found.text == plain.text
 
 
@@ -97,7 +86,7 @@ def test_with_the_dual_cache_too_in_the_region_it_scores(region):
             as_method(spec)
     else:
         plain = lm.generate(PROMPT, "masked-diffusion(block_length=4, cache=dual)")
-        assert _decoded(lm.generate(PROMPT, spec)) == _decoded(plain)
+        assert decoded(lm.generate(PROMPT, spec)) == decoded(plain)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -316,12 +305,8 @@ def test_joint_mode_pools_what_is_masked_and_forgets_who_is_done():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_alone_and_in_a_batch(temperature):
-    lm = toy_diffusion_model()
-    prompts = [PROMPT, [2, 7], [9, 9, 9, 1]]
     spec = "sched(threshold_high=4.0, threshold_low=1.0, block_length=6)"
-    together = lm.generate(prompts, spec, temperature=temperature, seed=[1, 2, 3])
-    alone = [lm.generate(p, spec, temperature=temperature, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
-    assert [_decoded(reply) for reply in together] == [_decoded(reply) for reply in alone]
+    assert_alone_as_in_a_batch(spec, temperature)
 
 
 def test_what_a_setting_bans_is_not_filled_in_at_the_exit():
@@ -354,7 +339,7 @@ def test_calibration_takes_percentiles_of_the_first_step(tmp_path):
     assert method.thresholds(lm.name) == Thresholds(found.high, found.low)
     assert as_method(f"sched(calibration='{file}', threshold_low=0.0)").thresholds(lm.name).low == 0.0
     lower = as_method(f"sched(threshold_high={found.high}, threshold_low={found.low})")
-    assert _decoded(lm.generate(PROMPT, method)) == _decoded(lm.generate(PROMPT, lower))
+    assert decoded(lm.generate(PROMPT, method)) == decoded(lm.generate(PROMPT, lower))
     with pytest.raises(BadParameter, match="was made for toy-diffusion-0"):
         toy_diffusion_model(seed=1).generate(PROMPT, method)
     file.write_text("{}")
@@ -405,8 +390,4 @@ def test_thresholds_that_rise_or_are_half_infinite_are_refused():
     ],
 )
 def test_check_decides_its_claims(spec):
-    report = check_method(toy_diffusion_model(), spec, prompts=3)
-    assert report.passed
-    claims = [part for part in report.parts if part.name.startswith("claim")]
-    assert len(claims) >= 2
-    assert all(part.passed for part in claims)
+    assert_check_decides_the_claims(spec)

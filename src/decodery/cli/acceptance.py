@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from rich.text import Text
 from typer import Option
 
-from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, writing
+from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, write_files
 from decodery.cli.machine import in_words
 from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
 from decodery.errors import BadSetting
@@ -69,7 +69,7 @@ def acceptance(
 
     if plot is not None:
         check_plotting(plot)
-        check_writable(plot)
+    check_writable(plot)
     from decodery.evaluation.acceptance import acceptance_report, check_numbers
     from decodery.evaluation.questions import load_questions
     from decodery.speculative.drafters.draft_model import DraftModel
@@ -92,9 +92,7 @@ def acceptance(
             seed=seed,
             on_progress=counter,
         )
-    if plot is not None:
-        with writing(plot):
-            report.plot(plot)
+    write_files((plot, report.plot))
     if as_json:
         print_json(report.as_dict())
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Option
 
-from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, writing
+from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, write_files
 from decodery.cli.machine import in_words
 from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
 from decodery.errors import BadSetting
@@ -99,9 +99,7 @@ def bench(
     if full or plot is not None:
         raise BadSetting("--full and --plot belong to a suite; name one with --suite.")
     specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
-    for path in (csv, out):
-        if path is not None:
-            check_writable(path)
+    check_writable(csv, out)
     from decodery.evaluation.benchmark import run_benchmark
     from decodery.evaluation.questions import load_questions
 
@@ -121,12 +119,7 @@ def bench(
             seed=seed,
             on_progress=counter,
         )
-    if csv is not None:
-        with writing(csv):
-            report.write_csv(csv)
-    if out is not None:
-        with writing(out):
-            report.write_json(out)
+    write_files((csv, report.write_csv), (out, report.write_json))
     if as_json:
         print_json(report.as_dict())
     else:

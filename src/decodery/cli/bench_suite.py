@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, writing
+from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, write_files
 from decodery.cli.machine import in_words
 from decodery.cli.options import DEFAULT_MODEL, ModelOptions
 from decodery.errors import BadSetting
@@ -40,9 +40,7 @@ def run(
     from decodery.evaluation.parallelbench.tasks import TASKS
 
     entrants = measuring.given_entrants(specs) if specs else measuring.default_entrants(full)
-    for path in (csv, out, plot):
-        if path is not None:
-            check_writable(path)
+    check_writable(csv, out, plot)
     lm = (replace(model, model=SUITE_MODEL) if model.model == DEFAULT_MODEL else model).load()
     with Counter() as counter:
         report = measuring.run_suite(
@@ -55,15 +53,9 @@ def run(
             seed=seed or None,
             on_progress=counter,
         )
-    if csv is not None:
-        with writing(csv):
-            report.write_csv(csv)
-    if out is not None:
-        with writing(out):
-            report.write_json(out)
-    if plot is not None:
-        with writing(plot):
-            measuring.draw_curves(report, plot)
+    write_files(
+        (csv, report.write_csv), (out, report.write_json), (plot, lambda path: measuring.draw_curves(report, path))
+    )
     if as_json:
         print_json(report.as_dict())
         return

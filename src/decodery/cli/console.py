@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -225,13 +225,24 @@ def writing(path: Path) -> Iterator[None]:
         raise BadInput(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def check_writable(path: Path) -> None:
-    """Raise BadInput where a file cannot be written, before the work whose result it is to hold."""
-    with writing(path):
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
+def check_writable(*paths: Path | None) -> None:
+    """Raise BadInput where a file cannot be written, before the work whose result it is to hold. None: no file is wanted."""
+    for path in paths:
+        if path is None:
+            continue
+        with writing(path):
+            existed = path.exists()
+            path.open("a").close()
+            if not existed:
+                path.unlink()
+
+
+def write_files(*files: tuple[Path | None, Callable[[Path], None]]) -> None:
+    """Write each file that is wanted with its own writer; raises BadInput where that fails."""
+    for path, write in files:
+        if path is not None:
+            with writing(path):
+                write(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -86,8 +86,7 @@ def generate(
         raise BadSetting("--logprobs needs --json; plain text has no place for them.")
     if (show or show_html is not None) and (as_json or prompts is not None or n != 1):
         raise BadSetting("--show and --show-html follow one canvas, so they go without --json, --prompts and --n.")
-    if show_html is not None:
-        check_writable(show_html)
+    check_writable(show_html)
     values = settings.given()
     values.update({"n": n} if n != 1 else {}, **({"echo": True} if echo else {}))
     if logprobs is not None:

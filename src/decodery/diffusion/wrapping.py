@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,9 @@ class WrappingMethod(DiffusionMethod):
         super().__post_init__()
         self.inner()
 
+    @abstractmethod
     def default_sampler(self) -> DiffusionMethod:
         """The sampler where none is named."""
-        raise NotImplementedError
 
     def inner(self) -> DiffusionMethod:
         """The sampler, with the canvas, steps, cache and guidance of this method.

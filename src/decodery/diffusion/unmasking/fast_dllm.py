@@ -7,6 +7,7 @@ Wu et al., Fast-dLLM, 2025, arXiv 2505.22618, section 3.3 and theorem 1: if each
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,9 +47,9 @@ class ByConfidence(Rule):
         places = self.sure(confidence, laws.offsets)
         return Commit.at(laws, places, [tokens[place] for place in places] if tokens else laws.draw(places))
 
+    @abstractmethod
     def sure(self, confidence: Tensor, offsets: Sequence[int]) -> list[int]:
         """The places to be filled, ascending, given the log probability [m] and the offset of each; at least the surest."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""What a canvas decoder did, and two laws that several methods are held to."""
+
+from __future__ import annotations
+
+from decodery.engine.events import Unmasked
+from decodery.evaluation.check import check_method
+from decodery.testing import toy_diffusion_model
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def decoded(reply):
+    """What stands where, since which step, and at what cost."""
+    tokens = {}
+    for event in reply.events:
+        if isinstance(event, Unmasked):
+            tokens.update(zip(event.offsets, event.tokens, strict=True))
+    return tokens, reply.stats.step_of, reply.stats.forwards
+
+
+def assert_alone_as_in_a_batch(spec, temperature):
+    """A request decodes the same whatever shares its pass."""
+    lm = toy_diffusion_model()
+    prompts = [PROMPT, [2, 7], [9, 9, 9, 1]]
+    together = lm.generate(prompts, spec, temperature=temperature, seed=[1, 2, 3])
+    alone = [lm.generate(p, spec, temperature=temperature, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
+    assert [decoded(reply) for reply in together] == [decoded(reply) for reply in alone]
+
+
+def assert_check_decides_the_claims(spec):
+    """`decodery check` finds what the method says of itself to be so."""
+    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    assert report.passed
+    claims = [part for part in report.parts if part.name.startswith("claim")]
+    assert len(claims) >= 2
+    assert all(part.passed for part in claims)
