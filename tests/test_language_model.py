@@ -368,3 +368,23 @@ def test_loading_a_folder(tmp_path: Any) -> None:
     ):
         with pytest.raises(BadSetting, match=message):
             decodery.load(tmp_path / "mine", **arguments)  # type: ignore[arg-type]
+
+
+def test_a_masked_diffusion_model_of_transformers_is_wrapped_as_it_is_loaded(tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = decodery.load("diffusion-lists")
+    model, tokenizer = (kind.from_pretrained(loaded.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    prompt, settings = "reverse : K D A =", {"method": "masked-diffusion(steps=16)", "max_new_tokens": 16}
+    expected = loaded.generate(prompt, **settings).token_ids
+    assert decodery.wrap(model.float(), tokenizer).generate(prompt, **settings).token_ids == expected
+    # A configuration that does not say what the model is can be helped out.
+    del model.config.masked_diffusion
+    with pytest.raises(Refused, match="masked-diffusion"):
+        decodery.wrap(model, tokenizer).generate(prompt, **settings)
+    helped = decodery.wrap(model, tokenizer, diffusion=loaded.diffusion)
+    assert helped.generate(prompt, **settings).token_ids == expected
+
+
+def test_tiny_models_are_computed_in_float32() -> None:
+    assert decodery.load("diffusion-lists").network.dtype == torch.float32

@@ -337,8 +337,8 @@ def load(
     """Load a model; fetch and convert it first where it is not here yet.
 
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
-    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, else float32), "float32", "bfloat16",
-    "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
+    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
+    "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
     fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
     progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
@@ -350,7 +350,7 @@ def load(
         torch.set_num_threads(threads)
     where = _device(device)
     folder = store.resolve(str(name), progress=progress)
-    kind = _dtype(dtype, where)
+    kind = _dtype(dtype, where, folder)
     try:
         config = masked_diffusion.read_config(folder)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
@@ -376,16 +376,23 @@ def wrap(
     name: str | None = None,
     folder: Path | None = None,
     fast: str | bool = False,
+    diffusion: MaskedDiffusion | None = None,
 ) -> LanguageModel:
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
 
+    diffusion: what the decoders of a masked-diffusion model must know; None takes it from the model's configuration, and a
+    model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama, Qwen2, …),
+    trained to see everything.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
     `decodery.models.paths`); changes made to the model afterwards are not seen then.
 
     Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return _combined(network_for(model, label, fast), model, tokenizer, folder)
+    if diffusion is None:
+        diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
+    network = network_for(model, label, fast, bidirectional=diffusion is not None)
+    return _combined(network, model, tokenizer, folder, diffusion)
 
 
 def _combined(
@@ -428,10 +435,16 @@ def _device(device: str | torch.device) -> torch.device:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+TINY = 64 * 2**20
+"""Bytes of weights on disk up to which "auto" computes in float32: passes this small are no faster in bfloat16."""
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
+        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= TINY:
+            return torch.float32
         if device.type != "cpu":
             return torch.bfloat16
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -25,7 +25,9 @@ def replace(text: str, mark: str, content: str) -> str:
 
 def page_head(entry: registry.MethodInfo) -> str:
     """What the page of a method says of its own accord."""
-    canvas = " --model FOLDER" if entry.family == DIFFUSION else ""
+    canvas = " --model diffusion-lists" if entry.family == DIFFUSION else ""
+    if any(parameter.name == "guide" for parameter in entry.parameters):
+        canvas = " --model diffusion-stories"
     prompt = '"…"' if canvas else '--chat "…"'
     lines = [
         f"- **Source:** {entry.paper}",
