@@ -48,6 +48,32 @@ ASKS = (
     "You are a detective in a novel. Describe the room in which you found {} and say whom you suspect.",
     "Write a blog post about a journey on which you learned about {}. Name three things one must see.",
     "Solve step by step: a box holds {}, numbered from 1 to 20. What is the chance that two drawn at random are both even?",
+    "Imagine that you are an old teacher who has seen everything. Tell your class what you think of {}.",
+    "Write a product description for a new kind of {}. Mention price, size and colour.",
+    "Rewrite this politely: your report on {} is too long and nobody understands it.",
+    "Answer in JSON with the keys name, place and year: in 1921 a society for {} was founded in Lisbon by Maria Alves.",
+    "How did {} influence economy and society in the nineteenth century?",
+    "Write a Python program that simulates {} with random numbers, and explain every line.",
+    "Write the HTML and CSS of a small web page about {} with a heading, a picture and a button.",
+    "A farmer had 84 sheep. He sold a third of them to buy {} and then bought 9 more. How many sheep has he now?",
+    "Anna reads 12 pages about {} on each day of the week and 30 pages on Sundays. How many pages does she read in 4 weeks?",
+    "Tom earns 18 dollars an hour with {}. Last week he worked 35 hours and paid 20 percent of it in taxes. What was left?",
+    "Who discovered the most important facts about {}?",
+    "What is the difference between {} and {}?",
+    "Why are {} important for the environment?",
+    "Translate German to English: Viele Menschen wissen nicht, dass {} schon vor mehr als hundert Jahren bekannt waren, und "
+    "wundern sich darüber, wenn sie es hören.",
+    "Summarize: Police said on Friday that a man of 34 was arrested after a fire in a warehouse that held {}. No one was hurt, "
+    "but the damage is thought to be more than two million pounds. Neighbours told reporters that they had seen two men leave "
+    "the building shortly before midnight. A spokeswoman said that the inquiry continues and asked witnesses to come forward."
+    "\nTL;DR:",
+    "Use the passage to answer. Passage: {} were first described in 1874 by a Danish doctor, who travelled for six years and "
+    "wrote three books. The second book became famous, since it held more than two hundred drawings. He died in 1911 in "
+    "Copenhagen. Question: why did the second book become famous?",
+    "Give me a plan for one week in which I learn the basics of {}.",
+    "What are the advantages and the disadvantages of {}? End with a recommendation.",
+    "Write an outline of a talk about {} for the local council, with an opening and a conclusion.",
+    "Find the mistake: since all {} are useful and some useful things are expensive, some {} are expensive.",
 )
 TOPICS = (
     "lighthouses", "honey", "tides", "bicycles", "old maps", "volcanoes", "paper", "sourdough bread", "violins", "whales",
@@ -64,6 +90,17 @@ TOPICS = (
     "trade routes", "marathons", "newspapers", "black holes", "chocolate", "philosophy", "ferries", "bacteria",
     "wooden houses", "calendars", "cinema", "rice", "prisons", "fireworks", "elephants", "statistics", "cathedrals",
     "fishing", "video games", "forests", "the brain", "jazz", "nurses", "clocks", "wine", "public transport", "languages",
+    "hotels", "the Roman Empire", "dogs", "weddings", "mirrors", "hospitals", "sugar", "neural networks", "climate change",
+    "shoes", "the French Revolution", "banks", "cats", "yoga", "helicopters", "soap", "famous speeches", "camels", "databases",
+    "the ocean floor", "birthdays", "oranges", "refugees", "the violin concerto", "thunderstorms", "stamps", "apples",
+    "artificial intelligence", "monks", "roundabouts", "crosswords", "butterflies", "human rights", "noodles", "comets",
+    "skyscrapers", "allergies", "puppets", "the Olympic Games", "water mills", "genes", "spiders", "mobile phones", "inflation",
+    "bread ovens", "ghost stories", "pirates", "school uniforms", "oil", "running shoes", "the Renaissance", "vitamins",
+    "blankets", "the human voice", "search engines", "cherries", "recycling", "embroidery", "ski resorts", "taxis",
+    "the periodic table", "lemons", "basketball", "constitutions", "umbrellas", "perfume", "giraffes", "street art",
+    "dinosaurs", "headaches", "candles", "cricket", "quantum physics", "potatoes", "lakes", "office work", "submarines",
+    "breakfast", "fashion", "credit cards", "the Silk Road", "roses", "rockets", "family trees", "sheep", "toothpaste",
+    "wind turbines", "handwriting", "cities of the future", "pets", "mushrooms", "diplomacy",
 )  # fmt: skip
 
 

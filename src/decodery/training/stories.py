@@ -61,7 +61,7 @@ class Corpus:
     """stories: beginnings that the model goes on with. held_out: stories to validate on. vocabulary: of the tokenizer."""
 
     model: str = "smollm2-135m"
-    stories: int = 4224
+    stories: int = 9984
     held_out: int = 200
     vocabulary: int = 2048
 
@@ -311,11 +311,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where texts, checkpoints and logs are kept")
     parser.add_argument("--artifacts", type=Path, required=True, help="the folder that the two models' folders go to")
     parser.add_argument("--part", choices=("all", "corpus", DIFFUSION, TWIN), default="all")
-    parser.add_argument("--draws", type=int, default=128, help="masks of each held-out story that measure the bound")
+    parser.add_argument("--draws", type=int, default=64, help="masks of each held-out story that measure the bound")
     defaults = {
         Corpus: Corpus(),
         Sizes: Sizes(),
-        Recipe: Recipe(steps=2500, batch_tokens=2048, rate=2e-3, average=0.99),
+        Recipe: Recipe(steps=5000, batch_tokens=2048, rate=2e-3, average=0.99),
     }
     for kind, default in defaults.items():
         for item in fields(kind):

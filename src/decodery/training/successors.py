@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 KEPT = 4
 """Successors that are noted at each token."""
-BATCH = 24
 
 
-def write_texts(lm: LanguageModel, prompts: list[str], new_tokens: int, seed: int, folder: Path) -> list[Path]:
+def write_texts(
+    lm: LanguageModel, prompts: list[str], new_tokens: int, seed: int, folder: Path, batch: int
+) -> list[Path]:
     """Let the model answer, batch by batch; each batch becomes a file, and files that are there are not made again.
 
     A file holds `context` [n, 2] (the last two tokens), `ids` and `shares` [n, KEPT] (likeliest successors and their
@@ -38,13 +39,13 @@ def write_texts(lm: LanguageModel, prompts: list[str], new_tokens: int, seed: in
     from rich.progress import track
 
     files = []
-    starts = range(0, len(prompts), BATCH)
+    starts = range(0, len(prompts), batch)
     for number, start in enumerate(track(starts, "writing texts", disable=not sys.stderr.isatty())):
         path = folder / f"{number:05d}.npz"
         files.append(path)
         if path.exists():
             continue
-        group = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+        group = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
         replies = lm.generate(
             group,
             "autoregressive",
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, default=len(ASKS), help="kinds of prompts, the first so many")
     parser.add_argument("--topics", type=int, default=len(TOPICS), help="topics, the first so many")
     parser.add_argument("--new-tokens", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=96, help="prompts that are answered at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
     parser.add_argument(
@@ -103,8 +105,8 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     once = varied_prompts(given.prompts, given.seed, given.kinds, given.topics)
     # Every other batch is greedy: the second time, a prompt stands in a batch of the other kind.
-    prompts = once + once[BATCH:] + once[:BATCH] if given.answers == 2 else once
-    files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work)
+    prompts = once + once[given.batch :] + once[: given.batch] if given.answers == 2 else once
+    files = write_texts(lm, prompts, given.new_tokens, given.seed, given.work, given.batch)
     files += [path for folder in given.texts_of for path in sorted(folder.glob("[0-9]*.npz")) if path.stem.isdigit()]
     table = table_of(files, lm.network.vocabulary, fingerprint(lm.tokenizer, lm.network.vocabulary))
     given.artifact.parent.mkdir(parents=True, exist_ok=True)
