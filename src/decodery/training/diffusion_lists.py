@@ -12,8 +12,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,52 +35,70 @@ LONG_SHARES = {
     "arithmetic": 0.26,
 }
 """How often a task is drawn for a short row (below 32 tokens) and for a long one; the ten list tasks share theirs."""
-FIRST_BATCHES = {16: 8, 20: 8, 24: 8}
-BATCHES = {16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1}
-LAST_BATCHES = {16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2}
-"""Tokens of prompt and canvas together -> batches of a pool: of the first pools, then, and of the last ones."""
-FINAL_SHARES = {"lists": 0.92, "words_to_sentence": 0.02, "paraphrase": 0.02, "continue_pattern": 0.04}
-FINAL_BATCHES = {16: 4, 20: 6, 24: 6, 32: 5, 40: 1, 48: 1, 64: 1}
-"""The same when a model is finished (`--start`): lists, and enough of the rest that it is not forgotten."""
-HARD = {"insert_index": 3, "replace_index": 4, "replace_random": 4, "reverse": 2, "insert_random": 2}
-"""How often a list task is drawn then (`--hard`), beside once for the others: what is learned late comes more often."""
 FIRST_POOLS = 40
 """Pools of lists alone: copying is learned sooner on short rows, and everything else needs it."""
 LAST_POOLS = 167
 """The pool from which on most rows are long: what is not learned by then needs them."""
 
 
-def rows(
-    seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, final: bool = False, hard: bool = False
-) -> Source:
+@dataclass(frozen=True)
+class Plan:
+    """What the rows of a pool are. batches: tokens of prompt and canvas together -> batches of a pool. short, long: shares of
+    the tasks in rows below `border` tokens and from there on. often: how often a list task is drawn, beside once for the
+    others."""
+
+    batches: Mapping[int, int]
+    short: Mapping[str, float] = field(default_factory=lambda: SHORT_SHARES)
+    long: Mapping[str, float] = field(default_factory=lambda: LONG_SHARES)
+    border: int = 32
+    often: Mapping[str, int] = field(default_factory=dict)
+
+
+FIRST = Plan({16: 8, 20: 8, 24: 8}, short={"lists": 1.0})
+MIDDLE = Plan({16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1})
+LAST = Plan({16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2})
+"""Of the first pools, then, and of the last ones."""
+LISTS = Plan(
+    {16: 4, 20: 6, 24: 6, 32: 5, 40: 1, 48: 1, 64: 1},
+    short={"lists": 0.92, "words_to_sentence": 0.02, "paraphrase": 0.02, "continue_pattern": 0.04},
+    border=33,
+)
+"""To finish a model: lists, and enough of the rest that it is not forgotten."""
+HARD = replace(
+    LISTS, often={"insert_index": 3, "replace_index": 4, "replace_random": 4, "reverse": 2, "insert_random": 2}
+)
+"""The same with more of the lists that are learned late."""
+REST = Plan(
+    {16: 2, 20: 3, 24: 3, 32: 2, 40: 4, 48: 6, 64: 3},
+    long={"lists": 0.06, "latin_square": 0.17, "sudoku": 0.12, "words_to_sentence": 0.08, "paraphrase": 0.12,
+          "continue_pattern": 0.01, "arithmetic": 0.44},
+    often=HARD.often,
+)  # fmt: skip
+"""To go on with what takes longest, mostly word problems, and enough lists that they are not forgotten."""
+STAGES = {"lists": LISTS, "hard": HARD, "rest": REST}
+
+
+def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, only: Plan | None = None) -> Source:
     """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
-    `batch_tokens` has rows of one length, so that few shapes occur."""
+    `batch_tokens` has rows of one length, so that few shapes occur. only: the plan of all pools; None is that of a
+    model that begins."""
     words = vocabulary()
     lists = [name for name in TASKS if TASKS[name].group == "lists"]
-    if hard:
-        lists = [name for name in lists for _ in range(HARD.get(name, 1))]
-
-    def draw(shares: dict[str, float], generator: random.Random) -> tuple[list[int], list[int]]:
-        name = generator.choices(list(shares), list(shares.values()))[0]
-        task = TASKS[generator.choice(lists) if name == "lists" else name]
-        length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
-        sample = task.draw(length, generator)
-        return encode(sample.prompt, words), encode(sample.answer, words)
 
     def pool(number: int) -> list[Row]:
         generator = random.Random(f"{seed} {number}")
-        first = number < first_pools
+        plan = only or (FIRST if number < first_pools else MIDDLE if number < LAST_POOLS else LAST)
+        drawn = [name for name in lists for _ in range(plan.often.get(name, 1))]
         found: list[Row] = []
-        plan = FIRST_BATCHES if first else BATCHES if number < LAST_POOLS else LAST_BATCHES
-        if final:
-            first, plan = False, FINAL_BATCHES
-        for total, count in plan.items():
-            shares = {"lists": 1.0} if first else SHORT_SHARES if total < 32 else LONG_SHARES
-            if final and total <= 32:
-                shares = FINAL_SHARES
+        for total, count in plan.batches.items():
+            shares = plan.short if total < plan.border else plan.long
             left = count * (batch_tokens // total)
             while left:
-                prompt, answer = draw(shares, generator)
+                name = generator.choices(list(shares), list(shares.values()))[0]
+                task = TASKS[generator.choice(drawn) if name == "lists" else name]
+                length = generator.choice(LENGTHS if task.group == "lists" else task.lengths)
+                sample = task.draw(length, generator)
+                prompt, answer = encode(sample.prompt, words), encode(sample.answer, words)
                 room = total - len(prompt) - len(answer)
                 # A long row with a short answer teaches little, but canvases longer than needed must be known.
                 if room < 1 or (room > 0.6 * total and generator.random() < 0.5):
@@ -138,7 +156,7 @@ def make(
     progress: Any,
     command: str = "",
     start: Path | None = None,
-    hard: bool = False,
+    stage: Plan | None = None,
 ) -> dict[str, Any]:
     """Train, measure and write the artifact. Returns its card."""
     words = vocabulary()
@@ -155,7 +173,7 @@ def make(
 
     trainer = Trainer(
         network,
-        rows(recipe.seed, recipe.batch_tokens, final=start is not None, hard=hard),
+        rows(recipe.seed, recipe.batch_tokens, only=stage),
         recipe,
         words[MASK],
         folder,
@@ -229,8 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
     )
-    parser.add_argument("--start", type=Path, help="a model to finish: its lists, above all")
-    parser.add_argument("--hard", action="store_true", help="draw hard list tasks more often")
+    parser.add_argument("--start", type=Path, help="a model to go on with, in a stage of its own")
+    parser.add_argument("--stage", choices=STAGES, default="lists", help="with --start: what is drawn (default: lists)")
     for kind in (Recipe, Sizes):
         for item in fields(kind):
             default = getattr(RECIPE, item.name) if kind is Recipe else item.default
@@ -248,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)
     )
     if given["start"] is not None:
-        command += " --start first" + (" --hard" if given["hard"] else "")
+        command += f" --start first --stage {given['stage']}"
     with training_bar("diffusion-lists") as progress:
         card = make(
             recipe,
@@ -259,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=progress,
             command=command,
             start=given["start"],
-            hard=given["hard"],
+            stage=None if given["start"] is None else STAGES[given["stage"]],
         )
     from rich.console import Console
 
