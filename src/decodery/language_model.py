@@ -381,8 +381,8 @@ def wrap(
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
 
     diffusion: what the decoders of a masked-diffusion model must know; None takes it from the model's configuration, and a
-    model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama, Qwen2, …),
-    trained to see everything.
+    model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
+    Qwen2, …), trained to see everything.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
     `decodery.models.paths`); changes made to the model afterwards are not seen then.
 

@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 208,
     "max_position_embeddings": 2048,
 }
-FAMILIES = ("llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "llama-biases")
+FAMILIES = ("llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "llama-biases", "gemma3")
 
 
 def make(family: str) -> Any:

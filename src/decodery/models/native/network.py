@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
-from decodery.models.blocks import confirm, fits, product
+from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
+KINDS = ("full_attention", "sliding_attention")
+"""What layers with angles of their own are called, where there are several."""
 FORMS = (384, 576, 1024)
 """Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
 READ_AHEAD = 16384
@@ -82,6 +83,18 @@ class Weights:
         return joined.data_ptr()
 
 
+def norm_weight(norm: nn.Module) -> Tensor:
+    """What a norm multiplies with, [width] float32: its weight, or in some families one more. Raises ValueError where it is
+    neither."""
+    weight: Any = norm.weight
+    weight = weight.detach().float()
+    scale: Tensor = norm(torch.ones_like(weight))
+    for offset in (0.0, 1.0):
+        if torch.allclose(scale, weight + offset, rtol=1e-2, atol=1e-4):
+            return weight + offset
+    raise ValueError(f"{type(norm).__name__} is another kind of norm")
+
+
 def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
     """Rows of two matrices in turns of 16."""
     parts = torch.stack([gate.reshape(-1, 16, *gate.shape[1:]), up.reshape(-1, 16, *up.shape[1:])], dim=1)
@@ -100,7 +113,8 @@ class NativeNetwork(TransformersNetwork):
         super().__init__(model, name)
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
-        if not fits(model):
+        self._sandwich = fits(model, SANDWICH)
+        if not self._sandwich and not fits(model, LAYER_PARTS):
             raise ValueError(f"{type(model).__name__} has another layer layout")
         self._library = library()
         self._weights = Weights(FORMS if packed else FORMS[-1:])
@@ -109,7 +123,7 @@ class NativeNetwork(TransformersNetwork):
             raise ValueError("the layers have sliding windows of several sizes")
         with torch.inference_mode():
             self._model = self._describe()
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: list[tuple[Tensor, Tensor]] = []
         self.threads = _usual_threads or torch.get_num_threads()
         confirm(self)
         self._work = super().work
@@ -150,21 +164,29 @@ class NativeNetwork(TransformersNetwork):
             raise ValueError(f"heads of width {width} are no multiple of 64")
         if len(set(self._cache_shapes)) != 1:
             raise ValueError("the layers have keys of several shapes")
-        if getattr(base.rotary_emb, "rope_type", "default") not in STATIC_ROTATIONS:
+        rotation = getattr(base.rotary_emb, "rope_type", "default")
+        if not STATIC_ROTATIONS.issuperset(rotation.values() if isinstance(rotation, dict) else [rotation]):
             raise ValueError("its rotary angles depend on the length of the text")
-        activation = ACTIVATIONS.get(str(getattr(self.config, "hidden_act", None)))
+        config: Any = self.config
+        if any(getattr(config, f"{place}_logit_softcapping", None) for place in ("attn", "final")):
+            raise ValueError("it bounds its scores by a hyperbolic tangent")
+        named = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        activation = ACTIVATIONS.get(str(named))
         if activation is None:
-            raise ValueError(
-                f"its activation {getattr(self.config, 'hidden_act', None)!r} is not known to the native path"
-            )
+            raise ValueError(f"its activation {named!r} is not known to the native path")
         layers = (binding.LayerStruct * self.layers)()
         for struct, layer, window in zip(layers, base.layers, self._windows, strict=True):
             at, ff = layer.self_attn, layer.mlp
-            struct.input_norm = weights.floats(layer.input_layernorm.weight)
-            struct.feed_forward_norm = weights.floats(layer.post_attention_layernorm.weight)
+            struct.input_norm = weights.floats(norm_weight(layer.input_layernorm))
+            if self._sandwich:
+                struct.attention_post_norm = weights.floats(norm_weight(layer.post_attention_layernorm))
+                struct.feed_forward_norm = weights.floats(norm_weight(layer.pre_feedforward_layernorm))
+                struct.feed_forward_post_norm = weights.floats(norm_weight(layer.post_feedforward_layernorm))
+            else:
+                struct.feed_forward_norm = weights.floats(norm_weight(layer.post_attention_layernorm))
             if hasattr(at, "q_norm"):
-                struct.query_norm = weights.floats(at.q_norm.weight)
-                struct.key_norm = weights.floats(at.k_norm.weight)
+                struct.query_norm = weights.floats(norm_weight(at.q_norm))
+                struct.key_norm = weights.floats(norm_weight(at.k_norm))
             struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
             struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
             struct.output = weights.pack(at.o_proj.weight, together=2)
@@ -186,21 +208,23 @@ class NativeNetwork(TransformersNetwork):
             feed_forward=base.layers[0].mlp.gate_proj.out_features,
             vocabulary=self.vocabulary,
             activation=activation,
-            epsilon=float(base.norm.variance_epsilon),
+            epsilon=float(base.norm.eps if self._sandwich else base.norm.variance_epsilon),
             scale=float(attention.scaling),
             layer=layers,
-            final_norm=weights.floats(base.norm.weight),
+            final_norm=weights.floats(norm_weight(base.norm)),
             head=weights.pack(head.weight),
             head_bias=weights.floats(head.bias),
         )
 
-    def _rotations(self, highest: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [positions, width] float32 of at least positions 0..highest."""
-        if self._tables is None or len(self._tables[0]) <= highest:
-            size = max(512, 1 << highest.bit_length())
-            base: Any = self._base
-            cos, sin = base.rotary_emb(torch.empty(1, 1, 1), torch.arange(size)[None])
-            self._tables = cos[0].float().contiguous(), sin[0].float().contiguous()
+    def _rotations(self, highest: int) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines [positions, width] float32 of at least positions 0..highest, by kind of layer."""
+        if not self._tables or len(self._tables[0][0]) <= highest:
+            rotary: Any = self._base.rotary_emb
+            positions = torch.arange(max(512, 1 << highest.bit_length()))[None]
+            kinds = [(kind,) for kind in KINDS] if isinstance(rotary.rope_type, dict) else [()]
+            made = [rotary(torch.empty(1, 1, 1), positions, *kind) for kind in kinds]
+            tables = [(cos[0].float().contiguous(), sin[0].float().contiguous()) for cos, sin in made]
+            self._tables = tables * (len(KINDS) // len(tables))
         return self._tables
 
     @property
@@ -219,8 +243,7 @@ class NativeNetwork(TransformersNetwork):
         def head(rows: Tensor) -> Tensor:
             rows = rows.to(self.dtype).contiguous()
             if some is not None:
-                entering = F.rms_norm(rows, (rows.shape[-1],), base.norm.weight, self._model.epsilon)
-                return some(entering).float()
+                return some(base.norm(rows)).float()
             # A pass through no layer at all.
             want = array("q", range(rows.shape[0]))
             logits = torch.empty(rows.shape[0], self.vocabulary)
@@ -284,7 +307,7 @@ class NativeNetwork(TransformersNetwork):
         for place, index in enumerate(indices):
             if index in tapped:
                 places[place] = tapped[index].data_ptr()
-        cos, sin = self._rotations(max(positions[0]))
+        angles = self._rotations(max(positions[0]))
         want = array("q", wanted)
         logits = torch.empty(len(wanted), self.vocabulary)
         asked = binding.PassStruct(
@@ -293,8 +316,8 @@ class NativeNetwork(TransformersNetwork):
             segment=segments,
             slot=slot.buffer_info()[0],
             position=position.buffer_info()[0],
-            cosine=(ctypes.c_void_p * 2)(cos.data_ptr(), cos.data_ptr()),
-            sine=(ctypes.c_void_p * 2)(sin.data_ptr(), sin.data_ptr()),
+            cosine=(ctypes.c_void_p * 2)(*(cos.data_ptr() for cos, _ in angles)),
+            sine=(ctypes.c_void_p * 2)(*(sin.data_ptr() for _, sin in angles)),
             input=rows.data_ptr(),
             steps=len(indices),
             step=steps.buffer_info()[0],
