@@ -12,7 +12,9 @@
 #include "workspace.h"
 
 /* Which lanes see each column, and how many columns each lane sees. Hands back one past the last column that any lane sees. */
-static int64_t look(const Segment *segment, int64_t kind, const Piece *piece, int64_t group, uint16_t *seen, int32_t visible[LANES]) {
+static int64_t look(
+    const Segment *segment, int64_t kind, const Piece *piece, int64_t group, uint16_t *seen, int32_t visible[LANES]
+) {
     uint16_t all = (uint16_t)((1u << piece->count) - 1);
     const uint8_t *mask = segment->mask[kind], *line[LANES];
     int64_t column = 0, columns = segment->columns, last = columns;

@@ -30,7 +30,9 @@ static void add_bias(float *product, int64_t rows, int64_t count, const float *b
 /* --- queries, keys and values --------------------------------------------------------------------------------------------- */
 
 /* Finish one head of one row: norm, rotation, and to its place as a query or in the cache. */
-static void place_head(const Work_space *w, const Layer *layer, int64_t index, int64_t row, const Segment *segment, int64_t head, float *x) {
+static void place_head(
+    const Work_space *w, const Layer *layer, int64_t index, int64_t row, const Segment *segment, int64_t head, float *x
+) {
     const Model *m = w->model;
     int64_t width = m->width, half = width / 2, is_key = head >= m->heads, is_value = head >= m->heads + m->key_heads;
     if (!is_value) {
@@ -80,7 +82,9 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
 /* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
 
 /* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. */
-static void project(const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own) {
+static void project(
+    const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own
+) {
     const Model *m = w->model;
     int64_t depth = inputs / DEPTH, hidden = m->hidden;
     Rows rows = enter(input, inputs, w->pass->rows, matrix, depth, own->turned);

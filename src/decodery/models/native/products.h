@@ -94,8 +94,9 @@ static inline void turn_back(const float *sums, int64_t count, float *to, int64_
     for (int64_t i = 0; i < count && i < TILE; i++) _mm512_storeu_ps(to + i * step, (__m512)lines[i]);
 }
 
-/* Up to sixteen or thirty-two rows by some blocks of a group of a packed matrix, with the parts of rows and weights exchanged: as the first factor,
- * a tile is wanted output by output, which is how it can be unpacked fastest. groups: of 16 rows; groups * blocks: at most 4. */
+/* Up to sixteen or thirty-two rows by some blocks of a group of a packed matrix, with the parts of rows and weights
+ * exchanged: as the first factor, a tile is wanted output by output, which is how it can be unpacked fastest. groups: of 16
+ * rows; groups * blocks: at most 4. */
 static inline __attribute__((always_inline)) void few_turned(
     const Rows *rows, const int groups, const char *block, int64_t along, const int bytes, const int blocks, int64_t depth,
     float *to, int64_t step
@@ -132,8 +133,8 @@ static inline __attribute__((always_inline)) void few_turned(
     }
 }
 
-/* Thirty-two rows by one or two blocks: a tile of weights serves two tiles of rows. size, along:
- * elements from block to block, and from tile to tile. more: go on with the sums that are in `to`. fresh: the weights come from memory. */
+/* Thirty-two rows by one or two blocks: a tile of weights serves two tiles of rows. size, along: elements from block to
+ * block, and from tile to tile. more: go on with the sums that are in `to`. fresh: the weights come from memory. */
 static inline __attribute__((always_inline)) void twice_as_many(
     const bf16 *rows, int64_t stride, const bf16 *block, int64_t size, int64_t along, const int blocks, int64_t depth, float *to,
     int64_t step, int more, const int fresh
@@ -313,8 +314,8 @@ static inline void add_values(const bf16 *weights, const bf16 *values, int64_t s
 
 #endif
 
-/* to [count, 16 * blocks] = rows @ matrix.T, in float32; blocks: whole groups. Whole groups of 16 rows are read, and written as well by some forms of a
- * matrix, of 32 where there are more. */
+/* to [count, 16 * blocks] = rows @ matrix.T, in float32; blocks: whole groups. Whole groups of 16 rows are read, and
+ * written as well by some forms of a matrix, of 32 where there are more. */
 static void multiply(const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, float *to, int64_t step) {
     switch (matrix.bytes) {
     case BYTES_FOUR: multiply_packed(rows, matrix, BYTES_FOUR, depth, blocks, to, step); break;

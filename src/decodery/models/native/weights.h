@@ -2,7 +2,8 @@
  *
  * A packed matrix [outputs, inputs] is cut into blocks of 16 outputs and these into tiles of 32 inputs. The blocks that a product
  * takes together are a group; groups follow each other, within a group the first tiles of all its blocks, then the second ones,
- * and so on, so that a product reads from one place to the next. Unpacked, a tile holds for each of 16 pairs of inputs the pair of each output, in bfloat16. It is kept
+ * and so on, so that a product reads from one place to the next. Unpacked, a tile holds for each of 16 pairs of inputs the pair
+ * of each output, in bfloat16. It is kept
  *   - as it is, in 1024 bytes;
  *   - in 384 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q;
  *   - in 576 bytes where they are a scale times a number of eight bits.
@@ -140,7 +141,8 @@ static int grid_of_sixteen(const float *weights, float *scale, float *offset, ui
                         wrong, _mm512_xor_si512((__m512i)rounded(_mm512_fmadd_ps(q[i], factor, origin)), (__m512i)w[i])
                     );
                 if (_mm512_test_epi32_mask(wrong, wrong)) continue;
-                for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
+                for (int i = 0; i < 2; i++)
+                    _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
                 *scale = _cvtsh_ss(second), *offset = base;
                 return 1;
             }
@@ -170,7 +172,8 @@ static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
             /* A negative zero counts as zero: no product can tell them apart. */
             wrong = _mm512_and_si512(wrong, _mm512_set1_epi32(0x7fffffff));
             if (_mm512_test_epi32_mask(wrong, wrong)) continue;
-            for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
+            for (int i = 0; i < 2; i++)
+                _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
             *scale = value;
             return 1;
         }
@@ -178,7 +181,8 @@ static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
     return 0;
 }
 
-/* Write one tile of `matrix` [.., inputs] bfloat16 in the form of so many bytes. Returns 1, or 0 where that would change a weight. */
+/* Write one tile of `matrix` [.., inputs] bfloat16 in the form of so many bytes. Returns 1, or 0 where that would change a
+ * weight. */
 static int write_tile(const bf16 *matrix, int64_t inputs, int64_t bytes, char *to) {
     if (bytes == BYTES_BF16) {
         bf16 *tile = (bf16 *)to;
