@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-# Before anything of decodery is imported: these rooms check the shapes in their annotations on every call.
-install_import_hook(["decodery.sampling", "decodery.speculative.verifiers"], "beartype.beartype")
+# Before anything of decodery is imported: these check the shapes in their annotations on every call. Not the noise, which is
+# asked millions of times in tests of laws.
+CHECKED = ["decodery.sampling.law", "decodery.sampling.top", "decodery.speculative.verifiers"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

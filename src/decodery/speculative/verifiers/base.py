@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -41,23 +42,35 @@ class Verifier(Protocol):
         ...
 
 
-Judge: TypeAlias = Callable[[int, Sequence[int], Tensor, int], tuple[int | None, int]]
-"""(node, its children in the order of their draws, the target's law after it in float64, position) -> the child that is
-accepted, or None, and then the token that is emitted instead."""
+class NodeByNode(ABC):
+    """Goes down a tree of drawn nodes as long as a child is accepted; below a leaf the target's own law is drawn from."""
 
+    @abstractmethod
+    def check(self, draft: Draft) -> None:
+        """Raise ValueError for drafts that this verifier is not exact for."""
 
-def descend(draft: Draft, target: TargetLaws, chance: Chance, position: int, judge: Judge) -> Verdict:
-    """Go down a tree of drawn nodes as long as `judge` accepts a child; below a leaf the target's own law is drawn from."""
-    node = ROOT
-    path: list[int] = []
-    while True:
-        p = target[node + 1].exp().double()
-        place = position + len(path)
-        drawn = draft.drawn(node)
-        if not drawn:
-            return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
-        accepted, token = judge(node, drawn, p, place)
-        if accepted is None:
-            return Verdict(tuple(path), token)
-        path.append(accepted)
-        node = accepted
+    @abstractmethod
+    def judge(
+        self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
+    ) -> tuple[int | None, int]:
+        """The child of `node` that is accepted, or None, and then the token that is emitted instead.
+
+        drawn: its children in the order of their draws. p: the target's law after it [vocabulary] in float64. position: of
+        the children.
+        """
+
+    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        self.check(draft)
+        node = ROOT
+        path: list[int] = []
+        while True:
+            p = target[node + 1].exp().double()
+            place = position + len(path)
+            drawn = draft.drawn(node)
+            if not drawn:
+                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+            accepted, token = self.judge(draft, node, drawn, p, chance, place)
+            if accepted is None:
+                return Verdict(tuple(path), token)
+            path.append(accepted)
+            node = accepted

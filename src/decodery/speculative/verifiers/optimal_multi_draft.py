@@ -10,14 +10,14 @@ from torch import Tensor
 from decodery.sampling.noise import Chance, Stage
 from decodery.speculative.draft import Draft, Siblings
 from decodery.speculative.transport.plans import best_plan
-from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
+from decodery.speculative.verifiers.base import NodeByNode
 from decodery.speculative.verifiers.rejection import residual
 
 LARGEST_VOCABULARY = 16
 """Vocabulary up to which the linear program is worth solving at every node; its size grows with the sets of drafts."""
 
 
-class GreedySetMatch:
+class GreedySetMatch(NodeByNode):
     """Judges the greedy set: the likeliest tokens of q, and one draw from the rest, q'.
 
     The draw is tested as in speculative sampling with draft law q'. A replacement that falls on one of the likeliest tokens
@@ -25,20 +25,20 @@ class GreedySetMatch:
     the section on greedy draft sampling.
     """
 
-    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+    def check(self, draft: Draft) -> None:
         if len(draft) and draft.siblings is not Siblings.GREEDY:
             raise ValueError("this verifier judges the greedy set: the likeliest tokens and one drawn from the rest")
 
-        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
-            # Where the likeliest tokens are all there are, the last of them was certain to be drawn from what is left.
-            *top, last = drawn
-            token, rest = draft.tokens[last], self.rest(draft, node)
-            if chance.accept(float(p[token] / rest[token]), place):
-                return last, token
-            token = chance.choose(residual(p, rest), place, Stage.RESIDUAL)
-            return next((child for child in top if draft.tokens[child] == token), None), token
-
-        return descend(draft, target, chance, position, judge)
+    def judge(
+        self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
+    ) -> tuple[int | None, int]:
+        # Where the likeliest tokens are all there are, the last of them was certain to be drawn from what is left.
+        *top, last = drawn
+        token, rest = draft.tokens[last], self.rest(draft, node)
+        if chance.accept(float(p[token] / rest[token]), position):
+            return last, token
+        token = chance.choose(residual(p, rest), position, Stage.RESIDUAL)
+        return next((child for child in top if draft.tokens[child] == token), None), token
 
     def rest(self, draft: Draft, node: int) -> Tensor:
         """The law q' [vocabulary] that the last child was drawn from."""
@@ -48,7 +48,7 @@ class GreedySetMatch:
         return law / law.sum()
 
 
-class TransportPlan:
+class TransportPlan(NodeByNode):
     """Judges each node by the best coupling of its set of drafts with the target, found by linear programming.
 
     Exact, and no verifier accepts more. For small vocabularies: the program has a row for every set of drafts. How many
@@ -56,22 +56,22 @@ class TransportPlan:
     problem of Sun et al., arXiv 2310.15141, section 3, over sets, as order and repeats tell nothing of the target.
     """
 
-    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+    def check(self, draft: Draft) -> None:
         if len(draft) and draft.q is None:
             raise ValueError("a transport plan needs draft probabilities")
 
-        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
-            assert draft.q is not None
-            plan = best_plan(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
-            held = {draft.tokens[child]: child for child in drawn}
-            tokens = frozenset(held)
-            taken = torch.from_numpy(plan.accepted[tokens])
-            refused = max(plan.masses[tokens] - float(taken.sum()), 0.0)
-            choice = chance.choose(torch.cat([taken, taken.new_tensor([refused])]), place, Stage.ACCEPT)
-            if choice < len(taken):
-                return held[choice], choice
-            rest = torch.from_numpy(plan.residual)
-            rest = rest if float(rest.sum()) > 0 else p
-            return None, chance.choose(rest, place, Stage.RESIDUAL)
-
-        return descend(draft, target, chance, position, judge)
+    def judge(
+        self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
+    ) -> tuple[int | None, int]:
+        assert draft.q is not None
+        plan = best_plan(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
+        held = {draft.tokens[child]: child for child in drawn}
+        tokens = frozenset(held)
+        taken = torch.from_numpy(plan.accepted[tokens])
+        refused = max(plan.masses[tokens] - float(taken.sum()), 0.0)
+        choice = chance.choose(torch.cat([taken, taken.new_tensor([refused])]), position, Stage.ACCEPT)
+        if choice < len(taken):
+            return held[choice], choice
+        rest = torch.from_numpy(plan.residual)
+        rest = rest if float(rest.sum()) > 0 else p
+        return None, chance.choose(rest, position, Stage.RESIDUAL)

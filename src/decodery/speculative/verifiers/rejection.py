@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
 from decodery.speculative.draft import Draft, Siblings
-from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
+from decodery.speculative.verifiers.base import NodeByNode, TargetLaws, Verdict
 
 
 def residual(p: Float[Tensor, "vocabulary"], q: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
@@ -39,7 +39,7 @@ class ChainRejection:
         return Verdict(tuple(range(depth)), bonus)
 
 
-class TreeRejection:
+class TreeRejection(NodeByNode):
     """Recursive rejection over the children of a node, in the order in which they were drawn.
 
     A refused child takes its mass out of the law that the next one is judged by. Drawn with replacement, the draft law
@@ -47,26 +47,26 @@ class TreeRejection:
     SpecInfer, arXiv 2305.09781, multi-step speculative sampling; without replacement: arXiv 2402.14160 (RSD).
     """
 
-    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+    def check(self, draft: Draft) -> None:
         if draft.q is None:
             raise ValueError("tree rejection needs draft probabilities")
         if draft.siblings is Siblings.GREEDY:
             raise ValueError("tree rejection needs children that were drawn, and the greedy set's first ones were not")
-        q_of = draft.q
 
-        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
-            q = q_of[node].double()
-            for order, child in enumerate(drawn):
-                token = draft.tokens[child]
-                if not q[token] > 0:
-                    raise ValueError(f"node {child} cannot have been drawn: its token {token} has no draft probability")
-                if chance.accept(float(p[token] / q[token]), place, order):
-                    return child, token
-                p = residual(p, q)
-                if draft.siblings is Siblings.WITHOUT_REPLACEMENT:
-                    q = q.clone()
-                    q[token] = 0
-                    q = q / q.sum() if q.sum() > 0 else q
-            return None, chance.choose(p, place, Stage.RESIDUAL)
-
-        return descend(draft, target, chance, position, judge)
+    def judge(
+        self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
+    ) -> tuple[int | None, int]:
+        assert draft.q is not None
+        q = draft.q[node].double()
+        for order, child in enumerate(drawn):
+            token = draft.tokens[child]
+            if not q[token] > 0:
+                raise ValueError(f"node {child} cannot have been drawn: its token {token} has no draft probability")
+            if chance.accept(float(p[token] / q[token]), position, order):
+                return child, token
+            p = residual(p, q)
+            if draft.siblings is Siblings.WITHOUT_REPLACEMENT:
+                q = q.clone()
+                q[token] = 0
+                q = q / q.sum() if q.sum() > 0 else q
+        return None, chance.choose(p, position, Stage.RESIDUAL)

@@ -12,7 +12,7 @@ from torch import Tensor
 from decodery.sampling.noise import Chance, Stage
 from decodery.speculative.draft import Draft, Siblings
 from decodery.speculative.transport.attained import any_of, rho_star
-from decodery.speculative.verifiers.base import TargetLaws, Verdict, descend
+from decodery.speculative.verifiers.base import NodeByNode
 
 
 def kseq_residual(
@@ -28,7 +28,7 @@ def kseq_residual(
 
 
 @dataclass(frozen=True)
-class KSeq:
+class KSeq(NodeByNode):
     """Tests the drafts of a node one after the other, x with probability min(1, p(x) / (rho q(x))).
 
     The drafts of a node are those of the whole sequences that agree with what was accepted so far, a repeated token once
@@ -39,25 +39,25 @@ class KSeq:
 
     best_factor: bool = True
 
-    def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+    def check(self, draft: Draft) -> None:
         if len(draft) and draft.siblings is not Siblings.WITH_REPLACEMENT:
             raise ValueError("K-SEQ needs drafts that were drawn independently, with their draft probabilities")
 
-        def judge(node: int, drawn: Sequence[int], p: Tensor, place: int) -> tuple[int | None, int]:
-            assert draft.q is not None
-            p, q = p / p.sum(), draft.q[node].double()
-            q = q / q.sum()
-            factor = self.factor(p, q, len(drawn))
-            for order, child in enumerate(drawn):
-                token = draft.tokens[child]
-                if chance.accept(float(p[token] / (factor * q[token])), place, order):
-                    return child, token
-            rest = self.residual(p, q, factor, len(drawn)).clamp(min=0)
-            # Nothing is left only by rounding, where every test passes for certain.
-            rest = rest if float(rest.sum()) > 0 else p
-            return None, chance.choose(rest, place, Stage.RESIDUAL)
-
-        return descend(draft, target, chance, position, judge)
+    def judge(
+        self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
+    ) -> tuple[int | None, int]:
+        assert draft.q is not None
+        p, q = p / p.sum(), draft.q[node].double()
+        q = q / q.sum()
+        factor = self.factor(p, q, len(drawn))
+        for order, child in enumerate(drawn):
+            token = draft.tokens[child]
+            if chance.accept(float(p[token] / (factor * q[token])), position, order):
+                return child, token
+        rest = self.residual(p, q, factor, len(drawn)).clamp(min=0)
+        # Nothing is left only by rounding, where every test passes for certain.
+        rest = rest if float(rest.sum()) > 0 else p
+        return None, chance.choose(rest, position, Stage.RESIDUAL)
 
     def factor(self, p: Tensor, q: Tensor, count: int) -> float:
         """What the target is divided by."""
