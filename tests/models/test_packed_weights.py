@@ -121,4 +121,4 @@ def test_a_model_that_cannot_be_packed_says_so_and_runs_natively() -> None:
     with pytest.raises(BadSetting, match="do not fit into four or eight bits"):
         network_for(model, "llama", fast="packed")
     assert network_for(quantised("llama"), "llama", fast="packed").path == "packed"
-    assert network_for(quantised("llama"), "llama").path == "native"
+    assert network_for(quantised("llama"), "llama").path == "packed"

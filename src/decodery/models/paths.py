@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("decodery")
 
 PATHS = ("auto", "packed", "native", "fused", "off")
-AUTOMATIC = ("native", "fused")
-"""What "auto" chooses from. The packed path is faster, most of all without drafts; see docs/performance.md."""
+AUTOMATIC = ("packed", "fused")
+"""What "auto" chooses from. Where no weights fit into fewer bits, the packed path is the native one."""
 
 
 def network_for(
@@ -39,7 +39,7 @@ def network_for(
     if wanted not in PATHS:
         raise BadSetting(f"fast must be {', '.join(PATHS[:-1])} or {PATHS[-1]}, not {fast!r}.")
     for path in PATHS[1:-1]:
-        if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "native")):
+        if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "packed")):
             try:
                 return _fast_network(path, model, name, owned, wanted == path)
             except (ValueError, RuntimeError, OSError) as reason:  # RuntimeError: shapes that do not fit

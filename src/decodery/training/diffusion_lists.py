@@ -75,7 +75,9 @@ REST = Plan(
     often=HARD.often,
 )  # fmt: skip
 """To go on with what takes longest, mostly word problems, and enough lists that they are not forgotten."""
-STAGES = {"lists": LISTS, "hard": HARD, "rest": REST}
+LAST_OF_ALL = replace(REST, often={"replace_random": 8, "replace_index": 2})
+"""The same with most of the one list task that is then still short of the others."""
+STAGES = {"lists": LISTS, "hard": HARD, "rest": REST, "last": LAST_OF_ALL}
 
 
 def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, only: Plan | None = None) -> Source:

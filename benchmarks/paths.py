@@ -1,0 +1,187 @@
+"""The ways in which a model's passes are run: time by rows and context, agreement, memory and start.
+
+    python benchmarks/paths.py --json paths.json
+    python benchmarks/paths.py --sections agreement --questions 4
+
+Sections: times (milliseconds of one pass after some cached tokens, the least of several, and of a prefill), bandwidth (of
+memory, and what plain decoding could reach with it), agreement (plain greedy answers against those of the path "off", tokens of
+it scored by each path in one go), start (a process from nothing to the first token, and its peak memory, by path). Times want a
+machine that does nothing else; agreement counts things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import decodery
+from decodery.evaluation.provenance import provenance
+from decodery.evaluation.questions import load_questions
+from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward, Rows
+
+SECTIONS = ("times", "bandwidth", "agreement", "start")
+ROWS = (1, 4, 8, 16, 32, 64)
+CONTEXTS = (64, 256, 1024)
+REPEATS = 15
+
+
+def milliseconds(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> float:
+    """The least time of a pass over `rows` tokens after `context` cached ones; context 0 is a prefill."""
+    network, times = lm.network, []
+    wanted = Rows.ALL if context else Rows.LAST
+    with network.working():
+        sequence = network.new_sequence()
+        if context:
+            network.run([Forward(sequence, ids[:context], logits=Rows.LAST)])
+        for _ in range(REPEATS if context else 5):
+            started = time.perf_counter()
+            network.run([Forward(sequence, ids[:rows], logits=wanted)])
+            times.append(time.perf_counter() - started)
+            sequence.truncate(context)
+    return min(times) * 1e3
+
+
+def times(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
+    """Milliseconds by context and rows for each path."""
+    found = []
+    text = "The quick brown fox jumps over the lazy dog, and the dog looks up. " * 200
+    for context, rows in [*((c, r) for c in CONTEXTS for r in ROWS), (0, 256)]:
+        row: dict[str, Any] = {"context": context, "rows": rows}
+        for path, lm in models.items():
+            row[path] = milliseconds(lm, lm.encode(text)[: context + rows], context, rows)
+        found.append(row)
+    return found
+
+
+def bandwidth() -> dict[str, float]:
+    """GB/s of reading memory with torch's threads, the best of five."""
+    numbers = torch.zeros(256 * 2**20 // 4, dtype=torch.int32)
+    best = min(_timed(numbers.sum) for _ in range(5))
+    return {"gigabytes_per_second": numbers.numel() * 4 / best / 1e9}
+
+
+def _timed(call: Any) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def agreement(models: dict[str, LanguageModel], questions: int, tokens: int) -> list[dict[str, Any]]:
+    """Plain greedy answers of each path against those of the modules of transformers, and the latter's perplexity."""
+    prompts = [question.turns[0] for question in load_questions(per_category=questions)]
+    answers = {
+        path: [lm.chat(prompt, method="autoregressive", max_new_tokens=tokens, temperature=0.0) for prompt in prompts]
+        for path, lm in models.items()
+    }
+    found = []
+    for path, lm in models.items():
+        same = lengths = identical = 0
+        surprise: list[float] = []
+        for own, theirs in zip(answers[path], answers["off"], strict=True):
+            pairs = list(zip(own.token_ids, theirs.token_ids, strict=False))
+            first = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+            same, lengths = same + first, lengths + len(theirs.token_ids)
+            identical += list(own.token_ids) == list(theirs.token_ids)
+            ids = [*theirs.prompt_token_ids, *theirs.token_ids]
+            sequence = lm.network.new_sequence()
+            logits = lm.network.run([Forward(sequence, ids[:-1])])[0].logits.log_softmax(-1)
+            start = len(theirs.prompt_token_ids) - 1
+            surprise += [-float(logits[row, ids[row + 1]]) for row in range(start, len(ids) - 1)]
+        found.append(
+            {
+                "path": path,
+                "answers": len(prompts),
+                "identical_answers": identical / len(prompts),
+                "tokens_before_the_first_difference": same / lengths,
+                "perplexity_of_the_answers_of_off": float(torch.tensor(surprise).mean().exp()),
+            }
+        )
+    return found
+
+
+START = """
+import sys, time
+started = float(sys.argv[1])
+import decodery, resource
+lm = decodery.load(sys.argv[2], fast=sys.argv[3])
+loaded = time.time()
+for _ in lm.stream("The sea is", max_new_tokens=2):
+    break
+first = time.time()
+print(loaded - started, first - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def start(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Seconds of a fresh process until the model is loaded and until the first token, and MiB at its peak: medians of 3."""
+    found = []
+    for path in paths:
+        runs = []
+        for _ in range(3):
+            command = [sys.executable, "-c", START, str(time.time()), name, path]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs.append([float(number) for number in out.split()[-3:]])
+        loaded, first, peak = (statistics.median(column) for column in zip(*runs, strict=True))
+        found.append({"path": path, "loaded_seconds": loaded, "first_token_seconds": first, "peak_mebibytes": peak})
+    return found
+
+
+def show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A table of rows that have the same keys."""
+    table = Table(*(key.replace("_", " ") for key in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def main() -> None:
+    """The command line of the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--paths", nargs="+", default=["packed", "native", "fused", "off"], help="with off among them")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--questions", type=int, default=2, help="per category of decodery's own questions")
+    parser.add_argument("--tokens", type=int, default=128, help="per answer")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if "agreement" in given.sections and "off" not in given.paths:
+        parser.error("agreement is with the path off: name it among --paths")
+    console = Console(width=150)
+    report: dict[str, Any] = {}
+    if "start" in given.sections:  # before this process holds any memory
+        report["start"] = start(given.model, given.paths)
+        show(console, "from nothing to the first token", report["start"])
+    if set(given.sections) == {"start"}:
+        models = {}
+    else:
+        models = {path: decodery.load(given.model, fast=path) for path in given.paths}
+        report["provenance"] = provenance(next(iter(models.values())))
+    if "bandwidth" in given.sections:
+        report["bandwidth"] = bandwidth()
+        show(console, "reading memory", [report["bandwidth"]])
+    if "times" in given.sections:
+        report["times"] = times(models)
+        show(console, "milliseconds of a pass", report["times"])
+    if "agreement" in given.sections:
+        report["agreement"] = agreement(models, given.questions, given.tokens)
+        show(console, "greedy answers", report["agreement"])
+    report["peak_mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=1, default=str) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
