@@ -87,20 +87,20 @@ def serve(engine: Engine) -> None:
     sys.stdout = sys.stderr
     for line in sys.stdin:
         request = json.loads(line)
+        operation = request.pop("op")
         try:
-            reply = _answer(engine, request)
+            reply = _answer(engine, operation, request)
         except Exception as error:
             traceback.print_exc()
             reason = " ".join(str(error).split())
             reply = {"error": f"{type(error).__name__}: {reason}" if reason else type(error).__name__}
         output.write(json.dumps(reply) + "\n")
         output.flush()
-        if request["op"] == "stop":
+        if operation == "stop":
             return
 
 
-def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    operation = request.pop("op")
+def _answer(engine: Engine, operation: str, request: dict[str, Any]) -> dict[str, Any]:
     if operation == "load":
         start = time.perf_counter()
         settings = engine.load(request["settings"])
