@@ -82,7 +82,8 @@ def environments(torch: str = TORCH) -> dict[str, Environment]:
             (
                 Step((torch,)),
                 Step(("openvino-genai==2026.4.1.0",)),
-                Step(("optimum-intel[openvino]==2.2.0", torch)),
+                Step(("--no-deps", "optimum-intel==2.2.0")),
+                Step((torch,), requirements_of="optimum-intel"),
             ),
             "import openvino_genai",
         ),
