@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,8 @@ def plans(
     variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     common = {"threads": threads, "context": context, "batches": list(batches)}
     vllm = variables | _vllm_variables(folder)
-    told = {key: vllm[key] for key in sorted(vllm.keys() - variables.keys()) if key.startswith(("VLLM_CPU", "VLLM_EN"))}
-    told["LD_PRELOAD"] = " ".join(Path(path).name for path in vllm.get("LD_PRELOAD", "").split(":") if path)
+    told = {key: value for key, value in vllm.items() if key.startswith(("VLLM_CPU", "VLLM_ENABLE", "KMP"))}
+    told["LD_PRELOAD"] = " ".join(Path(path).name for path in vllm["LD_PRELOAD"].split(":"))
 
     def plan(name: str, engine: str, given: Mapping[str, str] = variables, **settings: Any) -> Plan:
         return Plan(name, engine, f"{engine}_worker.py", common | settings, given)
@@ -111,17 +112,28 @@ def entrants() -> list[Entrant]:
 
 
 def _vllm_variables(folder: Path) -> dict[str, str]:
-    """What vLLM's page on CPUs asks for: its cache of keys bounded, Intel's OpenMP and a faster allocator preloaded.
+    """What vLLM's page on CPUs asks for: a bounded cache of keys, Intel's OpenMP, and tcmalloc where the system has it.
 
-    One process, because on two cores its usual three take turns with each other.
+    One process, and so the variables of OpenMP that vLLM gives its own processes: of two cores these would compute with one
+    and keep the other for the scheduler.
     """
-    place = folder / "vllm"
-    libraries = [*place.glob("lib/libiomp5.so"), *place.glob("lib/python*/site-packages/vllm/libs/libtcmalloc*.so*")]
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+    intel = sorted((folder / "vllm").glob("lib/libiomp5.so"))
+    allocator = sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")) or sorted(
+        (folder / "vllm").glob("lib/python*/site-packages/vllm/libs/libtcmalloc*.so*")
+    )
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    found = {
+        "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CACHE_ROOT": str(folder / "cache" / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor"),
         "VLLM_NO_USAGE_STATS": "1",
-        "LD_PRELOAD": ":".join(str(path) for path in libraries[:2]),
+        "LD_PRELOAD": ":".join(str(path) for path in [*allocator[:1], *intel]),
     }
+    if intel:
+        found |= {
+            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
+            "KMP_BLOCKTIME": "5",
+            "KMP_TPAUSE": "0",
+        }
+    return found
