@@ -19,10 +19,10 @@ FILE_TYPES = {"BF16": 32, "Q4_0": 2}
 """Numbers of `general.file_type` in a GGUF file."""
 OPENVINO_FORMATS = {
     "bf16": ("--weight-format", "fp16"),
-    "4-bit": ("--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"),
+    "4-bit": ("--weight-format", "int4", "--group-size", "32", "--ratio", "1.0"),
 }
-"""Arguments of `optimum-cli export openvino`. Groups of 64, because 576, the width of the default model, is no multiple of the
-usual 128."""
+"""Arguments of `optimum-cli export openvino`. Groups of 32 with a zero point, as in the file: with groups of 64 the answers of the
+default model, whose weights were four-bit numbers before, lose their sense."""
 
 
 @dataclass(frozen=True)
