@@ -21,8 +21,8 @@ OPENVINO_FORMATS = {
     "bf16": ("--weight-format", "fp16"),
     "4-bit": ("--weight-format", "int4", "--group-size", "32", "--ratio", "1.0"),
 }
-"""Arguments of `optimum-cli export openvino`. Groups of 32 with a zero point, as in the file: with groups of 64 the answers of the
-default model, whose weights were four-bit numbers before, lose their sense."""
+"""Arguments of `optimum-cli export openvino`. Groups of 32 with a zero point, as in the file: with groups of 64 the answers of
+the default model, whose weights were four-bit numbers before, lose their sense."""
 
 
 @dataclass(frozen=True)
