@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def prepare_openvino(files: ModelFiles, folder: Path) -> None:
         line = " ".join(arguments)
         if finished.is_file() and finished.read_text("utf-8") == line:
             continue
+        shutil.rmtree(target, ignore_errors=True)
         command(
             [
                 *(str(tool), "export", "openvino", "--model", str(files.checkpoint)),

@@ -1,6 +1,7 @@
 """The race against other engines: the protocol with a worker made for the test, the order of turns, ratios, files."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,38 @@ def test_a_worker_answers_and_stands_still_in_between(start):
         time.sleep(0.01)
     assert _state(fake) == "T"
     assert fake.generate([[5]], 1, session="two").told["asked"] == ["one", "two"]  # awake again, and the same process
+
+
+def test_a_worker_ends_with_the_race(start, tmp_path):
+    """Also where the race is killed while the worker stands still."""
+    start()  # writes the script of the worker
+    code = f"""
+import sys, time
+sys.path[:0] = {[str(SCRIPTS.parents[1])]!r}
+from pathlib import Path
+from engines.worker import Worker
+fake = Worker("fake", Path(sys.executable), Path({str(tmp_path / "fake_worker.py")!r}), Path({str(tmp_path / "log")!r}))
+fake.load({{"step": 1}})
+print(fake._process.pid, flush=True)
+time.sleep(100)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    number = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while _lives(number) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _lives(number)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_end_tokens_cut_all_answers_alike(start):

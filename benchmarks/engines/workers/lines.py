@@ -12,8 +12,10 @@ environment of every engine.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -82,6 +84,7 @@ def cut(tokens: Sequence[int], ask: Ask) -> list[int]:
 
 def serve(engine: Engine) -> None:
     """Answer the lines of standard input until it ends. What libraries print goes to standard error."""
+    _die_with_parent()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -98,6 +101,12 @@ def serve(engine: Engine) -> None:
         output.flush()
         if operation == "stop":
             return
+
+
+def _die_with_parent() -> None:
+    """A process that stands still would outlive a race that was killed. Linux alone knows how to ask for this."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _answer(engine: Engine, operation: str, request: dict[str, Any]) -> dict[str, Any]:

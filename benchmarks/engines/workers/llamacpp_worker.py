@@ -111,7 +111,6 @@ class LlamaCpp(Engine):
             )
         (prompt,) = ask.prompts
         self._lookup.reset()
-        self._lookup.n_tokens = 0
         tokens: list[int] = []
         for token in self._lookup.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0, reset=True):
             tokens.append(token)
