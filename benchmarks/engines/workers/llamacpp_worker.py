@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python.
 
-Plain decoding drives the library's own C functions: one token of each sequence per `llama_decode`, as llama.cpp's examples
-do. That is faster than the package's `Llama.generate`, which prompt lookup needs.
+The library's own C functions are driven directly, one token of each sequence per `llama_decode`, as llama.cpp's examples do.
+That is faster than the package's `Llama.generate`, and decodes several prompts together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ BATCH = 2048
 LOOKUP = 2
 """Tokens that prompt lookup drafts: what the package's page advises for machines without a GPU."""
 
+Row = tuple[int, int, int, bool]
+"""Token, position, sequence, and whether its scores are wanted."""
+
 
 class LlamaCpp(Engine):
     """Ways: plain, prompt lookup."""
@@ -24,6 +27,7 @@ class LlamaCpp(Engine):
 
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
         import llama_cpp
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
         self._api = llama_cpp
         self._settings = settings
@@ -33,8 +37,8 @@ class LlamaCpp(Engine):
             raise RuntimeError(f"llama.cpp cannot load {settings['file']}")
         self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._contexts = {count: self._context(count) for count in settings["batches"]}
-        self._rows = llama_cpp.llama_batch_init(BATCH, 0, 1)
-        self._lookup: Any = None
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        self._drafter = LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP)
         system = llama_cpp.llama_print_system_info().decode()
         return {"threads": settings["threads"], "system": system, "lookup": LOOKUP, "flash_attention": "auto"}
 
@@ -54,32 +58,60 @@ class LlamaCpp(Engine):
 
     def _plain(self, ask: Ask) -> Answer:
         start = time.perf_counter()
-        context = self._contexts[len(ask.prompts)]
-        self._api.llama_memory_clear(self._api.llama_get_memory(context), False)
-        rows = [
-            (token, position, sequence, position == len(prompt) - 1)
-            for sequence, prompt in enumerate(ask.prompts)
-            for position, token in enumerate(prompt)
-        ]
-        found = self._decode(context, rows)
+        context = self._cleared(len(ask.prompts))
+        tokens = [[token] for token in self._likeliest(context, self._rows_of(ask.prompts))]
         first = time.perf_counter() - start
-        tokens: list[list[int]] = [[found[sequence]] for sequence in range(len(ask.prompts))]
         while True:
-            rows = [
-                (text[-1], len(prompt) + len(text) - 1, sequence, True)
-                for sequence, (prompt, text) in enumerate(zip(ask.prompts, tokens, strict=True))
+            going = [
+                sequence
+                for sequence, text in enumerate(tokens)
                 if len(text) < ask.new_tokens and text[-1] not in ask.ends
             ]
-            if not rows:
+            if not going:
                 return Answer(tokens, first)
-            for sequence, token in self._decode(context, rows).items():
+            rows = [(tokens[s][-1], len(ask.prompts[s]) + len(tokens[s]) - 1, s, True) for s in going]
+            for sequence, token in zip(going, self._likeliest(context, rows), strict=True):
                 tokens[sequence].append(token)
 
-    def _decode(self, context: Any, rows: list[tuple[int, int, int, bool]]) -> dict[int, int]:
-        """Run rows (token, position, sequence, whether its scores are wanted); the likeliest next token of each sequence."""
+    def _looked_up(self, ask: Ask) -> Answer:
+        """The package's own drafter, verified here: its `Llama.generate` scores every row of a prompt to do the same."""
         import numpy as np
 
-        batch, found = self._rows, {}
+        start = time.perf_counter()
+        (prompt,) = ask.prompts
+        context = self._cleared(1)
+        tokens = self._likeliest(context, self._rows_of(ask.prompts))
+        first = time.perf_counter() - start
+        while len(tokens) < ask.new_tokens and tokens[-1] not in ask.ends:
+            cached = len(prompt) + len(tokens) - 1
+            known = np.array([*prompt, *tokens], dtype=np.intc)
+            draft = [int(token) for token in self._drafter(known)[: ask.new_tokens - len(tokens) - 1]]
+            rows = [(token, cached + place, 0, True) for place, token in enumerate([tokens[-1], *draft])]
+            for place, token in enumerate(self._likeliest(context, rows)):
+                tokens.append(token)
+                if token in ask.ends or draft[place : place + 1] != [token]:
+                    break
+            self._api.llama_memory_seq_rm(self._api.llama_get_memory(context), 0, cached + place + 1, -1)
+        return Answer([tokens], first)
+
+    def _cleared(self, sequences: int) -> Any:
+        context = self._contexts[sequences]
+        self._api.llama_memory_clear(self._api.llama_get_memory(context), False)
+        return context
+
+    @staticmethod
+    def _rows_of(prompts: list[list[int]]) -> list[Row]:
+        return [
+            (token, position, sequence, position == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for position, token in enumerate(prompt)
+        ]
+
+    def _likeliest(self, context: Any, rows: list[Row]) -> list[int]:
+        """Run rows; the likeliest next token after each one whose scores are wanted."""
+        import numpy as np
+
+        batch, found = self._batch, []
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             batch.n_tokens = len(part)
@@ -91,32 +123,11 @@ class LlamaCpp(Engine):
                 batch.logits[place] = wanted
             if code := self._api.llama_decode(context, batch):
                 raise RuntimeError(f"llama_decode failed with code {code}")
-            for place, (_, _, sequence, wanted) in enumerate(part):
+            for place, (_, _, _, wanted) in enumerate(part):
                 if wanted:
                     scores = self._api.llama_get_logits_ith(context, place)
-                    found[sequence] = int(np.ctypeslib.as_array(scores, shape=(self._size,)).argmax())
+                    found.append(int(np.ctypeslib.as_array(scores, shape=(self._size,)).argmax()))
         return found
-
-    def _looked_up(self, ask: Ask) -> Answer:
-        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-
-        if self._lookup is None:  # made during warming up, so never on the clock
-            self._lookup = self._api.Llama(
-                self._settings["file"],
-                n_ctx=self._settings["context"],
-                n_threads=self._settings["threads"],
-                n_threads_batch=self._settings["threads"],
-                draft_model=LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP),
-                verbose=False,
-            )
-        (prompt,) = ask.prompts
-        self._lookup.reset()
-        tokens: list[int] = []
-        for token in self._lookup.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0, reset=True):
-            tokens.append(token)
-            if len(tokens) == ask.new_tokens or token in ask.ends:
-                break
-        return Answer([tokens])
 
 
 if __name__ == "__main__":
