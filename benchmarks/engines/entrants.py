@@ -123,7 +123,7 @@ def _vllm_variables(folder: Path) -> dict[str, str]:
     )
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     found = {
-        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CACHE_ROOT": str(folder / "cache" / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor"),
