@@ -19,7 +19,7 @@ from decodery.engine.scheduler import Scheduler
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.language_model import LanguageModel
 from decodery.models.sequence import KeyValueCache, Sequence
-from decodery.testing import scripted_language_model, story_scorer, toy_language_model
+from decodery.testing import scripted_language_model, story_scorer, toy_diffusion_model, toy_language_model
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,46 @@ def test_queueing_changes_no_output_and_the_budget_holds(live: dict[str, int]) -
         assert found == expected
         assert live["most"] <= budget.peak <= total, "what is set aside is enough, and within the budget"
         assert (budget.most_waiting > 0) == (total < sum(needs))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "masked-diffusion",
+        "masked-diffusion(cfg_scale=1.0)",
+        "masked-diffusion(cache=dual, block_length=4)",
+        "freecache(block_length=4)",
+        "freedave(layout=batch)",
+        "freedave-plus-plus(layout=batch, cfg_scale=0.5, draft_steps=3)",
+        "freedave(layout=tree)",
+        "guided-diffusion",
+        "hex(seeds=2)",
+        "adablock",
+        "localleap",
+        "sched",
+    ],
+)
+def test_canvases_stay_within_what_they_say(spec: str, live: dict[str, int]) -> None:
+    """Canvases beside each other or one after the other: the same texts, and no more memory than was set aside."""
+    lm = toy_diffusion_model(1)
+    lm.drafter = toy_diffusion_model(2).network
+    prompts = [[3, 1, 4, 1, 5] * 8, [2, 7, 1, 8] * 3]
+    found = []
+    for place, budget in enumerate((KVBudget(1 << 40), None)):
+        jobs = [new_job(lm, prompt, request, seed=4) for request, prompt in enumerate([*prompts, prompts[0]])]
+        needs = [Need.of(job, as_method(spec)).bytes for job in jobs]
+        budget = budget or KVBudget(max(needs))
+        live["most"] = live["now"] = 0
+        scheduler = Scheduler(budget)
+        for job in jobs:
+            scheduler.submit(job, as_method(spec))
+        scheduler.run()
+        assert [job.error for job in jobs] == [None] * 3
+        assert live["most"] <= budget.peak == (sum(needs) if place == 0 else max(needs))
+        assert live["most"] >= budget.peak // 2, "what is set aside is not far from what is used"
+        found.append([job.new_tokens for job in jobs])
+        assert [job.statistics.shared_rows for job in jobs][:2] == [0, 0]
+    assert found[0] == found[1]
 
 
 def test_first_come_first_served() -> None:
