@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,8 +80,15 @@ class LanguageModel:
             self._budget = budget_for(self.network, self._kv_budget)
         return self._budget
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Around submissions to a scheduler of this model, and its steps: one thread at a time, and the machine arranged for
+        passes."""
+        with self._lock, self.network.working():
+            yield
+
     def scheduler(self, prefix_cache: int | str = 0) -> Scheduler:
-        """A scheduler within this model's budget, for programs that keep submitting jobs, such as a server.
+        """A scheduler within this model's budget, for programs that keep submitting jobs, such as a server. See `working`.
 
         prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
         """
@@ -107,7 +115,7 @@ class LanguageModel:
         """
         batch = self._is_batch(prompt)
         jobs = self._jobs(prompt, method, seed, settings)
-        with self._lock, self.network.working():
+        with self.working():
             scheduler = self.scheduler()
             for group in jobs:
                 for job, chosen in group:
@@ -150,7 +158,7 @@ class LanguageModel:
                     yield pending.pop(0)
                 if not scheduler.active:
                     break
-                with self._lock, self.network.working():
+                with self.working():
                     scheduler.step()
         finally:
             with self._lock:

@@ -387,6 +387,20 @@ def test_a_running_job_goes_on_while_a_long_prompt_is_read() -> None:
         assert long[0].statistics.rows == 320 + 29
 
 
+def test_long_drafts_are_not_cut() -> None:
+    """Who drafts far is running, and does not wait behind a prompt."""
+    scorer = ScriptedScorer(
+        lambda prefix: torch.nn.functional.one_hot(torch.tensor((prefix[-1] + 1) % 8), 20).float(), 20
+    )
+    lm = scripted_language_model(scorer)
+    counted = PassRows(scorer)
+    jobs = samples(lm, [[*range(8)] * 2] * 2, "prompt-lookup(length=40, adapt=false, pick=longest)", max_new_tokens=60)
+    jobs += samples(lm, [random_ids(90, 1, 20)], "autoregressive", max_new_tokens=2)
+    run(jobs, Scheduling(chunk=20, share=False))
+    assert max(map(max, counted.passes)) > 20, "a verification of more rows than a chunk has"
+    assert min(job.statistics.accepted for job, _ in jobs[:2]) > 30
+
+
 def test_prompts_that_come_together_are_read_in_order() -> None:
     scorer = story_scorer()
     lm = scripted_language_model(scorer)

@@ -235,7 +235,7 @@ class Scheduler:
                         continue
                     alike.append(ask)
                 rows = ask.left
-                if ask.plain and len(self._tasks) > 1:
+                if len(self._tasks) > 1 and _reads(task, ask):
                     place = id(ask.forward.sequence.owner)
                     if place not in room:
                         room[place] = self._chunk(task, ask)
@@ -248,7 +248,9 @@ class Scheduler:
     def _chunk(self, task: _Task, ask: Ask) -> int:
         """How many rows of prompts a pass of a network may take, so that it does not hold up the other jobs for long."""
         network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
-        asked = [other for entry in self._tasks for other in entry.asks if other.plain and other.answer is None]
+        asked = [
+            other for entry in self._tasks for other in entry.asks if other.answer is None and _reads(entry, other)
+        ]
         total = sum(other.left for other in asked if other.forward.sequence.owner is network)
         if chunk is not None:
             return chunk or total
@@ -340,6 +342,11 @@ class Scheduler:
     def _fail(self, task: _Task, error: Exception) -> None:
         _close(task.decoding)
         task.job.finish("error", error)
+
+
+def _reads(task: _Task, ask: Ask) -> bool:
+    """Whether an ask reads a prompt. Long drafts are no prompts: their jobs are those that must not wait."""
+    return ask.plain and ask.base < len(task.job.prompt) - 1
 
 
 def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
