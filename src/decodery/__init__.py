@@ -21,6 +21,7 @@ from decodery.errors import DecoderyError as DecoderyError
 from decodery.errors import DownloadFailed as DownloadFailed
 from decodery.errors import MethodUnavailable as MethodUnavailable
 from decodery.errors import ModelNotReadable as ModelNotReadable
+from decodery.errors import NotEnoughMemory as NotEnoughMemory
 from decodery.errors import NotEnoughSpace as NotEnoughSpace
 from decodery.errors import Refused as Refused
 from decodery.errors import UnknownMethod as UnknownMethod

@@ -29,6 +29,10 @@ class NotEnoughSpace(DecoderyError):
     """The disk cannot hold what is to be written."""
 
 
+class NotEnoughMemory(DecoderyError):
+    """A request can need more keys and values than the KV budget ever holds; refused before work starts."""
+
+
 class UnknownMethod(DecoderyError):
     """No decoding method has this name."""
 

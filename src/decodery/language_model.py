@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,10 +15,11 @@ import torch
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, Token
 from decodery.engine.job import Job
+from decodery.engine.memory import KVBudget, Need, budget_for, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
-from decodery.engine.scheduler import Scheduler
+from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.errors import BadPrompt, BadSetting, ModelNotReadable
 from decodery.models import masked_diffusion, store
@@ -42,7 +44,7 @@ class LanguageModel:
 
     network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
     stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
-    diffusion: what decoders must know of a masked-diffusion model; None for a causal one.
+    diffusion: what decoders must know of a masked-diffusion model; None for a causal one. kv_budget, prefill_chunk: see `load`.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class LanguageModel:
         folder: Path | None = None,
         identity: str = "",
         diffusion: MaskedDiffusion | None = None,
+        kv_budget: int | str | None = None,
+        prefill_chunk: int | None = None,
     ):
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
@@ -62,8 +66,34 @@ class LanguageModel:
         self.companions: dict[str, LanguageModel] = {}
         """Other models that methods use beside this one, by the name under which a method asks for them."""
         self._identity = identity or network.name
-        self._costs: dict[int, CostCurve] = {}
+        self._costs: dict[tuple[str, ...], CostCurve] = {}
         self._lock = threading.RLock()
+        self._kv_budget = _engine_options(kv_budget, prefill_chunk)
+        self._budget: KVBudget | None = None
+        self.scheduling = Scheduling(chunk=prefill_chunk)
+        """How requests that run together share passes."""
+
+    @property
+    def budget(self) -> KVBudget:
+        """The memory of keys and values that all requests share, with what is held, waits, and was held at most."""
+        if self._budget is None:
+            self._budget = budget_for(self.network, self._kv_budget)
+        return self._budget
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Around submissions to a scheduler of this model, and its steps: one thread at a time, and the machine arranged for
+        passes."""
+        with self._lock, self.network.working():
+            yield
+
+    def scheduler(self, prefix_cache: int | str = 0) -> Scheduler:
+        """A scheduler within this model's budget, for programs that keep submitting jobs, such as a server. See `working`.
+
+        prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
+        """
+        size = parse_size("prefix_cache", prefix_cache) if prefix_cache else 0
+        return Scheduler(self.budget, dataclasses.replace(self.scheduling, prefix_cache=size))
 
     @property
     def default_method(self) -> str:
@@ -79,13 +109,14 @@ class LanguageModel:
         Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a list. settings: see
         `Settings`.
         Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives.
-        Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable or Refused before work starts. A
-        request that fails later raises its own error; within a batch it becomes the `error` of its reply alone.
+        Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable, Refused or NotEnoughMemory before work
+        starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later raises
+        its own error; within a batch it becomes the `error` of its reply alone.
         """
         batch = self._is_batch(prompt)
         jobs = self._jobs(prompt, method, seed, settings)
-        with self._lock, self.network.working():
-            scheduler = Scheduler()
+        with self.working():
+            scheduler = self.scheduler()
             for group in jobs:
                 for job, chosen in group:
                     scheduler.submit(job, chosen)
@@ -117,7 +148,7 @@ class LanguageModel:
 
     def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Generator[Event]:
         # The lock is held for one step at a time: who reads the events may take long, and may read on another thread.
-        scheduler = Scheduler()
+        scheduler = self.scheduler()
         try:
             with self._lock:
                 for job, chosen in jobs:
@@ -127,7 +158,7 @@ class LanguageModel:
                     yield pending.pop(0)
                 if not scheduler.active:
                     break
-                with self._lock, self.network.working():
+                with self.working():
                     scheduler.step()
         finally:
             with self._lock:
@@ -164,23 +195,24 @@ class LanguageModel:
         return self.companions[name].network
 
     def cost(self, network: Scorer) -> CostCurve:
-        """The measured cost curve of a network; measured on first use, then kept on disk."""
-        if id(network) not in self._costs:
-            if isinstance(network, TransformersNetwork):
-                owner = next((m for m in self.companions.values() if m.network is network), self)
-                described = {
-                    "model": owner._identity,
-                    "parameters": str(network.parameters),
-                    "dtype": str(network.dtype),
-                    "device": network.device.type,
-                    "path": network.path,
-                    "threads": str(network.threads),
-                }
-                with network.working():
-                    self._costs[id(network)] = calibrated(network, described, store.home() / "calibration")
-            else:
-                self._costs[id(network)] = CostCurve.flat()
-        return self._costs[id(network)]
+        """The measured cost curves of a network: measured on first use, kept on disk, and measured anew where its path, dtype
+        or number of threads is another."""
+        if not isinstance(network, TransformersNetwork):
+            return CostCurve.flat()
+        owner = next((m for m in self.companions.values() if m.network is network), self)
+        described = {
+            "model": owner._identity,
+            "parameters": str(network.parameters),
+            "dtype": str(network.dtype),
+            "device": network.device.type,
+            "path": network.path,
+            "threads": str(network.threads),
+        }
+        key = tuple(described.values())
+        if key not in self._costs:
+            with network.working():
+                self._costs[key] = calibrated(network, described, store.home() / "calibration")
+        return self._costs[key]
 
     # From what a user gives to jobs, and back
 
@@ -210,6 +242,7 @@ class LanguageModel:
                 group.append((job, chosen[id(named)]))
                 request += 1
             admit(group[0][1], group[0][0])
+            self.budget.check(Need.of(*group[0]))
             groups.append(group)
         return groups
 
@@ -325,6 +358,15 @@ def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:
     return value
 
 
+def _engine_options(kv_budget: object, prefill_chunk: object) -> int | None:
+    """The budget in bytes, None where it is automatic. Raises BadSetting for a bad budget or chunk."""
+    if prefill_chunk is not None and (
+        not isinstance(prefill_chunk, int) or isinstance(prefill_chunk, bool) or prefill_chunk < 0
+    ):
+        raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {prefill_chunk!r}.")
+    return None if kv_budget is None or kv_budget == "auto" else parse_size("kv_budget", kv_budget)
+
+
 def load(
     name: str | Path,
     *,
@@ -332,6 +374,8 @@ def load(
     device: str | torch.device = "auto",
     threads: int | None = None,
     fast: str | bool = "auto",
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
     progress: store.Progress | None = None,
 ) -> LanguageModel:
     """Load a model; fetch and convert it first where it is not here yet.
@@ -340,10 +384,15 @@ def load(
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
     "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
     fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
-    progress: told about downloads and conversions. Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
+    kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
+    what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
+    that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
+    whole prompts. progress: told about downloads and conversions.
+    Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _engine_options(kv_budget, prefill_chunk)
     if threads is not None:
         if threads < 1:
             raise BadSetting(f"threads must be at least 1, not {threads}.")
@@ -366,7 +415,7 @@ def load(
     model = model.to(where)
     label = Path(name).name if Path(name).exists() else str(name)
     network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion)
+    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def wrap(
@@ -377,6 +426,8 @@ def wrap(
     folder: Path | None = None,
     fast: str | bool = False,
     diffusion: MaskedDiffusion | None = None,
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
 ) -> LanguageModel:
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
 
@@ -384,7 +435,7 @@ def wrap(
     model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
     Qwen2, …), trained to see everything.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
-    `decodery.models.paths`); changes made to the model afterwards are not seen then.
+    `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
 
     Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
     """
@@ -392,7 +443,7 @@ def wrap(
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
     network = network_for(model, label, fast, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion)
+    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def _combined(
@@ -401,6 +452,8 @@ def _combined(
     tokenizer: Any,
     folder: Path | None,
     diffusion: MaskedDiffusion | None = None,
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
 ) -> LanguageModel:
     label = network.name
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
@@ -417,7 +470,8 @@ def _combined(
             ids.add(turn_end)
         ids -= {diffusion.mask_token_id}
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
-    return LanguageModel(network, tokenizer, sorted(ids), folder, str(folder or label), diffusion)
+    identity = str(folder or label)
+    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
 
 
 def _device(device: str | torch.device) -> torch.device:

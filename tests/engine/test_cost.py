@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.engine import cost
-from decodery.engine.cost import CostCurve, calibrated, measure
+from decodery.engine.cost import ContextCosts, CostCurve, calibrated, measure
+from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Scores
-from decodery.testing import ScriptedScorer
+from decodery.speculative.budget import Acceptance, worthwhile
+from decodery.speculative.draft import Draft
+from decodery.testing import ScriptedScorer, toy_language_model
 
 IDENTITY = {"model": "scripted", "dtype": "none"}
 
@@ -29,19 +32,21 @@ class Clock:
 
 
 class Priced(ScriptedScorer):
-    """A scorer whose forwards cost time by their rows; every measurement is different."""
+    """A scorer whose forwards cost time by their rows, and by `slope` for each cached token; every measurement is different."""
 
-    def __init__(self, clock: Clock, prices: dict[int, float] | None = None, context: int = 4096):
+    def __init__(self, clock: Clock, prices: dict[int, float] | None = None, context: int = 4096, slope: float = 0.0):
         super().__init__(lambda prefix: torch.zeros(50), 50, context=context)
-        self.clock, self.prices, self.asked = clock, prices or {}, 0
+        self.memory = 1
+        self.clock, self.prices, self.slope, self.asked = clock, prices or {}, slope, 0
         self.sizes: set[int] = set()
 
     def run_pass(self, forwards: Sequence[Forward]) -> list[Scores]:
+        count, cached = forwards[0].count, forwards[0].sequence.length
         answers = super().run_pass(forwards)
-        count = forwards[0].count
         self.asked += 1
         self.sizes.add(count)
-        self.clock.now += self.prices.get(count, 1e-3 * (1 + count / 8)) * (1 + 0.5 / self.asked)
+        price = self.prices.get(count, 1e-3 * (1 + count / 8)) + self.slope * count * cached
+        self.clock.now += price * (1 + 0.5 / self.asked)
         return answers
 
 
@@ -127,12 +132,15 @@ BROKEN: list[Any] = [
     {"rows": [1, 2]},
     {"rows": 1, "seconds": 2},
     {"rows": [], "seconds": []},
-    {"rows": [1, 2], "seconds": [0.1]},
-    {"rows": [2, 1], "seconds": [0.1, 0.2]},
-    {"rows": [1, 1], "seconds": [0.1, 0.2]},
-    {"rows": [1, 2], "seconds": ["fast", None]},
-    {"rows": [1, 2], "seconds": [0.1, -0.2]},
-    {"rows": [1, 2], "seconds": [0.1, float("nan")]},
+    {"rows": [1, 2], "seconds": [0.1, 0.2]},
+    {"rows": [1, 2], "seconds": {}},
+    {"rows": [1, 2], "seconds": {"long": [0.1, 0.2]}},
+    {"rows": [1, 2], "seconds": {"64": [0.1]}},
+    {"rows": [2, 1], "seconds": {"64": [0.1, 0.2]}},
+    {"rows": [1, 1], "seconds": {"64": [0.1, 0.2]}},
+    {"rows": [1, 2], "seconds": {"64": ["fast", None]}},
+    {"rows": [1, 2], "seconds": {"64": [0.1, -0.2]}},
+    {"rows": [1, 2], "seconds": {"64": [0.1, float("nan")]}},
 ]
 
 
@@ -145,7 +153,7 @@ def test_a_broken_file_is_measured_anew_and_replaced(content: Any, clock: Clock,
     found = calibrated(network, IDENTITY, tmp_path)
     assert network.asked > 0
     assert found.rows == curve.rows
-    assert CostCurve.read(path) == found
+    assert ContextCosts.read(path) == found
 
 
 def test_a_home_that_cannot_be_written_costs_only_a_measurement(clock: Clock, tmp_path: Path) -> None:
@@ -153,3 +161,93 @@ def test_a_home_that_cannot_be_written_costs_only_a_measurement(clock: Clock, tm
     blocked.write_text("not a folder")
     assert calibrated(Priced(clock), IDENTITY, blocked / "calibration").rows == cost.CALIBRATION_ROWS
     assert blocked.read_text() == "not a folder"
+
+
+# By context
+
+
+TWO = ContextCosts.of({100: CostCurve((1, 4), (1.0, 2.0)), 300: CostCurve((1, 4), (2.0, 6.0))})
+
+
+@pytest.mark.parametrize(
+    ("context", "one", "four"), [(0, 1.0, 2.0), (128, 1.14, 2.56), (192, 1.46, 3.84), (512, 3.06, 10.24)]
+)
+def test_between_and_beyond_the_contexts_it_is_linear(context: int, one: float, four: float) -> None:
+    assert TWO.at(context)(1) == pytest.approx(one)
+    assert TWO.at(context)(4) == pytest.approx(four)
+
+
+def test_nearby_contexts_share_a_curve() -> None:
+    assert TWO.at(129) is TWO.at(192)
+    assert TWO.at(192) is not TWO.at(193)
+    assert TWO.at(150).at(99) is TWO.at(150), "a curve of one context is the same at any"
+
+
+def test_as_a_curve_it_is_that_of_the_usual_context() -> None:
+    assert TWO(4) == 2.0
+    assert ContextCosts.of({500: CURVE})(4) == CURVE(4)
+    assert ContextCosts.of({500: CURVE}).at(9000)(4) == CURVE(4)
+
+
+@given(
+    st.dictionaries(st.integers(1, 2000), st.lists(st.floats(1e-6, 10), min_size=3, max_size=3), min_size=1),
+    st.integers(0, 4000),
+    st.integers(0, 4000),
+    st.floats(1, 64),
+    st.floats(1, 64),
+)
+def test_more_context_and_more_rows_never_cost_less(
+    measured: dict[int, list[float]], one: int, other: int, few: float, many: float
+) -> None:
+    costs = ContextCosts.of({context: CostCurve((1, 8, 64), tuple(sorted(s))) for context, s in measured.items()})
+    (near, far), (few, many) = sorted((one, other)), sorted((few, many))
+    assert costs.at(near)(few) <= costs.at(far)(few) * (1 + 1e-6)
+    assert costs.at(far)(few) <= costs.at(far)(many) * (1 + 1e-6)
+
+
+def test_each_context_is_measured(clock: Clock) -> None:
+    costs = measure(Priced(clock, slope=1e-6))
+    assert costs.contexts == cost.CALIBRATION_CONTEXTS
+    for context in (64, 256, 640, 1024):
+        assert costs.at(context)(8) == pytest.approx(2e-3 + 8e-6 * context, rel=0.1)
+
+
+def test_a_slow_network_is_measured_less_often(clock: Clock) -> None:
+    slow, fast = Priced(clock, dict.fromkeys(cost.CALIBRATION_ROWS, 1.0)), Priced(clock)
+    measure(slow)
+    measure(fast)
+    assert 2 * slow.asked < fast.asked
+
+
+def test_drafts_shrink_with_the_context() -> None:
+    """A row more is cheap after a short text and dear after a long one, so the same draft is cut."""
+    costs = ContextCosts.of({64: CostCurve((1, 8), (1.0, 1.1)), 1024: CostCurve((1, 8), (1.0, 12.0))})
+    draft = Draft([1, 2, 3], [-1, 0, 1], kinds=["a", "b", "c"])
+    assert len(worthwhile(draft, Acceptance(prior=0.6), costs.at(64), 1)) == 3
+    assert len(worthwhile(draft, Acceptance(prior=0.6), costs.at(1024), 1)) == 0
+
+
+def test_another_path_is_measured_anew(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
+    toy = toy_language_model(layers=1, hidden=8, heads=1)
+    lm = LanguageModel(toy.network, toy.tokenizer)
+    network: Any = toy.network
+    measured: list[str] = []
+    monkeypatch.setattr(
+        cost, "measure", lambda network: (measured.append(network.path), ContextCosts.of({64: CURVE}))[1]
+    )
+    first = lm.cost(network)
+    assert lm.cost(network) is first
+    assert measured == ["eager"]
+    monkeypatch.setattr(network, "path", "fused")
+    lm.cost(network)
+    assert measured == ["eager", "fused"]
+    monkeypatch.setattr(network, "threads", 77)
+    lm.cost(network)
+    assert measured == ["eager", "fused", "fused"]
+    again = LanguageModel(toy.network, toy.tokenizer)
+    assert again.cost(network) == lm.cost(network), "another process finds them on disk"
+    assert len(measured) == 3
+    monkeypatch.setattr(cost, "__version__", "0.2.0")
+    LanguageModel(toy.network, toy.tokenizer).cost(network)
+    assert len(measured) == 4, "another version of the code may cost something else"

@@ -79,6 +79,26 @@ class ModelOptions:
         ),
     ] = "auto"
 
+    kv_budget: Annotated[
+        str | None,
+        Option(
+            "--kv-budget",
+            metavar="SIZE",
+            help="Most memory for keys and values, such as 2GB; requests beyond it wait.",
+            show_default="half of what is free",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    prefill_chunk: Annotated[
+        int | None,
+        Option(
+            "--prefill-chunk",
+            help="Prompt tokens scored in one pass while other requests run; 0: whole prompts.",
+            show_default="by the cost curve",
+            rich_help_panel="Model",
+        ),
+    ] = None
+
     def load(self, *, dtype: str | None = None) -> LanguageModel:
         """The model; fetched and converted first where need be. dtype: what "auto" means to the verb."""
         with Bars(f"loading {self.model}") as progress:
@@ -94,7 +114,14 @@ def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> Langua
     from decodery import language_model
 
     return language_model.load(
-        name, dtype=dtype, device=options.device, threads=options.threads, fast=options.fast, progress=progress
+        name,
+        dtype=dtype,
+        device=options.device,
+        threads=options.threads,
+        fast=options.fast,
+        kv_budget=options.kv_budget,
+        prefill_chunk=options.prefill_chunk,
+        progress=progress,
     )
 
 

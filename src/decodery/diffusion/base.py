@@ -18,6 +18,7 @@ from decodery.errors import BadParameter, BadPrompt
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
     from decodery.engine.job import Job
+    from decodery.models.network import Scorer
 
 BLOCK = 32
 """Published block length."""
@@ -125,6 +126,10 @@ class DiffusionMethod(Method):
         if self.cache != "freecache" and (self.freeze != FREEZE[0] or self.shrink):
             raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")
         self.check_steps(length)
+
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        rows = len(job.prompt) + self.length(job)
+        return [(job.host.network, rows)] * (2 if self.cfg_scale else 1)
 
     def check_steps(self, length: int) -> None:
         """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""

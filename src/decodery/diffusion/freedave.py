@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.engine.job import Job
+    from decodery.models.network import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.sampling.noise import Chance, Stage
 
@@ -359,11 +360,22 @@ class FreeDave(MaskedDiffusionDecoding):
                 "computes all keys and values anew where a block begins, so they would see others; use cache=none."
             )
 
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        caches, states = super().caches(job), self.draft_steps
+        if (
+            self._layout(self.length(job)) == "tree"
+        ):  # side by side behind the cache, each with all rows that it computes
+            return [(network, rows * (1 + states)) for network, rows in caches]
+        return caches * states
+
+    def _layout(self, length: int) -> str:
+        if self.layout != "auto":
+            return self.layout
+        return "batch" if length <= BATCH_CANVAS else "tree"
+
     def decode(self, job: Job) -> Decoding:
         plan = self.plan(job)
-        layout = self.layout
-        if layout == "auto":
-            layout = "batch" if plan.length <= BATCH_CANVAS else "tree"
+        layout = self._layout(plan.length)
         yield from self.drafting(job, plan, self.draft_steps, layout, self.eager, self.subset).run()
 
     def static(self) -> MaskedDiffusionDecoding:

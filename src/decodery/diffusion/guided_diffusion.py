@@ -209,6 +209,10 @@ class GuidedDiffusion(DiffusionMethod):
         ends: tuple[int, ...] = job.host.stop_ids if partner is None else partner.stop_ids
         return ends
 
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        own = super().caches(job)
+        return [*own, (job.host.companion(self.guide), own[0][1])]
+
     def unmasking(self, job: Job) -> Guidance:
         ends, guide_ends = frozenset(model_of(job).end_token_ids), frozenset(self._guide_ends(job))
         gate = Gate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)

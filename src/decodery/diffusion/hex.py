@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.engine.job import Job
     from decodery.models.forward import Forward
+    from decodery.models.network import Scorer
 
 ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin", "entropy": "entropy"}
 """Which offsets of a block come first -> the rank of LLaDA's rule."""
@@ -166,6 +167,10 @@ class HiddenExperts(DiffusionMethod):
         )
         return (Claim("one block length with one seed is plain decoding", one, plain),)
 
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        # Of a finished run only the canvas is kept.
+        return super().caches(job) * min(self.at_once, len(self.runs(self.length(job))))
+
     def decode(self, job: Job) -> Decoding:
         length = self.length(job)
         keys = self.runs(length)
@@ -206,6 +211,7 @@ class HiddenExperts(DiffusionMethod):
         noise = Noise(run_seed(job.settings.seed, key), job.sample)
         denoising = Denoising(job, plan, noise, publish=False, law=law)
         yield from denoising.run()
+        denoising.sequences = ()  # only the canvas is looked at from here on
         return self._judged(denoising, rule)
 
     def _judged(self, denoising: Denoising, rule: Weighed) -> Run:

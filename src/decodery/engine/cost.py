@@ -1,7 +1,8 @@
-"""What a forward costs on this machine: seconds by number of rows, measured once and kept.
+"""What a forward costs on this machine: seconds by number of rows and by context, measured once and kept.
 
-On a GPU scoring sixteen rows costs what one row costs; on a CPU it does not. Draft sizes are therefore chosen on the
-measured curve of this network on this machine, not on a constant.
+On a GPU scoring sixteen rows costs what one row costs; on a CPU it does not, and the more tokens are cached, the more of a pass
+is attention. Draft sizes, and how much of a long prompt is read at a time, are therefore chosen on the measured curves of this
+network on this machine, not on a constant.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from decodery._version import __version__
 
 if TYPE_CHECKING:
     from decodery.models.network import Scorer
 
-CALIBRATION_ROWS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
-CALIBRATION_CONTEXT = 256
+CALIBRATION_ROWS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+CALIBRATION_CONTEXTS = (64, 256, 1024)
+USUAL_CONTEXT = 256
+"""The context of a curve where nobody says which."""
 REPEATS = 5
+MOST_SECONDS = 4.0
+"""A network that is slow is measured less often: no further round begins after so many seconds of one context."""
+CONTEXT_STEP = 64
+"""Curves between the measured contexts are made for multiples of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +51,103 @@ class CostCurve:
         y0, y1 = self.seconds[place - 1], self.seconds[place]
         return max(y0 + (y1 - y0) * (rows - x0) / (x1 - x0), self.seconds[0] * 1e-3)
 
+    def at(self, context: int) -> CostCurve:
+        """The curve after `context` cached tokens; of a curve that knows only one context, itself."""
+        return self
+
     @classmethod
     def flat(cls, seconds: float = 1.0) -> CostCurve:
         """Every forward costs the same: the idealised accelerator, for tests and for scorers without a machine."""
         return cls((1,), (seconds,))
 
+
+@dataclass(frozen=True)
+class ContextCosts(CostCurve):
+    """Curves after several numbers of cached tokens. As a curve it is the one after the usual context.
+
+    contexts: ascending. curves: one for each, with the same rows; more context never costs less.
+    """
+
+    contexts: tuple[int, ...] = ()
+    curves: tuple[CostCurve, ...] = ()
+    _made: dict[int, CostCurve] = field(default_factory=dict, compare=False, repr=False)
+
     @classmethod
-    def read(cls, path: Path) -> CostCurve:
-        """A curve kept in a file. Raises OSError, ValueError, KeyError or TypeError where it is not one."""
+    def of(cls, curves: Mapping[int, CostCurve]) -> ContextCosts:
+        """Curves by context. Where noise made more context look cheaper, it costs what less did."""
+        contexts = tuple(sorted(curves))
+        rows = curves[contexts[0]].rows
+        if any(curve.rows != rows for curve in curves.values()):
+            raise ValueError("the curves of several contexts need the same rows")
+        risen = [curves[contexts[0]].seconds]
+        for context in contexts[1:]:
+            risen.append(tuple(map(max, risen[-1], curves[context].seconds)))
+        usual = max((place for place, context in enumerate(contexts) if context <= USUAL_CONTEXT), default=0)
+        return cls(rows, risen[usual], contexts, tuple(CostCurve(rows, seconds) for seconds in risen))
+
+    def at(self, context: int) -> CostCurve:
+        """The curve after `context` cached tokens: between the measured contexts and beyond them it is linear, below the
+        first it is the first."""
+        context = max(-(-context // CONTEXT_STEP) * CONTEXT_STEP, self.contexts[0])
+        if len(self.contexts) == 1:
+            return self.curves[0]
+        if context not in self._made:
+            place = min(max(bisect.bisect_left(self.contexts, context), 1), len(self.contexts) - 1)
+            before, after = self.contexts[place - 1], self.contexts[place]
+            share = (context - before) / (after - before)
+            pairs = zip(self.curves[place - 1].seconds, self.curves[place].seconds, strict=True)
+            # Rows far apart may have been measured in unlike minutes, so that lines beyond the last context could cross.
+            seconds: list[float] = []
+            for low, high in pairs:
+                seconds.append(max(low + (high - low) * share, seconds[-1] if seconds else 0.0))
+            self._made[context] = CostCurve(self.rows, tuple(seconds))
+        return self._made[context]
+
+    @classmethod
+    def read(cls, path: Path) -> ContextCosts:
+        """Curves kept in a file. Raises OSError, ValueError, KeyError or TypeError where it holds none."""
         known = json.loads(path.read_text())
-        rows, seconds = tuple(map(int, known["rows"])), tuple(map(float, known["seconds"]))
-        if not rows or len(rows) != len(seconds) or list(rows) != sorted(set(rows)) or not all(s > 0 for s in seconds):
-            raise ValueError(f"{path} holds no cost curve")
-        return cls(rows, seconds)
+        rows, table = tuple(map(int, known["rows"])), known["seconds"]
+        curves = {int(context): CostCurve(rows, tuple(map(float, seconds))) for context, seconds in table.items()}
+        if not rows or not curves or list(rows) != sorted(set(rows)):
+            raise ValueError(f"{path} holds no cost curves")
+        for curve in curves.values():
+            if len(curve.seconds) != len(rows) or not all(s > 0 for s in curve.seconds):
+                raise ValueError(f"{path} holds no cost curves")
+        return cls.of(curves)
+
+    def write(self, path: Path, described: Mapping[str, str]) -> None:
+        """Keep the curves in a file, whole or not at all. described: what they were measured of. Raises OSError."""
+        table = {str(context): curve.seconds for context, curve in zip(self.contexts, self.curves, strict=True)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps({"of": dict(described), "rows": self.rows, "seconds": table}, indent=1))
+        os.replace(draft, path)
 
 
-def measure(network: Scorer) -> CostCurve:
-    """Time forwards of `network` after a context of some hundred tokens. Takes a few seconds."""
+def measure(network: Scorer) -> ContextCosts:
+    """Time forwards of `network` after contexts of several lengths. Takes some seconds."""
+    room = network.context // 2
+    contexts = [context for context in CALIBRATION_CONTEXTS if context <= room] or [room]
+    sizes = tuple(rows for rows in CALIBRATION_ROWS if contexts[-1] + rows <= network.context)
+    return ContextCosts.of({context: _measure(network, context, sizes) for context in contexts})
+
+
+def _measure(network: Scorer, context: int, sizes: tuple[int, ...]) -> CostCurve:
     from decodery.models.forward import Forward, Rows
 
-    context = min(CALIBRATION_CONTEXT, network.context // 2)
     sequence = network.new_sequence()
-    filler = [i % min(1000, network.vocabulary) for i in range(context)]
-    network.run([Forward(sequence, filler, logits=Rows.NONE)])
-    sizes = [rows for rows in CALIBRATION_ROWS if context + rows <= network.context]
+    filler = [i % min(1000, network.vocabulary) for i in range(max(context, sizes[-1]))]
+    network.run([Forward(sequence, filler[:context], logits=Rows.NONE)])
     best: dict[int, float] = {}
+    begun = time.perf_counter()
     for repeat in range(REPEATS + 1):
+        if repeat > 1 and time.perf_counter() - begun > MOST_SECONDS:
+            break
         for rows in sizes:
             start = time.perf_counter()
-            network.run([Forward(sequence, filler[:rows])])
+            # Of a long prompt only the last row needs scores.
+            network.run([Forward(sequence, filler[:rows], logits=Rows.ALL if rows <= 64 else Rows.LAST)])
             elapsed = time.perf_counter() - start
             sequence.truncate(context)
             if repeat:  # the first round warms up
@@ -78,29 +155,31 @@ def measure(network: Scorer) -> CostCurve:
     seconds: list[float] = []
     for rows in sizes:  # noise must not make more rows look cheaper
         seconds.append(max(best[rows], seconds[-1] if seconds else 0.0))
-    return CostCurve(tuple(sizes), tuple(seconds))
+    return CostCurve(sizes, tuple(seconds))
 
 
-def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> CostCurve:
-    """The curve of `network`, from `folder` where it was measured before under the same identity and machine."""
+def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> ContextCosts:
+    """The curves of `network`, from `folder` where they were measured before under the same identity, version and machine.
+
+    identity: everything that changes what a forward costs, such as model, dtype, path and threads.
+    """
     import torch
 
     described = {
         **identity,
         "machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()}",
         "torch": torch.__version__,
+        "decodery": __version__,
         "rows": str(CALIBRATION_ROWS),
+        "contexts": str(CALIBRATION_CONTEXTS),
     }
     text = json.dumps(described, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
-        return CostCurve.read(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        return ContextCosts.read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not measured yet, or unreadable: measure
-    curve = measure(network)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    curves = measure(network)
     with contextlib.suppress(OSError):  # a home that cannot be written costs a measurement per process, nothing else
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"of": described, "rows": curve.rows, "seconds": curve.seconds}, indent=1))
-        os.replace(draft, path)
-    return curve
+        curves.write(path, described)
+    return curves

@@ -88,6 +88,8 @@ class Job:
         self.error: Exception | None = None
         self.company = 1
         """How many jobs share the engine now; a draft that rides along with others costs more."""
+        self.rows: Mapping[int, int] = {}
+        """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener
         self._text = TextStream(host.tokenizer, settings.stop, self.prompt)
 
@@ -114,7 +116,11 @@ class Job:
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
-        return (network or self.host.network).new_sequence()
+        owner = network or self.host.network
+        sequence = owner.new_sequence()
+        if id(owner) in self.rows:
+            sequence.cache.expect(owner.rows_kept(self.rows[id(owner)]))
+        return sequence
 
     def draw(self, row: Tensor, path: Sequence[int] = ()) -> int:
         """The token that plain decoding takes after the committed tokens and `path`, given its raw scores [vocabulary].

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from decodery.engine.job import Job
     from decodery.engine.settings import Settings
     from decodery.models.forward import Forward
+    from decodery.models.network import Scorer
 
 Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
 """What `decode` returns: yields one forward or a tuple of them, and is sent the scores of each."""
@@ -117,6 +118,13 @@ class Method(ABC):
 
     def admit(self, job: Job) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
+
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        """What `decode` may keep at once: of each sequence its network and the most rows that it may have, borrowed ones too.
+
+        Memory is set aside for them before the request starts. Where it turns out to be too little, caches grow nevertheless.
+        """
+        return [(job.host.network, len(job.prompt) + job.settings.max_new_tokens)]
 
     def __post_init__(self) -> None:
         for item in self.parameters():

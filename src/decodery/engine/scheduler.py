@@ -1,59 +1,118 @@
 """Runs many jobs at once: collects what their methods ask, scores it in as few passes as possible, hands it back.
 
-Batching over any mix of methods, settings and networks falls out of this loop; no method knows of it.
+Batching over any mix of methods, settings and networks falls out of this loop; no method knows of it. Nor does any know that a
+job waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and that
+a beginning which several have in common is scored once.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from decodery.engine.job import Job
+from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
+from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
+from decodery.errors import NotEnoughMemory
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.network import PassKey, pass_key
 
 if TYPE_CHECKING:
     from decodery.models.network import Scorer
+    from decodery.models.sequence import Sequence as CachedSequence
+
+CHUNKS = (64, 128, 256, 512)
+"""Rows of prompts that a pass may take beside running jobs, where the cost curve chooses."""
+MOST_DELAY = 4.0
+"""A pass with a chunk may take so many times as long as one row does: so much slower are the others while prompts are read."""
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """How jobs that run together share passes and memory. None of it changes what a job gives, up to rounding.
+
+    chunk: rows of prompts in one pass while several jobs run; None: by the cost curve; 0: prompts are scored whole. share:
+    beginnings that several jobs have in common are scored once. prefix_cache: bytes, within the KV budget, for beginnings of
+    prompts that are over, so that later jobs can go on from them.
+    """
+
+    chunk: int | None = None
+    share: bool = True
+    prefix_cache: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A job that is not admitted yet."""
+
+    job: Job
+    method: Method
+    need: Need
 
 
 @dataclass(slots=True)
 class _Task:
-    """A job, its coroutine, and what it waits for."""
+    """A job, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
 
     job: Job
     decoding: Decoding
-    asks: tuple[Forward, ...] = ()
+    need: Need
+    asks: list[Ask] = field(default_factory=list)
     single: bool = True
-    answers: list[Scores | None] = field(default_factory=list)
+    roots: list[CachedSequence] = field(default_factory=list)
+
+
+_Piece = tuple[_Task, Ask, int]
+"""An ask, and how many of its next rows are scored now."""
 
 
 class Scheduler:
-    """Drives jobs step by step. Not thread-safe: one thread owns it."""
+    """Drives jobs step by step. Not thread-safe: one thread owns it.
 
-    def __init__(self) -> None:
+    budget: of keys and values, which may be shared with other schedulers; None: unlimited.
+    """
+
+    def __init__(self, budget: KVBudget | None = None, scheduling: Scheduling | None = None) -> None:
+        self.budget = KVBudget() if budget is None else budget
+        self.scheduling = Scheduling() if scheduling is None else scheduling
+        self.prefixes = PrefixCache(self.budget, self.scheduling.prefix_cache)
         self._tasks: list[_Task] = []
+        self._queue: deque[_Waiting] = deque()
+        self._stepping = False
+        self.budget.join(self)
 
     @property
     def active(self) -> int:
         """Jobs that are not over."""
-        return len(self._tasks)
+        return len(self._tasks) + len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for memory."""
+        return len(self._queue)
 
     def submit(self, job: Job, method: Method) -> None:
-        """Start a job. It runs with the next `step`."""
+        """Start a job; it runs with the next `step`. Where its keys and values do not fit beside those of the jobs that run, it
+        waits for its turn. A job that could never fit ends with NotEnoughMemory."""
         try:
-            task = _Task(job, method.decode(job))
-        except Exception as error:  # a `decode` that is no generator function runs at once
+            need = Need.of(job, method)
+            self.budget.check(need)
+        except Exception as error:
             job.finish("error", error)
             return
-        self._tasks.append(task)
-        self._advance(task, None)
-        self._sweep()
+        self._queue.append(_Waiting(job, method, need))
+        self._admit()
+        self.budget.note_queue()
 
     def cancel(self, job: Job) -> None:
         """End a job now; what it has committed stays."""
+        for waiting in [waiting for waiting in self._queue if waiting.job is job]:
+            self._queue.remove(waiting)
+            job.finish("cancelled")
         for task in self._tasks:
             if task.job is job:
                 _close(task.decoding)
@@ -63,31 +122,184 @@ class Scheduler:
     def run(self) -> None:
         """Step until all jobs are over. Where this is interrupted, the jobs end as cancelled."""
         try:
-            while self._tasks:
+            while self.active:
                 self.step()
         finally:
-            for task in list(self._tasks):
-                self.cancel(task.job)
+            for job in [*(task.job for task in self._tasks), *(waiting.job for waiting in self._queue)]:
+                self.cancel(job)
 
     def step(self) -> None:
-        """One round: score what every job asks for, and let each go on to its next ask."""
-        asks = [(task, place) for task in self._tasks for place in range(len(task.asks))]
-        passes: dict[tuple[int, PassKey], list[tuple[_Task, int]]] = {}
-        for task, place in asks:
-            ask = task.asks[place]
-            passes.setdefault((id(ask.sequence.owner), pass_key(ask)), []).append((task, place))
-        for group in passes.values():
-            self._score(group)
-        for task in list(self._tasks):
-            task.job.company = len(self._tasks)
-            if task.job.finish_reason is None:
-                answers = tuple(task.answers)
-                self._advance(task, answers[0] if task.single else answers)
+        """One round: score what every job asks for, and let each go on to its next ask.
+
+        Of a long prompt a round may score a piece only, or nothing where another job scores the same beginning; its job goes on
+        when all is there.
+        """
+        self._admit()
+        if not self._tasks:
+            self._wait()
+            return
+        self._stepping = True
+        try:
+            pieces, held = self._plan()
+            passes: dict[tuple[int, PassKey], list[_Piece]] = {}
+            for piece in pieces:
+                forward = piece[1].forward
+                passes.setdefault((id(forward.sequence.owner), pass_key(forward)), []).append(piece)
+            for group in passes.values():
+                self._score(group)
+            for task, ask, leader in held:
+                if task.job.finish_reason is None:
+                    self._follow(task, ask, leader)
+            for task in list(self._tasks):
+                task.job.company = len(self._tasks)
+                if task.job.finish_reason is None and all(ask.answer is not None for ask in task.asks):
+                    self._remember(task)
+                    answers = tuple(ask.answer for ask in task.asks)
+                    self._advance(task, answers[0] if task.single else answers)
+        finally:
+            self._stepping = False
         self._sweep()
 
-    def _score(self, group: Sequence[tuple[_Task, int]]) -> None:
-        network = group[0][0].asks[group[0][1]].sequence.owner
-        forwards = [task.asks[place] for task, place in group]
+    # Memory
+
+    def _admit(self) -> None:
+        """Start the jobs that have waited longest, as long as they fit."""
+        while self._queue:
+            first = self._queue[0]
+            if not self.budget.fits(first.need.bytes):
+                for scheduler in (self, *self.budget.others(self)):
+                    scheduler.prefixes.make_room(first.need.bytes)
+                if not self.budget.fits(first.need.bytes):
+                    return
+            self._queue.popleft()
+            self._start(first)
+
+    def _start(self, waiting: _Waiting) -> None:
+        job, need = waiting.job, waiting.need
+        if self.budget.total is not None:
+            job.rows = need.rows
+        job.statistics.admitted(need.bytes)
+        try:
+            task = _Task(job, waiting.method.decode(job), need)
+        except Exception as error:  # a `decode` that is no generator function runs at once
+            job.finish("error", error)
+            return
+        self.budget.take(need.bytes)
+        self._tasks.append(task)
+        self._advance(task, None)
+        self._sweep()
+
+    def _wait(self) -> None:
+        """Nothing runs here, and the first job does not fit: let those go on who hold the memory."""
+        if not self._queue:
+            return
+        holders = [other for other in self.budget.others(self) if other._tasks and not other._stepping]
+        for other in holders:
+            other.step()
+        if not holders:  # they wait for us, in a call that this one was made from
+            waiting = self._queue.popleft()
+            held, total = size_text(self.budget.held), size_text(self.budget.total or 0)
+            waiting.job.finish(
+                "error",
+                NotEnoughMemory(
+                    f"the request can need {size_text(waiting.need.bytes)} of keys and values, and requests that cannot go on "
+                    f"before it is over hold {held} of the KV budget of {total}; raise kv_budget."
+                ),
+            )
+
+    def _sweep(self) -> None:
+        for task in self._tasks:
+            if task.job.finish_reason is not None:
+                self.budget.give_back(task.need.bytes)
+        self._tasks = [task for task in self._tasks if task.job.finish_reason is None]
+
+    # What is scored in a round
+
+    def _plan(self) -> tuple[list[_Piece], list[tuple[_Task, Ask, Ask]]]:
+        """Which rows are scored now; and the asks that wait, each with an earlier one that scores the same beginning."""
+        pieces: list[_Piece] = []
+        held: list[tuple[_Task, Ask, Ask]] = []
+        leaders: dict[Hashable, list[Ask]] = {}
+        room: dict[int, int] = {}
+        for task in self._tasks:
+            for ask in task.asks:
+                if ask.answer is not None:
+                    continue
+                if self.scheduling.share and ask.shareable:
+                    self._copy(task, ask)
+                    owner, layers = ask.forward.sequence.owner, ask.forward.layers
+                    alike = leaders.setdefault((id(owner), layers, tuple(ask.text[:SHORTEST])), [])
+                    leader = _leader(ask, alike)
+                    if leader is not None:
+                        held.append((task, ask, leader))
+                        continue
+                    alike.append(ask)
+                rows = ask.left
+                if len(self._tasks) > 1 and _reads(task, ask):
+                    place = id(ask.forward.sequence.owner)
+                    if place not in room:
+                        room[place] = self._chunk(task, ask)
+                    rows = min(rows, room[place])
+                    room[place] -= rows
+                if rows:
+                    pieces.append((task, ask, rows))
+        return pieces, held
+
+    def _chunk(self, task: _Task, ask: Ask) -> int:
+        """How many rows of prompts a pass of a network may take, so that it does not hold up the other jobs for long."""
+        network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
+        asked = [
+            other for entry in self._tasks for other in entry.asks if other.answer is None and _reads(entry, other)
+        ]
+        total = sum(other.left for other in asked if other.forward.sequence.owner is network)
+        if chunk is not None:
+            return chunk or total
+        if total <= CHUNKS[0]:  # nothing to choose, so nothing to measure
+            return total
+        cost = task.job.host.cost(network).at(ask.forward.sequence.length)
+        return max((rows for rows in CHUNKS if cost(rows) <= MOST_DELAY * cost(1)), default=CHUNKS[0])
+
+    def _copy(self, task: _Task, ask: Ask) -> None:
+        """Take over what a running job, or one that is over, has scored already."""
+        sequence = ask.forward.sequence
+        if ask.gain(ask.text) < SHORTEST:
+            return
+        best, length = None, sequence.length
+        for other in self._tasks:
+            for root in other.roots:
+                fits = root is not sequence and root.owner is sequence.owner and root.plain_layers == ask.forward.layers
+                if fits and (until := ask.common(root.tokens[: root.plain])) >= length + SHORTEST:
+                    best, length = root, until
+        kept = self.prefixes.find(ask)
+        if kept is not None and kept[1] > length:
+            best, length = kept
+        if best is not None:
+            task.job.statistics.shared_rows += length - sequence.length
+            ask.take(best, length)
+
+    def _follow(self, task: _Task, ask: Ask, leader: Ask) -> None:
+        """Take over what an earlier ask of this round has scored, as soon as all of it is there."""
+        source, before = leader.forward.sequence, ask.forward.sequence.length
+        if leader.answer is not None and ask.same_as(leader):
+            ask.answer_as(leader)
+            self._count(task, ask, 0)
+        elif ask.gain(leader.text) >= SHORTEST and source.plain >= ask.common(leader.text):
+            ask.take(source, ask.common(leader.text))
+        task.job.statistics.shared_rows += ask.forward.sequence.length - before
+
+    def _remember(self, task: _Task) -> None:
+        """Note which sequences others may go on from."""
+        for ask in task.asks:
+            if self.scheduling.share and ask.shareable:
+                sequence = ask.forward.sequence
+                if all(root is not sequence for root in task.roots):
+                    task.roots.append(sequence)
+                if self.scheduling.prefix_cache:
+                    self.prefixes.keep(sequence, min(sequence.length, len(task.job.prompt)))
+
+    def _score(self, group: Sequence[_Piece]) -> None:
+        network = group[0][1].forward.sequence.owner
+        forwards = [ask.piece(rows) for _, ask, rows in group]
         try:
             answers: list[Scores] = network.run_pass(forwards)
         except Exception as error:
@@ -98,27 +310,30 @@ class Scheduler:
             for entry in group:
                 self._score([entry])
             return
-        for (task, place), scores in zip(group, answers, strict=True):
-            task.answers[place] = scores
-            forward = task.asks[place]
-            task.job.statistics.count(
-                _label(forward, network),
-                forward.count,
-                len(forward.layers.indices(network.layers)),
-                forwards=0 if forward.joined else 1,
-            )
+        for (task, ask, rows), scores in zip(group, answers, strict=True):
+            self._count(task, ask, rows)
+            ask.scored(rows, scores)
+
+    def _count(self, task: _Task, ask: Ask, rows: int) -> None:
+        """Count rows of an ask as work done for a job. All pieces of an ask are one forward."""
+        forward, network = ask.forward, ask.forward.sequence.owner
+        later = ask.begun or forward.joined
+        ask.begun = True
+        task.job.statistics.count(
+            _label(forward, network), rows, len(forward.layers.indices(network.layers)), forwards=0 if later else 1
+        )
 
     def _advance(self, task: _Task, answer: Scores | tuple[Scores | None, ...] | None) -> None:
         """Send scores into a coroutine and take its next ask; ends the job where the coroutine ends or fails."""
         try:
             ask = task.decoding.send(answer)
             task.single = isinstance(ask, Forward)
-            task.asks = (ask,) if isinstance(ask, Forward) else tuple(ask)
-            task.answers = [None] * len(task.asks)
-            for forward in task.asks:
+            forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
+            for forward in forwards:
                 network: Scorer = forward.sequence.owner
                 network.check(forward)
-            _check_together(task.asks)
+            _check_together(forwards)
+            task.asks = [Ask(forward) for forward in forwards]
         except StopIteration:
             task.job.finish("stop")
         except Exception as error:
@@ -128,8 +343,19 @@ class Scheduler:
         _close(task.decoding)
         task.job.finish("error", error)
 
-    def _sweep(self) -> None:
-        self._tasks = [task for task in self._tasks if task.job.finish_reason is None]
+
+def _reads(task: _Task, ask: Ask) -> bool:
+    """Whether an ask reads a prompt. Long drafts are no prompts: their jobs are those that must not wait."""
+    return ask.plain and ask.base < len(task.job.prompt) - 1
+
+
+def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
+    """The ask that scores most of the rows that this one needs as well; None where none is worth waiting for."""
+    for other in others:
+        if ask.same_as(other):
+            return other
+    best = max(others, key=lambda other: ask.gain(other.text), default=None)
+    return best if best is not None and ask.gain(best.text) >= SHORTEST else None
 
 
 def _label(forward: Forward, network: Scorer) -> str:

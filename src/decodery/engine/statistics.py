@@ -28,7 +28,9 @@ class Statistics:
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
     position, -1 where none did; empty for methods without a canvas. block_ends: where its blocks ended, in offsets. details:
-    what the method tells besides, by its own names; values that JSON can hold.
+    what the method tells besides, by its own names; values that JSON can hold. queued_seconds: until the request was admitted.
+    kv_bytes: what its keys and values could take at most. shared_rows: rows that it did not score but took from a request that
+    began alike.
     """
 
     prompt_tokens: int = 0
@@ -44,6 +46,9 @@ class Statistics:
     target: str = ""
     first_token_seconds: float = 0.0
     seconds: float = 0.0
+    queued_seconds: float = 0.0
+    kv_bytes: int = 0
+    shared_rows: int = 0
     peak_memory_bytes: int = 0
     started: float = field(default_factory=time.perf_counter, repr=False)
 
@@ -53,6 +58,11 @@ class Statistics:
         entry.forwards += forwards
         entry.rows += rows
         entry.layer_rows += rows * layers
+
+    def admitted(self, kv_bytes: int) -> None:
+        """The request was admitted now, with so much memory for keys and values."""
+        self.queued_seconds = time.perf_counter() - self.started
+        self.kv_bytes = kv_bytes
 
     def first_token(self) -> None:
         """The first new token was committed now."""
@@ -100,6 +110,9 @@ class Statistics:
             "first_token_seconds": self.first_token_seconds,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "queued_seconds": self.queued_seconds,
+            "kv_bytes": self.kv_bytes,
+            "shared_rows": self.shared_rows,
             "peak_memory_bytes": self.peak_memory_bytes,
             "models": {
                 name: {"forwards": m.forwards, "rows": m.rows, "layer_rows": m.layer_rows}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+CACHE_GRAIN = 64
+"""Caches have room for a multiple of so many rows: attention reads them in blocks."""
 PassKey: TypeAlias = "tuple[Layers, bool]"
 
 
@@ -88,6 +90,14 @@ class Scorer(ABC):
     @abstractmethod
     def new_sequence(self) -> Sequence:
         """An empty sequence whose cache belongs to this scorer."""
+
+    def rows_kept(self, rows: int) -> int:
+        """How many rows the cache of a sequence of at most `rows` rows has room for."""
+        return rows
+
+    def cache_bytes(self, rows: int) -> int:
+        """What the keys and values of a sequence of at most `rows` rows take, in bytes; 0 where none are kept."""
+        return 0
 
     @abstractmethod
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
@@ -233,6 +243,13 @@ class TransformersNetwork(Scorer):
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
+
+    def rows_kept(self, rows: int) -> int:
+        return -(-rows // CACHE_GRAIN) * CACHE_GRAIN
+
+    def cache_bytes(self, rows: int) -> int:
+        values = sum(2 * heads * width for heads, width in self._cache_shapes)
+        return self.rows_kept(rows) * values * self.dtype.itemsize
 
     @property
     def embedding(self) -> Tensor:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listing
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from decodery._lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from decodery.models.forward import Layers
     from decodery.models.network import Scorer
 
 
 class Cache(Protocol):
     """Storage of one sequence, owned by the network that made it. Row indices are those of the sequence."""
 
+    def expect(self, rows: int) -> None: ...
     def reserve(self, rows: int) -> None: ...
     def move(self, sources: Listing[int], start: int) -> None: ...
     def copy(self, rows: int) -> Cache: ...
+    def take(self, other: Self, start: int, stop: int) -> None: ...
 
 
 class NoCache:
     """For scorers that keep nothing per row (tables, scripts)."""
+
+    def expect(self, rows: int) -> None:
+        pass
 
     def reserve(self, rows: int) -> None:
         pass
@@ -33,19 +39,23 @@ class NoCache:
     def copy(self, rows: int) -> NoCache:
         return self
 
+    def take(self, other: NoCache, start: int, stop: int) -> None:
+        pass
+
 
 class KeyValueCache:
     """Keys and values of all layers, [group of equal layers][layers, 2, heads, capacity, head width].
 
     Layers of equal shape share one tensor, so that keeping an accepted path is one copy and not one per layer.
-    Capacity doubles; rows beyond the sequence's length are scratch.
+    Where it is known how many rows may come, room for all of them is made at once, but not touched before it is needed;
+    otherwise capacity doubles. Rows beyond the sequence's length are scratch.
     """
 
     def __init__(self, shapes: Listing[tuple[int, int]], dtype: torch.dtype, device: torch.device):
         """shapes: (key/value heads, head width) of each layer."""
         self._shapes = tuple(shapes)
         self._dtype, self._device = dtype, device
-        self._capacity = 0
+        self._capacity = self._expected = self._cleared = 0
         self._groups: list[Tensor] = []
         self._views: list[Tensor] = []
 
@@ -69,24 +79,35 @@ class KeyValueCache:
         view = self._views[index]
         return view[0], view[1]
 
+    def expect(self, rows: int) -> None:
+        """There will be at most so many rows: the first `reserve` makes room for all, and none is wasted."""
+        self._expected = rows
+
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows."""
-        if rows <= self._capacity:
+        if rows <= self._cleared:
             return
-        capacity = max(128, self._capacity)
-        while capacity < rows:
-            capacity *= 2
-        self._allocate(capacity)
+        ready = max(128, self._cleared)
+        while ready < rows:
+            ready *= 2
+        if rows > self._expected:
+            self._allocate(ready)
+        elif self._capacity < self._expected:
+            self._allocate(self._expected)
+        ready = min(ready, self._capacity)
+        # Zeros, not what was there: a masked column still enters the product, and 0 * NaN would be NaN.
+        for group in self._groups:
+            group[:, :, :, self._cleared : ready] = 0
+        self._cleared = ready
 
     def _allocate(self, capacity: int) -> None:
-        old, used = self._groups, self._capacity
+        old, used = self._groups, self._cleared
         groups: list[Tensor] = []
         views: list[Tensor] = [None] * len(self._shapes)  # type: ignore[list-item]
         for shape in dict.fromkeys(self._shapes):
             layers = [i for i, other in enumerate(self._shapes) if other == shape]
             heads, width = shape
-            # Zeros, not empty: a masked column still enters the product, and 0 * NaN would be NaN.
-            group = torch.zeros(len(layers), 2, heads, capacity, width, dtype=self._dtype, device=self._device)
+            group = torch.empty(len(layers), 2, heads, capacity, width, dtype=self._dtype, device=self._device)
             if old:
                 group[:, :, :, :used] = old[len(groups)]
             for place, layer in enumerate(layers):
@@ -102,11 +123,18 @@ class KeyValueCache:
 
     def copy(self, rows: int) -> KeyValueCache:
         twin = KeyValueCache(self._shapes, self._dtype, self._device)
+        twin.expect(self._expected)
         if rows:
             twin.reserve(rows)
             for mine, theirs in zip(self._groups, twin._groups, strict=True):
                 theirs[:, :, :, :rows] = mine[:, :, :, :rows]
         return twin
+
+    def take(self, other: KeyValueCache, start: int, stop: int) -> None:
+        """Copy rows start..stop-1 of a cache of the same layers."""
+        self.reserve(stop)
+        for mine, theirs in zip(self._groups, other._groups, strict=True):
+            mine[:, :, :, start:stop] = theirs[:, :, :, start:stop]
 
     @property
     def bytes(self) -> int:
@@ -126,6 +154,10 @@ class Sequence:
         self.cache = cache
         self.tokens: list[int] = []
         self.positions: list[int] = []
+        self.plain = 0
+        """So many first rows were scored in order, each seeing all before it and itself, by `plain_layers`: who has the same
+        tokens there may copy them. Kept by the engine."""
+        self.plain_layers: Layers | None = None
 
     @property
     def length(self) -> int:
@@ -139,6 +171,7 @@ class Sequence:
 
     def write(self, slots: Listing[int], tokens: Listing[int], positions: Listing[int]) -> None:
         """Record what a forward wrote. Called by networks, not by methods."""
+        self.plain = min(self.plain, slots.start if isinstance(slots, range) else min(slots))
         if isinstance(slots, range) and slots.start == self.length:  # the usual case: append
             self.tokens.extend(tokens)
             self.positions.extend(positions)
@@ -161,6 +194,7 @@ class Sequence:
         moved = next((i for i, row in enumerate(rows) if row != start + i), len(rows))
         if moved < len(rows):
             self.cache.move(rows[moved:], start + moved)
+        self.plain = min(self.plain, start)
         self.tokens[start:] = [self.tokens[row] for row in rows]
         self.positions[start:] = [self.positions[row] for row in rows]
 
@@ -170,9 +204,18 @@ class Sequence:
             raise ValueError(f"cannot cut a sequence of {self.length} rows to {length}")
         del self.tokens[length:]
         del self.positions[length:]
+        self.plain = min(self.plain, length)
 
     def fork(self) -> Sequence:
         """An independent copy."""
         twin = Sequence(self.owner, self.cache.copy(self.length))
         twin.tokens, twin.positions = list(self.tokens), list(self.positions)
+        twin.plain, twin.plain_layers = self.plain, self.plain_layers
         return twin
+
+    def take(self, other: Sequence, length: int) -> None:
+        """Go on up to `length` rows as another sequence does, whose first rows are this one's: copy its keys and values."""
+        start = self.length
+        self.cache.take(other.cache, start, length)
+        self.tokens.extend(other.tokens[start:length])
+        self.positions.extend(other.positions[start:length])

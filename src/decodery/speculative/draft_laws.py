@@ -157,6 +157,12 @@ class DraftLawMethod(SpeculativeMethod):
             )
         return network, ALL_LAYERS
 
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        caches = super().caches(job)
+        if self.draft in (NGRAM, NGRAM_TEXT):
+            return caches
+        return [*caches, (self.network(job)[0], caches[0][1])]
+
     def _without_layers(self) -> None:
         if self.layers is not None:
             raise MethodUnavailable(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
@@ -47,6 +47,10 @@ class Price:
         verifying = (whole - exit) * self._rows(length + 1)
         round = drafting + verifying + self.draft_head * self._rows(self.exits * (length + 1))
         return round if self.curve is None else round * PRECAUTION
+
+    def at(self, context: int) -> Price:
+        """The price after `context` cached tokens."""
+        return self if self.curve is None else replace(self, curve=self.curve.at(context))
 
     def _rows(self, count: int) -> float:
         """How many times as much as one row so many rows cost together."""

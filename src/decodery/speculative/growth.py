@@ -53,6 +53,15 @@ def likeliest(scores: Tensor, count: int) -> list[int]:
     return [token for token in top_ids(scores[None], count)[0].tolist() if float(scores[token]) > -float("inf")]
 
 
+def level_sizes(branching: Sequence[int]) -> int:
+    """Nodes of a tree in which every node of level l - 1 has `branching[l - 1]` children."""
+    total, level = 0, 1
+    for count in branching:
+        level *= count
+        total += level
+    return total
+
+
 class Growing:
     """A tree while it grows: nodes in order of their index, and the path of each."""
 

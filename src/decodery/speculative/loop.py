@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
+    from decodery.models.network import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.verifiers import Verdict, Verifier
 
 
+USUAL_NODES = 64
+"""No draft is larger, unless a method says so."""
 LONG_PROMPT = 32
 """From so many rows on, a prompt is scored without a tree."""
 
@@ -84,6 +87,13 @@ class SpeculativeMethod(Method):
         """Whether the engine picks the draft's size on the cost curve; otherwise whole drafts are verified."""
         return True
 
+    def most_nodes(self) -> int:
+        """The most rows that a draft, or the drafter in the target's own cache, has beyond the committed text."""
+        return USUAL_NODES
+
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        return [(network, rows + self.most_nodes()) for network, rows in super().caches(job)]
+
     def judge(self, draft: Draft, greedy: bool) -> Verifier:
         """Who judges a draft: by default the verifier that is exact for it and accepts the most."""
         from decodery.speculative.verifiers import verifier_for
@@ -130,7 +140,7 @@ def speculate(
         draft = proposed
         if cost is not None and not random:
             most = len(proposed) if stability is None else stability.rows - len(pending)
-            draft = worthwhile(proposed, acceptance, cost, len(pending), most, job.company)
+            draft = worthwhile(proposed, acceptance, cost.at(cached), len(pending), most, job.company)
         # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
         start = cached + len(pending)
         job.drafted(draft.tokens, draft.parents)

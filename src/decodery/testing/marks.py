@@ -25,6 +25,9 @@ class LayerMarks:
         """[layers, rows] the version of the row that each layer has written."""
         self._clock = 0
 
+    def expect(self, rows: int) -> None:
+        pass
+
     def reserve(self, rows: int) -> None:
         while len(self._versions) < rows:
             self._versions = np.concatenate([self._versions, np.zeros_like(self._versions)])
@@ -39,6 +42,15 @@ class LayerMarks:
         twin = LayerMarks(self.layers)
         twin._versions, twin._written, twin._clock = self._versions.copy(), self._written.copy(), self._clock
         return twin
+
+    def take(self, other: LayerMarks, start: int, stop: int) -> None:
+        self.reserve(stop)
+        other.reserve(stop)
+        # Versions are of one cache alone; a layer that was not current there must not be here.
+        self._clock += 1
+        current = other._written[:, start:stop] == other._versions[start:stop]
+        self._versions[start:stop] = self._clock
+        self._written[:, start:stop] = np.where(current, self._clock, 0)
 
     def check(self, forward: Forward) -> None:
         """Assert that all cached rows that the forward sees were written by the attentions that it runs."""

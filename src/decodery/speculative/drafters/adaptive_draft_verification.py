@@ -107,6 +107,9 @@ class AdaptiveDraftVerification(SpeculativeMethod):
         key = (self.name, self.corpus, self.top_m, self.window, self.delta, self.cap, self.read_prompt)
         return job.remember(key, fresh)
 
+    def most_nodes(self) -> int:
+        return MOST_NODES
+
     def drafter(self, job: Job) -> Drafter:
         return TrigramDrafter(self.store(job), self)
 

@@ -104,6 +104,9 @@ class ApproximateMatchLookup(SpeculativeMethod):
         key = (self.name, size, hashlib.sha256(text.encode()).hexdigest())
         return job.remember(key, lambda: NgramIndex(size, job.host.encode(text)), everywhere=True)
 
+    def most_nodes(self) -> int:
+        return self.nodes
+
     def drafter(self, job: Job) -> Drafter:
         earlier: list[int] = []
         if self.persist:
@@ -183,7 +186,7 @@ class AlignmentDrafter(Drafter):
         best = self._best(tokens)
         length = min(self._options.length, depth)
         if best and self._policy is not None:
-            length = min(length, self._policy.length(best[0].kind, self._options.length))
+            length = min(length, self._policy.length(best[0].kind, self._options.length, len(tokens)))
             if length:
                 self._proposed = best[0].kind
         if not best or length < 1:
@@ -328,10 +331,13 @@ class LengthByClass:
     _means: dict[object, tuple[float, float]] = field(default_factory=dict)
     _refused: int = 0
 
-    def length(self, kind: object, most: int) -> int:
-        """How many tokens to propose; 0 to propose nothing."""
+    def length(self, kind: object, most: int, context: int = 0) -> int:
+        """How many tokens to propose after a text of `context` tokens; 0 to propose nothing."""
         accepted, right = self._means.get(kind, self.first_guess)
-        price = 0.0 if self.cost is None else self.cost(2) / self.cost(1) - 1
+        price = 0.0
+        if self.cost is not None:
+            cost = self.cost.at(context)
+            price = cost(2) / cost(1) - 1
         if right < price:
             self._refused = (self._refused + 1) % self.retry
             if self._refused:

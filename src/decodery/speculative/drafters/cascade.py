@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.engine.cost import CostCurve
+from decodery.engine.cost import CONTEXT_STEP, CostCurve
 from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.speculative.draft import EMPTY, ROOT, Draft
@@ -113,6 +113,9 @@ class Cascade(SpeculativeMethod):
 
         return job.remember(("cascade", "table", str(path)), read, everywhere=True)
 
+    def most_nodes(self) -> int:
+        return self.nodes or MOST_NODES
+
     def drafter(self, job: Job) -> Drafter:
         words = self._words()
         copied = Copied() if "copied" in words else None
@@ -157,7 +160,8 @@ class CascadeDrafter(Drafter):
         self._rest = self._resting = 0
         self._poor = False
         """Whether the last look found nothing that would pay."""
-        self._rounds: dict[int, list[float]] = {}
+        self._rounds: dict[tuple[int, int], list[float]] = {}
+        """Seconds of a round by company and context."""
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
@@ -209,12 +213,14 @@ class CascadeDrafter(Drafter):
         """Seconds of a round by the number of nodes (of each job, where several share the pass), and of a plain step."""
         if self._cost is None:
             return [1.0] * (self._nodes + 5), 1.0
-        if company not in self._rounds:
-            self._rounds[company] = [
-                self._cost(company * (1 + nodes)) + company * (ROUND_SECONDS + nodes * NODE_SECONDS)
+        context = len(self._job.tokens)
+        cost, key = self._cost.at(context), (company, -(-context // CONTEXT_STEP))
+        if key not in self._rounds:
+            self._rounds[key] = [
+                cost(company * (1 + nodes)) + company * (ROUND_SECONDS + nodes * NODE_SECONDS)
                 for nodes in range(self._nodes + 5)
             ]
-        return self._rounds[company], self._cost(company)
+        return self._rounds[key], cost(company)
 
     def observe(self, round: Round) -> None:
         if self._poor:

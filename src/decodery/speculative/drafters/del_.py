@@ -125,6 +125,9 @@ class DynamicExit(SpeculativeMethod):
             f"not for {'+'.join(map(str, exits))}."
         )
 
+    def most_nodes(self) -> int:
+        return max(self.length or 0, self.max_draft) + 1
+
     def drafter(self, job: Job) -> ExitDrafter:
         network = job.host.network
         adapters = self._adapters(job)
@@ -350,7 +353,7 @@ class ExitDrafter(Drafter):
         self.statistics.update(match, confidence)
         method = self._method
         lengths = range(method.max_draft) if method.length is None else (method.length,)
-        exit, length = self.statistics.select(self._price, lengths)
+        exit, length = self.statistics.select(self._price.at(len(self._job.tokens)), lengths)
         self._exit = exit if method.exit is None else method.exit
         if method.length is None:
             self._length = length if method.bypass or length else 1

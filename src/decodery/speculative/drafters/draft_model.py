@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from decodery.models.forward import Scores
 
 
+LONGEST = 16
+"""Longest chain where the cost curve chooses."""
+
+
 @dataclass(frozen=True)
 class DraftModel(DraftLawMethod):
     """A smaller model with the same tokenizer proposes tokens, the target verifies them with the rejection rule.
@@ -37,26 +41,30 @@ class DraftModel(DraftLawMethod):
     length: int | None = parameter(4, "tokens drafted per round", low=1, high=32, auto="what pays, from its acceptance")
     width: int = parameter(1, "draws after the last committed token; more than one makes a tree", low=1, high=16)
 
+    def most_nodes(self) -> int:
+        return self.width * (self.length or LONGEST)
+
     def drafter(self, job: Job) -> ChainDrafter:
         laws = self.laws(job)
         curves = None
         if self.length is None:
-            curves = (job.host.cost(job.host.network), _step_seconds(job, laws))
+            curves = (job.host.cost(job.host.network), *_step_cost(job, laws))
         return ChainDrafter(job, laws, self.length, self.width, curves)
 
 
-def _step_seconds(job: Job, laws: DraftLaws) -> float:
-    """Seconds of one draft token; nothing worth counting without a network."""
+def _step_cost(job: Job, laws: DraftLaws) -> tuple[CostCurve | None, float]:
+    """Of whose row a draft token costs which share; nothing worth counting without a network."""
     if not isinstance(laws, NetworkLaws):
-        return 0.0
+        return None, 0.0
     network = laws.network
-    return job.host.cost(network)(1) * len(laws.layers.indices(network.layers)) / network.layers
+    return job.host.cost(network), len(laws.layers.indices(network.layers)) / network.layers
 
 
 class ChainDrafter(Drafter):
     """Draws chains from draft laws; in greedy decoding takes the likeliest tokens.
 
-    curves: the target's cost curve and the seconds of one draft token, to choose the length by where it is None.
+    curves: the target's cost curve, that of the network that drafts, and the share of its layers that run, to choose the length
+    by where it is None.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class ChainDrafter(Drafter):
         laws: DraftLaws,
         length: int | None,
         width: int,
-        curves: tuple[CostCurve, float] | None = None,
+        curves: tuple[CostCurve, CostCurve | None, float] | None = None,
     ):
         self._job, self._laws, self._length, self._width, self._curves = job, laws, length, width, curves
         self._accepted, self._tried = 2.0, 4.0
@@ -75,10 +83,13 @@ class ChainDrafter(Drafter):
         if self._curves is None:
             assert self._length is not None
             return self._length
-        target, step = self._curves
+        context = len(self._job.tokens)
+        target, drafting, share = self._curves
+        target = target.at(context)
+        step = 0.0 if drafting is None else drafting.at(context)(1) * share
         rate = self._accepted / self._tried
         best, best_rate, expected, gain = 0, 1.0 / target(1), 1.0, 1.0
-        for length in range(1, 17):
+        for length in range(1, LONGEST + 1):
             gain *= rate
             expected += gain
             per_second = expected / (target(1 + length) + length * step)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter
 from decodery.speculative.draft import Siblings
-from decodery.speculative.growth import MOST_CHILDREN
+from decodery.speculative.growth import MOST_CHILDREN, level_sizes
 from decodery.speculative.multi_draft import MultiDrafter, MultiDraftMethod
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class OptimalMultiDraft(MultiDraftMethod):
     @property
     def siblings(self) -> Siblings:
         return MODES[self.mode]
+
+    def most_nodes(self) -> int:
+        return level_sizes(self.counts())
 
     def drafter(self, job: Job) -> MultiDrafter:
         widths = self.counts()

@@ -35,6 +35,9 @@ class PromptLookup(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.adapt
 
+    def most_nodes(self) -> int:
+        return self.length
+
     def drafter(self, job: Job) -> NgramDrafter:
         return NgramDrafter(self.max_ngram, self.length, self.pick, self.require_full)
 

@@ -11,7 +11,7 @@ from decodery.errors import BadParameter
 from decodery.models.forward import Forward
 from decodery.speculative.draft import Draft, Siblings
 from decodery.speculative.draft_laws import DraftLawMethod, DraftLaws
-from decodery.speculative.growth import MOST_CHILDREN, grow_beam, grow_branching
+from decodery.speculative.growth import MOST_CHILDREN, grow_beam, grow_branching, level_sizes
 from decodery.speculative.loop import Drafter, Round
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class RecursiveSpeculativeDecoding(DraftLawMethod):
                 f"not {self.branching!r}."
             )
         return counts
+
+    def most_nodes(self) -> int:
+        return self.width * self.length if self.tree == BEAM else level_sizes(self.levels())
 
     def drafter(self, job: Job) -> DistinctDrafter:
         return DistinctDrafter(job, self.laws(job), self)

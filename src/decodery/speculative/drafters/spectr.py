@@ -35,6 +35,9 @@ class Spectr(MultiDraftMethod):
     def siblings(self) -> Siblings:
         return Siblings.WITH_REPLACEMENT
 
+    def most_nodes(self) -> int:
+        return self.drafts * self.length
+
     def drafter(self, job: Job) -> MultiDrafter:
         def counts(level: int, through: int) -> int:
             return through if level else self.drafts

@@ -56,6 +56,9 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         key = ("suffix-automaton", hashlib.sha256(text.encode()).hexdigest())
         return job.remember(key, lambda: SuffixAutomaton(job.host.encode(text)), everywhere=True)
 
+    def most_nodes(self) -> int:
+        return max(self.length, 80)  # the auxiliary drafter has a tree of 80
+
     def drafter(self, job: Job) -> Drafter:
         automaton = AutomatonDrafter(self.length, self.alpha, self._static(job), self.corpus_handicap)
         if self.auxiliary == "none":

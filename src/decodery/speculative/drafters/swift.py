@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -106,6 +106,9 @@ class Swift(SpeculativeMethod):
             raise MethodUnavailable(f"swift: the layer set {self.layer_set} cannot be used: {error}.") from None
         return found, score
 
+    def most_nodes(self) -> int:
+        return max(self.context_window, (self.max_steps or 25) * (self.top_k or 10))
+
     def drafter(self, job: Job) -> SkippingDrafter:
         network = job.host.network
         work = network.work
@@ -153,6 +156,10 @@ class Pay:
     cost: CostCurve
     work: Work
     layers: int
+
+    def at(self, context: int) -> Pay:
+        """The same after `context` cached tokens."""
+        return replace(self, cost=self.cost.at(context))
 
     def step(self, chosen: LayerSet) -> float:
         """Seconds of a one-row forward without a set; time is taken to go with multiplications."""
@@ -239,7 +246,7 @@ class SkippingDrafter(Drafter):
         assert sequence is not None
         if not sequence.length:
             return EMPTY  # the prompt goes through the whole model first
-        if self._pay is not None and self._pay.ceiling(search, self._steps) < WORTH_TRYING:
+        if self._pay is not None and self._pay.at(len(tokens)).ceiling(search, self._steps) < WORTH_TRYING:
             return EMPTY
         return self._search_and_draft(sequence, tokens, depth)
 
@@ -249,8 +256,9 @@ class SkippingDrafter(Drafter):
         yield from self._search(sequence)
         steps = min(depth, self._steps)
         if self._pay is not None:
-            step = self._pay.step(self._state.search.current)
-            if not best_chain(self._state.rate(), self._pay.cost, step, self._steps)[0]:
+            pay = self._pay.at(len(tokens))
+            step = pay.step(self._state.search.current)
+            if not best_chain(self._state.rate(), pay.cost, step, self._steps)[0]:
                 steps = min(steps, 1) if self._job.position % PROBE == 0 else 0
         return (yield from self._grow(sequence, tokens, steps)) if steps else EMPTY
 

@@ -115,6 +115,9 @@ class TokenRecycling(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.nodes is None
 
+    def most_nodes(self) -> int:
+        return self.nodes or len(template().parents)
+
     def drafter(self, job: Job) -> RecyclingDrafter:
         vocabulary = job.host.network.vocabulary
         k = min(self.k, vocabulary)
