@@ -261,6 +261,28 @@ class TestPromptsFile:
         assert "5000 tokens" in values[11]["error"]
         assert "context of 4096" in values[11]["error"]
 
+    def test_lines_wait_for_memory_and_one_that_never_fits_is_named(
+        self, command: Any, toy: Any, tmp_path: Path
+    ) -> None:
+        from decodery.engine.memory import KVBudget
+
+        file = tmp_path / "prompts.jsonl"
+        texts = ["one", "x" * 300, "two", "three"]
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        arguments = ("generate", "--prompts", str(file), "--max-new-tokens", "5", "--method", "autoregressive")
+        expected = lines_of(command(*arguments).out)
+        toy._budget = KVBudget(toy.network.cache_bytes(64))
+        result = command(*arguments)
+        values = lines_of(result.out)
+        assert result.code == 2
+        assert [value.get("text") for value in values] == [
+            value["text"] if place != 1 else None for place, value in enumerate(expected)
+        ]
+        assert "KV budget" in values[1]["error"]
+        assert f"{file}, line 2: {values[1]['error']}" in result.err
+        assert values[2]["stats"]["queued_seconds"] > values[0]["stats"]["queued_seconds"]
+        assert toy.budget.most_waiting == 2
+
     def test_a_request_that_fails_alone(
         self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -383,3 +405,27 @@ class TestRefusals:
         monkeypatch.setattr("decodery.language_model.load", lambda *_, **__: pytest.fail("loaded"))
         for bad in (["--method", "nothing"], ["--top-p", "2"], ["--method", "token-recycling(k=0)"]):
             assert command("generate", "a", *bad).code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--kv-budget", "lots", "kv_budget must be a size such as 2GB"),
+        ("--prefill-chunk", "-1", "prefill_chunk must be"),
+    ],
+)
+def test_bad_engine_options_are_refused_before_a_model_is_loaded(
+    command: Any, option: str, value: str, message: str
+) -> None:
+    result = command("generate", "hello", "--model", "no/such-model", option, value)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_engine_options_arrive(command: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("decodery.language_model.load", lambda name, **more: (given.update(more), toy)[1])
+    assert (
+        command("generate", "hello", "--max-new-tokens", "2", "--kv-budget", "2GB", "--prefill-chunk", "64").code == 0
+    )
+    assert (given["kv_budget"], given["prefill_chunk"]) == ("2GB", 64)

@@ -85,6 +85,9 @@ def test_statistic_is_one_line() -> None:
     stats = Statistics(new_tokens=12, rounds=4, seconds=0.5)
     line = statistic(stats.as_dict(), "prompt-lookup", "identical-to-sampling").plain
     assert line == "prompt-lookup · identical-to-sampling · 12 tokens in 0.50 s · 24.0 tokens/s · 3.00 per forward"
+    stats.queued_seconds = 1.26
+    waited = statistic(stats.as_dict(), "prompt-lookup", "identical-to-sampling").plain
+    assert waited == line + " · waited 1.3 s for memory"
 
 
 @pytest.fixture

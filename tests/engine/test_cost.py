@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from decodery.engine import cost
 from decodery.engine.cost import ContextCosts, CostCurve, calibrated, measure
+from decodery.engine.events import Drafted, Token
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Scores
 from decodery.speculative.budget import Acceptance, worthwhile
 from decodery.speculative.draft import Draft
-from decodery.testing import ScriptedScorer, toy_language_model
+from decodery.testing import ScriptedScorer, scripted_language_model, toy_language_model
 
 IDENTITY = {"model": "scripted", "dtype": "none"}
 
@@ -225,6 +226,28 @@ def test_drafts_shrink_with_the_context() -> None:
     draft = Draft([1, 2, 3], [-1, 0, 1], kinds=["a", "b", "c"])
     assert len(worthwhile(draft, Acceptance(prior=0.6), costs.at(64), 1)) == 3
     assert len(worthwhile(draft, Acceptance(prior=0.6), costs.at(1024), 1)) == 0
+
+
+@pytest.mark.parametrize(
+    "spec", ["prompt-lookup", "suffix-automaton", "approximate-match-lookup", "cascade", "draft-model(length=auto)"]
+)
+def test_methods_read_the_curve_at_their_context(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that repeats itself, so that every draft is right; after a long one rows are too dear all the same."""
+    scorer = ScriptedScorer(
+        lambda prefix: 9.0 * torch.nn.functional.one_hot(torch.tensor((prefix[-1] + 1) % 8), 20), 20
+    )
+    lm = scripted_language_model(scorer)
+    near, far = CostCurve((1, 64), (1.0, 1.1)), CostCurve((1, 64), (1.0, 900.0))
+    monkeypatch.setattr(lm, "cost", lambda network: ContextCosts.of({64: near, 1024: far}))
+    drafted = {}
+    for times in (3, 120):
+        lm.memory.clear()
+        events = lm.generate([*range(8)] * times, spec, max_new_tokens=40).events
+        first = next(place for place, event in enumerate(events) if isinstance(event, Token))
+        # What is drafted beside the prompt's own rows is no measure.
+        drafted[times] = sum(len(event.tokens) for event in events[first:] if isinstance(event, Drafted))
+    assert drafted[3] > 10
+    assert drafted[120] <= 4, "now and then one, to keep an estimate alive"
 
 
 def test_another_path_is_measured_anew(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

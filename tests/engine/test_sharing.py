@@ -344,7 +344,7 @@ def test_jobs_that_wait_get_the_memory_of_kept_prefixes() -> None:
 # Pieces
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SPECS[::2])
 def test_pieces_give_the_same_outputs(spec: str) -> None:
     lm = scripted_language_model(story_scorer(vocabulary=40), drafter=story_scorer(seed=1, vocabulary=40, name="other"))
     prompts = [random_ids(length, length, 40) for length in (3, 90, 50, 17)]

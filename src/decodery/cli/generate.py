@@ -34,7 +34,7 @@ from decodery.cli.options import (
 )
 from decodery.cli.outcome import Outcome
 from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt
-from decodery.errors import BadInput, BadPrompt, BadSetting
+from decodery.errors import BadInput, BadPrompt, BadSetting, NotEnoughMemory
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -222,7 +222,7 @@ def _admitted(
             # Checks everything and starts nothing until it is iterated. An error that is not the prompt's own is
             # one of the whole command.
             lm.stream(line.prompt, method, **settings)
-        except BadPrompt as error:
+        except (BadPrompt, NotEnoughMemory) as error:
             line = replace(line, error=str(error))
     if line.error:
         notice(f"{source}, line {line.number}: {line.error}", style="red")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DRAFTED = "cyan"
 PROMPT = "dim"
+NOTICED = 0.1
+"""Seconds of waiting that are worth telling."""
 
 
 class LiveText:
@@ -108,6 +110,7 @@ def statistic(stats: dict[str, Any], method: str, exactness: str) -> Text:
         f"{stats['new_tokens']} tokens in {stats['seconds']:.2f} s",
         f"{stats['tokens_per_second']:.1f} tokens/s",
         f"{stats['acceptance_length']:.2f} per forward",
+        *([f"waited {waited:.1f} s for memory"] if (waited := stats.get("queued_seconds", 0.0)) >= NOTICED else []),
     )
     return Text(" · ".join(parts), style="dim")
 
