@@ -378,6 +378,9 @@ def test_eager_drafts_are_refused_where_the_cache_is_refreshed():
 
 def _run(job, denoising):
     class _Method:
+        def caches(self, job):
+            return []
+
         def decode(self, job):
             yield from denoising.run()
 

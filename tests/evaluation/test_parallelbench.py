@@ -409,13 +409,12 @@ def measured():
 
 
 SHIPPED_TASKS = ("copy", "reverse", "insert_index", "remove_index", "replace_index", "shuffle")
-SHORT_OF_THE_GOAL = {"insert_index": 0.9, "replace_index": 0.85}
-"""What the model was not trained long enough for: 95 % is the goal (its card has 95.3 and 90.7)."""
+GOAL = 0.95
 
 
 def test_the_shipped_model_solves_one_token_a_step(measured):
     for task in SHIPPED_TASKS:
-        assert measured[task, 1] > SHORT_OF_THE_GOAL.get(task, 0.95), task
+        assert measured[task, 1] > GOAL, task
 
 
 def test_the_shipped_model_loses_by_parallel_decoding_where_tokens_depend_on_each_other(measured):
@@ -430,4 +429,6 @@ def test_the_shipped_models_card_says_how_it_was_made():
     assert {"command", "seed", "recipe", "data", "licence", "log", "metrics"} <= set(card)
     accuracy = card["metrics"]["accuracy"]
     assert set(accuracy["1"]) == set(TASKS)
-    assert all(accuracy["1"][task] > SHORT_OF_THE_GOAL.get(task, 0.95) for task in SHIPPED_TASKS)
+    assert all(accuracy["1"][task] > GOAL for task in SHIPPED_TASKS)
+    for operation in ("insert", "remove", "replace"):  # replace_random alone stays at 94 %
+        assert (accuracy["1"][f"{operation}_index"] + accuracy["1"][f"{operation}_random"]) / 2 > GOAL

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decodery.sampling import Law, LawSettings, Noise, Stage
+from decodery.sampling import Law, LawSettings
 from decodery.sampling.top import top_ids
+from decodery.speculative.verifiers.rejection import residual
 
 
 def test_wrong_shapes_and_types_are_caught() -> None:
@@ -14,7 +15,7 @@ def test_wrong_shapes_and_types_are_caught() -> None:
         lambda: top_ids(torch.zeros(5), 1),
         lambda: top_ids(torch.zeros(2, 5, dtype=torch.long), 1),
         lambda: Law(LawSettings(temperature=0.5), [1]).scores(torch.zeros(2, 5)),
-        lambda: Noise(0).choose(torch.zeros(2, 5), 0, Stage.TARGET),
+        lambda: residual(torch.zeros(5), torch.zeros(4)),
     ):
         with pytest.raises(Exception, match="Type-check error"):
             call()

@@ -211,10 +211,11 @@ class HiddenExperts(DiffusionMethod):
         noise = Noise(run_seed(job.settings.seed, key), job.sample)
         denoising = Denoising(job, plan, noise, publish=False, law=law)
         yield from denoising.run()
+        forwards = denoising.forwards * len(denoising.sequences)
         denoising.sequences = ()  # only the canvas is looked at from here on
-        return self._judged(denoising, rule)
+        return self._judged(denoising, rule, forwards)
 
-    def _judged(self, denoising: Denoising, rule: Weighed) -> Run:
+    def _judged(self, denoising: Denoising, rule: Weighed, forwards: int) -> Run:
         job, canvas = denoising.job, denoising.canvas
         tokens = canvas.answer[: canvas.complete_until()]
         end = next((place for place, token in enumerate(tokens) if token in job.stop_ids), None)
@@ -224,7 +225,6 @@ class HiddenExperts(DiffusionMethod):
         for stop in job.settings.stop:
             text = text.split(stop)[0]
         likelihood = sum(rule.log_probability[offset] for offset in range(len(tokens)))
-        forwards = denoising.forwards * len(denoising.sequences)
         return Run(denoising, text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
 
     def _tell(self, job: Job, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
