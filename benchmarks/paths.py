@@ -4,7 +4,7 @@
     python benchmarks/paths.py --sections agreement --questions 4
 
 Sections: times (milliseconds of one pass after some cached tokens, the least of several, and of a prefill), bandwidth (of
-memory, and what plain decoding could reach with it), agreement (plain greedy answers against those of the path "off", tokens of
+memory), agreement (plain greedy answers against those of the path "off", tokens of
 it scored by each path in one go), start (a process from nothing to the first token, and its peak memory, by path). Times want a
 machine that does nothing else; agreement counts things.
 """
@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "engines" / "workers"))
+
+from bandwidth_worker import Bandwidth
 from rich.console import Console
 from rich.table import Table
 
@@ -67,16 +71,10 @@ def times(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
 
 
 def bandwidth() -> dict[str, float]:
-    """GB/s of reading memory with torch's threads, the best of five."""
-    numbers = torch.zeros(256 * 2**20 // 4, dtype=torch.int32)
-    best = min(_timed(numbers.sum) for _ in range(5))
-    return {"gigabytes_per_second": numbers.numel() * 4 / best / 1e9}
-
-
-def _timed(call: Any) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    """GB/s of memory with torch's threads, by what is done."""
+    meter = Bandwidth()
+    meter.load({"threads": torch.get_num_threads()})
+    return {f"{way}_gigabytes_per_second": rate / 1e9 for way, rate in meter.measure().items()}
 
 
 def agreement(models: dict[str, LanguageModel], questions: int, tokens: int) -> list[dict[str, Any]]:
@@ -171,7 +169,7 @@ def main() -> None:
         report["provenance"] = provenance(next(iter(models.values())))
     if "bandwidth" in given.sections:
         report["bandwidth"] = bandwidth()
-        show(console, "reading memory", [report["bandwidth"]])
+        show(console, "memory", [report["bandwidth"]])
     if "times" in given.sections:
         report["times"] = times(models)
         show(console, "milliseconds of a pass", report["times"])

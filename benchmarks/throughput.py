@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
+from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 
@@ -115,18 +116,24 @@ def long_prompt(lm: LanguageModel, tokens: int) -> list[int]:
     return (ids * (tokens // len(ids) + 1))[:tokens]
 
 
+def best(repeats: int, by: str, ways: Sequence[Any], run: Callable[[Any], dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """What the run with the least `by` found, of each way. The ways take turns."""
+    rounds = [{way: run(way) for way in ways} for _ in range(repeats)]
+    return {way: min((found[way] for found in rounds), key=lambda found: found[by]) for way in ways}
+
+
 def batches(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for size in given.batches:
         prompts = prompts_of(lm, size)
-        best: dict[str, Any] = {}
-        for _ in range(given.repeats):
+
+        def run(size: int, prompts: Sequence[Sequence[int]] = prompts) -> dict[str, Any]:
             watch = Watch(lm, method, Scheduling(chunk=given.chunk))
             for prompt in prompts:
                 watch.submit(prompt, given.tokens)
             seconds = watch.run()
             first = watch.first_tokens()
-            found = {
+            return {
                 "batch": size,
                 "tokens_per_second": watch.tokens / seconds,
                 "tokens": watch.tokens,
@@ -137,78 +144,76 @@ def batches(lm: LanguageModel, method: Method, given: argparse.Namespace) -> lis
                 "first_token_last": max(first),
                 "longest_stall": watch.longest_gap(range(size)),
             }
-            if not best or seconds < best["seconds"]:
-                best = found
-        rows.append(best)
+
+        found = best(given.repeats, "seconds", [size], run)[size]
+        rows.append(found)
         print(
-            f"batch {size:3d}: {best['tokens_per_second']:8.1f} tokens/s, first token {milliseconds(best['first_token_mean'])} "
-            f"in the mean, {milliseconds(best['first_token_last'])} at last, "
-            f"longest stall {milliseconds(best['longest_stall'])}",
+            f"batch {size:3d}: {found['tokens_per_second']:8.1f} tokens/s, "
+            f"first token {milliseconds(found['first_token_mean'])} in the mean, "
+            f"{milliseconds(found['first_token_last'])} at last, longest stall {milliseconds(found['longest_stall'])}",
             flush=True,
         )
     return rows
 
 
 def stalls(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[dict[str, Any]]:
-    ways = {"in pieces": given.chunk, "whole": 0}
-    best: dict[str, dict[str, Any]] = {}
+    chunks = {"in pieces": given.chunk, "whole": 0}
     running, prompt = prompts_of(lm, given.running), long_prompt(lm, given.long)
-    for _ in range(given.repeats):
-        for way, chunk in ways.items():
-            watch = Watch(lm, method, Scheduling(chunk=chunk))
-            for one in running:
-                watch.submit(one, given.tokens)
-            while any(len(watch.times[number]) < given.tokens // 4 for number in range(len(running))):
-                watch.step()
-            since = time.perf_counter() - watch.begun
-            late = watch.submit(prompt, 4)
-            seconds = watch.run()
-            found = {
-                "way": way,
-                "running": len(running),
-                "prompt_tokens": len(prompt),
-                "longest_stall": watch.longest_gap(range(len(running)), since),
-                "first_token": watch.times[late][0] - since,
-                "seconds": seconds,
-            }
-            if way not in best or found["longest_stall"] < best[way]["longest_stall"]:
-                best[way] = found
-    for way, found in best.items():
+
+    def run(way: str) -> dict[str, Any]:
+        watch = Watch(lm, method, Scheduling(chunk=chunks[way]))
+        for one in running:
+            watch.submit(one, given.tokens)
+        while any(len(watch.times[number]) < given.tokens // 4 for number in range(len(running))):
+            watch.step()
+        since = time.perf_counter() - watch.begun
+        late = watch.submit(prompt, 4)
+        seconds = watch.run()
+        return {
+            "way": way,
+            "running": len(running),
+            "prompt_tokens": len(prompt),
+            "longest_stall": watch.longest_gap(range(len(running)), since),
+            "first_token": watch.times[late][0] - since,
+            "seconds": seconds,
+        }
+
+    rows = best(given.repeats, "longest_stall", list(chunks), run)
+    for way, found in rows.items():
         print(
             f"a prompt of {len(prompt)} beside {len(running)}, {way:9s}: longest stall {milliseconds(found['longest_stall'])}, "
             f"its first token after {milliseconds(found['first_token'])}",
             flush=True,
         )
-    return list(best.values())
+    return list(rows.values())
 
 
 def sharing(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[dict[str, Any]]:
-    best: dict[bool, dict[str, Any]] = {}
     prompt = long_prompt(lm, given.long)
-    for _ in range(given.repeats):
-        for share in (False, True):
-            watch = Watch(lm, method, Scheduling(chunk=given.chunk, share=share))
-            for sample in range(given.samples):
-                watch.submit(prompt, given.tokens, sample, temperature=1.0)
-            seconds = watch.run()
-            found = {
-                "shared": share,
-                "samples": given.samples,
-                "prompt_tokens": len(prompt),
-                "rows": watch.rows,
-                "first_token_last": max(watch.first_tokens()),
-                "seconds": seconds,
-                "tokens_per_second": watch.tokens / seconds,
-            }
-            if share not in best or seconds < best[share]["seconds"]:
-                best[share] = found
-    for share, found in best.items():
+
+    def run(share: bool) -> dict[str, Any]:
+        watch = Watch(lm, method, Scheduling(chunk=given.chunk, share=share))
+        for sample in range(given.samples):
+            watch.submit(prompt, given.tokens, sample, temperature=1.0)
+        seconds = watch.run()
+        return {
+            "shared": share,
+            "samples": given.samples,
+            "prompt_tokens": len(prompt),
+            "rows": watch.rows,
+            "first_token_last": max(watch.first_tokens()),
+            "seconds": seconds,
+            "tokens_per_second": watch.tokens / seconds,
+        }
+
+    rows = best(given.repeats, "seconds", [False, True], run)
+    for share, found in rows.items():
         print(
             f"{given.samples} samples of a prompt of {len(prompt)}, {'shared ' if share else 'by each'}: {found['rows']:6d} "
             f"rows, last first token {milliseconds(found['first_token_last'])}, {found['tokens_per_second']:7.1f} tokens/s",
             flush=True,
         )
-    return list(best.values())
+    return list(rows.values())
 
 
 def queue(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -279,7 +284,7 @@ def main() -> None:
     studies = {"batch": batches, "stall": stalls, "sharing": sharing, "queue": queue}
     found = {name: studies[name](lm, method, given) for name in given.only.split(",")}
     if given.json is not None:
-        about = {"model": lm.name, "dtype": str(network.dtype), "path": network.path, "method": method.spec()}
+        about = {"provenance": provenance(lm), "method": method.spec()}
         given.json.write_text(json.dumps({**about, **found}, indent=1) + "\n")
 
 
