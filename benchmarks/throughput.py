@@ -4,7 +4,7 @@ python benchmarks/throughput.py                                   # the default 
 python benchmarks/throughput.py --method autoregressive --fast packed --batches 1,8,32 --json throughput.json
 python benchmarks/throughput.py --only stall,sharing --long 2048  # without the batches
 
-- batch: so many requests at once, each with a prompt of its own.
+- batch: so many requests at once, each with a prompt of its own; as `generate` runs them, for the least time of all together.
 - stall: requests run, and a long prompt comes: the longest time between two tokens of a running request, and the time to the
   first token of the one that came, with the prompt read in pieces and in one pass.
 - sharing: several samples of one prompt, its beginning scored once or by each.
@@ -128,7 +128,7 @@ def batches(lm: LanguageModel, method: Method, given: argparse.Namespace) -> lis
         prompts = prompts_of(lm, size)
 
         def run(size: int, prompts: Sequence[Sequence[int]] = prompts) -> dict[str, Any]:
-            watch = Watch(lm, method, Scheduling(chunk=given.chunk))
+            watch = Watch(lm, method, Scheduling(chunk=given.chunk, watched=False))
             for prompt in prompts:
                 watch.submit(prompt, given.tokens)
             seconds = watch.run()
@@ -192,7 +192,7 @@ def sharing(lm: LanguageModel, method: Method, given: argparse.Namespace) -> lis
     prompt = long_prompt(lm, given.long)
 
     def run(share: bool) -> dict[str, Any]:
-        watch = Watch(lm, method, Scheduling(chunk=given.chunk, share=share))
+        watch = Watch(lm, method, Scheduling(chunk=given.chunk, watched=False, share=share))
         for sample in range(given.samples):
             watch.submit(prompt, given.tokens, sample, temperature=1.0)
         seconds = watch.run()
@@ -225,7 +225,7 @@ def queue(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[
     outputs = []
     for total in (sum(needs), max(max(needs), sum(needs) // 4)):
         budget = KVBudget(total)
-        watch = Watch(lm, method, Scheduling(chunk=given.chunk), budget)
+        watch = Watch(lm, method, Scheduling(chunk=given.chunk, watched=False), budget)
         for prompt in prompts:
             watch.submit(prompt, given.tokens)
         seconds = watch.run()
@@ -258,6 +258,14 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def studies_of(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no study is called {unknown[0]!r}; there are {', '.join(STUDIES)}.")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -272,7 +280,9 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=1024, help="stall and sharing: tokens of the long prompt")
     parser.add_argument("--samples", type=int, default=8, help="sharing: samples of one prompt")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default=",".join(STUDIES), help=f"which of {', '.join(STUDIES)}")
+    parser.add_argument(
+        "--only", type=studies_of, default=list(STUDIES), metavar="STUDY,…", help=f"which of {', '.join(STUDIES)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     lm = decodery.load(given.model, dtype=given.dtype, fast=given.fast, threads=given.threads)
@@ -282,7 +292,7 @@ def main() -> None:
     with network.working():
         lm.cost(network)  # measured before anything is timed
     studies = {"batch": batches, "stall": stalls, "sharing": sharing, "queue": queue}
-    found = {name: studies[name](lm, method, given) for name in given.only.split(",")}
+    found = {name: studies[name](lm, method, given) for name in given.only}
     if given.json is not None:
         about = {"provenance": provenance(lm), "method": method.spec()}
         given.json.write_text(json.dumps({**about, **found}, indent=1) + "\n")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from decodery.engine.registry import register as register
     from decodery.integrations.transformers import transformers_generate as transformers_generate
     from decodery.language_model import LanguageModel as LanguageModel
-    from decodery.language_model import load as load
-    from decodery.language_model import wrap as wrap
+    from decodery.loading import load as load
+    from decodery.loading import wrap as wrap
     from decodery.replies import Reply as Reply
     from decodery.replies import Stream as Stream
 
@@ -52,8 +52,8 @@ _LAZY = {
     "LanguageModel": "decodery.language_model",
     "Reply": "decodery.replies",
     "Stream": "decodery.replies",
-    "load": "decodery.language_model",
-    "wrap": "decodery.language_model",
+    "load": "decodery.loading",
+    "wrap": "decodery.loading",
 }
 
 

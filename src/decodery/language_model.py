@@ -15,21 +15,19 @@ import torch
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, Token
 from decodery.engine.job import Job
-from decodery.engine.memory import KVBudget, Need, budget_for, parse_size
+from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
-from decodery.errors import BadPrompt, BadSetting, ModelNotReadable
-from decodery.models import masked_diffusion, store
-from decodery.models.network import Scorer, TransformersNetwork
-from decodery.models.paths import network_for
+from decodery.errors import BadPrompt, BadSetting
+from decodery.models import store
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Scorer
 from decodery.replies import Reply, Stream
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from decodery.models.masked_diffusion import MaskedDiffusion
 
 log = logging.getLogger("decodery")
@@ -68,7 +66,7 @@ class LanguageModel:
         self._identity = identity or network.name
         self._costs: dict[tuple[str, ...], CostCurve] = {}
         self._lock = threading.RLock()
-        self._kv_budget = _engine_options(kv_budget, prefill_chunk)
+        self._kv_budget = parse_budget(kv_budget)
         self._budget: KVBudget | None = None
         self.scheduling = Scheduling(chunk=prefill_chunk)
         """How requests that run together share passes."""
@@ -87,13 +85,14 @@ class LanguageModel:
         with self._lock, self.network.working():
             yield
 
-    def scheduler(self, prefix_cache: int | str = 0) -> Scheduler:
+    def scheduler(self, prefix_cache: int | str = 0, watched: bool = True) -> Scheduler:
         """A scheduler within this model's budget, for programs that keep submitting jobs, such as a server. See `working`.
 
+        watched: somebody reads tokens as they come, so that running jobs must not wait long while others' prompts are read.
         prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
         """
         size = parse_size("prefix_cache", prefix_cache) if prefix_cache else 0
-        return Scheduler(self.budget, dataclasses.replace(self.scheduling, prefix_cache=size))
+        return Scheduler(self.budget, dataclasses.replace(self.scheduling, prefix_cache=size, watched=watched))
 
     @property
     def default_method(self) -> str:
@@ -116,7 +115,7 @@ class LanguageModel:
         batch = self._is_batch(prompt)
         jobs = self._jobs(prompt, method, seed, settings)
         with self.working():
-            scheduler = self.scheduler()
+            scheduler = self.scheduler(watched=False)
             for group in jobs:
                 for job, chosen in group:
                     scheduler.submit(job, chosen)
@@ -190,6 +189,8 @@ class LanguageModel:
     def companion(self, name: str) -> Scorer:
         """The network of another model, loaded on first use with this one's dtype and device."""
         if name not in self.companions:
+            from decodery.loading import load
+
             device, dtype = getattr(self.network, "device", "auto"), getattr(self.network, "dtype", "auto")
             self.companions[name] = load(name, dtype=dtype, device=device)
         return self.companions[name].network
@@ -356,153 +357,3 @@ def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:
     if not batch or len(value) != count:
         raise BadSetting(f"a list of {len(value)} for {name} needs a list of as many prompts.")
     return value
-
-
-def _engine_options(kv_budget: object, prefill_chunk: object) -> int | None:
-    """The budget in bytes, None where it is automatic. Raises BadSetting for a bad budget or chunk."""
-    if prefill_chunk is not None and (
-        not isinstance(prefill_chunk, int) or isinstance(prefill_chunk, bool) or prefill_chunk < 0
-    ):
-        raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {prefill_chunk!r}.")
-    return None if kv_budget is None or kv_budget == "auto" else parse_size("kv_budget", kv_budget)
-
-
-def load(
-    name: str | Path,
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
-    threads: int | None = None,
-    fast: str | bool = "auto",
-    kv_budget: int | str | None = None,
-    prefill_chunk: int | None = None,
-    progress: store.Progress | None = None,
-) -> LanguageModel:
-    """Load a model; fetch and convert it first where it is not here yet.
-
-    name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
-    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
-    "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
-    fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
-    kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
-    what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
-    that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
-    whole prompts. progress: told about downloads and conversions.
-    Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    _engine_options(kv_budget, prefill_chunk)
-    if threads is not None:
-        if threads < 1:
-            raise BadSetting(f"threads must be at least 1, not {threads}.")
-        torch.set_num_threads(threads)
-    where = _device(device)
-    folder = store.resolve(str(name), progress=progress)
-    kind = _dtype(dtype, where, folder)
-    try:
-        config = masked_diffusion.read_config(folder)
-        diffusion = masked_diffusion.MaskedDiffusion.of(config)
-        if masked_diffusion.is_foreign(config):
-            model = masked_diffusion.load_foreign(folder, config, kind)
-            tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
-    model = model.to(where)
-    label = Path(name).name if Path(name).exists() else str(name)
-    network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
-
-
-def wrap(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | Any,
-    *,
-    name: str | None = None,
-    folder: Path | None = None,
-    fast: str | bool = False,
-    diffusion: MaskedDiffusion | None = None,
-    kv_budget: int | str | None = None,
-    prefill_chunk: int | None = None,
-) -> LanguageModel:
-    """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
-
-    diffusion: what the decoders of a masked-diffusion model must know; None takes it from the model's configuration, and a
-    model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
-    Qwen2, …), trained to see everything.
-    fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
-    `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
-
-    Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
-    """
-    label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    if diffusion is None:
-        diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
-    network = network_for(model, label, fast, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
-
-
-def _combined(
-    network: TransformersNetwork,
-    model: Any,
-    tokenizer: Any,
-    folder: Path | None,
-    diffusion: MaskedDiffusion | None = None,
-    kv_budget: int | str | None = None,
-    prefill_chunk: int | None = None,
-) -> LanguageModel:
-    label = network.name
-    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
-    if size > network.vocabulary:
-        raise ModelNotReadable(
-            f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
-        )
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
-    if diffusion is not None:
-        ids |= set(diffusion.end_token_ids)
-        if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
-            ids.add(turn_end)
-        ids -= {diffusion.mask_token_id}
-        diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
-    identity = str(folder or label)
-    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadSetting(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu.") from None
-    return where
-
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-TINY = 64 * 2**20
-"""Bytes of weights on disk up to which "auto" computes in float32: passes this small are no faster in bfloat16."""
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= TINY:
-            return torch.float32
-        if device.type != "cpu":
-            return torch.bfloat16
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    if dtype not in _DTYPES:
-        raise BadSetting(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
-    return _DTYPES[dtype]

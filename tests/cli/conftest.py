@@ -59,7 +59,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     from decodery.testing import toy_language_model
 
     lm = toy_language_model(4)  # one that does not end its texts early
-    monkeypatch.setattr("decodery.language_model.load", lambda name, **options: lm)
+    monkeypatch.setattr("decodery.loading.load", lambda name, **options: lm)
     return lm
 
 

@@ -17,7 +17,7 @@ def canvas(monkeypatch: pytest.MonkeyPatch) -> Any:
     from decodery.testing import toy_diffusion_model
 
     lm = toy_diffusion_model()
-    monkeypatch.setattr("decodery.language_model.load", lambda name, **options: lm)
+    monkeypatch.setattr("decodery.loading.load", lambda name, **options: lm)
     return lm
 
 

@@ -85,7 +85,7 @@ def test_json(command: Any, toy: Any, asked: list[Any]) -> None:
 
 def test_float32_unless_asked_otherwise(command: Any, toy: Any, asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes: list[str] = []
-    monkeypatch.setattr("decodery.language_model.load", lambda name, dtype, **_: dtypes.append(dtype) or toy)
+    monkeypatch.setattr("decodery.loading.load", lambda name, dtype, **_: dtypes.append(dtype) or toy)
     command("check", "token-recycling")
     command("check", "token-recycling", "--dtype", "bfloat16")
     assert dtypes == ["float32", "bfloat16"]

@@ -402,7 +402,7 @@ class TestRefusals:
     def test_bad_settings_are_found_before_a_model_is_loaded(
         self, command: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("decodery.language_model.load", lambda *_, **__: pytest.fail("loaded"))
+        monkeypatch.setattr("decodery.loading.load", lambda *_, **__: pytest.fail("loaded"))
         for bad in (["--method", "nothing"], ["--top-p", "2"], ["--method", "token-recycling(k=0)"]):
             assert command("generate", "a", *bad).code == 2
 
@@ -424,7 +424,7 @@ def test_bad_engine_options_are_refused_before_a_model_is_loaded(
 
 def test_engine_options_arrive(command: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("decodery.language_model.load", lambda name, **more: (given.update(more), toy)[1])
+    monkeypatch.setattr("decodery.loading.load", lambda name, **more: (given.update(more), toy)[1])
     assert (
         command("generate", "hello", "--max-new-tokens", "2", "--kv-budget", "2GB", "--prefill-chunk", "64").code == 0
     )

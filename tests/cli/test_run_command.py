@@ -71,7 +71,7 @@ def test_model_is_shown_and_changed(command: Any, toy: Any, monkeypatch: pytest.
 
     other = toy_language_model(1)
     load = {"smollm2-135m": toy, "other": other}
-    monkeypatch.setattr("decodery.language_model.load", lambda name, **_: load[name])
+    monkeypatch.setattr("decodery.loading.load", lambda name, **_: load[name])
     result = command("run", "--max-new-tokens", "12", stdin="/model\n/model other\nHello\n")
     assert result.out == f"model: {toy.name}\nmodel: {other.name}\n{answer(other, 'Hello')}\n"
 

@@ -103,10 +103,11 @@ def test_answers_are_right_and_their_length_is_open():
     drawn = [recipe.draw_answer(problem, 63, generator) for _ in range(400)]
     assert all(arithmetic.is_right(problem, text) for text in drawn)
     lengths = {len(encode(text, vocabulary())) for text in drawn}
-    assert len(lengths) > 12
-    assert max(lengths) <= 63
-    terse = sum(text.startswith("answer") for text in drawn) / len(drawn)
-    assert 0.03 < terse < 0.14
+    steps = 6 * recipe.STEPS
+    assert lengths == {base + 2 + 3 * often for base in (0, steps) for often in range(recipe.REPEATS + 1)}
+    terse = sum("=" not in text for text in drawn) / len(drawn)
+    assert abs(terse - recipe.TERSE) < 0.08  # three and a half deviations
+    assert max(len(encode(recipe.draw_answer(problem, 24, generator), vocabulary())) for _ in range(50)) <= 24
 
 
 def test_end_token_and_pads_may_be_hidden_and_count():

@@ -349,7 +349,7 @@ def test_calibration_takes_percentiles_of_the_first_step(tmp_path):
 
 def test_calibration_from_the_command_line(tmp_path, monkeypatch, capsys):
     lm = toy_diffusion_model()
-    monkeypatch.setattr("decodery.language_model.load", lambda name: lm)
+    monkeypatch.setattr("decodery.loading.load", lambda name: lm)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("ab", "cd", "ae")))
     main(["--model", "toy", "--prompts", str(prompts), "--output", str(tmp_path / "found.json")])

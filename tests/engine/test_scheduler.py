@@ -15,7 +15,7 @@ from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
-from decodery.models.network import Scorer
+from decodery.models.scorer import Scorer
 from decodery.testing import (
     ByteTokenizer,
     LetterTokenizer,

@@ -16,11 +16,11 @@ from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
-from decodery.engine.scheduler import CHUNKS, Scheduler, Scheduling
+from decodery.engine.scheduler import CHUNKS, UNWATCHED_CHUNK, Scheduler, Scheduling
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache, common
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
-from decodery.models.network import Scorer
+from decodery.models.scorer import Scorer
 from decodery.testing import ScriptedScorer, scripted_language_model, story_scorer, toy_language_model
 
 PLAIN = Scheduling(chunk=0, share=False)
@@ -441,6 +441,26 @@ def test_the_cost_curve_says_how_much_is_read_at_a_time(
     asked.clear()
     run(samples(lm, [[1], random_ids(60, 1, 20)], "autoregressive", max_new_tokens=2), Scheduling())
     assert not asked, "where there is nothing to choose, nothing is measured"
+
+
+def test_prompts_are_read_fast_where_nobody_waits_for_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` hands back everything at the end, so the total time alone counts; a stream and a server are watched."""
+    scorer = story_scorer()
+    lm = scripted_language_model(scorer)
+    monkeypatch.setattr(lm, "cost", lambda network: pytest.fail("nothing to weigh"))
+    counted = PassRows(scorer)
+    prompts = [[1], random_ids(600, 1, 20)]
+    run(samples(lm, prompts, "autoregressive", max_new_tokens=2), Scheduling(watched=False))
+    assert counted.passes[0] == [1, UNWATCHED_CHUNK]
+    counted.passes.clear()
+    lm.generate(prompts, max_new_tokens=2, method="autoregressive")
+    assert counted.passes[0] == [1, UNWATCHED_CHUNK]
+    monkeypatch.setattr(lm, "cost", lambda network: CostCurve((1, 256), (1.0, 256.0)))
+    counted.passes.clear()
+    for _ in (stream := lm.stream(prompts, max_new_tokens=2, method="autoregressive")):
+        pass
+    assert counted.passes[0] == [1, CHUNKS[0]]
+    assert [len(reply.token_ids) for reply in stream.replies()] == [2, 2]
 
 
 def test_the_prompt_s_own_scores_are_the_same_in_pieces_and_shared() -> None:

@@ -27,7 +27,8 @@ from tiny_models import (
 )
 
 from decodery.models.forward import Attend, Forward, Rows, Slots, tree_mask
-from decodery.models.network import Scorer, TransformersNetwork
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Scorer
 
 BOUND = 1e-4
 PATHS = ("eager", "blocks")

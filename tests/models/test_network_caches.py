@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import masked_reference, network_of, random_ids, reference_logits, shared_model, worst
 
 from decodery.models.forward import Attend, Forward, Rows, Slots, tree_mask
-from decodery.models.network import Scorer
+from decodery.models.scorer import Scorer
 from decodery.models.sequence import KeyValueCache, Sequence
 
 BOUND = 1e-4

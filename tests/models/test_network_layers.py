@@ -10,7 +10,7 @@ import torch
 from tiny_models import VOCABULARY, network_of, random_ids, reference_logits, shared_model, worst
 
 from decodery.models.forward import POST_NORM, Forward, Layers, Rows
-from decodery.models.network import Scorer
+from decodery.models.scorer import Scorer
 
 BOUND = 1e-4
 both_paths = pytest.mark.parametrize("path", ["eager", "blocks"])

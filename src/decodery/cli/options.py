@@ -111,9 +111,9 @@ def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> Langua
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    from decodery import language_model
+    from decodery import loading
 
-    return language_model.load(
+    return loading.load(
         name,
         dtype=dtype,
         device=options.device,

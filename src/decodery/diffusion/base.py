@@ -18,7 +18,7 @@ from decodery.errors import BadParameter, BadPrompt
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
     from decodery.engine.job import Job
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 BLOCK = 32
 """Published block length."""

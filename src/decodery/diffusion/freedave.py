@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.engine.job import Job
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.sampling.noise import Chance, Stage
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
     from decodery.sampling.noise import Chance
 
 GATES = ("deterministic", "topk", "relative", "threshold", "stochastic")

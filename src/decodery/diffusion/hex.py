@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.engine.job import Job
     from decodery.models.forward import Forward
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin", "entropy": "entropy"}
 """Which offsets of a block come first -> the rank of LLaDA's rule."""

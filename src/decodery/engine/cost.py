@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from decodery._version import __version__
 
 if TYPE_CHECKING:
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 CALIBRATION_ROWS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 CALIBRATION_CONTEXTS = (64, 256, 1024)

@@ -21,7 +21,7 @@ from decodery.sampling.top import likeliest
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
     from decodery.models.masked_diffusion import MaskedDiffusion
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
 Value = TypeVar("Value")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from decodery.engine.job import Job
     from decodery.engine.method import Method
     from decodery.engine.scheduler import Scheduler
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {f"{unit[0]}iB": 1 << 10 * power for power, unit in enumerate(UNITS) if power}
@@ -43,6 +43,11 @@ def parse_size(name: str, value: object) -> int:
         if size >= 1:
             return int(size)
     raise BadSetting(f"{name} must be a size such as 2GB or 512MB (units {', '.join(UNITS)}), not {value!r}.")
+
+
+def parse_budget(value: object) -> int | None:
+    """Bytes of a KV budget as a user gives it; None where it is automatic (None, "auto"). Raises BadSetting."""
+    return None if value is None or value == "auto" else parse_size("kv_budget", value)
 
 
 def size_text(size: float) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from decodery.engine.job import Job
     from decodery.engine.settings import Settings
     from decodery.models.forward import Forward
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
 """What `decode` returns: yields one forward or a tuple of them, and is sent the scores of each."""

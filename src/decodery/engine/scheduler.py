@@ -17,32 +17,41 @@ from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
-from decodery.errors import NotEnoughMemory
+from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.models.forward import Forward, Scores, Slots
-from decodery.models.network import PassKey, pass_key
+from decodery.models.scorer import PassKey, pass_key
 
 if TYPE_CHECKING:
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
 CHUNKS = (64, 128, 256, 512)
 """Rows of prompts that a pass may take beside running jobs, where the cost curve chooses."""
 MOST_DELAY = 4.0
 """A pass with a chunk may take so many times as long as one row does: so much slower are the others while prompts are read."""
+UNWATCHED_CHUNK = 256
+"""The same where nobody waits for single tokens: longer passes gain nothing, and take memory."""
 
 
 @dataclass(frozen=True)
 class Scheduling:
     """How jobs that run together share passes and memory. None of it changes what a job gives, up to rounding.
 
-    chunk: rows of prompts in one pass while several jobs run; None: by the cost curve; 0: prompts are scored whole. share:
+    chunk: rows of prompts in one pass while several jobs run; None: by the cost curve; 0: prompts are scored whole; BadSetting
+    where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a prompt. share:
     beginnings that several jobs have in common are scored once. prefix_cache: bytes, within the KV budget, for beginnings of
     prompts that are over, so that later jobs can go on from them.
     """
 
     chunk: int | None = None
+    watched: bool = True
     share: bool = True
     prefix_cache: int = 0
+
+    def __post_init__(self) -> None:
+        chunk = self.chunk
+        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0):
+            raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {chunk!r}.")
 
 
 @dataclass(slots=True)
@@ -254,6 +263,8 @@ class Scheduler:
         total = sum(other.left for other in asked if other.forward.sequence.owner is network)
         if chunk is not None:
             return chunk or total
+        if not self.scheduling.watched:
+            return UNWATCHED_CHUNK
         if total <= CHUNKS[0]:  # nothing to choose, so nothing to measure
             return total
         cost = task.job.host.cost(network).at(ask.forward.sequence.length)

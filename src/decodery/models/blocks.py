@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, attend
 from decodery.models.forward import POST_NORM, Forward, Layers
-from decodery.models.network import Head, Stability, TransformersNetwork
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Head, Stability
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

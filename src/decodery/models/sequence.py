@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.models.forward import Layers
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 
 class Cache(Protocol):

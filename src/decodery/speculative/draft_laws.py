@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
 
 NGRAM = "ngram"
 """The word for a drafter that counts the running text and learns from the target's scores."""

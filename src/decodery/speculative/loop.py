@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
-    from decodery.models.network import Scorer
+    from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.verifiers import Verdict, Verifier
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.masked_diffusion import MaskedDiffusion
-from decodery.models.network import Scorer, TransformersNetwork
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Scorer
 from decodery.models.sequence import NoCache, Sequence
 from decodery.testing.hosts import LetterTokenizer, SmallLanguageModel
 

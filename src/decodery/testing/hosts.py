@@ -11,7 +11,8 @@ import torch
 from decodery.engine.cost import CostCurve
 from decodery.language_model import LanguageModel
 from decodery.models.masked_diffusion import MaskedDiffusion
-from decodery.models.network import Scorer, TransformersNetwork
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Scorer
 
 FIRST_LETTER = 0x61
 FIRST_SIGN = 0x4E00

@@ -15,7 +15,7 @@ from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Scores
-from decodery.models.network import Scorer
+from decodery.models.scorer import Scorer
 from decodery.sampling.noise import Chance
 from decodery.testing.enumeration import enumerate_outcomes
 from decodery.testing.scorers import Prefix

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decodery.models.forward import POST_NORM, Attend, Forward, Scores, Slots
-from decodery.models.network import Head, Scorer
+from decodery.models.scorer import Head, Scorer
 from decodery.models.sequence import Sequence
 from decodery.sampling.law import Law, LawSettings
 from decodery.testing.marks import LayerMarks

@@ -27,7 +27,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from decodery.evaluation.questions import load_questions
-from decodery.language_model import LanguageModel, load
+from decodery.language_model import LanguageModel
+from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.exits import ExitAdapters, adapted
 from decodery.training.prompts import varied_prompts

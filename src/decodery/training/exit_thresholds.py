@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from rich.progress import Progress
 
-        from decodery.language_model import load
+        from decodery.loading import load
 
         lm = load(given.model)
         prompts = [lm.tokenize(text) for text in read_prompts(given.prompts)]

@@ -3,9 +3,9 @@
     python -m decodery.training.rainbow_padding --padding eos --folder work-eos --artifact arm-eos
     python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
 
-Both arms start from `diffusion-lists` and see the same word problems. Answers show their steps, then state the total a random
-number of times, so that nothing tells the length in advance; some give the result at once, which is short and hard. A decoder
-that fills late positions first thereby chooses short answers.
+Both arms start from `diffusion-lists` and see the same word problems. Most answers show their steps; some leave them out, which
+is short and hard to get right. Either kind states the total a random number of times before it ends, so that nothing tells the
+length in advance. A decoder that fills late positions with end tokens first thereby chooses a short answer.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from decodery.training.networks import SmallLlama
 POOL = 2048
 STEPS = 3
 """Events of each problem."""
-TERSE = 0.08
-"""Share of answers that give the result at once."""
-CANVASES = {24: 0.3, 32: 0.25, 48: 0.2, 64: 0.15, 128: 0.1}
+TERSE = 0.3
+"""Share of answers without steps."""
+REPEATS = 6
+"""The total is stated 0 to so many times before the last line: as many lengths, three words apart, as a rainbow has colours."""
+CANVASES = {24: 0.1, 32: 0.25, 48: 0.25, 64: 0.25, 128: 0.15}
 """Lengths of canvases in training, and how often each is taken."""
 
 
 def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Random) -> str:
-    """An answer of at most `room` words: the steps and the total stated again and again, or the result at once.
+    """An answer of at most `room` words: the steps or none, the total stated 0 to REPEATS times, and the last line.
 
     How often the total is stated is uniform over all numbers that fit.
     """
     *steps, last = problem.solution().split("\n")
-    needed = 6 * len(steps) + 2
-    if needed > room or generator.random() < TERSE:
-        return last
-    often = generator.randint(0, (room - needed) // 3)
+    if 6 * len(steps) + 2 > room or generator.random() < TERSE:
+        steps = []
+    often = generator.randint(0, min(REPEATS, (room - 6 * len(steps) - 2) // 3))
     return "\n".join((*steps, *[f"is {problem.result}"] * often, last))
 
 

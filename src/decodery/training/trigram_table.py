@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from decodery.errors import BadInput, DecoderyError
-from decodery.language_model import LanguageModel, load
+from decodery.language_model import LanguageModel
+from decodery.loading import load
 from decodery.speculative.trigrams import TrigramTable, fingerprint
 
 BATCH = 8

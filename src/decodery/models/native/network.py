@@ -23,7 +23,8 @@ from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
-from decodery.models.network import Head, TransformersNetwork, Work
+from decodery.models.network import TransformersNetwork
+from decodery.models.scorer import Head, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

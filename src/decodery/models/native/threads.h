@@ -9,7 +9,9 @@
 #include <stdint.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 64, SPINS_BEFORE_YIELD = 256, SPINS_BEFORE_SLEEP = 400 };
+/* Between the passes of a running request, some milliseconds at most, a thread stays awake: a processor that sleeps takes long to come
+ * back, in virtual machines above all. It gives way to whoever else wants the processor. */
+enum { MOST_THREADS = 64, SPINS_BEFORE_YIELD = 256, SPINS_BEFORE_SLEEP = 40000 };
 
 typedef void (*Work)(int thread, int threads, void *argument);
 
@@ -51,7 +53,10 @@ static void *worker(void *index) {
     int thread = (int)(intptr_t)index, seen = atomic_load(&pool.generation);
     atomic_fetch_add(&pool.done, 1);
     for (;;) {
-        for (int spins = 0; spins < SPINS_BEFORE_SLEEP && atomic_load(&pool.generation) == seen; spins++) _mm_pause();
+        for (int spins = 0; spins < SPINS_BEFORE_SLEEP && atomic_load(&pool.generation) == seen; spins++) {
+            _mm_pause();
+            if (spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1) sched_yield();
+        }
         if (atomic_load(&pool.generation) == seen) {
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleeping, 1);

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.engine.job import Job
-    from decodery.models.network import Head
+    from decodery.models.scorer import Head
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.exits import ExitAdapters
 

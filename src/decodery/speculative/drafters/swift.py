@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
     from decodery.engine.job import Job
     from decodery.models.forward import Scores
-    from decodery.models.network import Work
+    from decodery.models.scorer import Work
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.layer_search import LayerSearch, LayerSet
 

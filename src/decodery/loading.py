@@ -1,0 +1,164 @@
+"""From a name, a folder or a transformers model to a `LanguageModel`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from decodery.engine.memory import parse_budget
+from decodery.engine.scheduler import Scheduling
+from decodery.errors import BadSetting, ModelNotReadable
+from decodery.language_model import LanguageModel
+from decodery.models import masked_diffusion, store
+from decodery.models.paths import network_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from decodery.models.masked_diffusion import MaskedDiffusion
+    from decodery.models.network import TransformersNetwork
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+    fast: str | bool = "auto",
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
+    progress: store.Progress | None = None,
+) -> LanguageModel:
+    """Load a model; fetch and convert it first where it is not here yet.
+
+    name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
+    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
+    "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
+    fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
+    kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
+    what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
+    that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
+    whole prompts. progress: told about downloads and conversions.
+    Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parse_budget(kv_budget)
+    Scheduling(chunk=prefill_chunk)
+    if threads is not None:
+        if threads < 1:
+            raise BadSetting(f"threads must be at least 1, not {threads}.")
+        torch.set_num_threads(threads)
+    where = _device(device)
+    folder = store.resolve(str(name), progress=progress)
+    kind = _dtype(dtype, where, folder)
+    try:
+        config = masked_diffusion.read_config(folder)
+        diffusion = masked_diffusion.MaskedDiffusion.of(config)
+        if masked_diffusion.is_foreign(config):
+            model = masked_diffusion.load_foreign(folder, config, kind)
+            tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
+    model = model.to(where)
+    label = Path(name).name if Path(name).exists() else str(name)
+    network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
+    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | Any,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+    fast: str | bool = False,
+    diffusion: MaskedDiffusion | None = None,
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
+) -> LanguageModel:
+    """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
+
+    diffusion: what the decoders of a masked-diffusion model must know; None takes it from the model's configuration, and a
+    model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
+    Qwen2, …), trained to see everything.
+    fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
+    `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
+
+    Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
+    """
+    label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+    if diffusion is None:
+        diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
+    network = network_for(model, label, fast, bidirectional=diffusion is not None)
+    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+
+
+def _combined(
+    network: TransformersNetwork,
+    model: Any,
+    tokenizer: Any,
+    folder: Path | None,
+    diffusion: MaskedDiffusion | None = None,
+    kv_budget: int | str | None = None,
+    prefill_chunk: int | None = None,
+) -> LanguageModel:
+    label = network.name
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    if size > network.vocabulary:
+        raise ModelNotReadable(
+            f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
+        )
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
+    if diffusion is not None:
+        ids |= set(diffusion.end_token_ids)
+        if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
+            ids.add(turn_end)
+        ids -= {diffusion.mask_token_id}
+        diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
+    identity = str(folder or label)
+    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadSetting(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu.") from None
+    return where
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+TINY = 64 * 2**20
+"""Bytes of weights on disk up to which "auto" computes in float32: passes this small are no faster in bfloat16."""
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= TINY:
+            return torch.float32
+        if device.type != "cpu":
+            return torch.bfloat16
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in _DTYPES:
+        raise BadSetting(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
+    return _DTYPES[dtype]

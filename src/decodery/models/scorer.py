@@ -1,0 +1,123 @@
+"""The contract of everything that scores tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from decodery.models.forward import Forward, Layers, Scores
+from decodery.models.sequence import Sequence
+from decodery.sampling.top import top_ids
+
+PassKey: TypeAlias = "tuple[Layers, bool]"
+
+
+def pass_key(forward: Forward) -> PassKey:
+    """Forwards with equal keys can share a pass of their network."""
+    return forward.layers, isinstance(forward.tokens, Tensor) and forward.tokens.is_floating_point()
+
+
+Head: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiplications per row, in any unit: of one attention, one feed-forward, and the head. A scorer without a network has
+    layers like those of Llama and a free head."""
+
+    attention: float = 1.0
+    feed_forward: float = 2.0
+    head: float = 0.0
+
+    @property
+    def layer(self) -> float:
+        """Of one whole layer."""
+        return self.attention + self.feed_forward
+
+
+@dataclass(frozen=True)
+class Stability:
+    """When the scores of a row are the same, bit for bit, whatever else is scored with it.
+
+    They are in passes of at most `rows` rows, for rows that see all cache rows up to their own: attention ranges over a
+    multiple of `columns` columns to that end. In bfloat16 rounding makes this matter: a chain that is verified in such
+    passes gives the very output of plain decoding, and a tree, whose nodes skip each other's rows, nearly always.
+    """
+
+    rows: int
+    columns: int
+
+
+class Scorer(ABC):
+    """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
+
+    name: str
+    vocabulary: int
+    """Number of token ids the logits range over."""
+    context: int
+    """Most positions a sequence may have."""
+    layers: int
+    hidden: int | None = None
+    """Width of the hidden rows; None where there are none."""
+    stability: Stability | None = None
+    """Set where rounding depends on the company of a row unless this is heeded; None where it does not or always does."""
+
+    @abstractmethod
+    def new_sequence(self) -> Sequence:
+        """An empty sequence whose cache belongs to this scorer."""
+
+    def rows_kept(self, rows: int) -> int:
+        """How many rows the cache of a sequence of at most `rows` rows has room for."""
+        return rows
+
+    def cache_bytes(self, rows: int) -> int:
+        """What the keys and values of a sequence of at most `rows` rows take, in bytes; 0 where none are kept."""
+        return 0
+
+    @abstractmethod
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        """Score forwards that ask for the same layers and the same kind of input, in one pass."""
+
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The `k` likeliest tokens of each row of raw scores [n, vocabulary]: ids and probabilities [n, k], likeliest first."""
+        ids = top_ids(logits, k)
+        return ids, (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp()
+
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""
+        return contextlib.nullcontext()
+
+    def head(self, tokens: Tensor | None = None) -> Head:
+        """The final norm and the head, as a function of hidden rows [n, hidden] that leave any layer: logits
+        [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. Raises ValueError where there are no rows."""
+        raise ValueError(f"{self.name} is no network and has no hidden rows")
+
+    def fingerprint(self) -> str:
+        """Tells apart networks of other weights; the same in float32 and bfloat16."""
+        return f"{self.name} {self.vocabulary} {self.layers}"
+
+    @property
+    def work(self) -> Work:
+        """What one row costs in each part of the network."""
+        return Work()
+
+    def check(self, forward: Forward) -> None:
+        """Raise ValueError where a forward is malformed; called on each ask before it is packed with others."""
+        forward.check(self.vocabulary, self.layers, self.hidden)
+
+    def run(self, forwards: Listing[Forward]) -> list[Scores]:
+        """Score any forwards, in as few passes as their layers and inputs allow. The answers keep the order."""
+        passes: dict[PassKey, list[int]] = {}
+        for place, forward in enumerate(forwards):
+            passes.setdefault(pass_key(forward), []).append(place)
+        answers: list[Scores | None] = [None] * len(forwards)
+        for places in passes.values():
+            for place, scores in zip(places, self.run_pass([forwards[i] for i in places]), strict=True):
+                answers[place] = scores
+        return answers  # type: ignore[return-value]
