@@ -3,8 +3,8 @@
     python benchmarks/paths.py --json paths.json
     python benchmarks/paths.py --sections agreement --questions 4
 
-Sections: times (milliseconds of one pass after some cached tokens, the least of several, and of a prefill), bandwidth (of
-memory), agreement (plain greedy answers against those of the path "off", tokens of
+Sections: times (milliseconds of one pass after some cached tokens, the least of several, and of a prefill), profile (parts of
+such a pass in compiled code), bandwidth (of memory), agreement (plain greedy answers against those of the path "off", tokens of
 it scored by each path in one go), start (a process from nothing to the first token, and its peak memory, by path). Times want a
 machine that does nothing else; agreement counts things.
 """
@@ -12,6 +12,7 @@ machine that does nothing else; agreement counts things.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import resource
 import statistics
@@ -35,9 +36,12 @@ from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
+from decodery.models.native import binding, build
 
-SECTIONS = ("times", "bandwidth", "agreement", "start")
+SECTIONS = ("times", "profile", "bandwidth", "agreement", "start")
 ROWS = (1, 4, 8, 16, 32, 64)
+PARTS = ("norms", "queries, keys, values", "attention", "output", "gate and up", "down", "head")
+"""Of a pass, as the native decoder counts them."""
 CONTEXTS = (64, 256, 1024)
 REPEATS = 15
 
@@ -68,6 +72,43 @@ def times(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
             row[path] = milliseconds(lm, lm.encode(text)[: context + rows], context, rows)
         found.append(row)
     return found
+
+
+def profile(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
+    """Milliseconds of each part of a pass, the least of several, of paths in compiled code, and of the whole call around it."""
+    library = binding.load(build.compiled(("-DDECODERY_PROFILE",)))
+    library.decodery_ready()
+    found = []
+    for path, lm in models.items():
+        network: Any = lm.network
+        if not hasattr(network, "library"):
+            continue
+        plain, network.library = network.library, library
+        ids = lm.encode("The quick brown fox jumps over the lazy dog, and the dog looks up. " * 200)
+        for context, rows in [*((c, r) for c in CONTEXTS for r in (1, 8, 16, 32)), *((0, c) for c in CONTEXTS)]:
+            counted = [_parts(network, library, ids, context, rows) for _ in range(REPEATS if context else 5)]
+            least = (min(column) for column in zip(*counted, strict=True))
+            named = dict(zip((*PARTS, "whole call"), least, strict=True))
+            found.append({"path": path, "context": context, "rows": rows, **named})
+        network.library = plain
+    return found
+
+
+def _parts(network: Any, library: Any, ids: Sequence[int], context: int, rows: int) -> list[float]:
+    with network.working():
+        sequence = network.new_sequence()
+        if context:
+            network.run([Forward(sequence, ids[:context], logits=Rows.LAST)])
+            # The pass before the one that counts warms the caches as decoding does.
+            network.run([Forward(sequence, ids[:rows])])
+            sequence.truncate(context)
+        spent = (ctypes.c_int64 * len(PARTS))()
+        library.decodery_spent(spent)
+        started = time.perf_counter()
+        network.run([Forward(sequence, ids[:rows], logits=Rows.ALL if context else Rows.LAST)])
+        whole = time.perf_counter() - started
+        library.decodery_spent(spent)
+    return [*(part / 1e6 for part in spent), whole * 1e3]
 
 
 def bandwidth() -> dict[str, float]:
@@ -173,6 +214,10 @@ def main() -> None:
     if "times" in given.sections:
         report["times"] = times(models)
         show(console, "milliseconds of a pass", report["times"])
+    if "profile" in given.sections:
+        report["profile"] = profile(models)
+        if report["profile"]:
+            show(console, "milliseconds of the parts of a pass", report["profile"])
     if "agreement" in given.sections:
         report["agreement"] = agreement(models, given.questions, given.tokens)
         show(console, "greedy answers", report["agreement"])

@@ -225,7 +225,7 @@ def test_without_the_matrix_unit_rows_are_as_independent(monkeypatch: pytest.Mon
     native("llama")  # skips where nothing can be built
     from decodery.models.native import binding, network
 
-    plain = binding.load(build._compiled(("-DDECODERY_NO_AMX",)))
+    plain = binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
     assert plain.decodery_ready()
     assert not plain.decodery_amx()
     monkeypatch.setattr(network, "library", lambda: plain)
@@ -233,6 +233,26 @@ def test_without_the_matrix_unit_rows_are_as_independent(monkeypatch: pytest.Mon
     test_a_chain_scores_like_single_steps(made, 70)
     test_a_tree_scores_like_its_paths(made, 2)
     test_scores_are_those_of_transformers(made)
+
+
+def test_the_decoder_that_counts_its_time_gives_the_same() -> None:
+    import ctypes
+
+    from decodery.models.native import binding
+
+    network = native("llama")
+    ids = random_ids(40, 9, 200)
+    expected = scores(network, Forward(network.new_sequence(), ids))[0]
+    counting = binding.load(build.compiled(("-DDECODERY_PROFILE",)))
+    assert counting.decodery_ready()
+    made = NativeNetwork(make("llama"), "counting")
+    made.library = counting
+    spent = (ctypes.c_int64 * 7)()
+    assert torch.equal(scores(made, Forward(made.new_sequence(), ids))[0], expected)
+    counting.decodery_spent(spent)
+    assert all(part > 0 for part in spent)
+    counting.decodery_spent(spent)
+    assert not any(spent)
 
 
 def test_an_owned_model_gives_its_weights_up() -> None:
@@ -273,7 +293,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(build, "compilers", lambda: [["false"]])
     monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
     with pytest.raises(build.NotBuilt, match="false"):
-        build._compiled(())
+        build.compiled(())
     assert not list((tmp_path / "native").iterdir())
 
 

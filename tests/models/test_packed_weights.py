@@ -92,7 +92,7 @@ def test_scores_are_the_same_bits(family: str) -> None:
 
 
 def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = build.binding.load(build._compiled(("-DDECODERY_NO_AMX",)))
+    plain = build.binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
     monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
     model = quantised("llama")
     same_scores(NativeNetwork(model, "llama", packed=True), NativeNetwork(model, "llama"))

@@ -68,13 +68,14 @@ def library() -> CDLL:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise NotBuilt("it is written for Linux on x86-64")
     for extra in ((), ("-DDECODERY_NO_AMX",)):
-        built = binding.load(_compiled(extra))
+        built = binding.load(compiled(extra))
         if built.decodery_ready():
             return built
     raise NotBuilt("the system does not let it use the matrix unit")
 
 
-def _compiled(extra: tuple[str, ...]) -> Path:
+def compiled(extra: tuple[str, ...]) -> Path:
+    """The decoder compiled with some flags more than FLAGS, kept from one process to the next. Raises NotBuilt."""
     sources = Path(__file__).parent
     text = "\0".join([*FLAGS, *extra, _processor(), *((sources / name).read_text() for name in SOURCES)])
     place = home() / "native" / f"decoder-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"

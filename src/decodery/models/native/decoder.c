@@ -162,6 +162,29 @@ static void head(const Work_space *w, const Own *own) {
     }
 }
 
+/* With DECODERY_PROFILE the first thread counts the nanoseconds of each part. */
+enum { NORMS, QUERIES_KEYS_VALUES, ATTENTION, OUTPUT, GATE_AND_UP, DOWN, HEAD, PARTS };
+#ifdef DECODERY_PROFILE
+#include <time.h>
+static int64_t spent[PARTS];
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Hand over what was counted since the last call: nanoseconds [PARTS]. */
+void decodery_spent(int64_t *to) {
+    memcpy(to, spent, sizeof spent);
+    memset(spent, 0, sizeof spent);
+}
+
+#define TIMED(part, ...) { int64_t begun = now(); __VA_ARGS__; if (thread == 0) spent[part] += now() - begun; }
+#else
+#define TIMED(part, ...) { __VA_ARGS__; }
+#endif
+
 static void run(int thread, int threads, void *argument) {
     const Work_space *w = argument;
     const Model *m = w->model;
@@ -173,25 +196,27 @@ static void run(int thread, int threads, void *argument) {
         int64_t index = pass->step[step] / 4;
         const Layer *layer = m->layer + index;
         if (pass->step[step] & 1) {
-            norm_all(w, layer->input_norm, own.normed);
-            queries_keys_values(w, layer, index, &own), barrier(threads);
-            attend(w, layer, index, &own), barrier(threads);
+            TIMED(NORMS, norm_all(w, layer->input_norm, own.normed))
+            TIMED(QUERIES_KEYS_VALUES, queries_keys_values(w, layer, index, &own), barrier(threads))
+            TIMED(ATTENTION, attend(w, layer, index, &own), barrier(threads))
             int apart = layer->attention_post_norm != NULL;
-            project(w, w->attended, m->heads * m->width, layer->output, layer->output_bias, apart, &own), barrier(threads);
+            int64_t inputs = m->heads * m->width;
+            TIMED(OUTPUT, project(w, w->attended, inputs, layer->output, layer->output_bias, apart, &own), barrier(threads))
             if (apart) add_normed(w, layer->attention_post_norm), barrier(threads);
         }
         if (pass->step[step] & 2) {
-            norm_all(w, layer->feed_forward_norm, own.normed);
-            gate_and_up(w, layer, &own), barrier(threads);
+            TIMED(NORMS, norm_all(w, layer->feed_forward_norm, own.normed))
+            TIMED(GATE_AND_UP, gate_and_up(w, layer, &own), barrier(threads))
             int apart = layer->feed_forward_post_norm != NULL;
-            project(w, w->inner, m->feed_forward, layer->down, layer->down_bias, apart, &own), barrier(threads);
+            int64_t inputs = m->feed_forward;
+            TIMED(DOWN, project(w, w->inner, inputs, layer->down, layer->down_bias, apart, &own), barrier(threads))
             if (apart) add_normed(w, layer->feed_forward_post_norm), barrier(threads);
         }
         /* The rows do not change again before the next barrier but one. */
         if (thread == 0 && pass->tap[step]) leave(w, pass->tap[step]);
     }
     if (thread == 0 && pass->normed) norm_all(w, m->final_norm, pass->normed);
-    if (pass->wanted) head(w, &own);
+    TIMED(HEAD, if (pass->wanted) head(w, &own))
     tiles_off();
 }
 

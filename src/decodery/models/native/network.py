@@ -117,7 +117,8 @@ class NativeNetwork(TransformersNetwork):
         self._sandwich = fits(model, SANDWICH)
         if not self._sandwich and not fits(model, LAYER_PARTS):
             raise ValueError(f"{type(model).__name__} has another layer layout")
-        self._library = library()
+        self.library = library()
+        """The compiled decoder."""
         self._weights = Weights(FORMS if packed else FORMS[-1:])
         self._windows_used = sorted({w for w in self._windows if w is not None})
         if len(self._windows_used) > 1:
@@ -262,7 +263,7 @@ class NativeNetwork(TransformersNetwork):
 
     def _call_native(self, asked: binding.PassStruct) -> None:
         with _calling:
-            failed = self._library.decodery_pass(self._model, asked, self.threads)
+            failed = self.library.decodery_pass(self._model, asked, self.threads)
         if failed:
             raise MemoryError(f"there is not enough memory to score {asked.rows} rows at once")
 
@@ -272,7 +273,7 @@ class NativeNetwork(TransformersNetwork):
         logits = logits.contiguous()
         ids, shares = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k)
         with _calling:
-            self._library.decodery_top(
+            self.library.decodery_top(
                 logits.data_ptr(), rows, vocabulary, k, ids.data_ptr(), shares.data_ptr(), self.threads
             )
         return ids, shares
