@@ -4,9 +4,10 @@
     python benchmarks/paths.py --sections agreement --questions 4
 
 Sections: times (milliseconds of one pass after some cached tokens, the least of several, and of a prefill), profile (parts of
-such a pass in compiled code), bandwidth (of memory), agreement (plain greedy answers against those of the path "off", tokens of
-it scored by each path in one go), start (a process from nothing to the first token, and its peak memory, by path). Times want a
-machine that does nothing else; agreement counts things.
+such a pass in compiled code), bandwidth (of memory), agreement (plain greedy answers against those of the path "off", tokens
+of it scored by each path in one go), start (a process from nothing to the first token, and its peak memory, by path), and,
+only where it is named, compiled (transformers' modules as a graph of torch.compile with frozen weights and a cache of fixed
+size, which takes minutes to make). Times want a machine that does nothing else; agreement counts things.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ import decodery
 from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
+from decodery.models import store
 from decodery.models.forward import Forward, Rows
 from decodery.models.native import binding, build
 
-SECTIONS = ("times", "profile", "bandwidth", "agreement", "start")
+SECTIONS = ("times", "profile", "bandwidth", "agreement", "start", "compiled")
 ROWS = (1, 4, 8, 16, 32, 64)
 PARTS = ("norms", "queries, keys, values", "attention", "output", "gate and up", "down", "head")
 """Of a pass, as the native decoder counts them."""
@@ -109,6 +111,46 @@ def _parts(network: Any, library: Any, ids: Sequence[int], context: int, rows: i
         whole = time.perf_counter() - started
         library.decodery_spent(spent)
     return [*(part / 1e6 for part in spent), whole * 1e3]
+
+
+def compiled(name: str) -> list[dict[str, Any]]:
+    """Milliseconds of a pass of transformers' modules after 256 tokens, as they are and as a compiled graph with frozen
+    weights, and the seconds that compiling took: what torch itself makes of the model."""
+    from torch._inductor import config as inductor
+    from transformers import AutoModelForCausalLM, StaticCache
+
+    model: Any = AutoModelForCausalLM.from_pretrained(store.resolve(name), dtype=torch.bfloat16).eval()
+    context, found = 256, []
+    for rows in (1, 16):
+        cache: Any = StaticCache(config=model.config, max_cache_len=2 * context)
+        ids, positions = torch.randint(0, 1000, (1, rows)), torch.arange(context, context + rows)[None]
+
+        def one_pass(cache: Any = cache, ids: torch.Tensor = ids, positions: torch.Tensor = positions) -> torch.Tensor:
+            for layer in cache.layers:  # every pass writes to the same place
+                layer.cumulative_length.fill_(context)
+            logits: torch.Tensor = model(ids, position_ids=positions, past_key_values=cache).logits
+            return logits
+
+        with torch.no_grad(), inductor.patch(freezing=True):
+            model(torch.zeros(1, context, dtype=torch.long), past_key_values=cache)
+            graph = torch.compile(one_pass, dynamic=False)
+            row: dict[str, Any] = {"context": context, "rows": rows, "as it is": least_milliseconds(one_pass)}
+            started = time.perf_counter()
+            graph(), graph()
+            row["compile_seconds"] = time.perf_counter() - started
+            row["compiled"] = least_milliseconds(graph)
+        found.append(row)
+    return found
+
+
+def least_milliseconds(work: Callable[[], object]) -> float:
+    """The least time of REPEATS calls."""
+    taken = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken) * 1e3
 
 
 def bandwidth() -> dict[str, float]:
@@ -191,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--paths", nargs="+", default=["packed", "native", "fused", "off"], help="with off among them")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:-1]))
     parser.add_argument("--questions", type=int, default=2, help="per category of decodery's own questions")
     parser.add_argument("--tokens", type=int, default=128, help="per answer")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -203,7 +245,10 @@ def main() -> None:
     if "start" in given.sections:  # before this process holds any memory
         report["start"] = start(given.model, given.paths)
         show(console, "from nothing to the first token", report["start"])
-    if set(given.sections) == {"start"}:
+    if "compiled" in given.sections:
+        report["compiled"] = compiled(given.model)
+        show(console, "transformers' modules, compiled by torch", report["compiled"])
+    if set(given.sections) <= {"start", "compiled"}:
         models = {}
     else:
         models = {path: decodery.load(given.model, fast=path) for path in given.paths}
