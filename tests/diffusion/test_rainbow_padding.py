@@ -104,7 +104,7 @@ def test_answers_are_right_and_their_length_is_open():
     assert all(arithmetic.is_right(problem, text) for text in drawn)
     lengths = {len(encode(text, vocabulary())) for text in drawn}
     steps = 6 * recipe.STEPS
-    assert lengths == {base + 2 + 3 * often for base in (0, steps) for often in range(recipe.REPEATS + 1)}
+    assert lengths == {base + 2 + 2 * often for base in (0, steps) for often in range(recipe.COUNTDOWN + 1)}
     terse = sum("=" not in text for text in drawn) / len(drawn)
     assert abs(terse - recipe.TERSE) < 0.08  # three and a half deviations
     assert max(len(encode(recipe.draw_answer(problem, 24, generator), vocabulary())) for _ in range(50)) <= 24

@@ -4,7 +4,7 @@
     python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
 
 Both arms start from `diffusion-lists` and see the same word problems. Most answers show their steps; some leave them out, which
-is short and hard to get right. Either kind states the total a random number of times before it ends, so that nothing tells the
+is short and hard to get right. Either kind counts down from a random number before its last line, so that nothing tells the
 length in advance. A decoder that fills late positions with end tokens first thereby chooses a short answer.
 """
 
@@ -33,22 +33,23 @@ STEPS = 3
 """Events of each problem."""
 TERSE = 0.3
 """Share of answers without steps."""
-REPEATS = 6
-"""The total is stated 0 to so many times before the last line: as many lengths, three words apart, as a rainbow has colours."""
+COUNTDOWN = 6
+"""Answers count down from 0 to so many: as many lengths, two tokens apart, as a rainbow has colours."""
 CANVASES = {24: 0.1, 32: 0.25, 48: 0.25, 64: 0.25, 128: 0.15}
 """Lengths of canvases in training, and how often each is taken."""
 
 
 def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Random) -> str:
-    """An answer of at most `room` words: the steps or none, the total stated 0 to REPEATS times, and the last line.
+    """An answer of at most `room` tokens: the steps or none, a countdown from 0 to COUNTDOWN, and the last line.
 
-    How often the total is stated is uniform over all numbers that fit.
+    Where it begins is uniform over all numbers that fit.
     """
     *steps, last = problem.solution().split("\n")
     if 6 * len(steps) + 2 > room or generator.random() < TERSE:
         steps = []
-    often = generator.randint(0, min(REPEATS, (room - 6 * len(steps) - 2) // 3))
-    return "\n".join((*steps, *[f"is {problem.result}"] * often, last))
+    highest = min(COUNTDOWN, (room - 6 * len(steps) - 2) // 2)
+    countdown = map(str, range(generator.randint(0, highest), 0, -1))
+    return "\n".join((*steps, *countdown, last))
 
 
 def rows(seed: int, pads: Sequence[str]) -> Source:
