@@ -62,7 +62,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'decodery' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    from decodery._lazy import without_collection
+
+    with without_collection():
+        value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

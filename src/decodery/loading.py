@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from decodery._lazy import without_collection
 from decodery.engine.memory import parse_budget
 from decodery.engine.scheduler import Scheduling
 from decodery.errors import BadSetting, ModelNotReadable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from decodery.models.network import TransformersNetwork
 
 
+@without_collection()
 def load(
     name: str | Path,
     *,

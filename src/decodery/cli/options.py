@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from decodery._lazy import without_collection
 from decodery.cli.console import Bars
 from decodery.errors import BadSetting
 
@@ -101,7 +102,7 @@ class ModelOptions:
 
     def load(self, *, dtype: str | None = None) -> LanguageModel:
         """The model; fetched and converted first where need be. dtype: what "auto" means to the verb."""
-        with Bars(f"loading {self.model}") as progress:
+        with Bars(f"loading {self.model}") as progress, without_collection():
             return load(self.model, dtype if dtype and self.dtype == "auto" else self.dtype, self, progress)
 
 

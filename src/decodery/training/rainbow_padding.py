@@ -274,6 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--pads must be 1 to {len(PADS)}")
     recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
     command = f"python -m decodery.training.rainbow_padding --padding {given['padding']} --pads {given['pads']}"
+    if given["start"] != ARTIFACTS / "diffusion-lists":
+        command += f" --start {given['start'].name}"
     for item in fields(Recipe):
         if given[item.name] != getattr(RECIPE, item.name):
             command += f" --{item.name.replace('_', '-')} {given[item.name]}"
