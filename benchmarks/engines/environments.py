@@ -74,7 +74,8 @@ def environments(torch: str = TORCH) -> dict[str, Environment]:
         ),
         Environment(
             "llamacpp",
-            (Step(("llama-cpp-python==0.3.36", "numpy"), build),),
+            # pip keeps what it has built, whatever the flags were that it was built with.
+            (Step(("--no-cache-dir", "llama-cpp-python==0.3.36", "numpy"), build),),
             "import llama_cpp",
         ),
         Environment(
