@@ -46,6 +46,8 @@ PARTS = ("norms", "queries, keys, values", "attention", "output", "gate and up",
 """Of a pass, as the native decoder counts them."""
 CONTEXTS = (64, 256, 1024)
 REPEATS = 15
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog looks up. " * 200
+"""What the passes that are timed read."""
 
 
 def milliseconds(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> float:
@@ -67,11 +69,10 @@ def milliseconds(lm: LanguageModel, ids: Sequence[int], context: int, rows: int)
 def times(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
     """Milliseconds by context and rows for each path."""
     found = []
-    text = "The quick brown fox jumps over the lazy dog, and the dog looks up. " * 200
     for context, rows in [*((c, r) for c in CONTEXTS for r in ROWS), (0, 256)]:
         row: dict[str, Any] = {"context": context, "rows": rows}
         for path, lm in models.items():
-            row[path] = milliseconds(lm, lm.encode(text)[: context + rows], context, rows)
+            row[path] = milliseconds(lm, lm.encode(TEXT)[: context + rows], context, rows)
         found.append(row)
     return found
 
@@ -86,7 +87,7 @@ def profile(models: dict[str, LanguageModel]) -> list[dict[str, Any]]:
         if not hasattr(network, "library"):
             continue
         plain, network.library = network.library, library
-        ids = lm.encode("The quick brown fox jumps over the lazy dog, and the dog looks up. " * 200)
+        ids = lm.encode(TEXT)
         for context, rows in [*((c, r) for c in CONTEXTS for r in (1, 8, 16, 32)), *((0, c) for c in CONTEXTS)]:
             counted = [_parts(network, library, ids, context, rows) for _ in range(REPEATS if context else 5)]
             least = (min(column) for column in zip(*counted, strict=True))
