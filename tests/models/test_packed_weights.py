@@ -14,6 +14,7 @@ from decodery.errors import BadSetting
 from decodery.models.forward import Forward, tree_mask
 from decodery.models.native import build
 from decodery.models.native.network import FORMS, NativeNetwork, Weights
+from decodery.models.pages import large
 from decodery.models.paths import network_for
 
 FOUR, EIGHT, PLAIN = FORMS
@@ -45,7 +46,7 @@ def eight_bits(weight: Tensor) -> Tensor:
 
 
 def form_of(weight: Tensor) -> int:
-    return int(Weights(FORMS).pack(weight).bytes)
+    return int(Weights(FORMS, large(2 * weight.numel())).pack(weight).bytes)
 
 
 def quantised(family: str) -> Any:

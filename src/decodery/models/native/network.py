@@ -24,6 +24,7 @@ from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.network import TransformersNetwork
+from decodery.models.pages import large
 from decodery.models.scorer import Head, Work
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ KINDS = ("full_attention", "sliding_attention")
 """What layers with angles of their own are called, where there are several."""
 FORMS = (384, 576, 1024)
 """Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
-READ_AHEAD = 16384
-"""Bytes behind a matrix that may be fetched, though not used."""
+LINES = 128
+"""Tiles are read by whole pairs of cache lines."""
 _usual_threads: int | None = None
 """What torch is set to outside of `working`."""
 _calling = threading.Lock()
@@ -48,12 +49,15 @@ _calling = threading.Lock()
 class Weights:
     """Packed weights, and the structures that point at them.
 
-    forms: in which matrices may be kept, see FORMS. held: keeps the memory alive. shortened: matrices kept in fewer bits.
+    forms: in which matrices may be kept, see FORMS. room: uint8, large enough for all matrices in the longest form; what is not
+    used of it takes no memory. held: keeps the vectors alive. shortened: matrices kept in fewer bits.
     """
 
     forms: tuple[int, ...]
+    room: Tensor
     held: list[Tensor] = field(default_factory=list)
     shortened: int = 0
+    _used: int = 0
 
     def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
         """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
@@ -63,14 +67,15 @@ class Weights:
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
         group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
+        if self._used + 2 * outputs * inputs > len(self.room):
+            raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
+        place = self.room.data_ptr() + self._used
         for form in self.forms:
-            packed = torch.empty(outputs * inputs // 512 * form + READ_AHEAD, dtype=torch.uint8)
-            skip = -packed.data_ptr() % 128  # tiles are read by whole cache lines
-            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, packed.data_ptr() + skip):
+            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, place):
                 break
-        self.held.append(packed)
+        self._used += -(outputs * inputs // 512 * form // -LINES) * LINES
         self.shortened += form != FORMS[-1]
-        return binding.MatrixStruct(packed.data_ptr() + skip, form, group)
+        return binding.MatrixStruct(place, form, group)
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""
@@ -119,7 +124,10 @@ class NativeNetwork(TransformersNetwork):
             raise ValueError(f"{type(model).__name__} has another layer layout")
         self.library = library()
         """The compiled decoder."""
-        self._weights = Weights(FORMS if packed else FORMS[-1:])
+        matrices = [weight.numel() for weight in model.parameters() if weight.dim() > 1]
+        # The last form takes two bytes a weight; the head may be counted as the embedding only, which is as large.
+        room = large(2 * sum(matrices) + LINES * len(matrices))
+        self._weights = Weights(FORMS if packed else FORMS[-1:], room)
         self._windows_used = sorted({w for w in self._windows if w is not None})
         if len(self._windows_used) > 1:
             raise ValueError("the layers have sliding windows of several sizes")

@@ -67,7 +67,7 @@ static inline void unpack_eight(const char *tile, bf16 *to) {
 /* Compilers take a tile load for an instruction that reads no memory. */
 static inline void written(void) { __asm__ volatile("" ::: "memory"); }
 
-enum { AHEAD = 32 * BYTES_BF16, PACKED_AHEAD = 16 * BYTES_FOUR };
+enum { AHEAD = 3 * BYTES_BF16, PACKED_AHEAD = 16 * BYTES_FOUR };
 
 /* A packed tile as [16 outputs, 32 inputs]. */
 static inline __attribute__((always_inline)) const bf16 *unpack(const char *tile, const int bytes, bf16 *to) {
