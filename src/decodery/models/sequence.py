@@ -48,8 +48,11 @@ class KeyValueCache:
 
     Layers of equal shape share one tensor, so that keeping an accepted path is one copy and not one per layer.
     Where it is known how many rows may come, room for all of them is made at once, but not touched before it is needed;
-    otherwise capacity doubles. Rows beyond the sequence's length are scratch.
+    otherwise capacity doubles. Rows beyond the sequence's length are scratch. A network may lay out rows of a layer's keys or
+    values in its own way, in groups of `together` rows that are copied as a whole.
     """
+
+    together = 1
 
     def __init__(self, shapes: Listing[tuple[int, int]], dtype: torch.dtype, device: torch.device):
         """shapes: (key/value heads, head width) of each layer."""
@@ -122,16 +125,15 @@ class KeyValueCache:
             group[:, :, :, start : start + len(sources)] = group.index_select(3, index)
 
     def copy(self, rows: int) -> KeyValueCache:
-        twin = KeyValueCache(self._shapes, self._dtype, self._device)
+        twin = type(self)(self._shapes, self._dtype, self._device)
         twin.expect(self._expected)
         if rows:
-            twin.reserve(rows)
-            for mine, theirs in zip(self._groups, twin._groups, strict=True):
-                theirs[:, :, :, :rows] = mine[:, :, :, :rows]
+            twin.take(self, 0, rows)
         return twin
 
     def take(self, other: KeyValueCache, start: int, stop: int) -> None:
-        """Copy rows start..stop-1 of a cache of the same layers."""
+        """Copy rows start..stop-1 of a cache of the same layers, whose earlier rows are this one's."""
+        start, stop = start // self.together * self.together, -(-stop // self.together) * self.together
         self.reserve(stop)
         for mine, theirs in zip(self._groups, other._groups, strict=True):
             mine[:, :, :, start:stop] = theirs[:, :, :, start:stop]

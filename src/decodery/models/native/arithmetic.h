@@ -37,10 +37,10 @@ static inline __m512 rounded(__m512 value) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-/* e to the power x: 2^n * 2^f with f in [-1/2, 1/2] and a polynomial for 2^f; relative error below 1e-7. */
-static inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-    x = _mm512_mul_ps(_mm512_min_ps(x, _mm512_set1_ps(88.7f)), _mm512_set1_ps(1.44269504f));
+#define LOG2_E 1.44269504f
+
+/* 2 to the power x, x at most 127: 2^n * 2^f with f in [-1/2, 1/2] and a polynomial for 2^f; relative error below 1e-7. */
+static inline __m512 power_of_two(__m512 x) {
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 part = _mm512_sub_ps(x, whole);
     __m512 sum = _mm512_set1_ps(1.54035304e-4f);
@@ -51,6 +51,12 @@ static inline __m512 exponential(__m512 x) {
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.93147181e-1f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(sum, whole);
+}
+
+/* e to the power x, up to the largest number. */
+static inline __m512 exponential(__m512 x) {
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104.0f)), _mm512_set1_ps(88.7f));
+    return power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)));
 }
 
 /* 1 / x by an estimate of 14 bits and a step of Newton's method; relative error below 1e-7. */
@@ -72,6 +78,11 @@ static inline __m512 gelu(__m512 x) {
     return _mm512_mul_ps(x, reciprocal(_mm512_add_ps(_mm512_set1_ps(1.0f), exponential(inner))));
 }
 
+static inline float root_mean_square_inverse(__m512 squares, int64_t count, float epsilon) {
+    float mean = _mm512_reduce_add_ps(squares) / (float)count + epsilon;
+    return _mm_cvtss_f32(_mm_div_ss(_mm_set_ss(1.0f), _mm_sqrt_ss(_mm_set_ss(mean))));
+}
+
 /* 1 / root mean square of a row. count: a multiple of 16. */
 static inline float inverse_scale(const float *row, int64_t count, float epsilon) {
     __m512 sum = _mm512_setzero_ps();
@@ -79,16 +90,18 @@ static inline float inverse_scale(const float *row, int64_t count, float epsilon
         __m512 x = _mm512_loadu_ps(row + i);
         sum = _mm512_fmadd_ps(x, x, sum);
     }
-    float mean = _mm512_reduce_add_ps(sum) / (float)count + epsilon;
-    return _mm_cvtss_f32(_mm_div_ss(_mm_set_ss(1.0f), _mm_sqrt_ss(_mm_set_ss(mean))));
+    return root_mean_square_inverse(sum, count, epsilon);
 }
 
-static inline void normalise(const float *row, const float *weight, int64_t count, float epsilon, bf16 *to) {
-    __m512 scale = _mm512_set1_ps(inverse_scale(row, count, epsilon));
+static inline void normalise(const bf16 *row, const float *weight, int64_t count, float epsilon, bf16 *to) {
+    __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < count; i += TILE) {
-        __m512 x = _mm512_mul_ps(_mm512_loadu_ps(row + i), scale);
-        store_bf16(to + i, _mm512_mul_ps(x, _mm512_loadu_ps(weight + i)));
+        __m512 x = load_bf16(row + i);
+        sum = _mm512_fmadd_ps(x, x, sum);
     }
+    __m512 scale = _mm512_set1_ps(root_mean_square_inverse(sum, count, epsilon));
+    for (int64_t i = 0; i < count; i += TILE)
+        store_bf16(to + i, _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + i), scale), _mm512_loadu_ps(weight + i)));
 }
 
 /* Transpose 16 x 16 numbers of 32 bits. */
@@ -128,20 +141,27 @@ static inline void pack_weights(const float *scores, bf16 *to) {
     for (int lane = 0; lane < 16; lane++) _mm512_storeu_si512(to + lane * DEPTH, pair[lane]);
 }
 
-/* Values of 32 columns, 64 widths of each, as four tiles of pairs. */
-static inline void pack_values(const bf16 *values, int64_t width, bf16 *to) {
-    const __m512i low = _mm512_set_epi16(
-        47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0
-    );
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    for (int i = 0; i < 16; i++)
-        for (int half = 0; half < 2; half++) {
-            __m512i first = _mm512_loadu_si512(values + 2 * i * width + half * DEPTH);
-            __m512i second = _mm512_loadu_si512(values + (2 * i + 1) * width + half * DEPTH);
-            bf16 *tile = to + 2 * half * TILE_ELEMENTS + i * DEPTH;
-            _mm512_storeu_si512(tile, _mm512_permutex2var_epi16(first, low, second));
-            _mm512_storeu_si512(tile + TILE_ELEMENTS, _mm512_permutex2var_epi16(first, high, second));
-        }
+/* Values lie in the cache in pairs of rows, for each width the numbers of both side by side: so the matrix unit takes them as they
+ * are. A vector of pairs has 16 widths. */
+static inline __m512 first_of_pairs(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+
+static inline __m512 second_of_pairs(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static inline __m512 load_from_pairs(const bf16 *values, int64_t width, int64_t row, int64_t at) {
+    __m512i pairs = _mm512_loadu_si512(values + (row / 2 * width + at) * 2);
+    return row % 2 ? second_of_pairs(pairs) : first_of_pairs(pairs);
+}
+
+static inline void store_in_pairs(bf16 *values, int64_t width, int64_t row, int64_t at, __m512 value) {
+    bf16 *to = values + (row / 2 * width + at) * 2;
+    __m512i numbers = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value)), pairs = _mm512_loadu_si512(to);
+    if (row % 2)
+        pairs = _mm512_mask_mov_epi16(pairs, 0xaaaaaaaa, _mm512_slli_epi32(numbers, 16));
+    else
+        pairs = _mm512_mask_mov_epi16(pairs, 0x55555555, numbers);
+    _mm512_storeu_si512(to, pairs);
 }
 
 #endif

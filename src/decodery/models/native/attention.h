@@ -49,22 +49,26 @@ enum { TOGETHER = 6, MARGIN = 32 };
 
 static inline int64_t settled(int64_t visible) { return visible <= MARGIN ? 0 : (visible - MARGIN) / DEPTH * DEPTH; }
 
+/* sums += scores * values for some lanes, column after column. values: from an even column on. */
 static inline __attribute__((always_inline)) void one_by_one(
     const float *scores, const bf16 *values, int64_t width, int64_t columns, const int count, float *sums
 ) {
     __m512 sum[TOGETHER][4];
     for (int lane = 0; lane < count; lane++)
         for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_loadu_ps(sums + lane * 64 + part * TILE);
-    for (int64_t column = 0; column < columns; column++) {
-        const bf16 *value = values + column * width;
+    for (int64_t column = 0; column < columns; column += 2) {
+        const bf16 *pairs = values + column * width;
         const float *score = scores + column * LANES;
-        __m512 v0 = load_bf16(value), v1 = load_bf16(value + 16), v2 = load_bf16(value + 32), v3 = load_bf16(value + 48);
+        __m512i two[4];
+        for (int part = 0; part < 4; part++) two[part] = _mm512_loadu_si512(pairs + part * DEPTH);
         for (int lane = 0; lane < count; lane++) {
             __m512 s = _mm512_set1_ps(score[lane]);
-            sum[lane][0] = _mm512_fmadd_ps(s, v0, sum[lane][0]);
-            sum[lane][1] = _mm512_fmadd_ps(s, v1, sum[lane][1]);
-            sum[lane][2] = _mm512_fmadd_ps(s, v2, sum[lane][2]);
-            sum[lane][3] = _mm512_fmadd_ps(s, v3, sum[lane][3]);
+            for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_fmadd_ps(s, first_of_pairs(two[part]), sum[lane][part]);
+        }
+        if (column + 1 == columns) break;
+        for (int lane = 0; lane < count; lane++) {
+            __m512 s = _mm512_set1_ps(score[LANES + lane]);
+            for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_fmadd_ps(s, second_of_pairs(two[part]), sum[lane][part]);
         }
     }
     for (int lane = 0; lane < count; lane++)
@@ -104,18 +108,14 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     /* 2. Scores of all columns, and the largest of each lane. */
     pack_queries(w, piece, segment, group, (int32_t *)own->packed);
     key_products(keys, width, columns, own->packed, scores);
-    __m512 scale = _mm512_set1_ps(m->scale), none = _mm512_set1_ps(-INFINITY), top = none;
-    for (int64_t column = 0; column < columns; column++) {
-        __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + column * LANES), scale);
-        score = _mm512_mask_blend_ps(own->seen[column], none, score);
-        _mm512_storeu_ps(scores + column * LANES, score);
-        top = _mm512_max_ps(top, score);
-    }
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    for (int64_t column = 0; column < columns; column++)
+        top = _mm512_mask_max_ps(top, own->seen[column], top, _mm512_loadu_ps(scores + column * LANES));
     /* 3. Their exponentials and the sum of these, column after column. Lanes that stand for nothing stay zero. */
-    __m512 total = _mm512_setzero_ps();
+    __m512 scale = _mm512_set1_ps(m->scale * LOG2_E), shift = _mm512_mul_ps(top, scale), total = _mm512_setzero_ps();
     for (int64_t column = 0; column < columns; column++) {
-        __m512 score = _mm512_sub_ps(_mm512_loadu_ps(scores + column * LANES), top);
-        score = _mm512_maskz_mov_ps(own->seen[column], exponential(score));
+        __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores + column * LANES), scale, shift);
+        score = _mm512_maskz_mov_ps(own->seen[column], power_of_two(score));
         _mm512_storeu_ps(scores + column * LANES, score);
         total = _mm512_add_ps(total, score);
     }
@@ -138,14 +138,12 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     }
     for (int64_t part = 0; part < width; part += 64) {
         float *sums = own->sums;
-        for (int64_t step = 0; step * DEPTH < last; step++)
-            pack_values(values + step * DEPTH * width + part, width, own->values + step * 4 * TILE_ELEMENTS);
-        add_values(own->weights, own->values, last / DEPTH, sums);
+        add_values(own->weights, values + 2 * part, 2 * width, last / DEPTH, sums);
         /* 5. The others one by one. */
         int64_t from = first, rest = columns - from;
         for (int64_t lane = 0; lane < piece->count; lane += TOGETHER) {
             const float *score = scores + from * LANES + lane;
-            const bf16 *value = values + from * width + part;
+            const bf16 *value = values + from * width + 2 * part;
             switch (least(TOGETHER, piece->count - lane)) {
             case 6: one_by_one(score, value, width, rest, 6, sums + lane * 64); break;
             case 5: one_by_one(score, value, width, rest, 5, sums + lane * 64); break;

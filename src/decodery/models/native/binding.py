@@ -48,6 +48,7 @@ class ModelStruct(Structure):
         ("epsilon", c_float),
         ("scale", c_float),
         ("layer", POINTER(LayerStruct)),
+        ("embedding", c_void_p),
         ("final_norm", c_void_p),
         ("head", MatrixStruct),
         ("head_bias", c_void_p),
@@ -75,6 +76,7 @@ class PassStruct(Structure):
         ("position", c_void_p),
         ("cosine", c_void_p * 2),
         ("sine", c_void_p * 2),
+        ("token", c_void_p),
         ("input", c_void_p),
         ("steps", c_int64),
         ("step", c_void_p),
@@ -97,4 +99,6 @@ def load(path: Path) -> ctypes.CDLL:
     library.decodery_pass.restype = c_int
     library.decodery_top.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int]
     library.decodery_top.restype = None
+    library.decodery_move.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64]
+    library.decodery_move.restype = None
     return library

@@ -1,7 +1,7 @@
 /* A pass of the usual decoder in one call: RMS norm, attention with rotary positions, RMS norm, gated feed-forward.
  *
- * Activations between products are bfloat16, everything else float32; a layer's rows are rounded to bfloat16 at its end, so that
- * a pass cut into two at a layer gives the same result. See arithmetic.h for why rows never depend on each other.
+ * Activations between products and the rows that go from part to part are bfloat16, everything else float32; so a pass cut into two
+ * at a layer gives the same result. See arithmetic.h for why rows never depend on each other.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -52,12 +52,15 @@ static void place_head(
             _mm512_storeu_ps(x + i, first), _mm512_storeu_ps(x + half + i, second);
         }
     }
-    bf16 *to = w->queries + (row * m->heads + head) * width;
-    if (is_key) {
-        int64_t plane = m->key_heads * segment->capacity * width;
-        int64_t own = is_value ? head - m->heads - m->key_heads : head - m->heads;
-        to = segment->cache + (2 * index + is_value) * plane + (own * segment->capacity + w->pass->slot[row]) * width;
+    int64_t plane = m->key_heads * segment->capacity * width, slot = w->pass->slot[row];
+    bf16 *keys = segment->cache + 2 * index * plane;
+    if (is_value) {
+        bf16 *values = keys + plane + (head - m->heads - m->key_heads) * segment->capacity * width;
+        for (int64_t i = 0; i < width; i += TILE) store_in_pairs(values, width, slot, i, _mm512_loadu_ps(x + i));
+        return;
     }
+    bf16 *to = w->queries + (row * m->heads + head) * width;
+    if (is_key) to = keys + ((head - m->heads) * segment->capacity + slot) * width;
     for (int64_t i = 0; i < width; i += TILE) store_bf16(to + i, _mm512_loadu_ps(x + i));
 }
 
@@ -93,11 +96,13 @@ static void project(
         multiply(&rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
         if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
         for (int64_t i = 0; i < w->pass->rows; i++) {
-            float *to = (apart ? w->added : w->rows) + i * hidden + column;
+            int64_t place = i * hidden + column;
             for (int64_t j = 0; j < count; j += TILE) {
                 __m512 x = _mm512_loadu_ps(own->product + i * count + j);
-                if (!apart) x = rounded(_mm512_add_ps(_mm512_loadu_ps(to + j), x));
-                _mm512_storeu_ps(to + j, x);
+                if (apart)
+                    _mm512_storeu_ps(w->added + place + j, x);
+                else
+                    store_bf16(w->rows + place + j, _mm512_add_ps(load_bf16(w->rows + place + j), x));
             }
         }
     }
@@ -107,37 +112,47 @@ static void project(
 static void add_normed(const Work_space *w, const float *weight) {
     int64_t hidden = w->model->hidden;
     for (int64_t row; (row = piece()) < w->pass->rows;) {
-        float *to = w->rows + row * hidden, *from = w->added + row * hidden;
+        const float *from = w->added + row * hidden;
+        bf16 *to = w->rows + row * hidden;
         __m512 scale = _mm512_set1_ps(inverse_scale(from, hidden, w->model->epsilon));
         for (int64_t i = 0; i < hidden; i += TILE) {
             __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(from + i), scale), _mm512_loadu_ps(weight + i));
-            _mm512_storeu_ps(to + i, rounded(_mm512_add_ps(_mm512_loadu_ps(to + i), x)));
+            store_bf16(to + i, _mm512_add_ps(load_bf16(to + i), x));
         }
     }
 }
 
-/* inner = activation(gate) * up. The matrix holds 16 gates, the 16 ups that belong to them, and so on. */
+/* inner = activation(gate) * up, for products [rows, count] of 16 gates, the 16 ups that belong to them, and so on. */
+static inline __attribute__((always_inline)) void gated(
+    const float *product, int64_t rows, int64_t count, const int activation, bf16 *inner, int64_t step
+) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; 2 * j < count; j += TILE) {
+            const float *gate = product + i * count + 2 * j;
+            __m512 x = _mm512_loadu_ps(gate);
+            x = _mm512_mul_ps(activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
+            store_bf16(inner + i * step + j, x);
+        }
+}
+
 static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own) {
     const Model *m = w->model;
-    int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE;
-    Rows rows = enter(own->normed, m->hidden, w->pass->rows, layer->gate_and_up, depth, own->turned);
+    int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE, count_rows = w->pass->rows;
+    Rows rows = enter(own->normed, m->hidden, count_rows, layer->gate_and_up, depth, own->turned);
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
-        Matrix matrix = from_block(layer->gate_and_up, 2 * unit, depth);
-        multiply(&rows, matrix, depth, 2 * together, own->product, count);
-        if (layer->gate_and_up_bias) add_bias(own->product, w->pass->rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
-        for (int64_t i = 0; i < w->pass->rows; i++)
-            for (int64_t j = 0; j < together; j++) {
-                const float *gate = own->product + i * count + j * 2 * TILE;
-                __m512 x = _mm512_loadu_ps(gate);
-                x = _mm512_mul_ps(m->activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
-                store_bf16(w->inner + i * m->feed_forward + (unit + j) * TILE, x);
-            }
+        bf16 *inner = w->inner + unit * TILE;
+        multiply(&rows, from_block(layer->gate_and_up, 2 * unit, depth), depth, 2 * together, own->product, count);
+        if (layer->gate_and_up_bias) add_bias(own->product, count_rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
+        if (m->activation)
+            gated(own->product, count_rows, count, 1, inner, m->feed_forward);
+        else
+            gated(own->product, count_rows, count, 0, inner, m->feed_forward);
     }
 }
 
 static void leave(const Work_space *w, bf16 *to) {
-    for (int64_t i = 0; i < w->pass->rows * w->model->hidden; i += TILE) store_bf16(to + i, _mm512_loadu_ps(w->rows + i));
+    memcpy(to, w->rows, (size_t)(w->pass->rows * w->model->hidden) * sizeof *to);
 }
 
 static void head(const Work_space *w, const Own *own) {
@@ -292,27 +307,55 @@ void decodery_top(const float *logits, int64_t rows, int64_t vocabulary, int64_t
     together(rows < threads ? (int)rows : threads, rank_rows, &ranking);
 }
 
+/* Move rows of a cache [layers, 2, key heads, capacity, width] to start, start + 1, and so on. rows: ascending, none below its new
+ * place. */
+void decodery_move(
+    bf16 *cache, int64_t layers, int64_t heads, int64_t capacity, int64_t width, const int64_t *rows, int64_t count, int64_t start
+) {
+    for (int64_t plane = 0; plane < layers * 2 * heads; plane++, cache += capacity * width) {
+        int values = plane / heads % 2;
+        for (int64_t i = 0; i < count; i++)
+            if (!values)
+                memmove(cache + (start + i) * width, cache + rows[i] * width, (size_t)width * sizeof *cache);
+            else
+                for (int64_t at = 0; at < width; at += TILE)
+                    store_in_pairs(cache, width, start + i, at, load_from_pairs(cache, width, rows[i], at));
+    }
+}
+
+/* How many first columns of a mask are visible to every row. */
+static int64_t seen_by_all(const uint8_t *mask, int64_t rows, int64_t columns) {
+    int64_t seen = columns;
+    for (int64_t row = 0; row < rows; row++) {
+        const uint8_t *hidden = memchr(mask + row * columns, 0, (size_t)seen);
+        if (hidden) seen = hidden - (mask + row * columns);
+    }
+    return seen;
+}
+
 /* Run a pass. Returns 0, or 1 where there is not enough memory. */
 int decodery_pass(const Model *model, const Pass *pass, int threads) {
     Work_space w = {.model = model, .pass = pass};
     int64_t rows = pass->rows, group = model->heads / model->key_heads, deepest = 0, pieces = 0;
     w.padded = (rows + CHUNK - 1) / CHUNK * CHUNK;
     for (int64_t i = 0; i < pass->segments; i++) {
-        const Segment *segment = pass->segment + i;
+        Segment *segment = pass->segment + i;
+        for (int kind = 0; kind < 2; kind++)
+            if (segment->mask[kind]) segment->prefix[kind] = seen_by_all(segment->mask[kind], segment->rows, segment->columns);
         if (segment->columns > deepest) deepest = segment->columns;
         pieces += model->key_heads * ((segment->rows * group + LANES - 1) / LANES + 1);
     }
     w.columns = (deepest + DEPTH - 1) / DEPTH * DEPTH;
     if (threads > MOST_THREADS) threads = MOST_THREADS;
-    size_t stream = aligned(rows * model->hidden * 4), query = aligned(w.padded * model->heads * model->width * 2);
+    size_t stream = aligned(rows * model->hidden * 2), added = 2 * stream, query = aligned(w.padded * model->heads * model->width * 2);
     size_t inner = aligned(w.padded * model->feed_forward * 2), one;
     Own own;
     one = (size_t)lay_out(&w, NULL, &own);
-    char *at, *memory = aligned_alloc(128, 2 * stream + 2 * query + inner + aligned(pieces * sizeof(Piece)) + threads * one);
+    char *at, *memory = aligned_alloc(128, stream + added + 2 * query + inner + aligned(pieces * sizeof(Piece)) + threads * one);
     if (!memory) return 1;
     at = memory;
-    w.rows = (float *)at, at += stream;
-    w.added = (float *)at, at += stream;
+    w.rows = (bf16 *)at, at += stream;
+    w.added = (float *)at, at += added;
     w.queries = (bf16 *)at, at += query;
     w.attended = (bf16 *)at, at += query;
     w.inner = (bf16 *)at, at += inner;
@@ -324,7 +367,10 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
             for (int64_t first = 0; first < pairs; first += LANES)
                 w.pieces[w.piece_count++] = (Piece){i, key_head, first, least(LANES, pairs - first)};
     }
-    for (int64_t i = 0; i < rows * model->hidden; i += TILE) _mm512_storeu_ps(w.rows + i, load_bf16(pass->input + i));
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *from = pass->token ? model->embedding + pass->token[i] * model->hidden : pass->input + i * model->hidden;
+        memcpy(w.rows + i * model->hidden, from, (size_t)model->hidden * sizeof *from);
+    }
     together(threads, run, &w);
     free(memory);
     return 0;

@@ -28,6 +28,7 @@ typedef struct {
     int64_t activation; /* 0: silu, 1: gelu with tanh */
     float epsilon, scale;
     const Layer *layer;
+    const bf16 *embedding; /* [vocabulary, hidden], or NULL */
     const float *final_norm;
     Matrix head;
     const float *head_bias;
@@ -38,18 +39,19 @@ typedef struct {
     int64_t start, rows;      /* its rows within the pass */
     int64_t columns;          /* cache rows that attention ranges over */
     int64_t capacity;         /* of the cache */
-    bf16 *cache;              /* [layers, 2, key heads, capacity, width] */
+    bf16 *cache;              /* [layers, 2, key heads, capacity, width]: keys, and values in pairs of rows (arithmetic.h) */
     const uint8_t *mask[2];   /* by kind: [rows, columns], 1 where visible; NULL: causal, the rows being the last columns */
-    int64_t prefix[2];        /* by kind: so many first columns are visible to every row */
+    int64_t prefix[2];        /* by kind: so many first columns are visible to every row; of a mask the decoder finds out */
 } Segment;
 
 typedef struct {
     int64_t rows, segments;
-    const Segment *segment;
+    Segment *segment;
     const int64_t *slot;              /* [rows] the cache row that each row writes */
     const int64_t *position;          /* [rows] */
     const float *cosine[2], *sine[2]; /* by kind: [positions, width] */
-    bf16 *input;                      /* [rows, hidden] what enters the first layer */
+    const int64_t *token;             /* [rows] whose embeddings enter the first layer; or NULL */
+    const bf16 *input;                /* [rows, hidden] what enters the first layer, without tokens */
     int64_t steps;                    /* layers to run */
     const int64_t *step;              /* [steps] 4 * layer + 2 * (run its feed-forward) + (run its attention) */
     bf16 *const *tap;                 /* [steps] where to leave the layer's rows [rows, hidden], or NULL */

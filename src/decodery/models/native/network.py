@@ -23,9 +23,11 @@ from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
+from decodery.models.native.cache import PairedCache
 from decodery.models.network import TransformersNetwork
 from decodery.models.pages import large
 from decodery.models.scorer import Head, Work
+from decodery.models.sequence import Sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -209,6 +211,10 @@ class NativeNetwork(TransformersNetwork):
             struct.kind = 0 if window is None else 1
         self._layer_structs = layers
         head: Any = self.model.get_output_embeddings()
+        embedding = None
+        if type(base.embed_tokens) is nn.Embedding:  # families may scale the rows
+            embedding = base.embed_tokens.weight.detach().contiguous()
+            weights.held.append(embedding)
         return binding.ModelStruct(
             layers=self.layers,
             hidden=self.hidden,
@@ -221,6 +227,7 @@ class NativeNetwork(TransformersNetwork):
             epsilon=float(base.norm.eps if self._sandwich else base.norm.variance_epsilon),
             scale=float(attention.scaling),
             layer=layers,
+            embedding=None if embedding is None else embedding.data_ptr(),
             final_norm=weights.floats(norm_weight(base.norm)),
             head=weights.pack(head.weight),
             head_bias=weights.floats(head.bias),
@@ -236,6 +243,9 @@ class NativeNetwork(TransformersNetwork):
             tables = [(cos[0].float().contiguous(), sin[0].float().contiguous()) for cos, sin in made]
             self._tables = tables * (len(KINDS) // len(tables))
         return self._tables
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self, PairedCache(self._cache_shapes, self.dtype, self.device))
 
     @property
     def work(self) -> Work:
@@ -296,9 +306,14 @@ class NativeNetwork(TransformersNetwork):
         layers: Layers,
         taps: Listing[int],
     ) -> tuple[Tensor, Mapping[int, Tensor]]:
-        base: Any = self._base
-        rows = base.embed_tokens(inputs["input_ids"])[0] if "input_ids" in inputs else inputs["inputs_embeds"][0]
-        rows = rows.contiguous()
+        tokens = inputs.get("input_ids")
+        if tokens is None:
+            rows = inputs["inputs_embeds"][0].contiguous()
+        elif self._model.embedding:
+            rows = tokens[0].long().contiguous()
+        else:
+            base: Any = self._base
+            rows, tokens = base.embed_tokens(tokens)[0].contiguous(), None
         count = rows.shape[0]
         # Everything below is named: the structures hold bare addresses.
         position = array("q", positions[0])
@@ -312,7 +327,7 @@ class NativeNetwork(TransformersNetwork):
             "q",
             [4 * i + 2 * (i not in layers.skip_mlp) + (i not in layers.skip_attention) for i in indices],
         )
-        tapped = {tap: torch.empty(count, rows.shape[1], dtype=self.dtype) for tap in taps}
+        tapped = {tap: torch.empty(count, self._model.hidden, dtype=self.dtype) for tap in taps}
         places = (ctypes.c_void_p * len(indices))()
         for place, index in enumerate(indices):
             if index in tapped:
@@ -328,6 +343,7 @@ class NativeNetwork(TransformersNetwork):
             position=position.buffer_info()[0],
             cosine=(ctypes.c_void_p * 2)(*(cos.data_ptr() for cos, _ in angles)),
             sine=(ctypes.c_void_p * 2)(*(sin.data_ptr() for _, sin in angles)),
+            token=None if tokens is None else rows.data_ptr(),
             input=rows.data_ptr(),
             steps=len(indices),
             step=steps.buffer_info()[0],
@@ -358,8 +374,6 @@ class NativeNetwork(TransformersNetwork):
             else:
                 visible = segment.visible(None)
             mask = visible.contiguous()
-            everyone = mask.all(dim=0)
-            struct.prefix[kind] = segment.columns if bool(everyone.all()) else int(everyone.to(torch.uint8).argmin())
             struct.mask[kind] = mask.data_ptr()
             masks.append(mask)
         return masks

@@ -21,6 +21,7 @@ enum { TURNED_ROWS = 2 * TILE };
 static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix, int64_t depth, bf16 *room) {
     Rows entering = {rows, stride, count, NULL};
     int64_t groups = (count + TILE - 1) / TILE;
+    written();
     if (!DECODERY_AMX || matrix.bytes == BYTES_BF16 || count > TURNED_ROWS) return entering;
     for (int64_t k = 0; k < depth; k++)
         for (int64_t group = 0; group < groups; group++) {
@@ -161,8 +162,9 @@ static inline __attribute__((always_inline)) void twice_as_many(
     if (blocks > 1) { _tile_stored(1, to + TILE, step * 4); _tile_stored(3, under + TILE, step * 4); }
 }
 
-/* Many rows by a group of blocks: slices of the inputs so small that their tiles stay in the first cache while all rows pass by. */
-enum { SLICE = 6 };
+/* Many rows by a group of blocks: slices of the inputs that stay in the nearer caches while all rows pass by. With short slices the
+ * sums come and go too often. */
+enum { SLICE = 18 };
 
 static inline __attribute__((always_inline)) void many_rows(
     const bf16 *rows, int64_t stride, int64_t count, const char *matrix, const int bytes, int64_t group, int64_t depth, float *to,
@@ -222,6 +224,7 @@ static inline __attribute__((always_inline)) void multiply_packed(
 /* to [columns, 16]: row j, column i = keys[j] . queries[i]; width: a multiple of 32; queries packed as one block. Reads and
  * writes whole groups of 16 columns. */
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+    written();
     for (int64_t column = 0; column < columns; column += TILE) {
         _tile_zero(0);
         for (int64_t k = 0; k < width / DEPTH; k++) {
@@ -233,16 +236,17 @@ static inline void key_products(const bf16 *keys, int64_t width, int64_t columns
     }
 }
 
-/* to [16, 64] (+)= weights [16, 32] @ values [32, 64]; values in tiles of pairs, four of them. */
-static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {
+/* to [16, 64] = weights [16, 32 * steps] @ values [32 * steps, 64]; values in pairs of rows, which are so many elements apart. */
+static inline void add_values(const bf16 *weights, const bf16 *values, int64_t apart, int64_t steps, float *to) {
+    written();
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t step = 0; step < steps; step++) {
         _tile_loadd(4, weights + step * TILE_ELEMENTS, 64);
-        const bf16 *tile = values + step * 4 * TILE_ELEMENTS;
-        _tile_loadd(5, tile, 64); _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, tile + TILE_ELEMENTS, 64); _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, tile + 2 * TILE_ELEMENTS, 64); _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, tile + 3 * TILE_ELEMENTS, 64); _tile_dpbf16ps(3, 4, 5);
+        const bf16 *tile = values + step * TILE * apart;
+        _tile_loadd(5, tile, apart * 2); _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(6, tile + DEPTH, apart * 2); _tile_dpbf16ps(1, 4, 6);
+        _tile_loadd(7, tile + 2 * DEPTH, apart * 2); _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(5, tile + 3 * DEPTH, apart * 2); _tile_dpbf16ps(3, 4, 5);
     }
     _tile_stored(0, to, 256); _tile_stored(1, to + 16, 256); _tile_stored(2, to + 32, 256); _tile_stored(3, to + 48, 256);
 }
@@ -295,7 +299,7 @@ static inline void key_products(const bf16 *keys, int64_t width, int64_t columns
     }
 }
 
-static inline void add_values(const bf16 *weights, const bf16 *values, int64_t steps, float *to) {
+static inline void add_values(const bf16 *weights, const bf16 *values, int64_t apart, int64_t steps, float *to) {
     for (int lane = 0; lane < TILE; lane++) {
         __m512 sum[4];
         for (int part = 0; part < 4; part++) sum[part] = _mm512_setzero_ps();
@@ -304,7 +308,7 @@ static inline void add_values(const bf16 *weights, const bf16 *values, int64_t s
                 int32_t two;
                 memcpy(&two, weights + step * TILE_ELEMENTS + lane * DEPTH + 2 * pair, sizeof two);
                 for (int part = 0; part < 4; part++) {
-                    const bf16 *value = values + (step * 4 + part) * TILE_ELEMENTS + pair * DEPTH;
+                    const bf16 *value = values + (step * TILE + pair) * apart + part * DEPTH;
                     sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)_mm512_loadu_si512(value), (__m512bh)_mm512_set1_epi32(two));
                 }
             }

@@ -28,26 +28,30 @@ static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
 
 /* --- reading -------------------------------------------------------------------------------------------------------------- */
 
-/* A tile of 384 bytes: 16 scales and 16 offsets in float32, then four vectors of 32 words, one for each input; digit i of the words
- * of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then looked
+/* A tile of 384 bytes: 16 scales and 16 offsets in float32, then four vectors of 32 words, one for each input; the digits i of the
+ * words of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then looked
  * up. `to`: [16 outputs, 32 inputs]. */
 static inline void unpack_four(const char *tile, bf16 *to) {
     const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i digit = _mm512_set1_epi16(15), upper = _mm512_set1_epi16(16);
     const float *scale = (const float *)tile, *offset = scale + TILE;
     for (int vector = 0; vector < 4; vector++) {
-        __m512i words = _mm512_load_si512(tile + 128 + 64 * vector);
+        __m512i words = _mm512_load_si512(tile + 128 + 64 * vector), table[2];
+        bf16 *line = to + 4 * vector * DEPTH;
         for (int half = 0; half < 2; half++) {
-            int output = 4 * vector + 2 * half;
-            __m512 first = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output]), _mm512_set1_ps(offset[output]));
-            __m512 second = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[output + 1]), _mm512_set1_ps(offset[output + 1]));
-            __m512i either = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-            __m512i places = _mm512_and_si512(half ? _mm512_srli_epi16(words, 8) : words, digit);
-            _mm512_store_si512(to + output * DEPTH, _mm512_permutexvar_epi16(places, either));
-            /* (x and digit) or upper: the second sixteen of the table. */
-            places = _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 8 * half + 4), digit, upper, 0xea);
-            _mm512_store_si512(to + (output + 1) * DEPTH, _mm512_permutexvar_epi16(places, either));
+            int low = 4 * vector + (half ? 3 : 0), high = 4 * vector + (half ? 2 : 1);
+            __m512 first = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[low]), _mm512_set1_ps(offset[low]));
+            __m512 second = _mm512_fmadd_ps(digits, _mm512_set1_ps(scale[high]), _mm512_set1_ps(offset[high]));
+            table[half] = (__m512i)_mm512_cvtne2ps_pbh(second, first);
         }
+        /* A look-up takes five bits: those of the digit and which half of the table. (x and digit) or upper is 0xea. */
+        __m512i places[4] = {
+            _mm512_and_si512(words, digit),
+            _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 4), digit, upper, 0xea),
+            _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 8), digit, upper, 0xea),
+            _mm512_srli_epi16(words, 12),
+        };
+        for (int i = 0; i < 4; i++) _mm512_store_si512(line + i * DEPTH, _mm512_permutexvar_epi16(places[i], table[i / 2]));
     }
 }
 

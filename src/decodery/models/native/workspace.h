@@ -17,7 +17,7 @@ typedef struct {
     const Model *model;
     const Pass *pass;
     int64_t padded; /* rows, up to a multiple of 32 */
-    float *rows;    /* [rows, hidden] the residual stream */
+    bf16 *rows;     /* [rows, hidden] the residual stream */
     float *added;   /* [rows, hidden] a part's output where a norm follows it */
     bf16 *queries;  /* [rows, heads, width] */
     bf16 *attended; /* [padded, heads, width] */
@@ -36,7 +36,6 @@ typedef struct {
     float *scores;  /* [columns, 16] */
     bf16 *packed;   /* [width, 16] queries of a piece */
     bf16 *weights;  /* [columns / 32, 16, 32] scores of settled columns */
-    bf16 *values;   /* [columns, 64] values of settled columns */
     float *sums;    /* [16, 64] */
     uint16_t *seen; /* [columns] the lanes that see a column */
 } Own;
@@ -56,7 +55,6 @@ static char *lay_out(const Work_space *w, char *at, Own *own) {
     own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
     own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);
     own->weights = (bf16 *)at, at += aligned(w->columns * LANES * 2);
-    own->values = (bf16 *)at, at += aligned(w->columns * 64 * 2);
     own->sums = (float *)at, at += aligned(LANES * 64 * 4);
     own->seen = (uint16_t *)at, at += aligned(w->columns * 2);
     return at;
