@@ -24,7 +24,7 @@ from decodery.models.forward import POST_NORM, Attend, Layers, Slots
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.network import TransformersNetwork
-from decodery.models.pages import large
+from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class NativeNetwork(TransformersNetwork):
         for module in [part for layer in self._modules for part in layer.modules()]:
             if isinstance(module, nn.Linear):
                 module.weight = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
+        give_back()
 
     def _describe(self) -> binding.ModelStruct:
         base: Any = self._base
