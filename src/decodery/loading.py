@@ -15,6 +15,7 @@ from decodery.errors import BadSetting, ModelNotReadable
 from decodery.language_model import LanguageModel
 from decodery.models import masked_diffusion, store
 from decodery.models.paths import network_for
+from decodery.models.reading import read_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ def load(
     whole prompts. progress: told about downloads and conversions.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     parse_budget(kv_budget)
     Scheduling(chunk=prefill_chunk)
@@ -65,7 +66,7 @@ def load(
             model = masked_diffusion.load_foreign(folder, config, kind)
             tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+            model = read_model(folder, config, kind)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -81,7 +81,7 @@ def check(folder: Path) -> None:
         raise ModelNotReadable(
             f"{folder / 'config.json'} is not readable; it must be the JSON configuration of a model."
         )
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _check_weights(path)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelNotReadable(f"{folder} holds no tokenizer; it needs tokenizer.json or tokenizer.model.")
@@ -93,7 +93,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _weight_files(folder: Path) -> Iterable[Path]:
+def weight_files(folder: Path) -> Iterable[Path]:
+    """The safetensors files of a checkpoint. Raises ModelNotReadable where some are missing."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]

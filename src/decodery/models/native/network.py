@@ -25,7 +25,7 @@ from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
 from decodery.models.network import TransformersNetwork
-from decodery.models.pages import large
+from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work
 from decodery.models.sequence import Sequence
 
@@ -166,6 +166,7 @@ class NativeNetwork(TransformersNetwork):
         for module in [part for layer in self._modules for part in layer.modules()]:
             if isinstance(module, nn.Linear):
                 module.weight = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
+        give_back()
 
     def _describe(self) -> binding.ModelStruct:
         base: Any = self._base
@@ -199,16 +200,19 @@ class NativeNetwork(TransformersNetwork):
             if hasattr(at, "q_norm"):
                 struct.query_norm = weights.floats(norm_weight(at.q_norm))
                 struct.key_norm = weights.floats(norm_weight(at.k_norm))
-            struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
             struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
-            struct.output = weights.pack(at.o_proj.weight, together=2)
             struct.output_bias = weights.floats(at.o_proj.bias)
-            struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
             if ff.gate_proj.bias is not None:
                 struct.gate_and_up_bias = weights.floats(_interleaved(ff.gate_proj.bias, ff.up_proj.bias))
-            struct.down = weights.pack(ff.down_proj.weight, together=2)
             struct.down_bias = weights.floats(ff.down_proj.bias)
             struct.kind = 0 if window is None else 1
+        # After all vectors: these stay, and would lie in the holes that the interleaved matrices leave for the next ones.
+        for struct, layer in zip(layers, base.layers, strict=True):
+            at, ff = layer.self_attn, layer.mlp
+            struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
+            struct.output = weights.pack(at.o_proj.weight, together=2)
+            struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
+            struct.down = weights.pack(ff.down_proj.weight, together=2)
         self._layer_structs = layers
         head: Any = self.model.get_output_embeddings()
         embedding = None

@@ -1,0 +1,97 @@
+"""Reading a transformers model from its folder, a few weights at a time where weights are converted.
+
+transformers maps a checkpoint's files and keeps the maps until all weights are there. Where each weight is then converted, as
+float32 checkpoints are for computing in bfloat16, all pages of the files are in memory beside all converted weights: three
+times what the model needs. Here a map serves few weights, and goes when these are converted. Everything else, such as names
+and tied weights, is left to transformers, which is handed the weights as a state dict.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from decodery.models.checkpoint import weight_files
+
+MAP = 32 << 20
+"""Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
+OWN_WAYS = ("auto_map", "quantization_config", "transformers_weights")
+"""Entries of `config.json` by which transformers decides on the folder's files itself."""
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors files call them."""
+
+
+class WeightFile:
+    """A safetensors file whose pages are in memory only while weights of theirs are in use. For several threads."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._opened = self._open()
+
+    def _open(self) -> Any:
+        return safe_open(self._path, framework="pt")
+
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of each weight, in the words of the file, by the weight's name."""
+        return {name: self._opened.get_slice(name).get_dtype() for name in self._opened.keys()}  # noqa: SIM118
+
+    def take(self, name: str, place: Any) -> Tensor:
+        """Part of a weight: a view of a map, which stays as long as any of its views."""
+        with self._lock:
+            if self._taken >= MAP:
+                self._opened, self._taken = self._open(), 0
+            weight: Tensor = self._opened.get_slice(name)[place]
+            self._taken += weight.nbytes
+        return weight
+
+
+class StoredWeight:
+    """A weight that is read when it is asked for, with `[...]`: what transformers takes weights of open files for."""
+
+    def __init__(self, file: WeightFile, name: str):
+        self._file, self._name = file, name
+
+    def __getitem__(self, place: Any) -> Tensor:
+        return self._file.take(self._name, place)
+
+
+def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """What `AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)` gives, bit for bit: on the CPU, in eval mode.
+
+    config: the folder's `config.json`. Raises ModelNotReadable, and what transformers raises: OSError, ValueError, KeyError,
+    RuntimeError.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    stored = _converted_weights(folder, config, dtype)
+    if not stored:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with torch.device("meta"):  # no weights: it shows the class, and the configuration as the class wants it
+        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    model = type(empty).from_pretrained(None, config=empty.config, state_dict=stored, dtype=dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return model
+
+
+def _converted_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StoredWeight]:
+    """The weights of a folder by name; none where all have this dtype already, or the folder is not of the usual form."""
+    if any(config.get(entry) for entry in OWN_WAYS) or (folder / "adapter_config.json").exists():
+        return {}
+    if not (folder / "generation_config.json").is_file():
+        return {}
+    stored: dict[str, StoredWeight] = {}
+    dtypes: set[str] = set()
+    for path in weight_files(folder):
+        file = WeightFile(path)
+        stored |= {name: StoredWeight(file, name) for name in file.dtypes()}
+        dtypes |= set(file.dtypes().values())
+    return {} if dtypes == {DTYPES.get(dtype)} else stored
