@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from decodery._lazy import np, torch
+from decodery._lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,7 @@ class Layers:
             raise ValueError(f"no layer is left of {self.start}..{stop} without {sorted(skip)}")
         return chosen
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (as above)
     def sublayers(self, count: int) -> int:
         """How many attentions and feed-forwards run in a network of `count` layers; 2 * count where all do."""
         running = self.indices(count)
@@ -204,7 +205,9 @@ class Forward:
             if tuple(self.attend.shape) != (self.count, self.columns()) or self.attend.dtype != torch.bool:
                 shape = f"{self.attend.dtype} {list(self.attend.shape)}"
                 raise ValueError(f"the mask must be bool [{self.count}, {self.columns()}], not {shape}")
-            if not bool(self.attend.any(dim=1).all()):
+            # Looked through without torch where that is possible: its first operations after a pass are slow.
+            mask = self.attend.numpy() if self.attend.is_cpu else self.attend
+            if not bool(mask.any(1).all()):
                 raise ValueError("the mask has a row that sees nothing; let it see at least itself")
         for row in self.logit_rows():
             if not 0 <= row < self.count:
@@ -233,16 +236,14 @@ def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
     ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
     """
     nodes, first = len(parents), cached + pending
-    mask = np.zeros((pending + nodes, first + nodes), dtype=bool)
-    mask[:, :first] = True
-    if pending > 1:
-        mask[:pending, cached:first] = np.tri(pending, dtype=bool)
-    if nodes:
-        # The rows that each node sees, as the bits of one number: those of its parent and its own.
-        seen: list[int] = []
-        for node, parent in enumerate(parents):
-            seen.append((seen[parent] if parent >= 0 else 0) | 1 << node)
-        width = (nodes + 7) // 8
-        packed = np.frombuffer(b"".join(bits.to_bytes(width, "little") for bits in seen), dtype=np.uint8)
-        mask[pending:, first:] = np.unpackbits(packed.reshape(nodes, width), axis=1, count=nodes, bitorder="little")
-    return torch.from_numpy(mask)
+    # Rows are made as bytes of 0 and 1: between two passes, one operation on tensors costs as much as all of this.
+    mask = bytearray()
+    for row in range(pending):
+        mask += (b"\1" * (cached + row + 1)).ljust(first + nodes, b"\0")
+    # The nodes that each node sees, as the bytes of one number: those of its parent and itself.
+    seen: list[int] = []
+    everything = b"\1" * first
+    for node, parent in enumerate(parents):
+        seen.append((seen[parent] if parent >= 0 else 0) | 1 << 8 * node)
+        mask += everything + seen[node].to_bytes(nodes, "little")
+    return torch.frombuffer(mask, dtype=torch.bool).view(pending + nodes, first + nodes)

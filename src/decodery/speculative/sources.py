@@ -51,7 +51,11 @@ class Copied:
             for order in ORDERS:
                 if order > len(tail):
                     break
-                seen = after.setdefault(tail[-order:], [])
+                run = tail[-order:]
+                seen = after.get(run)
+                if seen is None:
+                    after[run] = [token]
+                    continue
                 seen.append(token)
                 if len(seen) > OCCURRENCES:
                     del seen[0]
@@ -79,9 +83,11 @@ class Recycled:
         self._rows: dict[int | Tail, Answer] = {}
 
     def learn(self, before: int, token: int, ids: list[int], shares: list[float]) -> None:
-        """ids, shares: the target's likeliest tokens after `before` and then `token`."""
+        """ids, shares: the target's likeliest tokens after `before` and then `token`, likeliest first."""
         rows = self._rows
-        kept = next((place for place, share in enumerate(shares) if share < LEAST_SHARE), len(shares))
+        kept = len(shares)
+        while kept and shares[kept - 1] < LEAST_SHARE:
+            kept -= 1
         ids, shares = ids[:kept], shares[:kept]
         rows[before, token] = (_PAIR, ids, shares)
         rows[token] = (_SINGLE, ids, shares)
@@ -167,6 +173,8 @@ class Mixture:
         weights = self._weights
         parts = [
             weights[label] * sum(share for named, share in zip(ids, shares, strict=True) if named == token)
+            if token in ids
+            else 0.0
             for label, ids, shares in answers
         ]
         named = sum(parts)
@@ -201,3 +209,7 @@ class Sureness(Acceptance):
     def chance(self, kind: Hashable) -> float:
         hits, tries = self._counts[kind]
         return hits / tries
+
+    def chances(self) -> list[float]:
+        """The chance of each level."""
+        return [hits / tries for hits, tries in self._counts.values()]
