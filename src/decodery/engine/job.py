@@ -183,9 +183,10 @@ class Job:
     ) -> bool:
         """Append tokens to the output; True when the request is over.
 
-        rows: [n, vocabulary] the target's raw scores that each token was chosen by; none where they are not read. accepted: how many of the first
-        tokens had been drafted. rounds: how many forwards brought them. What follows a stop token, a stop string or the
-        last allowed token is dropped: a run of accepted tokens never overshoots. After the end nothing is committed.
+        rows: [n, vocabulary] the target's raw scores that each token was chosen by; may be none where `reads_rows` is
+        false. accepted: how many of the first tokens had been drafted. rounds: how many forwards brought them. What
+        follows a stop token, a stop string or the last allowed token is dropped: a run of accepted tokens never
+        overshoots. After the end nothing is committed.
         """
         if self.finish_reason is not None:
             return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from decodery._lazy import torch
+from decodery._lazy import np, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,13 +96,24 @@ Tokens: TypeAlias = "Listing[int] | Tensor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """The last rows are the nodes of a draft tree that hangs on the row before them: who sees whom is as in `tree_mask`.
+
+    parents: of each node, the index of a node before it, or -1 for the row that the tree hangs on.
+    """
+
+    parents: Listing[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Forward:
     """One ask: score `tokens` in the context of `sequence`.
 
     tokens: n token ids, or embeddings [n, hidden] (hidden rows where `layers.start > 0`).
     positions: [n] position ids; by default the n positions after the cached ones.
-    attend: CAUSAL, FULL, or a bool mask [n, columns] (True: visible), whose columns are the cache rows as they are
-        after this forward has written its own: cached + n when appending or writing nowhere.
+    attend: CAUSAL, FULL, a tree (whose rows are appended, or written nowhere), or a bool mask [n, columns] (True: visible),
+        whose columns are the cache rows as they are after this forward has written its own: cached + n when appending or
+        writing nowhere.
     slots: APPEND, NOWHERE, or [n] cache rows to write. Beyond the cached rows they may leave gaps, which become rows that
         only an explicit mask can hide.
     layers: which decoder layers run; the caches of the others are not written.
@@ -114,7 +125,7 @@ class Forward:
     sequence: Sequence
     tokens: Tokens
     positions: Listing[int] | None = None
-    attend: Attend | Tensor = Attend.CAUSAL
+    attend: Attend | Tree | Tensor = Attend.CAUSAL
     slots: Slots | Listing[int] = Slots.APPEND
     layers: Layers = ALL_LAYERS
     taps: tuple[int, ...] = ()
@@ -160,6 +171,10 @@ class Forward:
     def visible(self, device: torch.device | None = None) -> Tensor:
         """The mask as a bool tensor [n, columns]."""
         columns = self.columns()
+        if isinstance(self.attend, Tree):
+            nodes = len(self.attend.parents)
+            mask = tree_mask(self.sequence.length, self.count - nodes, self.attend.parents)
+            return mask if device is None else mask.to(device)
         if not isinstance(self.attend, Attend):
             return self.attend if device is None else self.attend.to(device)
         if self.attend is Attend.FULL:
@@ -201,13 +216,20 @@ class Forward:
                 raise ValueError(
                     f"slots leave a gap after the {self.sequence.length} cached rows, so a mask must say who sees what"
                 )
-        if isinstance(self.attend, torch.Tensor):
+        if isinstance(self.attend, Tree):
+            parents = self.attend.parents
+            if not isinstance(self.slots, Slots):
+                raise ValueError("a tree's rows are appended or written nowhere; with slots of its own it needs a mask")
+            if len(parents) > self.count:
+                raise ValueError(f"a tree of {len(parents)} nodes needs as many rows, not {self.count}")
+            for node, parent in enumerate(parents):
+                if not -1 <= parent < node:
+                    raise ValueError(f"node {node} has parent {parent}, which does not come before it")
+        elif isinstance(self.attend, torch.Tensor):
             if tuple(self.attend.shape) != (self.count, self.columns()) or self.attend.dtype != torch.bool:
                 shape = f"{self.attend.dtype} {list(self.attend.shape)}"
                 raise ValueError(f"the mask must be bool [{self.count}, {self.columns()}], not {shape}")
-            # Looked through without torch where that is possible: its first operations after a pass are slow.
-            mask = self.attend.numpy() if self.attend.is_cpu else self.attend
-            if not bool(mask.any(1).all()):
+            if not bool(self.attend.any(dim=1).all()):
                 raise ValueError("the mask has a row that sees nothing; let it see at least itself")
         for row in self.logit_rows():
             if not 0 <= row < self.count:
@@ -246,4 +268,4 @@ def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
     for node, parent in enumerate(parents):
         seen.append((seen[parent] if parent >= 0 else 0) | 1 << 8 * node)
         mask += everything + seen[node].to_bytes(nodes, "little")
-    return torch.frombuffer(mask, dtype=torch.bool).view(pending + nodes, first + nodes)
+    return torch.from_numpy(np.frombuffer(mask, dtype=bool).reshape(pending + nodes, first + nodes))

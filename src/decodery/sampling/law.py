@@ -99,7 +99,7 @@ class Law:
         Forbidden tokens are at minus infinity. The input is not changed.
         """
         if not self._steps:
-            return row if row.dtype == torch.float32 else row.float()
+            return row.float()
         prefix = _Prefix(self, path)
         # One private copy; the steps work in place on it.
         scores = row.float().clone()

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from decodery.engine.method import Decoding, Method
-from decodery.models.forward import Attend, Forward, tree_mask
+from decodery.models.forward import Attend, Forward, Tree
 from decodery.speculative.budget import Acceptance, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
 
@@ -198,8 +198,7 @@ def whole_pass(sequence: CachedSequence, pending: Sequence[int], draft: Draft, t
         return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits)
     position = sequence.next_position
     positions = [*range(position, position + len(pending)), *(position + last + depth for depth in draft.depths())]
-    mask = tree_mask(sequence.length, len(pending), draft.parents)
-    return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
+    return Forward(sequence, tokens, positions, Tree(draft.parents), taps=taps, logits=logits)
 
 
 class ProcessedLaws:

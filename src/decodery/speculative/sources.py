@@ -31,9 +31,11 @@ Answer: TypeAlias = tuple[Hashable, Sequence[int], Sequence[float]]
 """What one source says: a label under which its merit is counted, likely next tokens, and their shares."""
 
 
+# Each label is one object: finding its weight then compares nothing.
 _COPIED = {(order, count): ("copied", order, count) for order in ORDERS for count in range(OCCURRENCES + 1)}
 _SHARES = [(), *((1.0 / count,) * count for count in range(1, OCCURRENCES + 1))]
 _PAIR, _SINGLE = ("recycled", 2), ("recycled", 1)
+_TABLED, _TABLED_PAIR = ("table", 1, 0), {count: ("table", 2, count) for count in (1, 2, 3, 4)}
 
 
 class Copied:
@@ -119,23 +121,23 @@ class Tabled:
             known = self._known[pair] = []
             ids, shares = self._table.after_token(pair[-1])
             if ids:
-                known.append((("table", 1, 0), ids, shares))
+                known.append((_TABLED, ids, shares))
             if len(pair) == 2:
                 ids, shares, count = self._table.after_pair(*pair)
                 if ids:
-                    known.append((("table", 2, min(count, 4)), ids, shares))
+                    known.append((_TABLED_PAIR[min(count, 4)], ids, shares))
         into.extend(known)
 
 
 Source: TypeAlias = Copied | Recycled | Tabled
 
 PRIOR: dict[Hashable, float] = {
-    **{("copied", order, seen): weight * (1.0 if seen == 0 else 0.8 + 0.2 * seen)
+    **{_COPIED[order, seen]: weight * (1.0 if seen == 0 else 0.8 + 0.2 * seen)
        for order, weight in zip(ORDERS, (0.1, 0.5, 1.5, 3.0, 6.0, 10.0), strict=True) for seen in (0, 1, 2, 3)},
-    ("recycled", 1): 0.3,
-    ("recycled", 2): 2.5,
-    ("table", 1, 0): 0.1,
-    **{("table", 2, count): 0.5 + 0.25 * count for count in (1, 2, 3, 4)},
+    _SINGLE: 0.3,
+    _PAIR: 2.5,
+    _TABLED: 0.1,
+    **{label: 0.5 + 0.25 * count for count, label in _TABLED_PAIR.items()},
 }  # fmt: skip
 """Weights before anything was learned."""
 LEAST_WEIGHT = 0.3
