@@ -102,8 +102,6 @@ class Denoising:
         self._carried: dict[int, Tensor] = {}
         self.forwards = 0
         """Forwards since the last commit to the job; guidance does not count double here."""
-        settings = job.settings
-        self._keeps_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
         if publish:
             job.statistics.step_of = [-1] * plan.length
 
@@ -173,7 +171,7 @@ class Denoising:
     def fill(self, commit: Commit, laws: Laws | None = None) -> None:
         """Take one step: put a commit on the canvas and tell of it. laws: those it was chosen by."""
         self.canvas.fill(commit.offsets, commit.tokens, self.number)
-        if self._keeps_rows and laws is not None:
+        if self.job.reads_rows and laws is not None:
             rows = {offset: laws.scores[place] for place, offset in enumerate(laws.offsets)}
             self.canvas.rows.update({offset: rows[offset] for offset in commit.offsets if offset in rows})
         if self.publishing and commit.offsets:

@@ -86,6 +86,8 @@ class Job:
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
+        self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
+        """Whether `commit` looks at the rows that it is given."""
         self.company = 1
         """How many jobs share the engine now; a draft that rides along with others costs more."""
         self.rows: Mapping[int, int] = {}
@@ -181,9 +183,10 @@ class Job:
     ) -> bool:
         """Append tokens to the output; True when the request is over.
 
-        rows: [n, vocabulary] the target's raw scores that each token was chosen by. accepted: how many of the first
-        tokens had been drafted. rounds: how many forwards brought them. What follows a stop token, a stop string or the
-        last allowed token is dropped: a run of accepted tokens never overshoots. After the end nothing is committed.
+        rows: [n, vocabulary] the target's raw scores that each token was chosen by; may be none where `reads_rows` is
+        false. accepted: how many of the first tokens had been drafted. rounds: how many forwards brought them. What
+        follows a stop token, a stop string or the last allowed token is dropped: a run of accepted tokens never
+        overshoots. After the end nothing is committed.
         """
         if self.finish_reason is not None:
             return True
@@ -204,7 +207,7 @@ class Job:
                 self.statistics.bonus += 1
             visible = "" if token in self.stop_ids else self._text.push(token)
             self._emit(Token(self.request, count - 1, token, visible, place < accepted, logprobs))
-            reason = self._stop_reason(token, count, rows[place])
+            reason = self._stop_reason(token, count, rows, place)
             if reason is not None:
                 self.finish(reason)
                 return True
@@ -212,15 +215,15 @@ class Job:
 
     # What the engine uses
 
-    def _stop_reason(self, token: int, count: int, row: Tensor) -> str | None:
+    def _stop_reason(self, token: int, count: int, rows: Tensor | Sequence[Tensor], place: int) -> str | None:
         early = count < self.settings.min_new_tokens
         if token in self.stop_ids and not early:
             return "stop"
         if self._text.stopped_by is not None:
             return "stop"
         if self.settings.stopping_criteria:
-            ids = torch.tensor([self.tokens])
-            if any(bool(torch.as_tensor(c(ids, row[None])).any()) for c in self.settings.stopping_criteria):
+            ids, row = torch.tensor([self.tokens]), rows[place][None]
+            if any(bool(torch.as_tensor(c(ids, row)).any()) for c in self.settings.stopping_criteria):
                 return "stop"
         return "length" if count >= self.settings.max_new_tokens else None
 

@@ -77,6 +77,7 @@ class Layers:
             raise ValueError(f"no layer is left of {self.start}..{stop} without {sorted(skip)}")
         return chosen
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (as above)
     def sublayers(self, count: int) -> int:
         """How many attentions and feed-forwards run in a network of `count` layers; 2 * count where all do."""
         running = self.indices(count)
@@ -95,13 +96,24 @@ Tokens: TypeAlias = "Listing[int] | Tensor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """The last rows are the nodes of a draft tree that hangs on the row before them: who sees whom is as in `tree_mask`.
+
+    parents: of each node, the index of a node before it, or -1 for the row that the tree hangs on.
+    """
+
+    parents: Listing[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Forward:
     """One ask: score `tokens` in the context of `sequence`.
 
     tokens: n token ids, or embeddings [n, hidden] (hidden rows where `layers.start > 0`).
     positions: [n] position ids; by default the n positions after the cached ones.
-    attend: CAUSAL, FULL, or a bool mask [n, columns] (True: visible), whose columns are the cache rows as they are
-        after this forward has written its own: cached + n when appending or writing nowhere.
+    attend: CAUSAL, FULL, a tree (whose rows are appended, or written nowhere), or a bool mask [n, columns] (True: visible),
+        whose columns are the cache rows as they are after this forward has written its own: cached + n when appending or
+        writing nowhere.
     slots: APPEND, NOWHERE, or [n] cache rows to write. Beyond the cached rows they may leave gaps, which become rows that
         only an explicit mask can hide.
     layers: which decoder layers run; the caches of the others are not written.
@@ -113,7 +125,7 @@ class Forward:
     sequence: Sequence
     tokens: Tokens
     positions: Listing[int] | None = None
-    attend: Attend | Tensor = Attend.CAUSAL
+    attend: Attend | Tree | Tensor = Attend.CAUSAL
     slots: Slots | Listing[int] = Slots.APPEND
     layers: Layers = ALL_LAYERS
     taps: tuple[int, ...] = ()
@@ -159,6 +171,10 @@ class Forward:
     def visible(self, device: torch.device | None = None) -> Tensor:
         """The mask as a bool tensor [n, columns]."""
         columns = self.columns()
+        if isinstance(self.attend, Tree):
+            nodes = len(self.attend.parents)
+            mask = tree_mask(self.sequence.length, self.count - nodes, self.attend.parents)
+            return mask if device is None else mask.to(device)
         if not isinstance(self.attend, Attend):
             return self.attend if device is None else self.attend.to(device)
         if self.attend is Attend.FULL:
@@ -200,7 +216,16 @@ class Forward:
                 raise ValueError(
                     f"slots leave a gap after the {self.sequence.length} cached rows, so a mask must say who sees what"
                 )
-        if isinstance(self.attend, torch.Tensor):
+        if isinstance(self.attend, Tree):
+            parents = self.attend.parents
+            if not isinstance(self.slots, Slots):
+                raise ValueError("a tree's rows are appended or written nowhere; with slots of its own it needs a mask")
+            if len(parents) > self.count:
+                raise ValueError(f"a tree of {len(parents)} nodes needs as many rows, not {self.count}")
+            for node, parent in enumerate(parents):
+                if not -1 <= parent < node:
+                    raise ValueError(f"node {node} has parent {parent}, which does not come before it")
+        elif isinstance(self.attend, torch.Tensor):
             if tuple(self.attend.shape) != (self.count, self.columns()) or self.attend.dtype != torch.bool:
                 shape = f"{self.attend.dtype} {list(self.attend.shape)}"
                 raise ValueError(f"the mask must be bool [{self.count}, {self.columns()}], not {shape}")
@@ -233,16 +258,14 @@ def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
     ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
     """
     nodes, first = len(parents), cached + pending
-    mask = np.zeros((pending + nodes, first + nodes), dtype=bool)
-    mask[:, :first] = True
-    if pending > 1:
-        mask[:pending, cached:first] = np.tri(pending, dtype=bool)
-    if nodes:
-        # The rows that each node sees, as the bits of one number: those of its parent and its own.
-        seen: list[int] = []
-        for node, parent in enumerate(parents):
-            seen.append((seen[parent] if parent >= 0 else 0) | 1 << node)
-        width = (nodes + 7) // 8
-        packed = np.frombuffer(b"".join(bits.to_bytes(width, "little") for bits in seen), dtype=np.uint8)
-        mask[pending:, first:] = np.unpackbits(packed.reshape(nodes, width), axis=1, count=nodes, bitorder="little")
-    return torch.from_numpy(mask)
+    # Rows are made as bytes of 0 and 1: between two passes, one operation on tensors costs as much as all of this.
+    mask = bytearray()
+    for row in range(pending):
+        mask += (b"\1" * (cached + row + 1)).ljust(first + nodes, b"\0")
+    # The nodes that each node sees, as the bytes of one number: those of its parent and itself.
+    seen: list[int] = []
+    everything = b"\1" * first
+    for node, parent in enumerate(parents):
+        seen.append((seen[parent] if parent >= 0 else 0) | 1 << 8 * node)
+        mask += everything + seen[node].to_bytes(nodes, "little")
+    return torch.from_numpy(np.frombuffer(mask, dtype=bool).reshape(pending + nodes, first + nodes))

@@ -110,6 +110,8 @@ def best_chain(rate: float, target: CostCurve, step: float, most: int) -> tuple[
 def within(draft: Draft, depth: int, stop_ids: frozenset[int]) -> Draft:
     """The draft without nodes deeper than `depth` and without what follows a stop token."""
     depths = draft.depths()
+    if max(depths, default=0) <= depth and stop_ids.isdisjoint(draft.tokens):
+        return draft
     kept: list[int] = []
     alive: set[int] = {ROOT}
     for node, parent in enumerate(draft.parents):

@@ -54,17 +54,16 @@ class Draft:
         if (self.q is None) != (self.siblings is Siblings.DETERMINISTIC):
             raise ValueError("a draft has draft probabilities exactly when its tokens were drawn at random")
         children: dict[int, list[int]] = {}
+        named: set[tuple[int, int]] = set()
         for node, parent in enumerate(self.parents):
             if not ROOT <= parent < node:
                 raise ValueError(f"node {node} has parent {parent}, which does not come before it")
             if self.q is not None and parent not in self.q:
                 raise ValueError(f"node {node} was drawn, but its parent {parent} has no draft law")
-            family = children.setdefault(parent, [])
-            if self.siblings is not Siblings.WITH_REPLACEMENT and any(
-                self.tokens[other] == self.tokens[node] for other in family
-            ):
+            named.add((parent, self.tokens[node]))
+            if len(named) <= node and self.siblings is not Siblings.WITH_REPLACEMENT:
                 raise ValueError(f"node {node} repeats the token {self.tokens[node]} of a sibling; merge them")
-            family.append(node)
+            children.setdefault(parent, []).append(node)
         if self.draws and self.siblings is not Siblings.WITH_REPLACEMENT:
             raise ValueError("only children drawn with replacement can be drawn more than once")
         for parent, drawn in self.draws.items():

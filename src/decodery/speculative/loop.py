@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, overload
 
 from decodery.engine.method import Decoding, Method
-from decodery.models.forward import Attend, Forward, tree_mask
+from decodery.models.forward import Attend, Forward, Tree
 from decodery.speculative.budget import Acceptance, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
 
@@ -26,6 +27,31 @@ USUAL_NODES = 64
 """No draft is larger, unless a method says so."""
 LONG_PROMPT = 32
 """From so many rows on, a prompt is scored without a tree."""
+
+
+class Beginning(Sequence[int]):
+    """The first `length` tokens of a text that only grows. It stays what it is, as a copy would; but copying touches every
+    token, which takes longer than most of what happens between two passes."""
+
+    __slots__ = ("_length", "_text")
+
+    def __init__(self, text: list[int], length: int):
+        self._text, self._length = text, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self._text, self._length)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        if isinstance(place, slice):
+            return [self._text[index] for index in range(self._length)[place]]
+        return self._text[range(self._length)[place]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,12 +177,12 @@ def speculate(
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
         sequence.keep([start + node for node in verdict.path], start)
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
-        rows = [scores.logits[0], *(scores.logits[node + 1] for node in verdict.path)]
-        # 6. Learn, then commit. The committed tokens are copied, since the drafter may keep what it is shown.
+        rows = [scores.logits[row] for row in (0, *(node + 1 for node in verdict.path))] if job.reads_rows else ()
+        # 6. Learn, then commit.
         if adaptive:
             acceptance.observe(proposed, emitted)
         hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
-        before = list(job.tokens)
+        before = Beginning(job.tokens, len(job.tokens))
         over = job.commit(emitted, rows, accepted=len(verdict.path))
         drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden))
         if over:
@@ -172,8 +198,7 @@ def whole_pass(sequence: CachedSequence, pending: Sequence[int], draft: Draft, t
         return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits)
     position = sequence.next_position
     positions = [*range(position, position + len(pending)), *(position + last + depth for depth in draft.depths())]
-    mask = tree_mask(sequence.length, len(pending), draft.parents)
-    return Forward(sequence, tokens, positions, mask, taps=taps, logits=logits)
+    return Forward(sequence, tokens, positions, Tree(draft.parents), taps=taps, logits=logits)
 
 
 class ProcessedLaws:

@@ -31,9 +31,11 @@ Answer: TypeAlias = tuple[Hashable, Sequence[int], Sequence[float]]
 """What one source says: a label under which its merit is counted, likely next tokens, and their shares."""
 
 
+# Each label is one object: finding its weight then compares nothing.
 _COPIED = {(order, count): ("copied", order, count) for order in ORDERS for count in range(OCCURRENCES + 1)}
 _SHARES = [(), *((1.0 / count,) * count for count in range(1, OCCURRENCES + 1))]
 _PAIR, _SINGLE = ("recycled", 2), ("recycled", 1)
+_TABLED, _TABLED_PAIR = ("table", 1, 0), {count: ("table", 2, count) for count in (1, 2, 3, 4)}
 
 
 class Copied:
@@ -51,7 +53,11 @@ class Copied:
             for order in ORDERS:
                 if order > len(tail):
                     break
-                seen = after.setdefault(tail[-order:], [])
+                run = tail[-order:]
+                seen = after.get(run)
+                if seen is None:
+                    after[run] = [token]
+                    continue
                 seen.append(token)
                 if len(seen) > OCCURRENCES:
                     del seen[0]
@@ -79,9 +85,11 @@ class Recycled:
         self._rows: dict[int | Tail, Answer] = {}
 
     def learn(self, before: int, token: int, ids: list[int], shares: list[float]) -> None:
-        """ids, shares: the target's likeliest tokens after `before` and then `token`."""
+        """ids, shares: the target's likeliest tokens after `before` and then `token`, likeliest first."""
         rows = self._rows
-        kept = next((place for place, share in enumerate(shares) if share < LEAST_SHARE), len(shares))
+        kept = len(shares)
+        while kept and shares[kept - 1] < LEAST_SHARE:
+            kept -= 1
         ids, shares = ids[:kept], shares[:kept]
         rows[before, token] = (_PAIR, ids, shares)
         rows[token] = (_SINGLE, ids, shares)
@@ -113,23 +121,23 @@ class Tabled:
             known = self._known[pair] = []
             ids, shares = self._table.after_token(pair[-1])
             if ids:
-                known.append((("table", 1, 0), ids, shares))
+                known.append((_TABLED, ids, shares))
             if len(pair) == 2:
                 ids, shares, count = self._table.after_pair(*pair)
                 if ids:
-                    known.append((("table", 2, min(count, 4)), ids, shares))
+                    known.append((_TABLED_PAIR[min(count, 4)], ids, shares))
         into.extend(known)
 
 
 Source: TypeAlias = Copied | Recycled | Tabled
 
 PRIOR: dict[Hashable, float] = {
-    **{("copied", order, seen): weight * (1.0 if seen == 0 else 0.8 + 0.2 * seen)
+    **{_COPIED[order, seen]: weight * (1.0 if seen == 0 else 0.8 + 0.2 * seen)
        for order, weight in zip(ORDERS, (0.1, 0.5, 1.5, 3.0, 6.0, 10.0), strict=True) for seen in (0, 1, 2, 3)},
-    ("recycled", 1): 0.3,
-    ("recycled", 2): 2.5,
-    ("table", 1, 0): 0.1,
-    **{("table", 2, count): 0.5 + 0.25 * count for count in (1, 2, 3, 4)},
+    _SINGLE: 0.3,
+    _PAIR: 2.5,
+    _TABLED: 0.1,
+    **{label: 0.5 + 0.25 * count for count, label in _TABLED_PAIR.items()},
 }  # fmt: skip
 """Weights before anything was learned."""
 LEAST_WEIGHT = 0.3
@@ -167,6 +175,8 @@ class Mixture:
         weights = self._weights
         parts = [
             weights[label] * sum(share for named, share in zip(ids, shares, strict=True) if named == token)
+            if token in ids
+            else 0.0
             for label, ids, shares in answers
         ]
         named = sum(parts)
@@ -201,3 +211,7 @@ class Sureness(Acceptance):
     def chance(self, kind: Hashable) -> float:
         hits, tries = self._counts[kind]
         return hits / tries
+
+    def chances(self) -> list[float]:
+        """The chance of each level."""
+        return [hits / tries for hits, tries in self._counts.values()]

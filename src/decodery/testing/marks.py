@@ -58,7 +58,7 @@ class LayerMarks:
         self.reserve(forward.columns())
         reads = np.ones(cached, dtype=bool)
         if not isinstance(forward.attend, Attend):
-            reads = forward.attend.any(dim=0)[:cached].numpy()
+            reads = forward.visible().any(dim=0)[:cached].numpy()
         if not isinstance(forward.slots, Slots):
             reads[[slot for slot in forward.slots if slot < cached]] = False
         running = self._attentions(forward)

@@ -177,15 +177,16 @@ class CascadeDrafter(Drafter):
         # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, depth.
         heap: list[tuple[float, int, int, int, int, Tail, int]] = []
         count = 0
+        sources, law, chances = self._sources, self._mixture.law, self._right.chances()
 
         def look(tail: Tail, node: int, deep: int, chance: float) -> None:
             nonlocal count
             answers = self._answers[node] = []
-            for source in self._sources:
+            for source in sources:
                 source.answers(tail, answers)
-            for token, own in self._mixture.law(answers, floor / (4 * chance)):
+            for token, own in law(answers, floor / (4 * chance)):
                 kind = level(own)
-                reached = chance * self._right.chance(kind)
+                reached = chance * chances[kind]
                 if reached >= floor:
                     count += 1
                     heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
@@ -237,9 +238,9 @@ class CascadeDrafter(Drafter):
         draft, last = round.draft, round.tokens[-1]
         before = round.tokens[-2] if len(round.tokens) > 1 else -1
         # Rows of the accepted path come last, so that they stay where a pair occurs twice.
-        accepted = set(round.verdict.path)
+        accepted = round.verdict.path
         self._recycled.learn(before, last, ids[0], shares[0])
-        for node in sorted(range(len(draft)), key=lambda node: node in accepted):
+        for node in (*(node for node in range(len(draft)) if node not in accepted), *accepted):
             parent = draft.parents[node]
             above = last if parent == ROOT else draft.tokens[parent]
             self._recycled.learn(above, draft.tokens[node], ids[node + 1], shares[node + 1])
