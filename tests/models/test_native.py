@@ -10,7 +10,7 @@ from tiny_models import make_model, random_ids, reference_logits
 from torch import Tensor, nn
 
 from decodery.errors import BadSetting
-from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Slots, tree_mask
+from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Slots, Tree, tree_mask
 from decodery.models.native import build
 from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
@@ -119,7 +119,10 @@ def test_a_tree_scores_like_its_paths(network: NativeNetwork, seed: int) -> None
     sequence = network.new_sequence()
     network.run([Forward(sequence, prompt)])
     positions = [start, *(start + depth for depth in depths)]
-    rows = scores(network, Forward(sequence, [3, *tokens], positions, tree_mask(start, 1, parents)))[0]
+    by_mask = Forward(sequence, [3, *tokens], positions, tree_mask(start, 1, parents), slots=Slots.NOWHERE)
+    masked = scores(network, by_mask)[0]
+    rows = scores(network, Forward(sequence, [3, *tokens], positions, Tree(parents)))[0]
+    assert torch.equal(rows, masked)
     for place in range(count):
         path, node = [], place
         while node >= 0:

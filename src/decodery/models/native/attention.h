@@ -17,12 +17,12 @@ static int64_t look(
 ) {
     uint16_t all = (uint16_t)((1u << piece->count) - 1);
     const uint8_t *mask = segment->mask[kind], *line[LANES];
-    int64_t column = 0, columns = segment->columns, last = columns;
+    int64_t column = 0, columns = segment->columns, from = segment->from[kind], last = columns;
     int32_t limit[LANES]; /* of a causal row: the last column it sees */
     for (int64_t lane = 0; lane < LANES; lane++) {
         int64_t row = (piece->first + least(lane, piece->count - 1)) / group;
         limit[lane] = (int32_t)(columns - segment->rows + row);
-        line[lane] = mask ? mask + row * columns : NULL;
+        line[lane] = mask ? mask + row * (columns - from) - from : NULL;
     }
     for (; column < segment->prefix[kind]; column++) seen[column] = all;
     __m512i counts = _mm512_set1_epi32((int)column), one = _mm512_set1_epi32(1);

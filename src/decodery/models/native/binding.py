@@ -63,6 +63,7 @@ class SegmentStruct(Structure):
         ("capacity", c_int64),
         ("cache", c_void_p),
         ("mask", c_void_p * 2),
+        ("from_column", c_int64 * 2),
         ("prefix", c_int64 * 2),
     ]
 

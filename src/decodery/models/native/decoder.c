@@ -323,14 +323,14 @@ void decodery_move(
     }
 }
 
-/* How many first columns of a mask are visible to every row. */
-static int64_t seen_by_all(const uint8_t *mask, int64_t rows, int64_t columns) {
-    int64_t seen = columns;
-    for (int64_t row = 0; row < rows; row++) {
-        const uint8_t *hidden = memchr(mask + row * columns, 0, (size_t)seen);
-        if (hidden) seen = hidden - (mask + row * columns);
+/* How many first columns every row of a mask sees. */
+static int64_t seen_by_all(const Segment *segment, int kind) {
+    int64_t width = segment->columns - segment->from[kind], seen = width;
+    for (int64_t row = 0; row < segment->rows; row++) {
+        const uint8_t *line = segment->mask[kind] + row * width, *hidden = memchr(line, 0, (size_t)seen);
+        if (hidden) seen = hidden - line;
     }
-    return seen;
+    return segment->from[kind] + seen;
 }
 
 /* Run a pass. Returns 0, or 1 where there is not enough memory. */
@@ -341,7 +341,7 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
     for (int64_t i = 0; i < pass->segments; i++) {
         Segment *segment = pass->segment + i;
         for (int kind = 0; kind < 2; kind++)
-            if (segment->mask[kind]) segment->prefix[kind] = seen_by_all(segment->mask[kind], segment->rows, segment->columns);
+            if (segment->mask[kind]) segment->prefix[kind] = seen_by_all(segment, kind);
         if (segment->columns > deepest) deepest = segment->columns;
         pieces += model->key_heads * ((segment->rows * group + LANES - 1) / LANES + 1);
     }

@@ -40,7 +40,8 @@ typedef struct {
     int64_t columns;          /* cache rows that attention ranges over */
     int64_t capacity;         /* of the cache */
     bf16 *cache;              /* [layers, 2, key heads, capacity, width]: keys, and values in pairs of rows (arithmetic.h) */
-    const uint8_t *mask[2];   /* by kind: [rows, columns], 1 where visible; NULL: causal, the rows being the last columns */
+    const uint8_t *mask[2];   /* by kind: [rows, columns - from], 1 where visible; NULL: causal, the rows being the last columns */
+    int64_t from[2];          /* by kind: where the mask begins; every row sees the columns before it */
     int64_t prefix[2];        /* by kind: so many first columns are visible to every row; of a mask the decoder finds out */
 } Segment;
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
 from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
-from decodery.models.forward import POST_NORM, Attend, Layers, Slots
+from decodery.models.forward import POST_NORM, Attend, Layers, Slots, Tree, tree_mask
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
@@ -375,6 +375,10 @@ class NativeNetwork(TransformersNetwork):
                 whole = forward.attend is Attend.FULL
                 struct.prefix[kind] = segment.columns - (0 if whole else forward.count - 1)
                 continue
+            elif isinstance(forward.attend, Tree):
+                parents = forward.attend.parents
+                visible = tree_mask(0, forward.count - len(parents), parents)
+                struct.from_column[kind] = forward.sequence.length
             else:
                 visible = segment.visible(None)
             mask = visible.contiguous()
