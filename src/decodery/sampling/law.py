@@ -84,11 +84,6 @@ class Law:
         self.uses_prefix = any(name in _PREFIX_STEPS for name, _ in self._steps)
 
     @property
-    def plain(self) -> bool:
-        """Whether the highest raw score wins."""
-        return self.greedy and not self._steps
-
-    @property
     def order(self) -> tuple[str, ...]:
         """The steps that are switched on, in order."""
         return tuple(name for name, _ in self._steps)

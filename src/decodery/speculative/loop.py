@@ -212,7 +212,7 @@ class ProcessedLaws:
     def __init__(self, job: Job, draft: Draft, logits: Tensor):
         self.job, self.draft, self.logits = job, draft, logits
         self._raw: NDArray[np.float32] | None = None
-        if job.law.plain and logits.is_cpu:
+        if job.law.greedy and not job.law.order and logits.is_cpu:
             self._raw = logits.numpy(force=True)  # which comes to a row much sooner than torch does
 
     def likeliest(self, row: int) -> int:
