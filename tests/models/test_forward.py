@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodery.models.forward import ALL_LAYERS, Attend, Forward, Layers, Rows, Slots, tree_mask
+from decodery.models.forward import ALL_LAYERS, Attend, Forward, Layers, Rows, Slots, Tree, tree_mask
 from decodery.models.sequence import NoCache, Sequence
 
 VOCABULARY, LAYERS, HIDDEN = 10, 4, 6
@@ -128,6 +128,26 @@ def test_a_tree_mask_shows_cache_pending_rows_ancestors_and_self(data: st.DataOb
             seen.add(cached + pending + place)
             place = parents[place]
         assert set(mask[pending + node].nonzero().flatten().tolist()) == seen
+    if pending + count:
+        forward = Forward(sequence_of([1] * cached), [2] * (pending + count), attend=Tree(parents))
+        check(forward)
+        assert torch.equal(forward.visible(), mask)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents", "slots", "message"),
+    [
+        ([3, 4], [-1, 1], Slots.APPEND, "node 1 has parent 1"),
+        ([3, 4], [-2], Slots.APPEND, "node 0 has parent -2"),
+        ([3], [-1, 0], Slots.APPEND, "a tree of 2 nodes needs as many rows, not 1"),
+        ([3, 4], [-1], [2, 3], "with slots of its own it needs a mask"),
+    ],
+)
+def test_trees_that_do_not_hang_together_are_refused(
+    tokens: list[int], parents: list[int], slots: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(Forward(sequence_of([1, 2]), tokens, attend=Tree(parents), slots=slots))
 
 
 # Refusals

@@ -8,6 +8,7 @@ import pytest
 
 from decodery.engine.events import Drafted, Token
 from decodery.speculative.draft import EMPTY, ROOT, Draft
+from decodery.speculative.loop import Beginning
 from decodery.testing import (
     DrafterLaws,
     adversarial_draft,
@@ -95,3 +96,15 @@ def test_a_drafter_that_fails_ends_its_request_alone():
     assert "no idea" in str(bad.error)
     with pytest.raises(RuntimeError, match="no idea"):
         lm.generate([1, 2], method=methods[1], max_new_tokens=6)
+
+
+def test_the_beginning_of_a_text_stays_what_it_is_while_the_text_grows():
+    text = [5, 6, 7]
+    beginning = Beginning(text, 3)
+    text += [8, 9]
+    assert (len(beginning), list(beginning), [*beginning, 1]) == (3, [5, 6, 7], [5, 6, 7, 1])
+    assert (beginning[-1], beginning[0], beginning[-2:], beginning[1:9]) == (7, 5, [6, 7], [6, 7])
+    assert list(reversed(beginning)) == [7, 6, 5]
+    assert 8 not in beginning
+    with pytest.raises(IndexError):
+        beginning[3]

@@ -257,8 +257,14 @@ def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
     Each pending row sees the cache and the pending rows up to itself; each node sees the cache, all pending rows, its
     ancestors and itself. `parents[i]` is the index of node i's parent (lower than i), or -1 for the last pending row.
     """
+    rows, columns = pending + len(parents), cached + pending + len(parents)
+    return torch.from_numpy(np.frombuffer(tree_bytes(cached, pending, parents), dtype=bool).reshape(rows, columns))
+
+
+def tree_bytes(cached: int, pending: int, parents: Listing[int]) -> bytearray:
+    """The rows of `tree_mask`, one after the other, as bytes of 0 and 1."""
     nodes, first = len(parents), cached + pending
-    # Rows are made as bytes of 0 and 1: between two passes, one operation on tensors costs as much as all of this.
+    # Without arrays: between two passes, one operation on tensors costs as much as all of this.
     mask = bytearray()
     for row in range(pending):
         mask += (b"\1" * (cached + row + 1)).ljust(first + nodes, b"\0")
@@ -268,4 +274,4 @@ def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:
     for node, parent in enumerate(parents):
         seen.append((seen[parent] if parent >= 0 else 0) | 1 << 8 * node)
         mask += everything + seen[node].to_bytes(nodes, "little")
-    return torch.from_numpy(np.frombuffer(mask, dtype=bool).reshape(pending + nodes, first + nodes))
+    return mask

@@ -24,7 +24,8 @@ class Verdict:
 @runtime_checkable
 class TargetLaws(Protocol):
     """The target's processed law after each node: a tensor of log probabilities [n + 1, vocabulary], or something that
-    computes the rows asked for. Row 0 is the law after the last committed token, row i + 1 that after node i."""
+    computes the rows asked for. Row 0 is the law after the last committed token, row i + 1 that after node i. Where it has a
+    method `likeliest(row) -> int`, greedy verification asks that instead of looking for the highest of a row."""
 
     def __getitem__(self, row: int) -> Tensor: ...
 

@@ -17,6 +17,9 @@ class GreedyMatch:
     """
 
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        own: Callable[[int], int] | None = getattr(target, "likeliest", None)
+        if own is not None:
+            return _follow(draft, lambda node, depth: own(node + 1))
         return _follow(draft, lambda node, depth: likeliest(target[node + 1]))
 
 
