@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
 from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
-from decodery.models.forward import POST_NORM, Attend, Layers, Slots, Tree, tree_mask
+from decodery.models.forward import POST_NORM, Attend, Layers, Slots, Tree, tree_bytes
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
@@ -361,12 +361,12 @@ class NativeNetwork(TransformersNetwork):
         del kept
         return logits, tapped
 
-    def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[Tensor]:
+    def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[object]:
         """Fill in the structure of one sequence's rows; hands back the masks that it points at."""
         cache, forward = segment.cache, segment.forward
         struct.start, struct.rows, struct.columns = segment.start, forward.count, segment.columns
         struct.cache, struct.capacity = cache.address(), cache.capacity
-        masks = []
+        masks: list[object] = []
         for kind, window in enumerate([None, *self._windows_used]):
             if self._far(segment, window):
                 visible = segment.visible(window)
@@ -377,8 +377,12 @@ class NativeNetwork(TransformersNetwork):
                 continue
             elif isinstance(forward.attend, Tree):
                 parents = forward.attend.parents
-                visible = tree_mask(0, forward.count - len(parents), parents)
-                struct.from_column[kind] = forward.sequence.length
+                tree = (ctypes.c_char * forward.count**2).from_buffer(
+                    tree_bytes(0, forward.count - len(parents), parents)
+                )
+                struct.mask[kind], struct.from_column[kind] = ctypes.addressof(tree), forward.sequence.length
+                masks.append(tree)
+                continue
             else:
                 visible = segment.visible(None)
             mask = visible.contiguous()
