@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +11,16 @@ from typing import Any
 from lines import Answer, Ask, Engine, serve
 
 BYTES = 1 << 29
-"""Several times any cache."""
+"""More than the caches of most machines."""
 REPEATS = 5
+
+
+def _memory() -> mmap.mmap:
+    """On huge pages where the system has them: memory is read faster from these."""
+    memory = mmap.mmap(-1, BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class Bandwidth(Engine):
@@ -22,8 +32,8 @@ class Bandwidth(Engine):
         import torch
 
         torch.set_num_threads(settings["threads"])
-        source = torch.ones(BYTES // 4)
-        target = torch.empty_like(source)
+        source, target = (torch.frombuffer(_memory(), dtype=torch.float32) for _ in range(2))
+        source.fill_(1.0)
         half = len(source) // 2
         self._ways: dict[str, tuple[Callable[[], object], int]] = {
             "sum": (source.sum, BYTES),

@@ -26,7 +26,7 @@ class Decodery(Engine):
             "path": network.path,
             "threads": settings["threads"],
             # What a pass of one row reads: every matrix once, and of the cache each earlier row.
-            "weight_bytes": None if weights is None else sum(t.numel() * t.element_size() for t in weights.held),
+            "weight_bytes": None if weights is None else weights.bytes,
             "cache_bytes_per_token": 2 * network.layers * heads * getattr(config, "head_dim", 0) * 2,
         }
 

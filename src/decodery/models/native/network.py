@@ -59,7 +59,8 @@ class Weights:
     room: Tensor
     held: list[Tensor] = field(default_factory=list)
     shortened: int = 0
-    _used: int = 0
+    bytes: int = 0
+    """What the packed matrices take; a pass of all layers reads as much."""
 
     def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
         """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
@@ -69,13 +70,13 @@ class Weights:
         if outputs % 16 or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
         group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
-        if self._used + 2 * outputs * inputs > len(self.room):
+        if self.bytes + 2 * outputs * inputs > len(self.room):
             raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
-        place = self.room.data_ptr() + self._used
+        place = self.room.data_ptr() + self.bytes
         for form in self.forms:
             if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, place):
                 break
-        self._used += -(outputs * inputs // 512 * form // -LINES) * LINES
+        self.bytes += -(outputs * inputs // 512 * form // -LINES) * LINES
         self.shortened += form != FORMS[-1]
         return binding.MatrixStruct(place, form, group)
 
