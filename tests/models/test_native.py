@@ -216,6 +216,46 @@ def test_heads_of_any_layer(network: NativeNetwork) -> None:
     assert torch.equal(network.head()(rows.hidden[3]), rows.logits)
 
 
+@pytest.mark.parametrize(("rows", "k"), [(1, 1), (5, 8), (17, 8), (40, 3), (4, 300)])
+def test_rows_may_be_ranked_instead(network: NativeNetwork, rows: int, k: int) -> None:
+    ids = random_ids(rows, rows, 200)
+    wanted = range(rows // 2, rows)
+    logits = scores(network, Forward(network.new_sequence(), ids, logits=wanted))[0]
+    expected = network.top(logits, k)
+    for _ in range(3):  # whichever thread meets which columns
+        [answer] = network.run([Forward(network.new_sequence(), ids, logits=wanted, rank=k)])
+        assert answer.logits.shape == (0, network.vocabulary)
+        assert answer.ranking is not None
+        assert torch.equal(answer.ranking.ids, expected.ids)
+        assert torch.allclose(answer.ranking.shares, expected.shares, rtol=1e-5, atol=1e-8)
+
+
+def test_the_lower_of_equal_tokens_ranks_first() -> None:
+    model = make("llama")
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        for token in (3, 70, 150, 207):
+            head[token] = head[131]
+    network = NativeNetwork(model, "equals")
+    ids = random_ids(40, 5, 200)
+    logits = scores(network, Forward(network.new_sequence(), ids))[0]
+    [answer] = network.run([Forward(network.new_sequence(), ids, rank=208)])
+    assert answer.ranking is not None
+    assert torch.equal(answer.ranking.ids, logits.sort(dim=1, descending=True, stable=True).indices)
+
+
+def test_one_that_wants_logits_gets_them_beside_one_that_is_ranked() -> None:
+    network = native("llama")
+    texts = [random_ids(9, seed, 200) for seed in (1, 2, 3)]
+    whole = [scores(network, Forward(network.new_sequence(), text))[0] for text in texts]
+    mixed = network.run([Forward(network.new_sequence(), t, rank=4 * (i > 0)) for i, t in enumerate(texts)])
+    assert all(torch.equal(answer.logits, logits) for answer, logits in zip(mixed, whole, strict=True))
+    ranked = network.run([Forward(network.new_sequence(), text, rank=4) for text in texts])
+    for answer, logits in zip(ranked, whole, strict=True):
+        assert answer.ranking is not None
+        assert torch.equal(answer.ranking.ids, network.top(logits, 4).ids)
+
+
 def test_chosen_logits_only() -> None:
     network = native("llama")
     ids = random_ids(40, 9, 200)

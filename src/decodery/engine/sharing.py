@@ -121,6 +121,7 @@ class Ask:
             and self.base == other.base
             and self.text == other.text
             and mine.taps == theirs.taps
+            and mine.rank == theirs.rank
             and list(mine.logit_rows()) == list(theirs.logit_rows())
         )
 
@@ -137,7 +138,7 @@ class Ask:
         assert other.answer is not None
         self.take(other.forward.sequence, self.base + self.forward.count)
         hidden = {tap: rows.clone() for tap, rows in other.answer.hidden.items()}
-        self.answer = Scores(other.answer.logits.clone(), hidden)
+        self.answer = Scores(other.answer.logits.clone(), hidden, other.answer.ranking)
 
 
 def _joined(pieces: Listing[Scores], taps: Listing[int]) -> Scores:

@@ -10,7 +10,7 @@ A model qualifies by the shape of its modules, not by its name, and only after i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.models.attention import Pack, attend
-from decodery.models.forward import POST_NORM, Forward, Layers
+from decodery.models.forward import POST_NORM, Forward, Layers, Scores
 from decodery.models.network import TransformersNetwork
 from decodery.models.scorer import Head, Stability
 
@@ -176,7 +176,8 @@ class FusedNetwork(TransformersNetwork):
         wanted: list[int],
         layers: Layers,
         taps: Listing[int],
-    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        rank: int,
+    ) -> Scores:
         base: Any = self._base
         rows = base.embed_tokens(inputs["input_ids"])[0] if "input_ids" in inputs else inputs["inputs_embeds"][0]
         cos, sin = base.rotary_emb(rows[None], torch.tensor(positions, device=self.device))
@@ -193,13 +194,13 @@ class FusedNetwork(TransformersNetwork):
             if index in taps:
                 tapped[index] = rows
         if POST_NORM not in taps and not wanted:
-            return torch.empty(0, self.vocabulary, device=self.device), tapped
+            return Scores(torch.empty(0, self.vocabulary, device=self.device), tapped)
         if POST_NORM not in taps and len(wanted) < len(rows):
             rows, wanted = rows[wanted], list(range(len(wanted)))
         rows = self._norm(rows, base.norm.weight)
         if POST_NORM in taps:
             tapped[POST_NORM] = rows
-        return self._head(rows if len(wanted) == len(rows) else rows[wanted]).float(), tapped
+        return Scores(self._head(rows if len(wanted) == len(rows) else rows[wanted]).float(), tapped)
 
     def _attention(self, block: Block, index: int, rows: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
         count, rotated = rows.shape[0], self._heads + self._key_heads

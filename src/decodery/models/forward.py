@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from decodery._lazy import np, torch
 
@@ -119,6 +119,7 @@ class Forward:
     layers: which decoder layers run; the caches of the others are not written.
     taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
     logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
+    rank: where not 0, so many likeliest tokens of each of these rows are enough, and the network may tell these instead.
     joined: it is one batch with the forward asked before it in the same step: its rows are counted, it itself is not.
     """
 
@@ -130,6 +131,7 @@ class Forward:
     layers: Layers = ALL_LAYERS
     taps: tuple[int, ...] = ()
     logits: Rows | Listing[int] = Rows.ALL
+    rank: int = 0
     joined: bool = False
 
     @property
@@ -200,6 +202,8 @@ class Forward:
             ids = self.tokens.tolist() if isinstance(self.tokens, torch.Tensor) else self.tokens
             if min(ids) < 0 or max(ids) >= vocabulary:
                 raise ValueError(f"token ids must lie in 0..{vocabulary - 1}, got {min(ids)}..{max(ids)}")
+        if self.rank < 0:
+            raise ValueError(f"rank must not be negative, got {self.rank}")
         running = self.layers.indices(layers)
         if self.positions is not None and len(self.positions) != self.count:
             raise ValueError(f"{self.count} rows need as many positions, not {len(self.positions)}")
@@ -239,16 +243,28 @@ class Forward:
                 raise ValueError(f"layer {tap} cannot be tapped: it is not among the layers that run, {list(running)}")
 
 
+class Ranking(NamedTuple):
+    """The likeliest tokens of rows, likeliest first, the lowest id among equals.
+
+    ids: [n, k] int64. shares: [n, k] float32, their probabilities.
+    """
+
+    ids: Tensor
+    shares: Tensor
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """The answer to one `Forward`.
 
-    logits: [rows asked, vocabulary] float32, raw (no temperature, no masks).
+    logits: [rows asked, vocabulary] float32, raw (no temperature, no masks); no rows where there is a ranking.
     hidden: tap -> [n, hidden] in the network's dtype.
+    ranking: of the rows asked, instead of logits, where the forward said that this is enough (`rank`).
     """
 
     logits: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    ranking: Ranking | None = None
 
 
 def tree_mask(cached: int, pending: int, parents: Listing[int]) -> Tensor:

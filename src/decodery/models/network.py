@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
-from decodery.models.forward import POST_NORM, Forward, Layers, Scores
+from decodery.models.forward import POST_NORM, Forward, Layers, Ranking, Scores
 from decodery.models.scorer import Head, Scorer, Work
 from decodery.models.sequence import KeyValueCache, Sequence
 
@@ -201,12 +201,13 @@ class TransformersNetwork(Scorer):
             offset += forward.count
         positions = [[p for forward in forwards for p in forward.row_positions()]]
         taps = sorted({tap for forward in forwards for tap in forward.taps})
+        rank = first.rank if all(forward.rank == first.rank for forward in forwards) else 0
         with self._lock:
-            logits, tapped = self._pass(pack, inputs, positions, wanted, first.layers, taps)
+            scores = self._pass(pack, inputs, positions, wanted, first.layers, taps, rank)
         for forward in forwards:
             forward.sequence.write(forward.written_slots(), _ids(forward), forward.row_positions())
         pack.forget_borrowed()
-        return _split(forwards, logits, tapped)
+        return _split(forwards, scores)
 
     def _pass(
         self,
@@ -216,10 +217,12 @@ class TransformersNetwork(Scorer):
         wanted: list[int],
         layers: Layers,
         taps: Listing[int],
-    ) -> tuple[Tensor, Mapping[int, Tensor]]:
-        """One pass over packed rows: logits of the wanted rows, and the tapped rows of each layer."""
+        rank: int,
+    ) -> Scores:
+        """One pass over packed rows: logits of the wanted rows (or the likeliest tokens of each, where `rank` is not 0), and
+        the tapped rows of each layer."""
         with self._chosen_layers(layers, inputs), self._tapped(taps) as tapped:
-            return self._call(pack, inputs, positions, wanted), tapped
+            return Scores(self._call(pack, inputs, positions, wanted), tapped)
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
         if not any(isinstance(forward.tokens, Tensor) for forward in forwards):
@@ -329,15 +332,16 @@ def _ids(forward: Forward) -> list[int]:
     return [known[slot] if slot < len(known) else -1 for slot in forward.written_slots()]
 
 
-def _split(forwards: Listing[Forward], logits: Tensor, tapped: Mapping[int, Tensor]) -> list[Scores]:
+def _split(forwards: Listing[Forward], scores: Scores) -> list[Scores]:
     """Hand each forward its own rows."""
     if len(forwards) == 1:
-        return [Scores(logits, tapped)]
+        return [scores]
     answers: list[Scores] = []
     row = wanted = 0
     for forward in forwards:
         asked = len(forward.logit_rows())
-        hidden = {tap: tapped[tap][row : row + forward.count] for tap in forward.taps}
-        answers.append(Scores(logits[wanted : wanted + asked], hidden))
+        hidden = {tap: scores.hidden[tap][row : row + forward.count] for tap in forward.taps}
+        ranking = scores.ranking and Ranking(*(part[wanted : wanted + asked] for part in scores.ranking))
+        answers.append(Scores(scores.logits[wanted : wanted + asked], hidden, ranking))
         row, wanted = row + forward.count, wanted + asked
     return answers

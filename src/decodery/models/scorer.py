@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from decodery.models.forward import Forward, Layers, Scores
+from decodery.models.forward import Forward, Layers, Ranking, Scores
 from decodery.models.sequence import Sequence
 from decodery.sampling.top import top_ids
 
@@ -84,10 +84,10 @@ class Scorer(ABC):
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         """Score forwards that ask for the same layers and the same kind of input, in one pass."""
 
-    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The `k` likeliest tokens of each row of raw scores [n, vocabulary]: ids and probabilities [n, k], likeliest first."""
+    def top(self, logits: Tensor, k: int) -> Ranking:
+        """The `k` likeliest tokens of each row of raw scores [n, vocabulary]."""
         ids = top_ids(logits, k)
-        return ids, (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp()
+        return Ranking(ids, (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp())
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.engine.job import Job
-    from decodery.models.forward import Scores
+    from decodery.models.forward import Ranking, Scores
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.verifiers import Verdict, Verifier
@@ -63,6 +63,7 @@ class Round:
     tokens: the committed tokens before the round (the draft hung on the last). draft: as verified. verdict: the
     verifier's. emitted: accepted tokens and the target's own. logits: [n + 1, vocabulary] the target's raw
     scores, row 0 after the last committed token and row i + 1 after node i. hidden: taps -> [n + 1, hidden], where asked for.
+    ranking: the likeliest tokens of these rows instead of logits, where that is enough for the drafter and for the request.
     """
 
     tokens: Sequence[int]
@@ -71,6 +72,7 @@ class Round:
     emitted: Sequence[int]
     logits: Tensor
     hidden: Mapping[int, Tensor]
+    ranking: Ranking | None = None
 
 
 class Drafter(ABC):
@@ -78,6 +80,8 @@ class Drafter(ABC):
 
     taps: tuple[int, ...] = ()
     """Layers whose hidden rows it wants to see of each verified node."""
+    rank: int = 0
+    """So many likeliest tokens of each verified node are all it wants to know of the scores; 0: it wants the scores."""
     watch_prompt: Callable[[Sequence[int], Tensor], None] | None = None
     """Called with the prompt's tokens and their raw scores [n, vocabulary], chunk by chunk, where not None."""
 
@@ -96,7 +100,7 @@ class Drafter(ABC):
     ) -> Generator[Forward, Scores, Scores]:
         """Have the target score the tokens that are not cached yet and the draft: logits of the last pending token and of
         every node, hidden rows of all. Drafters that ran some of the target's layers already go on from there."""
-        return (yield whole_pass(sequence, pending, draft, self.taps))
+        return (yield whole_pass(sequence, pending, draft, self.taps, self.rank))
 
     def observe(self, round: Round) -> None:  # noqa: B027
         """See what became of the draft. Called after every round, also the last."""
@@ -143,6 +147,8 @@ def speculate(
     or on its neighbours.
     """
     sequence = job.new_sequence()
+    if not job.law.greedy or job.law.order or job.reads_rows:
+        drafter.rank = 0  # the likeliest token alone does not tell what is emitted
     drafter.begin(sequence)
     yield from job.score_prompt(sequence, drafter.watch_prompt)
     shared = job.remember((name, "acceptance"), Acceptance)
@@ -175,7 +181,9 @@ def speculate(
         scores = yield from drafter.score(sequence, pending, draft)
         # 4. Verify on the processed law of each node's own prefix.
         verifier = verifier_of(draft, job.law.greedy)
-        verdict = verifier.verify(draft, ProcessedLaws(job, draft, scores.logits), job.noise, job.position)
+        verdict = verifier.verify(
+            draft, ProcessedLaws(job, draft, scores.logits, scores.ranking), job.noise, job.position
+        )
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
         sequence.keep([start + node for node in verdict.path], start)
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
@@ -186,37 +194,45 @@ def speculate(
         hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
         before = Beginning(job.tokens, len(job.tokens))
         over = job.commit(emitted, rows, accepted=len(verdict.path))
-        drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden))
+        drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden, scores.ranking))
         if over:
             return
 
 
-def whole_pass(sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...]) -> Forward:
+def whole_pass(
+    sequence: CachedSequence, pending: Sequence[int], draft: Draft, taps: tuple[int, ...], rank: int = 0
+) -> Forward:
     """Score the pending tokens and the draft; logits of the last pending token and of every node."""
     tokens = [*pending, *draft.tokens]
     last = len(pending) - 1
     logits = range(last, len(tokens))
     if draft.is_chain:
-        return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits)
+        return Forward(sequence, tokens, attend=Attend.CAUSAL, taps=taps, logits=logits, rank=rank)
     position = sequence.next_position
     positions = [*range(position, position + len(pending)), *(position + last + depth for depth in draft.depths())]
-    return Forward(sequence, tokens, positions, Tree(draft.parents), taps=taps, logits=logits)
+    return Forward(sequence, tokens, positions, Tree(draft.parents), taps=taps, logits=logits, rank=rank)
 
 
 class ProcessedLaws:
     """The target's processed laws of a draft's nodes, computed when a verifier looks at them.
 
-    logits: [n + 1, vocabulary] the raw scores, row 0 after the last committed token and row i + 1 after node i.
+    logits: [n + 1, vocabulary] the raw scores, row 0 after the last committed token and row i + 1 after node i. ranking: of
+    these rows instead, where no law but the greedy one is looked at.
     """
 
-    def __init__(self, job: Job, draft: Draft, logits: Tensor):
+    def __init__(self, job: Job, draft: Draft, logits: Tensor, ranking: Ranking | None = None):
         self.job, self.draft, self.logits = job, draft, logits
+        self._highest: list[int] | None = None
         self._raw: NDArray[np.float32] | None = None
-        if job.law.greedy and not job.law.order and logits.is_cpu:
+        if ranking is not None:
+            self._highest = ranking.ids[:, 0].tolist()
+        elif job.law.greedy and not job.law.order and logits.is_cpu:
             self._raw = logits.numpy(force=True)  # which comes to a row much sooner than torch does
 
     def likeliest(self, row: int) -> int:
         """The token of the highest score in a row, the lowest id among equals."""
+        if self._highest is not None:
+            return self._highest[row]
         if self._raw is not None:
             return int(self._raw[row].argmax())
         from decodery.sampling.top import likeliest

@@ -86,6 +86,9 @@ class PassStruct(Structure):
         ("wanted", c_int64),
         ("want", c_void_p),
         ("logits", c_void_p),
+        ("ranked", c_int64),
+        ("ranked_ids", c_void_p),
+        ("ranked_shares", c_void_p),
     ]
 
 

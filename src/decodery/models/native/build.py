@@ -27,6 +27,7 @@ SOURCES = (
     "arithmetic.h",
     "weights.h",
     "products.h",
+    "ranking.h",
     "threads.h",
     "workspace.h",
 )

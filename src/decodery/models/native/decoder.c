@@ -13,6 +13,7 @@
 #include "attention.h"
 #include "decoder.h"
 #include "products.h"
+#include "ranking.h"
 #include "threads.h"
 #include "workspace.h"
 
@@ -163,16 +164,16 @@ static void head(const Work_space *w, const Own *own) {
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
     Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
-        int64_t block = next * 4, together = least(4, blocks - block);
-        Matrix matrix = from_block(m->head, block, depth);
-        multiply(&rows, matrix, depth, together, own->product, columns);
+        int64_t block = next * 4, together = least(4, blocks - block), count = together * TILE;
+        multiply(&rows, from_block(m->head, block, depth), depth, together, own->product, columns);
         for (int64_t i = 0; i < pass->wanted; i++) {
-            float *to = pass->logits + i * m->vocabulary + block * TILE;
-            for (int64_t j = 0; j < together * TILE; j += TILE) {
-                __m512 x = _mm512_loadu_ps(own->product + i * columns + j);
-                if (m->head_bias) x = _mm512_add_ps(x, _mm512_loadu_ps(m->head_bias + block * TILE + j));
-                _mm512_storeu_ps(to + j, x);
-            }
+            float *product = own->product + i * columns;
+            if (m->head_bias)
+                for (int64_t j = 0; j < count; j++) product[j] += m->head_bias[block * TILE + j];
+            if (pass->ranked)
+                rank_part(w, own, i, next, product, count);
+            else
+                memcpy(pass->logits + i * m->vocabulary + block * TILE, product, (size_t)count * sizeof *product);
         }
     }
 }
@@ -259,47 +260,6 @@ int decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, int64_t b
     return 1;
 }
 
-typedef struct {
-    const float *logits;
-    int64_t rows, vocabulary, count, *ids;
-    float *shares;
-} Ranking;
-
-/* The likeliest tokens of a row, lower id first among equals, and their probabilities. */
-static void rank_row(const Ranking *r, int64_t row) {
-    const float *x = r->logits + row * r->vocabulary;
-    int64_t *ids = r->ids + row * r->count, held = 0;
-    float *best = r->shares + row * r->count;
-    __m512 least_best = _mm512_set1_ps(-INFINITY);
-    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
-        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
-        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
-        for (unsigned hits = _mm512_mask_cmp_ps_mask(left, some, least_best, _CMP_GT_OQ); hits; hits &= hits - 1) {
-            int64_t id = i + __builtin_ctz(hits), place = held < r->count ? held++ : held - 1;
-            if (best[place] >= x[id]) continue; /* raised within this vector */
-            for (; place > 0 && best[place - 1] < x[id]; place--) best[place] = best[place - 1], ids[place] = ids[place - 1];
-            best[place] = x[id], ids[place] = id;
-            if (held == r->count) least_best = _mm512_set1_ps(best[held - 1]);
-        }
-    }
-    /* What lies 30 below the top changes no probability, however many there are. */
-    __m512 top = _mm512_set1_ps(best[0]), floor = _mm512_set1_ps(best[0] - 30.0f), sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
-        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
-        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
-        uint16_t high = _mm512_mask_cmp_ps_mask(left, some, floor, _CMP_GT_OQ);
-        if (high) sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(high, exponential(_mm512_sub_ps(some, top))));
-    }
-    float total = _mm512_reduce_add_ps(sum), highest = best[0];
-    for (int64_t i = 0; i < r->count; i++) best[i] = expf(best[i] - highest) / total;
-}
-
-static void rank_rows(int thread, int threads, void *argument) {
-    (void)thread, (void)threads;
-    const Ranking *r = argument;
-    for (int64_t row; (row = piece()) < r->rows;) rank_row(r, row);
-}
-
 /* The `count` likeliest tokens of each row of logits [rows, vocabulary]: ids and probabilities [rows, count], likeliest first. */
 void decodery_top(const float *logits, int64_t rows, int64_t vocabulary, int64_t count, int64_t *ids, float *shares, int threads) {
     Ranking ranking = {logits, rows, vocabulary, count, ids, shares};
@@ -346,12 +306,13 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
         pieces += model->key_heads * ((segment->rows * group + LANES - 1) / LANES + 1);
     }
     w.columns = (deepest + DEPTH - 1) / DEPTH * DEPTH;
+    w.groups = pass->ranked ? (model->vocabulary / TILE + 4 * TILE - 1) / (4 * TILE) * TILE : 0;
     if (threads > MOST_THREADS) threads = MOST_THREADS;
     size_t stream = aligned(rows * model->hidden * 2), added = 2 * stream, query = aligned(w.padded * model->heads * model->width * 2);
-    size_t inner = aligned(w.padded * model->feed_forward * 2), one;
+    size_t inner = aligned(w.padded * model->feed_forward * 2), marks = aligned(pass->wanted * w.groups * 4), one;
     Own own;
     one = (size_t)lay_out(&w, NULL, &own);
-    char *at, *memory = aligned_alloc(128, stream + added + 2 * query + inner + aligned(pieces * sizeof(Piece)) + threads * one);
+    char *at, *memory = aligned_alloc(128, stream + added + 2 * query + inner + 2 * marks + aligned(pieces * sizeof(Piece)) + threads * one);
     if (!memory) return 1;
     at = memory;
     w.rows = (bf16 *)at, at += stream;
@@ -359,6 +320,8 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
     w.queries = (bf16 *)at, at += query;
     w.attended = (bf16 *)at, at += query;
     w.inner = (bf16 *)at, at += inner;
+    w.most = (float *)at, at += marks;
+    w.mass = (float *)at, at += marks;
     w.pieces = (Piece *)at, at += aligned(pieces * sizeof(Piece));
     for (int thread = 0; thread < threads; thread++, at += one) w.own[thread] = at;
     for (int64_t i = 0; i < pass->segments; i++) {
@@ -371,7 +334,9 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
         const bf16 *from = pass->token ? model->embedding + pass->token[i] * model->hidden : pass->input + i * model->hidden;
         memcpy(w.rows + i * model->hidden, from, (size_t)model->hidden * sizeof *from);
     }
+    if (pass->ranked) begin_ranking(&w, threads);
     together(threads, run, &w);
+    if (pass->ranked) end_ranking(&w, threads);
     free(memory);
     return 0;
 }

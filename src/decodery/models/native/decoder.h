@@ -59,7 +59,10 @@ typedef struct {
     bf16 *normed;                     /* where to leave the rows after the final norm [rows, hidden], or NULL */
     int64_t wanted;                   /* rows whose logits are asked */
     const int64_t *want;              /* [wanted] */
-    float *logits;                    /* [wanted, vocabulary] */
+    float *logits;                    /* [wanted, vocabulary]; NULL where rows are ranked */
+    int64_t ranked;                   /* so many likeliest tokens of each wanted row are told; or 0 */
+    int64_t *ranked_ids;              /* [wanted, ranked] likeliest first, the lower id among equals */
+    float *ranked_shares;             /* [wanted, ranked] their probabilities */
 } Pass;
 
 #endif

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import threading
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
 from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
-from decodery.models.forward import POST_NORM, Attend, Layers, Slots, Tree, tree_bytes
+from decodery.models.forward import POST_NORM, Attend, Layers, Ranking, Scores, Slots, Tree, tree_bytes
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
@@ -108,6 +108,10 @@ def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
     """Rows of two matrices in turns of 16."""
     parts = torch.stack([gate.reshape(-1, 16, *gate.shape[1:]), up.reshape(-1, 16, *up.shape[1:])], dim=1)
     return parts.reshape(-1, *gate.shape[1:])
+
+
+def _empty_ranking(rows: int, k: int) -> Ranking:
+    return Ranking(torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k))
 
 
 class NativeNetwork(TransformersNetwork):
@@ -290,16 +294,15 @@ class NativeNetwork(TransformersNetwork):
         if failed:
             raise MemoryError(f"there is not enough memory to score {asked.rows} rows at once")
 
-    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top(self, logits: Tensor, k: int) -> Ranking:
         rows, vocabulary = logits.shape
         k = min(k, vocabulary)
         logits = logits.contiguous()
-        ids, shares = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k)
+        ranking = _empty_ranking(rows, k)
+        ids, shares = (part.data_ptr() for part in ranking)
         with _calling:
-            self.library.decodery_top(
-                logits.data_ptr(), rows, vocabulary, k, ids.data_ptr(), shares.data_ptr(), self.threads
-            )
-        return ids, shares
+            self.library.decodery_top(logits.data_ptr(), rows, vocabulary, k, ids, shares, self.threads)
+        return ranking
 
     @torch.inference_mode()
     def _pass(
@@ -310,7 +313,8 @@ class NativeNetwork(TransformersNetwork):
         wanted: list[int],
         layers: Layers,
         taps: Listing[int],
-    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        rank: int,
+    ) -> Scores:
         tokens = inputs.get("input_ids")
         if tokens is None:
             rows = inputs["inputs_embeds"][0].contiguous()
@@ -339,7 +343,8 @@ class NativeNetwork(TransformersNetwork):
                 places[place] = tapped[index].data_ptr()
         angles = self._rotations(max(positions[0]))
         want = array("q", wanted)
-        logits = torch.empty(len(wanted), self.vocabulary)
+        logits = torch.empty(0 if rank else len(wanted), self.vocabulary)
+        ranking = _empty_ranking(len(wanted), min(rank, self.vocabulary)) if rank else None
         asked = binding.PassStruct(
             rows=count,
             segments=len(segments),
@@ -358,9 +363,12 @@ class NativeNetwork(TransformersNetwork):
             want=want.buffer_info()[0],
             logits=logits.data_ptr(),
         )
+        if ranking is not None:
+            asked.ranked = ranking.ids.shape[1]
+            asked.ranked_ids, asked.ranked_shares = ranking.ids.data_ptr(), ranking.shares.data_ptr()
         self._call_native(asked)
         del kept
-        return logits, tapped
+        return Scores(logits, tapped, ranking)
 
     def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[object]:
         """Fill in the structure of one sequence's rows; hands back the masks that it points at."""

@@ -25,6 +25,9 @@ typedef struct {
     Piece *pieces;
     int64_t piece_count;
     int64_t columns; /* the most of any sequence, up to a multiple of 16 */
+    int64_t groups;  /* of columns of the head, up to a multiple of 16 */
+    float *most;     /* [wanted, groups] the largest score of a ranked row there */
+    float *mass;     /* [wanted, groups] the sum of the exponentials of what its scores fall short of that */
     char *own[MOST_THREADS];
 } Work_space;
 
@@ -38,6 +41,8 @@ typedef struct {
     bf16 *weights;  /* [columns / 32, 16, 32] scores of settled columns */
     float *sums;    /* [16, 64] */
     uint16_t *seen; /* [columns] the lanes that see a column */
+    float *best;    /* [wanted, ranked] the highest scores that the thread has met, falling */
+    int64_t *ids;   /* [wanted, ranked] where */
 } Own;
 
 static int64_t widest(const Model *m) { return m->width > 64 ? m->width : 64; }
@@ -57,6 +62,8 @@ static char *lay_out(const Work_space *w, char *at, Own *own) {
     own->weights = (bf16 *)at, at += aligned(w->columns * LANES * 2);
     own->sums = (float *)at, at += aligned(LANES * 64 * 4);
     own->seen = (uint16_t *)at, at += aligned(w->columns * 2);
+    own->best = (float *)at, at += aligned(w->pass->wanted * w->pass->ranked * 4);
+    own->ids = (int64_t *)at, at += aligned(w->pass->wanted * w->pass->ranked * 8);
     return at;
 }
 

@@ -153,6 +153,7 @@ class CascadeDrafter(Drafter):
     ):
         self._job, self._cost, self._sources, self._mixture, self._right = job, cost, sources, mixture, right
         self._nodes, self._depth = nodes, depth
+        self.rank = RECYCLED
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
         self._answers: dict[int, list[Answer]] = {}
@@ -234,7 +235,8 @@ class CascadeDrafter(Drafter):
             self._mixture.learn(self._answers.get(node, ()), token)
         if self._recycled is None:
             return
-        ids, shares = (part.tolist() for part in self._job.host.network.top(round.logits, RECYCLED))
+        ranking = round.ranking or self._job.host.network.top(round.logits, RECYCLED)
+        ids, shares = (part.tolist() for part in ranking)
         draft, last = round.draft, round.tokens[-1]
         before = round.tokens[-2] if len(round.tokens) > 1 else -1
         # Rows of the accepted path come last, so that they stay where a pair occurs twice.

@@ -1,0 +1,115 @@
+/* The likeliest tokens of rows, the lower id first among equals, and their probabilities. */
+#ifndef DECODERY_RANKING_H
+#define DECODERY_RANKING_H
+
+#include <math.h>
+
+#include "arithmetic.h"
+#include "decoder.h"
+#include "threads.h"
+#include "workspace.h"
+
+/* Take some of the scores from x[0] on, of tokens `id` and so on, into a list of the highest. some: a bit for each. Tokens come in
+ * ascending order. */
+static inline void take(const float *x, unsigned some, int64_t id, float *best, int64_t *ids, int64_t count) {
+    for (; some; some &= some - 1) {
+        int64_t i = __builtin_ctz(some), place = count - 1;
+        if (best[place] >= x[i]) continue; /* raised a moment ago */
+        for (; place > 0 && best[place - 1] < x[i]; place--) best[place] = best[place - 1], ids[place] = ids[place - 1];
+        best[place] = x[i], ids[place] = id + i;
+    }
+}
+
+/* --- rows of logits ------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const float *logits;
+    int64_t rows, vocabulary, count, *ids;
+    float *shares;
+} Ranking;
+
+static void rank_row(const Ranking *r, int64_t row) {
+    const float *x = r->logits + row * r->vocabulary;
+    int64_t *ids = r->ids + row * r->count;
+    float *best = r->shares + row * r->count;
+    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
+        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
+        __m512 some = _mm512_maskz_loadu_ps(left, x + i), lowest = _mm512_set1_ps(best[r->count - 1]);
+        take(x + i, _mm512_mask_cmp_ps_mask(left, some, lowest, _CMP_GT_OQ), i, best, ids, r->count);
+    }
+    /* What lies 30 below the top changes no probability, however many there are. */
+    __m512 top = _mm512_set1_ps(best[0]), floor = _mm512_set1_ps(best[0] - 30.0f), sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < r->vocabulary; i += TILE) {
+        uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
+        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
+        uint16_t high = _mm512_mask_cmp_ps_mask(left, some, floor, _CMP_GT_OQ);
+        if (high) sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(high, exponential(_mm512_sub_ps(some, top))));
+    }
+    float total = _mm512_reduce_add_ps(sum), highest = best[0];
+    for (int64_t i = 0; i < r->count; i++) best[i] = expf(best[i] - highest) / total;
+}
+
+static void rank_rows(int thread, int threads, void *argument) {
+    (void)thread, (void)threads;
+    const Ranking *r = argument;
+    for (int64_t row; (row = piece()) < r->rows;) rank_row(r, row);
+}
+
+/* --- rows of a pass, whose logits are never in memory as a whole -------------------------------------------------------------- */
+
+static void begin_ranking(const Work_space *w, int threads) {
+    for (int thread = 0; thread < threads; thread++) {
+        Own own;
+        lay_out(w, w->own[thread], &own);
+        for (int64_t i = 0; i < w->pass->wanted * w->pass->ranked; i++) own.best[i] = -INFINITY, own.ids[i] = -1;
+    }
+    for (int64_t i = 0; i < w->pass->wanted * w->groups; i++) w->most[i] = -INFINITY, w->mass[i] = 0;
+}
+
+/* Look at one group of columns of a wanted row, count of them. Which thread does it changes nothing: sums are kept by group. */
+static void rank_part(const Work_space *w, const Own *own, int64_t row, int64_t group, const float *x, int64_t count) {
+    int64_t ranked = w->pass->ranked;
+    float *best = own->best + row * ranked;
+    __m512 top = _mm512_loadu_ps(x), sum = _mm512_setzero_ps();
+    for (int64_t j = TILE; j < count; j += TILE) top = _mm512_max_ps(top, _mm512_loadu_ps(x + j));
+    float most = _mm512_reduce_max_ps(top);
+    for (int64_t j = 0; j < count; j += TILE)
+        sum = _mm512_add_ps(sum, exponential(_mm512_sub_ps(_mm512_loadu_ps(x + j), _mm512_set1_ps(most))));
+    w->most[row * w->groups + group] = most;
+    w->mass[row * w->groups + group] = _mm512_reduce_add_ps(sum);
+    if (!(most > best[ranked - 1])) return;
+    for (int64_t j = 0; j < count; j += TILE) {
+        unsigned some = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + j), _mm512_set1_ps(best[ranked - 1]), _CMP_GT_OQ);
+        take(x + j, some, group * 4 * TILE + j, best, own->ids + row * ranked, ranked);
+    }
+}
+
+/* Put together what the threads have found. */
+static void end_ranking(const Work_space *w, int threads) {
+    const Pass *pass = w->pass;
+    Own own[MOST_THREADS];
+    for (int thread = 0; thread < threads; thread++) lay_out(w, w->own[thread], own + thread);
+    for (int64_t row = 0; row < pass->wanted; row++) {
+        int64_t at[MOST_THREADS] = {0}, *ids = pass->ranked_ids + row * pass->ranked;
+        float *shares = pass->ranked_shares + row * pass->ranked;
+        for (int64_t i = 0; i < pass->ranked; i++) {
+            int from = 0;
+            for (int thread = 1; thread < threads; thread++) {
+                int64_t held = row * pass->ranked + at[from], other = row * pass->ranked + at[thread];
+                float ours = own[from].best[held], theirs = own[thread].best[other];
+                if (theirs > ours || (theirs == ours && own[thread].ids[other] < own[from].ids[held])) from = thread;
+            }
+            int64_t place = row * pass->ranked + at[from]++;
+            ids[i] = own[from].ids[place], shares[i] = own[from].best[place];
+        }
+        __m512 top = _mm512_set1_ps(shares[0]), sum = _mm512_setzero_ps();
+        for (int64_t group = row * w->groups; group < (row + 1) * w->groups; group += TILE) {
+            __m512 share = exponential(_mm512_sub_ps(_mm512_loadu_ps(w->most + group), top));
+            sum = _mm512_fmadd_ps(share, _mm512_loadu_ps(w->mass + group), sum);
+        }
+        float total = _mm512_reduce_add_ps(sum), highest = shares[0];
+        for (int64_t i = 0; i < pass->ranked; i++) shares[i] = expf(shares[i] - highest) / total;
+    }
+}
+
+#endif
