@@ -12,6 +12,7 @@ from store_testing import Index
 
 from decodery.models import catalogue, conversion, download
 from decodery.models.catalogue import BundledModel, WheelPart
+from decodery.models.native import build
 
 PARTS = 3
 
@@ -21,6 +22,15 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     tiny_gguf.write(path, tiny_gguf.byte_level())
     return path.read_bytes()
+
+
+@pytest.fixture
+def native_decoder() -> None:
+    """For tests that need the compiled decoder: skips them where it cannot be built."""
+    try:
+        build.library()
+    except build.NotBuilt as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture

@@ -17,15 +17,8 @@ from decodery.models.native.network import FORMS, NativeNetwork, Weights
 from decodery.models.pages import large
 from decodery.models.paths import network_for
 
+pytestmark = pytest.mark.usefixtures("native_decoder")
 FOUR, EIGHT, PLAIN = FORMS
-
-
-@pytest.fixture(autouse=True)
-def compiled() -> None:
-    try:
-        build.library()
-    except build.NotBuilt as reason:
-        pytest.skip(str(reason))
 
 
 def four_bits(weight: Tensor) -> Tensor:

@@ -8,20 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decodery.models.native import build
 from decodery.models.native.cache import PairedCache
 from decodery.models.sequence import KeyValueCache
 
+pytestmark = pytest.mark.usefixtures("native_decoder")
 SHAPES = [(2, 64)] * 3
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def compiled() -> None:
-    try:
-        build.library()
-    except build.NotBuilt as reason:
-        pytest.skip(str(reason))
 
 
 def filled(rows: int, seed: int) -> tuple[KeyValueCache, PairedCache]:

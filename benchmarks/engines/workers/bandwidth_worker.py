@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,24 +13,19 @@ BYTES = 1 << 29
 REPEATS = 5
 
 
-def _memory() -> mmap.mmap:
-    """On huge pages where the system has them: memory is read faster from these."""
-    memory = mmap.mmap(-1, BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(AttributeError, OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
 class Bandwidth(Engine):
     """Measures with torch: a sum and a dot product, which read, and a copy, which reads and writes."""
 
-    packages = ("torch",)
+    packages = ("decodery", "torch")
 
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
         import torch
 
+        from decodery.models.pages import large
+
         torch.set_num_threads(settings["threads"])
-        source, target = (torch.frombuffer(_memory(), dtype=torch.float32) for _ in range(2))
+        # On huge pages, as our weights are: memory is read faster from these.
+        source, target = (large(BYTES).view(torch.float32) for _ in range(2))
         source.fill_(1.0)
         half = len(source) // 2
         self._ways: dict[str, tuple[Callable[[], object], int]] = {

@@ -225,9 +225,6 @@ class TransformersNetwork(Scorer):
             return Scores(self._call(pack, inputs, positions, wanted), tapped)
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
-        if not any(isinstance(forward.tokens, Tensor) for forward in forwards):
-            ids = [token for forward in forwards for token in forward.tokens]
-            return {"input_ids": torch.tensor([ids], device=self.device)}
         rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]
         packed = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)[None]
         if packed.is_floating_point():

@@ -214,4 +214,4 @@ class Sureness(Acceptance):
 
     def chances(self) -> list[float]:
         """The chance of each level."""
-        return [hits / tries for hits, tries in self._counts.values()]
+        return [self.chance(kind) for kind in self._counts]

@@ -159,17 +159,16 @@ static void leave(const Work_space *w, bf16 *to) {
 static void head(const Work_space *w, const Own *own) {
     const Model *m = w->model;
     const Pass *pass = w->pass;
-    int64_t depth = m->hidden / DEPTH, columns = 4 * TILE, blocks = m->vocabulary / TILE;
+    int64_t depth = m->hidden / DEPTH, blocks = m->vocabulary / TILE;
     for (int64_t i = 0; i < pass->wanted; i++)
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
     Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block), count = together * TILE;
-        multiply(&rows, from_block(m->head, block, depth), depth, together, own->product, columns);
+        multiply(&rows, from_block(m->head, block, depth), depth, together, own->product, count);
+        if (m->head_bias) add_bias(own->product, pass->wanted, count, m->head_bias + block * TILE);
         for (int64_t i = 0; i < pass->wanted; i++) {
-            float *product = own->product + i * columns;
-            if (m->head_bias)
-                for (int64_t j = 0; j < count; j++) product[j] += m->head_bias[block * TILE + j];
+            const float *product = own->product + i * count;
             if (pass->ranked)
                 rank_part(w, own, i, next, product, count);
             else

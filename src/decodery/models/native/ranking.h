@@ -20,6 +20,12 @@ static inline void take(const float *x, unsigned some, int64_t id, float *best, 
     }
 }
 
+/* Falling scores to probabilities. total: the sum of the exponentials of what all scores of the row fall short of the first. */
+static inline void to_shares(float *scores, int64_t count, float total) {
+    float highest = scores[0];
+    for (int64_t i = 0; i < count; i++) scores[i] = expf(scores[i] - highest) / total;
+}
+
 /* --- rows of logits ------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -45,8 +51,7 @@ static void rank_row(const Ranking *r, int64_t row) {
         uint16_t high = _mm512_mask_cmp_ps_mask(left, some, floor, _CMP_GT_OQ);
         if (high) sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(high, exponential(_mm512_sub_ps(some, top))));
     }
-    float total = _mm512_reduce_add_ps(sum), highest = best[0];
-    for (int64_t i = 0; i < r->count; i++) best[i] = expf(best[i] - highest) / total;
+    to_shares(best, r->count, _mm512_reduce_add_ps(sum));
 }
 
 static void rank_rows(int thread, int threads, void *argument) {
@@ -107,8 +112,7 @@ static void end_ranking(const Work_space *w, int threads) {
             __m512 share = exponential(_mm512_sub_ps(_mm512_loadu_ps(w->most + group), top));
             sum = _mm512_fmadd_ps(share, _mm512_loadu_ps(w->mass + group), sum);
         }
-        float total = _mm512_reduce_add_ps(sum), highest = shares[0];
-        for (int64_t i = 0; i < pass->ranked; i++) shares[i] = expf(shares[i] - highest) / total;
+        to_shares(shares, pass->ranked, _mm512_reduce_add_ps(sum));
     }
 }
 
