@@ -23,6 +23,15 @@ static void norm_all(const Work_space *w, const float *weight, bf16 *to) {
         normalise(w->rows + i * hidden, weight, hidden, w->model->epsilon, to + i * hidden);
 }
 
+/* product = rows @ matrix.T for the first blocks of a matrix, which are a piece of work. The others take the next pieces, as far as one
+ * can know; so the thread's own next one follows after as many. */
+static void multiply_piece(
+    const Work_space *w, const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, float *product, int64_t step
+) {
+    const char *after = (const char *)matrix.tiles + w->threads * blocks * depth * matrix.bytes;
+    multiply(rows, matrix, depth, blocks, after, product, step);
+}
+
 static void add_bias(float *product, int64_t rows, int64_t count, const float *bias) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < count; j++) product[i * count + j] += bias[j];
@@ -73,7 +82,7 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
     for (int64_t head; (head = piece()) < heads;) {
         Matrix matrix = from_block(layer->queries_keys_values, head * blocks, depth);
         const Segment *segment = pass->segment;
-        multiply(&rows, matrix, depth, blocks, own->product, width);
+        multiply_piece(w, &rows, matrix, depth, blocks, own->product, width);
         if (layer->queries_keys_values_bias)
             add_bias(own->product, pass->rows, width, layer->queries_keys_values_bias + head * width);
         for (int64_t i = 0; i < pass->rows; i++) {
@@ -94,7 +103,7 @@ static void project(
     Rows rows = enter(input, inputs, w->pass->rows, matrix, depth, own->turned);
     for (int64_t next; (next = piece()) * CHUNK < hidden;) {
         int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
-        multiply(&rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
+        multiply_piece(w, &rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
         if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
         for (int64_t i = 0; i < w->pass->rows; i++) {
             int64_t place = i * hidden + column;
@@ -143,7 +152,7 @@ static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own)
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
         bf16 *inner = w->inner + unit * TILE;
-        multiply(&rows, from_block(layer->gate_and_up, 2 * unit, depth), depth, 2 * together, own->product, count);
+        multiply_piece(w, &rows, from_block(layer->gate_and_up, 2 * unit, depth), depth, 2 * together, own->product, count);
         if (layer->gate_and_up_bias) add_bias(own->product, count_rows, count, layer->gate_and_up_bias + unit * 2 * TILE);
         if (m->activation)
             gated(own->product, count_rows, count, 1, inner, m->feed_forward);
@@ -165,7 +174,7 @@ static void head(const Work_space *w, const Own *own) {
     Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block), count = together * TILE;
-        multiply(&rows, from_block(m->head, block, depth), depth, together, own->product, count);
+        multiply_piece(w, &rows, from_block(m->head, block, depth), depth, together, own->product, count);
         if (m->head_bias) add_bias(own->product, pass->wanted, count, m->head_bias + block * TILE);
         for (int64_t i = 0; i < pass->wanted; i++) {
             const float *product = own->product + i * count;
@@ -296,6 +305,7 @@ static int64_t seen_by_all(const Segment *segment, int kind) {
 int decodery_pass(const Model *model, const Pass *pass, int threads) {
     Work_space w = {.model = model, .pass = pass};
     int64_t rows = pass->rows, group = model->heads / model->key_heads, deepest = 0, pieces = 0;
+    w.threads = threads = (int)least(threads, MOST_THREADS);
     w.padded = (rows + CHUNK - 1) / CHUNK * CHUNK;
     for (int64_t i = 0; i < pass->segments; i++) {
         Segment *segment = pass->segment + i;
@@ -306,7 +316,6 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
     }
     w.columns = (deepest + DEPTH - 1) / DEPTH * DEPTH;
     w.groups = pass->ranked ? (model->vocabulary / TILE + 4 * TILE - 1) / (4 * TILE) * TILE : 0;
-    if (threads > MOST_THREADS) threads = MOST_THREADS;
     size_t stream = aligned(rows * model->hidden * 2), added = 2 * stream, query = aligned(w.padded * model->heads * model->width * 2);
     size_t inner = aligned(w.padded * model->feed_forward * 2), marks = aligned(pass->wanted * w.groups * 4), one;
     Own own;

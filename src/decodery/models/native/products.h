@@ -58,21 +58,31 @@ static inline void tiles_on(void) {
 
 static inline void tiles_off(void) { _tile_release(); }
 
+/* Where the tiles of step k of some blocks lie, 4 tiles further on for every product: of their last steps, at the beginning of what is
+ * read after them. */
+static inline __attribute__((always_inline)) const char *soon(
+    const char *block, int64_t k, int64_t along, const int blocks, int64_t depth, const char *after
+) {
+    int64_t later = k + MOST_GROUP / blocks;
+    return later < depth ? block + later * along : after + (later - depth) * along;
+}
+
 /* Up to sixteen rows by 1, 2 or 4 blocks of a group: each has a tile of sums, which wait for their own products only. along: bytes
- * from one tile of a block to the next. */
+ * from one tile of a block to the next. after: the weights that are read next. */
 static inline __attribute__((always_inline)) void few_rows(
-    const bf16 *rows, int64_t stride, const char *block, int64_t along, const int blocks, int64_t depth, float *to, int64_t step
+    const bf16 *rows, int64_t stride, const char *block, int64_t along, const int blocks, int64_t depth, const char *after, float *to,
+    int64_t step
 ) {
     const int size = BYTES_BF16;
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t k = 0; k < depth; k++) {
-        const char *tile = block + k * along;
+        const char *tile = block + k * along, *next = soon(block, k, along, blocks, depth, after);
         _tile_loadd(4, rows + k * DEPTH, stride * 2);
-        _tile_loadd(5, read_tile(tile, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(0, 4, 5);
-        if (blocks > 1) { _tile_loadd(6, read_tile(tile + size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(1, 4, 6); }
+        fetch(next, size); _tile_loadd(5, tile, 64); _tile_dpbf16ps(0, 4, 5);
+        if (blocks > 1) { fetch(next + size, size); _tile_loadd(6, tile + size, 64); _tile_dpbf16ps(1, 4, 6); }
         if (blocks > 2) {
-            _tile_loadd(7, read_tile(tile + 2 * size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, read_tile(tile + 3 * size, BYTES_BF16, NULL, 1), 64); _tile_dpbf16ps(3, 4, 5);
+            fetch(next + 2 * size, size); _tile_loadd(7, tile + 2 * size, 64); _tile_dpbf16ps(2, 4, 7);
+            fetch(next + 3 * size, size); _tile_loadd(5, tile + 3 * size, 64); _tile_dpbf16ps(3, 4, 5);
         }
     }
     _tile_stored(0, to, step * 4);
@@ -97,33 +107,33 @@ static inline void turn_back(const float *sums, int64_t count, float *to, int64_
 
 /* Up to sixteen or thirty-two rows by some blocks of a group of a packed matrix, with the parts of rows and weights
  * exchanged: as the first factor, a tile is wanted output by output, which is how it can be unpacked fastest. groups: of 16
- * rows; groups * blocks: at most 4. */
+ * rows; groups * blocks: at most 4. Tiles are unpacked a step before they are multiplied: a tile load waits until what it loads has
+ * left the processor's queue of stores, which happens in order. */
 static inline __attribute__((always_inline)) void few_turned(
     const Rows *rows, const int groups, const char *block, int64_t along, const int bytes, const int blocks, int64_t depth,
-    float *to, int64_t step
+    const char *after, float *to, int64_t step
 ) {
     _Alignas(64) bf16 room[2][4][TILE_ELEMENTS];
     _Alignas(64) float sums[4][TILE * TILE];
-    const int size = bytes;
+    for (int b = 0; b < blocks; b++) unpack(block + b * bytes, bytes, room[0][b]);
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t k = 0; k < depth; k++) {
-        const char *tile = block + k * along;
+        const char *next = block + (k + 1) * along, *later = soon(block, k + 1, along, blocks, depth, after);
         const bf16 *turned = rows->turned + k * groups * TILE_ELEMENTS;
-        bf16(*place)[TILE_ELEMENTS] = room[k & 1];
+        bf16(*tile)[TILE_ELEMENTS] = room[k & 1], (*place)[TILE_ELEMENTS] = room[~k & 1];
         _tile_loadd(4, turned, 64);
-        if (groups == 2) {
-            _tile_loadd(5, turned + TILE_ELEMENTS, 64);
-            _tile_loadd(6, unpack(tile, bytes, place[0]), 64); _tile_dpbf16ps(0, 6, 4); _tile_dpbf16ps(1, 6, 5);
-            if (blocks > 1) {
-                _tile_loadd(7, unpack(tile + size, bytes, place[1]), 64); _tile_dpbf16ps(2, 7, 4); _tile_dpbf16ps(3, 7, 5);
+        if (groups == 2) _tile_loadd(5, turned + TILE_ELEMENTS, 64);
+        for (int b = 0; b < blocks; b++) {
+            fetch(later + b * bytes, bytes);
+            if (k + 1 < depth) unpack(next + b * bytes, bytes, place[b]);
+            switch (groups * 4 + b) { /* registers are constants */
+            case 4: _tile_loadd(6, tile[0], 64); _tile_dpbf16ps(0, 6, 4); break;
+            case 5: _tile_loadd(7, tile[1], 64); _tile_dpbf16ps(1, 7, 4); break;
+            case 6: _tile_loadd(6, tile[2], 64); _tile_dpbf16ps(2, 6, 4); break;
+            case 7: _tile_loadd(7, tile[3], 64); _tile_dpbf16ps(3, 7, 4); break;
+            case 8: _tile_loadd(6, tile[0], 64); _tile_dpbf16ps(0, 6, 4); _tile_dpbf16ps(1, 6, 5); break;
+            case 9: _tile_loadd(7, tile[1], 64); _tile_dpbf16ps(2, 7, 4); _tile_dpbf16ps(3, 7, 5); break;
             }
-            continue;
-        }
-        _tile_loadd(5, unpack(tile, bytes, place[0]), 64); _tile_dpbf16ps(0, 5, 4);
-        if (blocks > 1) { _tile_loadd(6, unpack(tile + size, bytes, place[1]), 64); _tile_dpbf16ps(1, 6, 4); }
-        if (blocks > 2) {
-            _tile_loadd(7, unpack(tile + 2 * size, bytes, place[2]), 64); _tile_dpbf16ps(2, 7, 4);
-            _tile_loadd(5, unpack(tile + 3 * size, bytes, place[3]), 64); _tile_dpbf16ps(3, 5, 4);
         }
     }
     _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64); _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
@@ -197,26 +207,29 @@ static inline __attribute__((always_inline)) void many_rows(
 }
 
 static inline __attribute__((always_inline)) void multiply_packed(
-    const Rows *rows, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, float *to, int64_t step
+    const Rows *rows, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, const char *after, float *to, int64_t step
 ) {
     int64_t group = matrix.group, along = group * bytes, count = rows->count;
     for (int64_t block = 0; block < blocks; block += group) {
         const char *tiles = (const char *)matrix.tiles + block * depth * bytes;
+        const char *next = block + group < blocks ? tiles + group * depth * bytes : after;
         float *place = to + block * TILE;
         if (count > TILE && !rows->turned) {
             many_rows(rows->rows, rows->stride, count, tiles, bytes, group, depth, place, step);
         } else if (bytes == BYTES_BF16) {
-            if (group == 4) few_rows(rows->rows, rows->stride, tiles, along, 4, depth, place, step);
-            if (group == 2) few_rows(rows->rows, rows->stride, tiles, along, 2, depth, place, step);
-            if (group == 1) few_rows(rows->rows, rows->stride, tiles, along, 1, depth, place, step);
+            if (group == 4) few_rows(rows->rows, rows->stride, tiles, along, 4, depth, next, place, step);
+            if (group == 2) few_rows(rows->rows, rows->stride, tiles, along, 2, depth, next, place, step);
+            if (group == 1) few_rows(rows->rows, rows->stride, tiles, along, 1, depth, next, place, step);
         } else if (count > TILE) {
-            for (int64_t b = 0; b + 2 <= group; b += 2)
-                few_turned(rows, 2, tiles + b * bytes, along, bytes, 2, depth, place + b * TILE, step);
-            if (group == 1) few_turned(rows, 2, tiles, along, bytes, 1, depth, place, step);
+            for (int64_t b = 0; b + 2 <= group; b += 2) {
+                const char *half = b + 2 < group ? tiles + (b + 2) * bytes : next;
+                few_turned(rows, 2, tiles + b * bytes, along, bytes, 2, depth, half, place + b * TILE, step);
+            }
+            if (group == 1) few_turned(rows, 2, tiles, along, bytes, 1, depth, next, place, step);
         } else {
-            if (group == 4) few_turned(rows, 1, tiles, along, bytes, 4, depth, place, step);
-            if (group == 2) few_turned(rows, 1, tiles, along, bytes, 2, depth, place, step);
-            if (group == 1) few_turned(rows, 1, tiles, along, bytes, 1, depth, place, step);
+            if (group == 4) few_turned(rows, 1, tiles, along, bytes, 4, depth, next, place, step);
+            if (group == 2) few_turned(rows, 1, tiles, along, bytes, 2, depth, next, place, step);
+            if (group == 1) few_turned(rows, 1, tiles, along, bytes, 1, depth, next, place, step);
         }
     }
 }
@@ -278,8 +291,9 @@ static inline __attribute__((always_inline)) void some_rows(
 }
 
 static inline __attribute__((always_inline)) void multiply_packed(
-    const Rows *entering, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, float *to, int64_t step
+    const Rows *entering, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, const char *after, float *to, int64_t step
 ) {
+    (void)after;
     int64_t stride = entering->stride, count = entering->count, group = matrix.group, along = group * bytes;
     for (int64_t i = 0; i < blocks; i++) {
         const char *block = (const char *)matrix.tiles + (i / group * group * depth + i % group) * bytes;
@@ -295,7 +309,7 @@ static inline __attribute__((always_inline)) void multiply_packed(
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
     for (int64_t column = 0; column < columns; column += TILE) {
         Rows some = {keys + column * width, width, TILE, NULL};
-        multiply_packed(&some, (Matrix){queries, BYTES_BF16, 1}, BYTES_BF16, width / DEPTH, 1, to + column * TILE, TILE);
+        multiply_packed(&some, (Matrix){queries, BYTES_BF16, 1}, BYTES_BF16, width / DEPTH, 1, NULL, to + column * TILE, TILE);
     }
 }
 
@@ -319,12 +333,12 @@ static inline void add_values(const bf16 *weights, const bf16 *values, int64_t a
 #endif
 
 /* to [count, 16 * blocks] = rows @ matrix.T, in float32; blocks: whole groups. Whole groups of 16 rows are read, and
- * written as well by some forms of a matrix, of 32 where there are more. */
-static void multiply(const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, float *to, int64_t step) {
+ * written as well by some forms of a matrix, of 32 where there are more. after: the weights that the thread will probably read next. */
+static void multiply(const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, const char *after, float *to, int64_t step) {
     switch (matrix.bytes) {
-    case BYTES_FOUR: multiply_packed(rows, matrix, BYTES_FOUR, depth, blocks, to, step); break;
-    case BYTES_EIGHT: multiply_packed(rows, matrix, BYTES_EIGHT, depth, blocks, to, step); break;
-    default: multiply_packed(rows, matrix, BYTES_BF16, depth, blocks, to, step);
+    case BYTES_FOUR: multiply_packed(rows, matrix, BYTES_FOUR, depth, blocks, after, to, step); break;
+    case BYTES_EIGHT: multiply_packed(rows, matrix, BYTES_EIGHT, depth, blocks, after, to, step); break;
+    default: multiply_packed(rows, matrix, BYTES_BF16, depth, blocks, after, to, step);
     }
 }
 

@@ -71,11 +71,15 @@ static inline void unpack_eight(const char *tile, bf16 *to) {
 /* Compilers take a tile load for an instruction that reads no memory. */
 static inline void written(void) { __asm__ volatile("" ::: "memory"); }
 
-enum { AHEAD = 3 * BYTES_BF16, PACKED_AHEAD = 16 * BYTES_FOUR };
+/* Fetch a tile into the nearest cache. What is not there does no harm. */
+static inline __attribute__((always_inline)) void fetch(const char *tile, const int bytes) {
+    for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + line, _MM_HINT_T0);
+}
+
+enum { AHEAD = 4 * BYTES_BF16 };
 
 /* A packed tile as [16 outputs, 32 inputs]. */
 static inline __attribute__((always_inline)) const bf16 *unpack(const char *tile, const int bytes, bf16 *to) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + PACKED_AHEAD + line, _MM_HINT_T0);
     if (bytes == BYTES_FOUR)
         unpack_four(tile, to);
     else
@@ -86,11 +90,8 @@ static inline __attribute__((always_inline)) const bf16 *unpack(const char *tile
 
 /* A tile in pairs: where it lies, or unpacked to `to`. fresh: it comes from memory, and so will those that follow it. */
 static inline __attribute__((always_inline)) const bf16 *read_tile(const char *tile, const int bytes, bf16 *to, const int fresh) {
-    if (bytes == BYTES_BF16) {
-        if (fresh)
-            for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + AHEAD + line, _MM_HINT_T0);
-        return (const bf16 *)tile;
-    }
+    if (fresh) fetch(tile + AHEAD, bytes);
+    if (bytes == BYTES_BF16) return (const bf16 *)tile;
     __m512i pairs[TILE];
     unpack(tile, bytes, to);
     for (int i = 0; i < TILE; i++) pairs[i] = _mm512_load_si512(to + i * DEPTH);

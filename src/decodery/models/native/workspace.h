@@ -16,6 +16,7 @@ typedef struct {
 typedef struct {
     const Model *model;
     const Pass *pass;
+    int64_t threads;
     int64_t padded; /* rows, up to a multiple of 32 */
     bf16 *rows;     /* [rows, hidden] the residual stream */
     float *added;   /* [rows, hidden] a part's output where a norm follows it */
