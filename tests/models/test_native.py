@@ -99,8 +99,9 @@ def test_a_chain_scores_like_single_steps(network: NativeNetwork, start: int) ->
         assert all(torch.equal(row, expected[place]) for place, row in enumerate(rows)), count
 
 
-def test_a_prompt_scores_the_same_in_any_chunks(network: NativeNetwork) -> None:
-    ids = random_ids(200, 3, 200)
+@pytest.mark.parametrize("length", [200, 258, 273, 530])
+def test_a_prompt_scores_the_same_in_any_chunks(network: NativeNetwork, length: int) -> None:
+    ids = random_ids(length, 3, 200)
     whole = scores(network, Forward(network.new_sequence(), ids))[0]
     sequence = network.new_sequence()
     chunks = [scores(network, Forward(sequence, chunk))[0] for chunk in (ids[:1], ids[1:40], ids[40:127], ids[127:])]

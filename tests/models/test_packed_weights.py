@@ -93,11 +93,11 @@ def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.Mo
 
 
 def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:
-    prompt, ids = random_ids(45, 1, 200), random_ids(80, 2, 200)
+    prompt, ids = random_ids(45, 1, 200), random_ids(273, 2, 200)
     sequences = [network.new_sequence() for network in (packed, native)]
     for network, sequence in zip((packed, native), sequences, strict=True):
         network.run([Forward(sequence, prompt)])
-    for count in (1, 2, 5, 16, 17, 31, 32, 33, 80):
+    for count in (1, 2, 5, 16, 17, 31, 32, 33, 80, 258, 273):
         rows = [s.owner.run([Forward(s, ids[:count])])[0].logits for s in sequences]
         assert torch.equal(*rows), count
         for sequence in sequences:

@@ -11,23 +11,26 @@
 #include "threads.h"
 #include "workspace.h"
 
-/* Which lanes see each column, and how many columns each lane sees. Hands back one past the last column that any lane sees. */
+/* Who sees what: so many first columns every lane sees; which lanes see each column from there on; how many columns each lane sees. Hands
+ * back one past the last column that any lane sees. */
 static int64_t look(
-    const Segment *segment, int64_t kind, const Piece *piece, int64_t group, uint16_t *seen, int32_t visible[LANES]
+    const Segment *segment, int64_t kind, const Piece *piece, int64_t group, int64_t *common, uint16_t *seen, int32_t visible[LANES]
 ) {
     uint16_t all = (uint16_t)((1u << piece->count) - 1);
     const uint8_t *mask = segment->mask[kind], *line[LANES];
-    int64_t column = 0, columns = segment->columns, from = segment->from[kind], last = columns;
+    int64_t columns = segment->columns, from = segment->from[kind], last = columns, prefix = segment->prefix[kind];
     int32_t limit[LANES]; /* of a causal row: the last column it sees */
     for (int64_t lane = 0; lane < LANES; lane++) {
         int64_t row = (piece->first + least(lane, piece->count - 1)) / group;
         limit[lane] = (int32_t)(columns - segment->rows + row);
         line[lane] = mask ? mask + row * (columns - from) - from : NULL;
     }
-    for (; column < segment->prefix[kind]; column++) seen[column] = all;
-    __m512i counts = _mm512_set1_epi32((int)column), one = _mm512_set1_epi32(1);
-    if (!mask) last = segment->prefix[kind] > limit[LANES - 1] ? column : limit[LANES - 1] + 1;
-    for (; column < last; column++) {
+    if (!mask) {
+        if (prefix <= limit[0]) prefix = limit[0] + 1;
+        last = prefix > limit[LANES - 1] ? prefix : limit[LANES - 1] + 1;
+    }
+    __m512i counts = _mm512_set1_epi32((int)prefix), one = _mm512_set1_epi32(1);
+    for (int64_t column = prefix; column < last; column++) {
         uint16_t lanes = 0;
         if (mask)
             for (int64_t lane = 0; lane < piece->count; lane++) lanes |= (uint16_t)(line[lane][column] << lane);
@@ -37,8 +40,23 @@ static int64_t look(
         counts = _mm512_mask_add_epi32(counts, lanes, counts, one);
     }
     _mm512_storeu_si512(visible, counts);
-    while (last > 1 && !seen[last - 1]) last--;
+    while (last > prefix && !seen[last - 1]) last--;
+    *common = prefix;
     return last;
+}
+
+/* The largest score of each lane among what it sees. Four at a time, so that no comparison waits for the one before. */
+static __m512 largest(const float *scores, int64_t columns, int64_t common, const uint16_t *seen) {
+    __m512 top[4];
+    for (int i = 0; i < 4; i++) top[i] = _mm512_set1_ps(-INFINITY);
+    int64_t column = 0;
+    for (; column + 4 <= common; column += 4)
+        for (int i = 0; i < 4; i++) top[i] = _mm512_max_ps(top[i], _mm512_loadu_ps(scores + (column + i) * LANES));
+    for (; column < columns; column++) {
+        uint16_t lanes = column < common ? 0xffff : seen[column];
+        top[0] = _mm512_mask_max_ps(top[0], lanes, top[0], _mm512_loadu_ps(scores + column * LANES));
+    }
+    return _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
 }
 
 /* The mean of values is summed in two parts. A row that sees m columns takes the first SETTLED(m) of them, a multiple of 32, on
@@ -97,9 +115,10 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     const bf16 *keys = segment->cache + 2 * index * plane + piece->key_head * segment->capacity * width;
     const bf16 *values = keys + plane;
     float *scores = own->scores;
-    /* 1. Who sees what; how many columns each lane sees; where the last of them ends. */
+    /* 1. Who sees what; where the settled columns of each lane end. */
     int32_t visible[LANES];
-    int64_t columns = look(segment, layer->kind, piece, group, own->seen, visible), first = INT64_MAX, last = 0, part_end[LANES];
+    int64_t common, first = INT64_MAX, last = 0, part_end[LANES];
+    int64_t columns = look(segment, layer->kind, piece, group, &common, own->seen, visible);
     for (int64_t lane = 0; lane < piece->count; lane++) {
         part_end[lane] = settled(visible[lane]);
         first = least(first, part_end[lane]);
@@ -108,14 +127,12 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     /* 2. Scores of all columns, and the largest of each lane. */
     pack_queries(w, piece, segment, group, (int32_t *)own->packed);
     key_products(keys, width, columns, own->packed, scores);
-    __m512 top = _mm512_set1_ps(-INFINITY);
-    for (int64_t column = 0; column < columns; column++)
-        top = _mm512_mask_max_ps(top, own->seen[column], top, _mm512_loadu_ps(scores + column * LANES));
-    /* 3. Their exponentials and the sum of these, column after column. Lanes that stand for nothing stay zero. */
+    __m512 top = largest(scores, columns, common, own->seen);
+    /* 3. Their exponentials and the sum of these, column after column. */
     __m512 scale = _mm512_set1_ps(m->scale * LOG2_E), shift = _mm512_mul_ps(top, scale), total = _mm512_setzero_ps();
     for (int64_t column = 0; column < columns; column++) {
-        __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores + column * LANES), scale, shift);
-        score = _mm512_maskz_mov_ps(own->seen[column], power_of_two(score));
+        __m512 score = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + column * LANES), scale, shift));
+        if (column >= common) score = _mm512_maskz_mov_ps(own->seen[column], score);
         _mm512_storeu_ps(scores + column * LANES, score);
         total = _mm512_add_ps(total, score);
     }

@@ -94,19 +94,23 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
 
 /* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
 
-/* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. */
+/* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. Of a long pass a
+ * stretch of rows after the other, whose inputs stay in the nearer caches while all of the matrix passes by. */
+enum { STRETCH = 256 };
+
 static void project(
     const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own
 ) {
     const Model *m = w->model;
-    int64_t depth = inputs / DEPTH, hidden = m->hidden;
-    Rows rows = enter(input, inputs, w->pass->rows, matrix, depth, own->turned);
-    for (int64_t next; (next = piece()) * CHUNK < hidden;) {
-        int64_t column = next * CHUNK, count = least(CHUNK, hidden - column);
+    int64_t depth = inputs / DEPTH, hidden = m->hidden, chunks = (hidden + CHUNK - 1) / CHUNK, all = w->pass->rows;
+    Rows rows = enter(input, inputs, all, matrix, depth, own->turned);
+    for (int64_t next; (next = piece()) < (all + STRETCH - 1) / STRETCH * chunks;) {
+        int64_t first = next / chunks * STRETCH, column = next % chunks * CHUNK, count = least(CHUNK, hidden - column);
+        rows.rows = input + first * inputs, rows.count = least(STRETCH, all - first);
         multiply_piece(w, &rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
-        if (bias) add_bias(own->product, w->pass->rows, count, bias + column);
-        for (int64_t i = 0; i < w->pass->rows; i++) {
-            int64_t place = i * hidden + column;
+        if (bias) add_bias(own->product, rows.count, count, bias + column);
+        for (int64_t i = 0; i < rows.count; i++) {
+            int64_t place = (first + i) * hidden + column;
             for (int64_t j = 0; j < count; j += TILE) {
                 __m512 x = _mm512_loadu_ps(own->product + i * count + j);
                 if (apart)
@@ -332,11 +336,13 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
     w.mass = (float *)at, at += marks;
     w.pieces = (Piece *)at, at += aligned(pieces * sizeof(Piece));
     for (int thread = 0; thread < threads; thread++, at += one) w.own[thread] = at;
+    /* As many key heads as there are threads take turns, so that a thread mostly stays with the keys and values of one. */
     for (int64_t i = 0; i < pass->segments; i++) {
         int64_t pairs = pass->segment[i].rows * group;
-        for (int64_t key_head = 0; key_head < model->key_heads; key_head++)
+        for (int64_t head = 0; head < model->key_heads; head += threads)
             for (int64_t first = 0; first < pairs; first += LANES)
-                w.pieces[w.piece_count++] = (Piece){i, key_head, first, least(LANES, pairs - first)};
+                for (int64_t key_head = head; key_head < least(head + threads, model->key_heads); key_head++)
+                    w.pieces[w.piece_count++] = (Piece){i, key_head, first, least(LANES, pairs - first)};
     }
     for (int64_t i = 0; i < rows; i++) {
         const bf16 *from = pass->token ? model->embedding + pass->token[i] * model->hidden : pass->input + i * model->hidden;

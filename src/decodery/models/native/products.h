@@ -214,12 +214,12 @@ static inline __attribute__((always_inline)) void multiply_packed(
         const char *tiles = (const char *)matrix.tiles + block * depth * bytes;
         const char *next = block + group < blocks ? tiles + group * depth * bytes : after;
         float *place = to + block * TILE;
-        if (count > TILE && !rows->turned) {
-            many_rows(rows->rows, rows->stride, count, tiles, bytes, group, depth, place, step);
-        } else if (bytes == BYTES_BF16) {
+        if (bytes == BYTES_BF16 && count <= TILE) {
             if (group == 4) few_rows(rows->rows, rows->stride, tiles, along, 4, depth, next, place, step);
             if (group == 2) few_rows(rows->rows, rows->stride, tiles, along, 2, depth, next, place, step);
             if (group == 1) few_rows(rows->rows, rows->stride, tiles, along, 1, depth, next, place, step);
+        } else if (!rows->turned) {
+            many_rows(rows->rows, rows->stride, count, tiles, bytes, group, depth, place, step);
         } else if (count > TILE) {
             for (int64_t b = 0; b + 2 <= group; b += 2) {
                 const char *half = b + 2 < group ? tiles + (b + 2) * bytes : next;
@@ -235,18 +235,38 @@ static inline __attribute__((always_inline)) void multiply_packed(
 }
 
 /* to [columns, 16]: row j, column i = keys[j] . queries[i]; width: a multiple of 32; queries packed as one block. Reads and
- * writes whole groups of 16 columns. */
+ * writes whole groups of 16 columns. Four groups together share the loads of the queries and do not wait for each other. */
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+    const int64_t four = 4 * TILE, block = TILE * width;
     written();
-    for (int64_t column = 0; column < columns; column += TILE) {
+    int64_t column = 0;
+    for (; column + 3 * TILE < columns; column += four) {
+        const bf16 *from = keys + column * width;
+        float *sums = to + column * TILE;
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        for (int64_t k = 0; k < width / DEPTH; k++) {
+            const bf16 *key = from + k * DEPTH;
+            _tile_loadd(4, queries + k * TILE_ELEMENTS, 64);
+            _tile_loadd(5, key, width * 2); _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, key + block, width * 2); _tile_dpbf16ps(1, 6, 4);
+            _tile_loadd(7, key + 2 * block, width * 2); _tile_dpbf16ps(2, 7, 4);
+            _tile_loadd(5, key + 3 * block, width * 2); _tile_dpbf16ps(3, 5, 4);
+        }
+        _tile_stored(0, sums, 64); _tile_stored(1, sums + 256, 64); _tile_stored(2, sums + 512, 64); _tile_stored(3, sums + 768, 64);
+    }
+    for (; column < columns; column += TILE) {
         _tile_zero(0);
         for (int64_t k = 0; k < width / DEPTH; k++) {
-            _tile_loadd(4, keys + column * width + k * DEPTH, width * 2);
-            _tile_loadd(5, queries + k * TILE_ELEMENTS, 64);
-            _tile_dpbf16ps(0, 4, 5);
+            _tile_loadd(4, queries + k * TILE_ELEMENTS, 64);
+            _tile_loadd(5, keys + column * width + k * DEPTH, width * 2); _tile_dpbf16ps(0, 5, 4);
         }
         _tile_stored(0, to + column * TILE, 64);
     }
+}
+
+/* Fetch 16 lines, so many elements apart. */
+static inline __attribute__((always_inline)) void fetch_lines(const bf16 *lines, int64_t apart) {
+    for (int64_t i = 0; i < TILE; i++) _mm_prefetch((const char *)(lines + i * apart), _MM_HINT_T0);
 }
 
 /* to [16, 64] = weights [16, 32 * steps] @ values [32 * steps, 64]; values in pairs of rows, which are so many elements apart. */
@@ -255,11 +275,11 @@ static inline void add_values(const bf16 *weights, const bf16 *values, int64_t a
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t step = 0; step < steps; step++) {
         _tile_loadd(4, weights + step * TILE_ELEMENTS, 64);
-        const bf16 *tile = values + step * TILE * apart;
-        _tile_loadd(5, tile, apart * 2); _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, tile + DEPTH, apart * 2); _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, tile + 2 * DEPTH, apart * 2); _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, tile + 3 * DEPTH, apart * 2); _tile_dpbf16ps(3, 4, 5);
+        const bf16 *tile = values + step * TILE * apart, *later = tile + 2 * TILE * apart;
+        fetch_lines(later, apart); _tile_loadd(5, tile, apart * 2); _tile_dpbf16ps(0, 4, 5);
+        fetch_lines(later + DEPTH, apart); _tile_loadd(6, tile + DEPTH, apart * 2); _tile_dpbf16ps(1, 4, 6);
+        fetch_lines(later + 2 * DEPTH, apart); _tile_loadd(7, tile + 2 * DEPTH, apart * 2); _tile_dpbf16ps(2, 4, 7);
+        fetch_lines(later + 3 * DEPTH, apart); _tile_loadd(5, tile + 3 * DEPTH, apart * 2); _tile_dpbf16ps(3, 4, 5);
     }
     _tile_stored(0, to, 256); _tile_stored(1, to + 16, 256); _tile_stored(2, to + 32, 256); _tile_stored(3, to + 48, 256);
 }
