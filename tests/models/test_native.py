@@ -227,8 +227,9 @@ def test_rows_may_be_ranked_instead(network: NativeNetwork, rows: int, k: int) -
         [answer] = network.run([Forward(network.new_sequence(), ids, logits=wanted, rank=k)])
         assert answer.logits.shape == (0, network.vocabulary)
         assert answer.ranking is not None
-        assert torch.equal(answer.ranking.ids, expected.ids)
-        assert torch.allclose(answer.ranking.shares, expected.shares, rtol=1e-5, atol=1e-8)
+        assert answer.ranking.ids == expected.ids
+        shares = [torch.tensor(ranking.shares) for ranking in (answer.ranking, expected)]
+        assert torch.allclose(*shares, rtol=1e-5, atol=1e-8)
 
 
 def test_the_lower_of_equal_tokens_ranks_first() -> None:
@@ -242,7 +243,7 @@ def test_the_lower_of_equal_tokens_ranks_first() -> None:
     logits = scores(network, Forward(network.new_sequence(), ids))[0]
     [answer] = network.run([Forward(network.new_sequence(), ids, rank=208)])
     assert answer.ranking is not None
-    assert torch.equal(answer.ranking.ids, logits.sort(dim=1, descending=True, stable=True).indices)
+    assert answer.ranking.ids == logits.sort(dim=1, descending=True, stable=True).indices.tolist()
 
 
 def test_one_that_wants_logits_gets_them_beside_one_that_is_ranked() -> None:
@@ -254,7 +255,7 @@ def test_one_that_wants_logits_gets_them_beside_one_that_is_ranked() -> None:
     ranked = network.run([Forward(network.new_sequence(), text, rank=4) for text in texts])
     for answer, logits in zip(ranked, whole, strict=True):
         assert answer.ranking is not None
-        assert torch.equal(answer.ranking.ids, network.top(logits, 4).ids)
+        assert answer.ranking.ids == network.top(logits, 4).ids
 
 
 def test_chosen_logits_only() -> None:
@@ -351,5 +352,5 @@ def test_the_likeliest_tokens_and_their_probabilities(vocabulary: int, k: int) -
     logits[4] = logits[4].sort().values  # each beats all before it
     ids, shares = network.top(logits, k)
     order = logits.sort(dim=1, descending=True, stable=True).indices[:, : min(k, vocabulary)]
-    assert torch.equal(ids, order)
-    assert torch.allclose(shares, logits.softmax(1).gather(1, order), atol=1e-6)
+    assert ids == order.tolist()
+    assert torch.allclose(torch.tensor(shares), logits.softmax(1).gather(1, order), atol=1e-6)

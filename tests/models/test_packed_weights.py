@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from decodery.errors import BadSetting
 from decodery.models.forward import Forward, tree_mask
 from decodery.models.native import build
-from decodery.models.native.network import FORMS, NativeNetwork, Weights
+from decodery.models.native.network import NativeNetwork
+from decodery.models.native.weights import FORMS, Weights
 from decodery.models.pages import large
 from decodery.models.paths import network_for
 

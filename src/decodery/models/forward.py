@@ -246,11 +246,12 @@ class Forward:
 class Ranking(NamedTuple):
     """The likeliest tokens of rows, likeliest first, the lowest id among equals.
 
-    ids: [n, k] int64. shares: [n, k] float32, their probabilities.
+    ids: of each row, k of them. shares: their probabilities. Lists and no tensors: who looks at them does so in Python, between
+    two passes, where each operation on a tensor takes longer than all of it.
     """
 
-    ids: Tensor
-    shares: Tensor
+    ids: Listing[list[int]]
+    shares: Listing[list[float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

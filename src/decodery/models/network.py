@@ -338,7 +338,8 @@ def _split(forwards: Listing[Forward], scores: Scores) -> list[Scores]:
     for forward in forwards:
         asked = len(forward.logit_rows())
         hidden = {tap: scores.hidden[tap][row : row + forward.count] for tap in forward.taps}
-        ranking = scores.ranking and Ranking(*(part[wanted : wanted + asked] for part in scores.ranking))
-        answers.append(Scores(scores.logits[wanted : wanted + asked], hidden, ranking))
+        own, ranking = slice(wanted, wanted + asked), scores.ranking
+        ranking = ranking and Ranking(ranking.ids[own], ranking.shares[own])
+        answers.append(Scores(scores.logits[own], hidden, ranking))
         row, wanted = row + forward.count, wanted + asked
     return answers

@@ -87,7 +87,8 @@ class Scorer(ABC):
     def top(self, logits: Tensor, k: int) -> Ranking:
         """The `k` likeliest tokens of each row of raw scores [n, vocabulary]."""
         ids = top_ids(logits, k)
-        return Ranking(ids, (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp())
+        shares = (logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)).exp()
+        return Ranking(ids.tolist(), shares.tolist())
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Around a stretch of passes and what a method does between them: lets a scorer arrange the machine for it."""

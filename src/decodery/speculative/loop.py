@@ -225,7 +225,7 @@ class ProcessedLaws:
         self._highest: list[int] | None = None
         self._raw: NDArray[np.float32] | None = None
         if ranking is not None:
-            self._highest = ranking.ids[:, 0].tolist()
+            self._highest = [ids[0] for ids in ranking.ids]
         elif job.law.greedy and not job.law.order and logits.is_cpu:
             self._raw = logits.numpy(force=True)  # which comes to a row much sooner than torch does
 

@@ -12,7 +12,6 @@ import threading
 from array import array
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 
 from decodery.models.attention import Pack, Segment
 from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
-from decodery.models.forward import POST_NORM, Attend, Layers, Ranking, Scores, Slots, Tree, tree_bytes
+from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Ranking, Scores, Slots, Tree, tree_bytes
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
+from decodery.models.native.weights import FORMS, LINES, Weights, interleaved, norm_weight
 from decodery.models.network import TransformersNetwork
 from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work
@@ -37,81 +37,24 @@ STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles depend on the position alone."""
 KINDS = ("full_attention", "sliding_attention")
 """What layers with angles of their own are called, where there are several."""
-FORMS = (384, 576, 1024)
-"""Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
-LINES = 128
-"""Tiles are read by whole pairs of cache lines."""
 _usual_threads: int | None = None
 """What torch is set to outside of `working`."""
 _calling = threading.Lock()
 """The compiled code's threads serve one caller at a time."""
 
 
-@dataclass(eq=False)
-class Weights:
-    """Packed weights, and the structures that point at them.
+class _Ranked:
+    """Room for the `k` likeliest tokens of some rows, which the decoder fills."""
 
-    forms: in which matrices may be kept, see FORMS. room: uint8, large enough for all matrices in the longest form; what is not
-    used of it takes no memory. held: keeps the vectors alive. shortened: matrices kept in fewer bits.
-    """
+    def __init__(self, rows: int, k: int):
+        self.k, self._ids, self._shares = k, array("q", bytes(8 * rows * k)), array("f", bytes(4 * rows * k))
 
-    forms: tuple[int, ...]
-    room: Tensor
-    held: list[Tensor] = field(default_factory=list)
-    shortened: int = 0
-    bytes: int = 0
-    """What the packed matrices take; a pass of all layers reads as much."""
+    def addresses(self) -> tuple[int, int]:
+        return self._ids.buffer_info()[0], self._shares.buffer_info()[0]
 
-    def pack(self, *matrices: Tensor, together: int = 4) -> binding.MatrixStruct:
-        """Matrices [outputs, inputs], one below the other, in the layout of the decoder: the shortest one that keeps every
-        weight as it is. together: blocks of 16 outputs that a product takes at once."""
-        lines = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0].contiguous()
-        outputs, inputs = lines.shape
-        if outputs % 16 or inputs % 32:
-            raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
-        group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
-        if self.bytes + 2 * outputs * inputs > len(self.room):
-            raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
-        place = self.room.data_ptr() + self.bytes
-        for form in self.forms:
-            if library().decodery_pack(lines.data_ptr(), outputs, inputs, form, group, place):
-                break
-        self.bytes += -(outputs * inputs // 512 * form // -LINES) * LINES
-        self.shortened += form != FORMS[-1]
-        return binding.MatrixStruct(place, form, group)
-
-    def floats(self, *vectors: Tensor | None) -> int | None:
-        """Address of vectors, one after the other, as float32; None where there are none."""
-        given = [vector.detach().float() for vector in vectors if vector is not None]
-        if not given:
-            return None
-        if len(given) != len(vectors):
-            raise ValueError("some parts of a layer have a bias and some have not")
-        joined = torch.cat(given).contiguous()
-        self.held.append(joined)
-        return joined.data_ptr()
-
-
-def norm_weight(norm: nn.Module) -> Tensor:
-    """What a norm multiplies with, [width] float32: its weight, or in some families one more. Raises ValueError where it is
-    neither."""
-    weight: Any = norm.weight
-    weight = weight.detach().float()
-    scale: Tensor = norm(torch.ones_like(weight))
-    for offset in (0.0, 1.0):
-        if torch.allclose(scale, weight + offset, rtol=1e-2, atol=1e-4):
-            return weight + offset
-    raise ValueError(f"{type(norm).__name__} is another kind of norm")
-
-
-def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
-    """Rows of two matrices in turns of 16."""
-    parts = torch.stack([gate.reshape(-1, 16, *gate.shape[1:]), up.reshape(-1, 16, *up.shape[1:])], dim=1)
-    return parts.reshape(-1, *gate.shape[1:])
-
-
-def _empty_ranking(rows: int, k: int) -> Ranking:
-    return Ranking(torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k))
+    def ranking(self) -> Ranking:
+        ids, shares, starts = self._ids.tolist(), self._shares.tolist(), range(0, len(self._ids), self.k)
+        return Ranking([ids[i : i + self.k] for i in starts], [shares[i : i + self.k] for i in starts])
 
 
 class NativeNetwork(TransformersNetwork):
@@ -208,7 +151,7 @@ class NativeNetwork(TransformersNetwork):
             struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
             struct.output_bias = weights.floats(at.o_proj.bias)
             if ff.gate_proj.bias is not None:
-                struct.gate_and_up_bias = weights.floats(_interleaved(ff.gate_proj.bias, ff.up_proj.bias))
+                struct.gate_and_up_bias = weights.floats(interleaved(ff.gate_proj.bias, ff.up_proj.bias))
             struct.down_bias = weights.floats(ff.down_proj.bias)
             struct.kind = 0 if window is None else 1
         # After all vectors: these stay, and would lie in the holes that the interleaved matrices leave for the next ones.
@@ -216,7 +159,7 @@ class NativeNetwork(TransformersNetwork):
             at, ff = layer.self_attn, layer.mlp
             struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
             struct.output = weights.pack(at.o_proj.weight, together=2)
-            struct.gate_and_up = weights.pack(_interleaved(ff.gate_proj.weight, ff.up_proj.weight))
+            struct.gate_and_up = weights.pack(interleaved(ff.gate_proj.weight, ff.up_proj.weight))
             struct.down = weights.pack(ff.down_proj.weight, together=2)
         self._layer_structs = layers
         head: Any = self.model.get_output_embeddings()
@@ -298,11 +241,16 @@ class NativeNetwork(TransformersNetwork):
         rows, vocabulary = logits.shape
         k = min(k, vocabulary)
         logits = logits.contiguous()
-        ranking = _empty_ranking(rows, k)
-        ids, shares = (part.data_ptr() for part in ranking)
+        ranked = _Ranked(rows, k)
         with _calling:
-            self.library.decodery_top(logits.data_ptr(), rows, vocabulary, k, ids, shares, self.threads)
-        return ranking
+            self.library.decodery_top(logits.data_ptr(), rows, vocabulary, k, *ranked.addresses(), self.threads)
+        return ranked.ranking()
+
+    def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
+        """None where the decoder looks token ids up itself: a tensor of them takes as long as all else before a pass."""
+        if self._model.embedding and not any(isinstance(forward.tokens, Tensor) for forward in forwards):
+            return {}
+        return super()._inputs(forwards)
 
     @torch.inference_mode()
     def _pass(
@@ -315,15 +263,19 @@ class NativeNetwork(TransformersNetwork):
         taps: Listing[int],
         rank: int,
     ) -> Scores:
-        tokens = inputs.get("input_ids")
-        if tokens is None:
-            rows = inputs["inputs_embeds"][0].contiguous()
-        elif self._model.embedding:
-            rows = tokens[0].long().contiguous()
-        else:
+        ids = array("q")
+        rows: Tensor | None = None
+        if not inputs:
+            for segment in pack.segments:
+                ids.extend(segment.forward.tokens)
+        elif "input_ids" in inputs and self._model.embedding:
+            ids.extend(inputs["input_ids"][0].tolist())
+        elif "input_ids" in inputs:
             base: Any = self._base
-            rows, tokens = base.embed_tokens(tokens)[0].contiguous(), None
-        count = rows.shape[0]
+            rows = base.embed_tokens(inputs["input_ids"])[0].contiguous()
+        else:
+            rows = inputs["inputs_embeds"][0].contiguous()
+        count = len(ids) if rows is None else rows.shape[0]
         # Everything below is named: the structures hold bare addresses.
         position = array("q", positions[0])
         slot, kept = array("q"), []
@@ -344,7 +296,7 @@ class NativeNetwork(TransformersNetwork):
         angles = self._rotations(max(positions[0]))
         want = array("q", wanted)
         logits = torch.empty(0 if rank else len(wanted), self.vocabulary)
-        ranking = _empty_ranking(len(wanted), min(rank, self.vocabulary)) if rank else None
+        ranked = _Ranked(len(wanted), min(rank, self.vocabulary)) if rank else None
         asked = binding.PassStruct(
             rows=count,
             segments=len(segments),
@@ -353,8 +305,8 @@ class NativeNetwork(TransformersNetwork):
             position=position.buffer_info()[0],
             cosine=(ctypes.c_void_p * 2)(*(cos.data_ptr() for cos, _ in angles)),
             sine=(ctypes.c_void_p * 2)(*(sin.data_ptr() for _, sin in angles)),
-            token=None if tokens is None else rows.data_ptr(),
-            input=rows.data_ptr(),
+            token=ids.buffer_info()[0] if rows is None else None,
+            input=None if rows is None else rows.data_ptr(),
             steps=len(indices),
             step=steps.buffer_info()[0],
             tap=places,
@@ -363,12 +315,12 @@ class NativeNetwork(TransformersNetwork):
             want=want.buffer_info()[0],
             logits=logits.data_ptr(),
         )
-        if ranking is not None:
-            asked.ranked = ranking.ids.shape[1]
-            asked.ranked_ids, asked.ranked_shares = ranking.ids.data_ptr(), ranking.shares.data_ptr()
+        if ranked is not None:
+            asked.ranked = ranked.k
+            asked.ranked_ids, asked.ranked_shares = ranked.addresses()
         self._call_native(asked)
         del kept
-        return Scores(logits, tapped, ranking)
+        return Scores(logits, tapped, None if ranked is None else ranked.ranking())
 
     def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[object]:
         """Fill in the structure of one sequence's rows; hands back the masks that it points at."""

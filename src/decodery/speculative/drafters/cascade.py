@@ -233,10 +233,10 @@ class CascadeDrafter(Drafter):
         self._right.observe(round.draft, round.emitted)
         for node, token in zip((ROOT, *round.verdict.path), round.emitted, strict=True):
             self._mixture.learn(self._answers.get(node, ()), token)
-        if self._recycled is None:
+        if self._recycled is None or (self._resting and round.ranking is None):  # to rank costs more than to rest brings
             return
         ranking = round.ranking or self._job.host.network.top(round.logits, RECYCLED)
-        ids, shares = (part.tolist() for part in ranking)
+        ids, shares = ranking
         draft, last = round.draft, round.tokens[-1]
         before = round.tokens[-2] if len(round.tokens) > 1 else -1
         # Rows of the accepted path come last, so that they stay where a pair occurs twice.
