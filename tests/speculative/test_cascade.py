@@ -181,16 +181,21 @@ def test_what_was_learned_stays_in_the_session() -> None:
 
 
 def test_it_stops_drafting_where_rows_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row costs a whole pass: no draft can pay, so none is sent, and the sources are asked ever more rarely."""
+    """Every row costs a whole pass: no draft can pay, so none is sent, and the sources are asked, and rows ranked for
+    them, ever more rarely."""
     lm = scripted_language_model(story_scorer())
     monkeypatch.setattr(lm, "cost", lambda network: CostCurve((1, 2), (1.0, 2.0)))
     looks: list[int] = []
     ask = Copied.answers
     monkeypatch.setattr(Copied, "answers", lambda self, tail, into: (looks.append(1), ask(self, tail, into))[1])
+    ranked: list[int] = []
+    rank = lm.network.top
+    monkeypatch.setattr(lm.network, "top", lambda logits, k: (ranked.append(1), rank(logits, k))[1])
     reply = lm.generate([1, 2, 3], "cascade", max_new_tokens=100)
     assert reply.stats.drafted == 0
     assert reply.stats.forwards == 100
     assert len(looks) < 60  # a request that never rests looks at least once a token
+    assert len(ranked) < 60
 
 
 @pytest.mark.parametrize("sources", ["", "copied+guessed", "+"])

@@ -233,9 +233,8 @@ class CascadeDrafter(Drafter):
         self._right.observe(round.draft, round.emitted)
         for node, token in zip((ROOT, *round.verdict.path), round.emitted, strict=True):
             self._mixture.learn(self._answers.get(node, ()), token)
-        if self._recycled is None or (
-            self._resting and round.ranking is None
-        ):  # to rank costs more than to rest brings
+        # Where there are logits and no ranking, to rank them costs more than a drafter that rests gets of it.
+        if self._recycled is None or (self._resting and round.ranking is None):
             return
         ranking = round.ranking or self._job.host.network.top(round.logits, RECYCLED)
         ids, shares = ranking
