@@ -205,7 +205,7 @@ class TransformersNetwork(Scorer):
         with self._lock:
             scores = self._pass(pack, inputs, positions, wanted, first.layers, taps, rank)
         for forward in forwards:
-            forward.sequence.write(forward.written_slots(), _ids(forward), forward.row_positions())
+            forward.sequence.write(forward.written_slots(), ids_of(forward), forward.row_positions())
         pack.forget_borrowed()
         return _split(forwards, scores)
 
@@ -319,7 +319,7 @@ class TransformersNetwork(Scorer):
                 handle.remove()
 
 
-def _ids(forward: Forward) -> list[int]:
+def ids_of(forward: Forward) -> list[int]:
     """The token id of each row; -1 for embeddings. Hidden rows that go on from earlier layers keep their cached ids."""
     if not isinstance(forward.tokens, Tensor):
         return list(forward.tokens)

@@ -40,7 +40,7 @@ static inline __m512 rounded(__m512 value) {
 #define LOG2_E 1.44269504f
 
 /* 2 to the power x, x at most 127: 2^n * 2^f with f in [-1/2, 1/2] and the polynomial nearest to 2^f of those that are 1 at 0; relative
- * error below 3e-6, a thousandth of what bfloat16 rounds. */
+ * error below 3e-6, a thousandth of what bfloat16 rounds. Of minus infinity it is 0: what is no number, times 2^-infinity, scalef takes for 0. */
 static inline __m512 power_of_two(__m512 x) {
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 part = _mm512_sub_ps(x, whole);

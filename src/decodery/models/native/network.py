@@ -24,9 +24,9 @@ from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
 from decodery.models.native.weights import FORMS, LINES, Weights, interleaved, norm_weight
-from decodery.models.network import TransformersNetwork
+from decodery.models.network import TransformersNetwork, ids_of
 from decodery.models.pages import give_back, large
-from decodery.models.scorer import Head, Work
+from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -248,9 +248,8 @@ class NativeNetwork(TransformersNetwork):
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
         """None where the decoder looks token ids up itself: a tensor of them takes as long as all else before a pass."""
-        if self._model.embedding and not any(isinstance(forward.tokens, Tensor) for forward in forwards):
-            return {}
-        return super()._inputs(forwards)
+        _, embedded = pass_key(forwards[0])
+        return super()._inputs(forwards) if embedded or not self._model.embedding else {}
 
     @torch.inference_mode()
     def _pass(
@@ -267,9 +266,7 @@ class NativeNetwork(TransformersNetwork):
         rows: Tensor | None = None
         if not inputs:
             for segment in pack.segments:
-                ids.extend(segment.forward.tokens)
-        elif "input_ids" in inputs and self._model.embedding:
-            ids.extend(inputs["input_ids"][0].tolist())
+                ids.extend(ids_of(segment.forward))
         elif "input_ids" in inputs:
             base: Any = self._base
             rows = base.embed_tokens(inputs["input_ids"])[0].contiguous()
