@@ -40,6 +40,12 @@ class TestLogging:
         assert all(np.count_nonzero(pair.p) == np.count_nonzero(pair.q) == 3 for pair in pairs)
         assert all(3 <= len(pair.p) <= 6 for pair in pairs)
 
+    def test_ties_do_not_widen_the_support(self):
+        """A law of counts gives every unseen token the same mass."""
+        lm = scripted_language_model(TabularScorer(40, order=1, seed=3))
+        pairs = log_laws(lm, DraftModel(draft="ngram-text"), [[0]], 10, temperature=1.0, support=5, max_new_tokens=10)
+        assert all(np.count_nonzero(pair.q) == np.count_nonzero(pair.p) == 5 for pair in pairs)
+
     def test_repeated_prompts_give_other_text(self):
         pairs = log_laws(_model(), DraftModel(draft="other"), [[0, 1]], 40, temperature=1.0, max_new_tokens=4)
         assert len({pair.p.tobytes() for pair in pairs}) > 10

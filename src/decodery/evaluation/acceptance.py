@@ -39,7 +39,7 @@ from decodery.speculative.transport import (
     rrs_wor_samples,
 )
 from decodery.speculative.transport.laws import Row
-from decodery.speculative.transport.optimum import without_replacement
+from decodery.speculative.transport.optimum import likeliest, without_replacement
 from decodery.speculative.verifiers import Verdict
 
 Progress = Callable[[str, int, int], None]
@@ -86,7 +86,7 @@ def log_laws(
     """
     pairs: list[LawPair] = []
     logged: dict[int, list[LawPair]] = {}
-    method = _logging(drafting, logged)
+    method = _logging(drafting, logged, support)
     settings = Settings(temperature=temperature, top_k=support, max_new_tokens=max_new_tokens, seed=seed)
     requests = 0
     while len(pairs) < rows:
@@ -107,7 +107,7 @@ def log_laws(
     return pairs[:rows]
 
 
-def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]]) -> Method:
+def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]], support: int) -> Method:
     """Plain decoding that keeps the laws it passes, by request."""
 
     @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]]) -> Meth
                 q = yield from laws.root(job.tokens)
                 scores = yield Forward(sequence, job.tokens[sequence.length :], logits=Rows.LAST)
                 p = job.law.log_probabilities(scores.logits[0]).exp()
-                logged.setdefault(job.request, []).append(_pair(p, q))
+                logged.setdefault(job.request, []).append(_pair(p, q, support))
                 before, token = list(job.tokens), job.draw(scores.logits[0])
                 over = job.commit([token], scores.logits)
                 laws.observe(Round(before, EMPTY, Verdict((), token), [token], scores.logits, {}))
@@ -136,10 +136,18 @@ def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]]) -> Meth
     return LogLaws()
 
 
-def _pair(p: torch.Tensor, q: torch.Tensor) -> LawPair:
-    allowed = (p > 0) | (q > 0)
-    target, draft = (law[allowed].double().cpu().numpy() for law in (p, q))
-    return LawPair(target / target.sum(), draft / draft.sum())
+def _pair(p: torch.Tensor, q: torch.Tensor, support: int) -> LawPair:
+    target, draft = (_kept(law.double().cpu().numpy(), support) for law in (p, q))
+    allowed = (target > 0) | (draft > 0)
+    return LawPair(target[allowed], draft[allowed])
+
+
+def _kept(law: Row, support: int) -> Row:
+    """The law of its likeliest tokens. Top-k alone keeps all that tie with the last: in a law of counts, most tokens."""
+    kept = likeliest(law, support)
+    found = np.zeros_like(law)
+    found[kept] = law[kept] / law[kept].sum()
+    return found
 
 
 @dataclass
