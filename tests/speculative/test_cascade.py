@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class TestCascade(DrafterLaws):
 
 
 def table(vocabulary: int = 50) -> SuccessorTable:
-    context = np.array([[1, 2], [1, 2], [3, 2], [4, 5]])
+    context = np.array([[9, 1, 2], [9, 1, 2], [0, 3, 2], [0, 4, 5]])
     ids = np.array([[7, 8], [8, 9], [7, 1], [6, 0]])
     shares = np.array([[0.9, 0.1], [0.6, 0.3], [1.0, 0.0], [0.5, 0.5]], dtype=np.float32)
     return SuccessorTable.average(context, ids, shares, vocabulary, "words")
@@ -33,43 +34,53 @@ def table(vocabulary: int = 50) -> SuccessorTable:
 
 class TestSuccessorTable:
     def test_it_averages_laws(self) -> None:
-        ids, shares, count = table().after_pair(1, 2)
-        assert (ids, count) == ([7, 8, 9], 2)
-        assert shares == pytest.approx([0.45, 0.35, 0.15], abs=1 / 255)
-        ids, shares = table().after_token(2)
-        assert ids == [7, 8, 9]
+        for run in ([1, 2], [9, 1, 2]):
+            ids, shares, count = table().after(run)
+            assert (ids, count) == ([7, 8, 9], 2)
+            assert shares == pytest.approx([0.45, 0.35, 0.15], abs=1 / 255)
+        ids, shares, count = table().after([2])
+        assert (ids, count) == ([7, 8, 9], 3)
         assert shares == pytest.approx([1.9 / 3, 0.7 / 3, 0.1], abs=1 / 255)
-        assert table().after_pair(2, 1) == ([], [], 0)
-        assert table().after_token(0) == ([], [])
+        assert table().after([2, 1]) == table().after([0]) == ([], [], 0)
+        assert table().after([0, 3, 2]) == ([], [], 0), "seen once"
+
+    def test_a_vocabulary_whose_runs_fit_no_key_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="need less than 2097152"):
+            table(vocabulary=1 << 21)
 
     def test_it_survives_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "table.npz"
         table().save(path)
         again = SuccessorTable.read(path)
-        assert again.after_pair(1, 2) == table().after_pair(1, 2)
-        assert again.after_token(5) == table().after_token(5)
+        for run in ([5], [1, 2], [9, 1, 2]):
+            assert again.after(run) == table().after(run) != ([], [], 0)
         assert (again.vocabulary, again.tokenizer) == (50, "words")
 
     @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
     @settings(max_examples=30, deadline=None)
     def test_against_a_dictionary(self, rows: int, seed: int) -> None:
         generator = np.random.Generator(np.random.Philox(key=seed))
-        context = generator.integers(0, 4, (rows, 2))
+        context = generator.integers(0, 3, (rows, 3))
         ids = np.stack([generator.permutation(6)[:3] for _ in range(rows)])
         shares = generator.dirichlet([1, 1, 1], rows).astype(np.float32)
-        made = SuccessorTable.average(context, ids, shares, 6, per_pair=6)
-        expected: dict[tuple[int, int], dict[int, float]] = {}
-        for pair, names, parts in zip(context.tolist(), ids.tolist(), shares.tolist(), strict=True):
-            row = expected.setdefault(tuple(pair), {})
-            for name, part in zip(names, parts, strict=True):
-                row[name] = row.get(name, 0.0) + part / context.tolist().count(pair)
-        for pair, row in expected.items():
-            names, parts, count = made.after_pair(*pair)
-            assert count == context.tolist().count(list(pair))
-            assert dict(zip(names, parts, strict=True)) == pytest.approx(
-                {name: part for name, part in row.items() if name in names}, abs=1 / 255
-            )
-            assert all(part < 1 / 255 for name, part in row.items() if name not in names)
+        made = SuccessorTable.average(context, ids, shares, 6, kept=(6, 6, 6), seen=(1, 1, 2))
+        for length in (1, 2, 3):
+            runs = [tuple(row) for row in context[:, 3 - length :].tolist()]
+            for run in itertools.product(range(3), repeat=length):
+                expected: dict[int, float] = {}
+                for other, names, parts in zip(runs, ids.tolist(), shares.tolist(), strict=True):
+                    if other == run:
+                        for name, part in zip(names, parts, strict=True):
+                            expected[name] = expected.get(name, 0.0) + part / runs.count(run)
+                names, parts, count = made.after(run)
+                if runs.count(run) < (2 if length == 3 else 1):
+                    assert (names, parts, count) == ([], [], 0)
+                    continue
+                assert count == runs.count(run)
+                assert dict(zip(names, parts, strict=True)) == pytest.approx(
+                    {name: part for name, part in expected.items() if name in names}, abs=1 / 255
+                )
+                assert all(part < 1 / 255 for name, part in expected.items() if name not in names)
 
     @pytest.mark.parametrize("content", [b"", b"no archive"])
     def test_other_files_are_refused(self, tmp_path: Path, content: bytes) -> None:
@@ -128,7 +139,9 @@ class TestSources:
         for _ in range(2):  # the second time from memory
             answers: list[Answer] = []
             source.answers((0, 1, 2), answers)
-            assert [label for label, _, _ in answers] == [("table", 1, 0), ("table", 2, 2)]
+            assert [label for label, _, _ in answers] == [("table", 1, 3), ("table", 2, 2)]
+            source.answers((5, 9, 1, 2), answers)
+            assert [label for label, _, _ in answers[2:]] == [("table", 1, 3), ("table", 2, 2), ("table", 3, 2)]
 
 
 class TestMixture:
@@ -224,5 +237,5 @@ def test_the_shipped_table_is_of_the_default_model() -> None:
     path = Path(decodery.__file__).parent / "artifacts" / "successors-smollm2-135m.npz"
     held = SuccessorTable.read(path)
     assert held.vocabulary == 49152
-    assert len(held.pair_keys) > 20_000
-    assert (np.diff(held.pair_keys) > 0).all()
+    assert [len(run.keys) > 5_000 for run in held.runs] == [True] * 3
+    assert all((np.diff(run.keys) > 0).all() for run in held.runs)

@@ -35,7 +35,7 @@ Answer: TypeAlias = tuple[Hashable, Sequence[int], Sequence[float]]
 _COPIED = {(order, count): ("copied", order, count) for order in ORDERS for count in range(OCCURRENCES + 1)}
 _SHARES = [(), *((1.0 / count,) * count for count in range(1, OCCURRENCES + 1))]
 _PAIR, _SINGLE = ("recycled", 2), ("recycled", 1)
-_TABLED, _TABLED_PAIR = ("table", 1, 0), {count: ("table", 2, count) for count in (1, 2, 3, 4)}
+_TABLED = [[("table", length, count) for count in range(5)] for length in (1, 2, 3)]
 
 
 class Copied:
@@ -112,21 +112,18 @@ class Tabled:
 
     def __init__(self, table: SuccessorTable):
         self._table = table
-        self._known: dict[Tail, list[Answer]] = {}
+        self._known: dict[Tail, Answer] = {}
 
     def answers(self, tail: Tail, into: list[Answer]) -> None:
-        pair = tail[-2:]
-        known = self._known.get(pair)
-        if known is None:
-            known = self._known[pair] = []
-            ids, shares = self._table.after_token(pair[-1])
-            if ids:
-                known.append((_TABLED, ids, shares))
-            if len(pair) == 2:
-                ids, shares, count = self._table.after_pair(*pair)
-                if ids:
-                    known.append((_TABLED_PAIR[min(count, 4)], ids, shares))
-        into.extend(known)
+        for length in range(1, min(len(tail), len(_TABLED)) + 1):
+            run = tail[-length:]
+            answer = self._known.get(run)
+            if answer is None:
+                ids, shares, count = self._table.after(run)
+                answer = self._known[run] = (_TABLED[length - 1][min(count, 4)], ids, shares)
+            if not answer[1]:
+                return
+            into.append(answer)
 
 
 Source: TypeAlias = Copied | Recycled | Tabled
@@ -136,8 +133,9 @@ PRIOR: dict[Hashable, float] = {
        for order, weight in zip(ORDERS, (0.1, 0.5, 1.5, 3.0, 6.0, 10.0), strict=True) for seen in (0, 1, 2, 3)},
     _SINGLE: 0.3,
     _PAIR: 2.5,
-    _TABLED: 0.1,
-    **{label: 0.5 + 0.25 * count for count, label in _TABLED_PAIR.items()},
+    **dict.fromkeys(_TABLED[0], 0.1),
+    **{label: 0.5 + 0.25 * count for count, label in enumerate(_TABLED[1])},
+    **{label: 0.8 + 0.3 * count for count, label in enumerate(_TABLED[2])},
 }  # fmt: skip
 """Weights before anything was learned."""
 LEAST_WEIGHT = 0.3

@@ -1,11 +1,13 @@
-"""A table of likely successors of tokens and of pairs of tokens, as a model itself gave them."""
+"""A table of likely successors of runs of one, two and three tokens, as a model itself gave them."""
 
 from __future__ import annotations
 
 import zipfile
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np
 from decodery.errors import BadInput
@@ -13,27 +15,49 @@ from decodery.errors import BadInput
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = "decodery successors 1"
+FORMAT = "decodery successors 2"
 LEVELS = 255
 """Shares are kept in so many steps."""
+KEPT = (8, 4, 3)
+"""Successors kept of runs of one, two and three tokens."""
+SEEN = (1, 1, 2)
+"""Runs that were seen less often are left out: most runs of three occur once, and tell little that their last two do not."""
+LARGEST = 1 << 21
+"""Three ids of a smaller vocabulary fit one key."""
+
+
+@dataclass(frozen=True, eq=False)
+class Successors:
+    """Successors of runs of one length; never changes.
+
+    keys: [runs] int64 ascending, the run's tokens as digits to the base of the vocabulary. ids: [runs, k] int32, likeliest
+    first, -1 where there are fewer. shares: [runs, k] uint8, probability in 1 / 255. counts: [runs] uint8, how often the run
+    was seen (at most 255).
+    """
+
+    keys: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    shares: NDArray[np.uint8]
+    counts: NDArray[np.uint8]
+
+    def after(self, key: int) -> tuple[list[int], list[float], int]:
+        """Successors of a run, their shares, and how often it was seen; empty where it was not."""
+        # Drafting waits for this: views give Python numbers several times sooner than arrays do.
+        keys = self.keys.data
+        row = bisect_left(keys, key)
+        if row == len(keys) or keys[row] != key:
+            return [], [], 0
+        ids: list[int] = self.ids[row].data.tolist()
+        found = [token for token in ids if token >= 0]
+        shares: list[int] = self.shares[row].data.tolist()
+        return found, [share / LEVELS for share in shares[: len(found)]], int(self.counts[row])
 
 
 @dataclass(frozen=True, eq=False)
 class SuccessorTable:
-    """Successors of pairs and of single tokens; never changes.
+    """Successors of runs of one, two and three tokens (`runs[0]` to `runs[2]`); never changes."""
 
-    pair_keys: [pairs] int64 ascending, first token * vocabulary + second token. pair_ids: [pairs, k] int32, likeliest first,
-    -1 where there are fewer. pair_shares: [pairs, k] uint8, probability in 1 / 255. pair_counts: [pairs] uint8, how often
-    the pair was seen (at most 255). token_ids, token_shares, token_keys: the same for single tokens.
-    """
-
-    pair_keys: NDArray[np.int64]
-    pair_ids: NDArray[np.int32]
-    pair_shares: NDArray[np.uint8]
-    pair_counts: NDArray[np.uint8]
-    token_keys: NDArray[np.int64]
-    token_ids: NDArray[np.int32]
-    token_shares: NDArray[np.uint8]
+    runs: tuple[Successors, ...]
     vocabulary: int
     tokenizer: str = ""
 
@@ -45,49 +69,43 @@ class SuccessorTable:
         shares: NDArray[np.float32],
         vocabulary: int,
         tokenizer: str = "",
-        per_pair: int = 4,
-        per_token: int = 8,
+        kept: Sequence[int] = KEPT,
+        seen: Sequence[int] = SEEN,
     ) -> SuccessorTable:
-        """The table of the mean law after each pair and each token.
+        """The table of the mean law after each run of tokens.
 
-        context: [n, 2] the last two tokens. ids, shares: [n, k] likeliest successors there and their probabilities.
+        context: [n, 3] the last three tokens. ids, shares: [n, k] likeliest successors there and their probabilities. kept:
+        successors of a run. seen: how often a run must occur, both by its length. Raises ValueError for a vocabulary whose
+        runs do not fit a key.
         """
-        pairs = _mean(context[:, 0] * vocabulary + context[:, 1], ids, shares, vocabulary, per_pair)
-        tokens = _mean(context[:, 1], ids, shares, vocabulary, per_token)
-        return cls(*pairs, *tokens[:3], vocabulary, tokenizer)
+        if vocabulary >= LARGEST:
+            raise ValueError(
+                f"a vocabulary of {vocabulary} tokens is too large: runs of three need less than {LARGEST}."
+            )
+        runs: list[Successors] = []
+        key = np.zeros(len(context), dtype=np.int64)
+        for place, (most, least) in enumerate(zip(kept, seen, strict=True)):
+            key = key + context[:, -1 - place] * np.int64(vocabulary) ** place
+            runs.append(_mean(key, ids, shares, vocabulary, most, least))
+        return cls(tuple(runs), vocabulary, tokenizer)
 
-    def after_pair(self, first: int, second: int) -> tuple[list[int], list[float], int]:
-        """Successors of a pair, their shares, and how often it was seen; empty where it was not."""
-        key = first * self.vocabulary + second
-        row = int(self.pair_keys.searchsorted(key))
-        if row == len(self.pair_keys) or self.pair_keys[row] != key:
-            return [], [], 0
-        ids, shares = _row(self.pair_ids[row], self.pair_shares[row])
-        return ids, shares, int(self.pair_counts[row])
-
-    def after_token(self, token: int) -> tuple[list[int], list[float]]:
-        """Successors of a token and their shares; empty where it was not seen."""
-        row = int(self.token_keys.searchsorted(token))
-        if row == len(self.token_keys) or self.token_keys[row] != token:
-            return [], []
-        return _row(self.token_ids[row], self.token_shares[row])
+    def after(self, run: Sequence[int]) -> tuple[list[int], list[float], int]:
+        """Successors of a run of at most three tokens, their shares, and how often it was seen; empty where it was not."""
+        key = 0
+        for token in run:
+            key = key * self.vocabulary + token
+        return self.runs[len(run) - 1].after(key)
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz file."""
-        np.savez_compressed(
-            path,
-            format=FORMAT,
-            vocabulary=self.vocabulary,
-            tokenizer=self.tokenizer,
+        arrays: dict[str, Any] = {}
+        for length, run in enumerate(self.runs, start=1):
             # Differences compress better than keys.
-            pair_keys=np.diff(self.pair_keys, prepend=0),
-            pair_ids=self.pair_ids,
-            pair_shares=self.pair_shares,
-            pair_counts=self.pair_counts,
-            token_keys=np.diff(self.token_keys, prepend=0),
-            token_ids=self.token_ids,
-            token_shares=self.token_shares,
-        )
+            arrays[f"keys{length}"] = np.diff(run.keys, prepend=0)
+            arrays[f"ids{length}"] = run.ids
+            arrays[f"shares{length}"] = run.shares
+            arrays[f"counts{length}"] = run.counts
+        np.savez_compressed(path, format=FORMAT, vocabulary=self.vocabulary, tokenizer=self.tokenizer, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> SuccessorTable:
@@ -96,32 +114,30 @@ class SuccessorTable:
             with np.load(path, allow_pickle=False) as held:
                 if str(held["format"]) != FORMAT:
                     raise ValueError(f"it is of the format {held['format']}")
-                return cls(
-                    np.cumsum(held["pair_keys"]),
-                    held["pair_ids"],
-                    held["pair_shares"],
-                    held["pair_counts"],
-                    np.cumsum(held["token_keys"]),
-                    held["token_ids"],
-                    held["token_shares"],
-                    int(held["vocabulary"]),
-                    str(held["tokenizer"]),
-                )
+                runs = [
+                    Successors(
+                        np.cumsum(held[f"keys{length}"]),
+                        held[f"ids{length}"],
+                        held[f"shares{length}"],
+                        held[f"counts{length}"],
+                    )
+                    for length in range(1, len(KEPT) + 1)
+                ]
+                return cls(tuple(runs), int(held["vocabulary"]), str(held["tokenizer"]))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BadInput(f"{path} is no table of successors: {error}.") from error
 
 
-def _row(ids: NDArray[np.int32], shares: NDArray[np.uint8]) -> tuple[list[int], list[float]]:
-    found = [token for token in ids.tolist() if token >= 0]
-    return found, [share / LEVELS for share in shares.tolist()[: len(found)]]
-
-
 def _mean(
-    keys: NDArray[np.int64], ids: NDArray[np.int64], shares: NDArray[np.float32], vocabulary: int, kept: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Rows of the `kept` likeliest successors per key: keys, ids, shares, counts."""
+    keys: NDArray[np.int64], ids: NDArray[np.int64], shares: NDArray[np.float32], vocabulary: int, kept: int, seen: int
+) -> Successors:
+    """The `kept` likeliest successors of each key that occurs at least `seen` times."""
     unique, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    # A cell is a (key, successor); vocabulary squared times keys would not fit, so keys are numbered first.
+    often = counts[place] >= seen
+    renumbered = np.cumsum(counts >= seen) - 1
+    unique, place, counts = unique[counts >= seen], renumbered[place[often]], counts[counts >= seen]
+    ids, shares = ids[often], shares[often]
+    # A cell is a (key, successor); the vocabulary times keys would not fit, so keys are numbered first.
     cells = (place[:, None] * np.int64(vocabulary) + ids).ravel()
     found, where = np.unique(cells, return_inverse=True)
     total = np.bincount(where, shares.ravel().astype(np.float64), len(found))
@@ -135,4 +151,4 @@ def _mean(
     share = np.zeros((len(unique), kept), dtype=np.uint8)
     best[row[chosen], rank[chosen]] = token[chosen]
     share[row[chosen], rank[chosen]] = np.minimum(LEVELS, np.round(mean[chosen] * LEVELS)).astype(np.uint8)
-    return unique, best, share, np.minimum(counts, 255).astype(np.uint8)
+    return Successors(unique, best, share, np.minimum(counts, 255).astype(np.uint8))

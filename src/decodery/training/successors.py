@@ -1,8 +1,8 @@
-"""Which tokens a model itself lets follow a pair of tokens, averaged over text that it wrote: a table for drafting.
+"""Which tokens a model itself lets follow runs of one to three tokens, averaged over text that it wrote: a table for drafting.
 
 Nothing is trained. The model answers varied prompts (`decodery.training.prompts`), half of them greedily and half at
-temperature 0.8; at every token its own probabilities of the likeliest successors are added up under the last two tokens
-and under the last one. Run it as `python -m decodery.training.successors --help`.
+temperature 0.8; at every token its own probabilities of the likeliest successors are added up under the last token, the last
+two, and the last three. Run it as `python -m decodery.training.successors --help`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KEPT = 4
 """Successors that are noted at each token."""
+CONTEXT = 3
+"""Tokens before it that are noted."""
 
 
 def write_texts(
@@ -33,7 +35,7 @@ def write_texts(
 ) -> list[Path]:
     """Let the model answer, batch by batch; each batch becomes a file, and files that are there are not made again.
 
-    A file holds `context` [n, 2] (the last two tokens), `ids` and `shares` [n, KEPT] (likeliest successors and their
+    A file holds `context` [n, 3] (the last three tokens), `ids` and `shares` [n, KEPT] (likeliest successors and their
     probabilities).
     """
     from rich.progress import track
@@ -59,7 +61,7 @@ def write_texts(
             before = [*reply.prompt_token_ids, *reply.token_ids]
             offset = len(reply.prompt_token_ids)
             for place, entry in enumerate(reply.logprobs):
-                context.append(before[offset + place - 2 : offset + place])
+                context.append(before[offset + place - CONTEXT : offset + place])
                 ids.append([token for token, _ in entry.top[:KEPT]])
                 shares.append([np.exp(value) for _, value in entry.top[:KEPT]])
         scratch = path.with_suffix(".tmp.npz")
@@ -112,13 +114,13 @@ def main() -> None:
     given.artifact.parent.mkdir(parents=True, exist_ok=True)
     table.save(given.artifact)
     card = {
-        "what": "successors of pairs of tokens and of tokens, averaged over the model's own text",
+        "what": "successors of runs of one, two and three tokens, averaged over the model's own text",
         "model": given.model,
         "recipe": f"python -m decodery.training.successors {shlex.join(sys.argv[1:])}",
         "data": "answers of the model itself to decodery.training.prompts.varied_prompts",
         "seed": given.seed,
         "tokens": sum(len(np.load(path)["context"]) for path in files),
-        "pairs": len(table.pair_keys),
+        "runs": [len(run.keys) for run in table.runs],
         "tokenizer": table.tokenizer,
         "bytes": given.artifact.stat().st_size,
     }
