@@ -11,7 +11,8 @@ import torch
 import decodery
 from decodery.diffusion.blocks.base import FixedBlocks
 from decodery.diffusion.caches.fast_dllm import PrefixCache
-from decodery.diffusion.freedave import Drafting, FreeDave
+from decodery.diffusion.drafting import Drafting
+from decodery.diffusion.freedave import FreeDave
 from decodery.diffusion.loop import Plan
 from decodery.diffusion.masked_diffusion import RULES
 from decodery.diffusion.unmasking.llada import Quota
