@@ -4,8 +4,8 @@ python -m decodery.training.rainbow_padding --padding eos --folder work-eos --ar
 python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
 python benchmarks/rainbow_padding.py --eos arm-eos --rainbow arm-rainbow --json result.json
 
-With --random a third arm, trained on pads without an order, is measured too. All decoding is greedy, one token a step, the
-surest first.
+Each arm can be measured alone. With --random a third one, trained on pads without an order, is measured too. All decoding is
+greedy, one token a step, the surest first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from decodery.training.rainbow_padding import behaviour, cascade, first_step, pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--eos", type=Path, required=True, help="folder of the arm with end tokens")
-    parser.add_argument("--rainbow", type=Path, required=True, help="folder of the arm with rainbow padding")
+    parser.add_argument("--eos", type=Path, help="folder of the arm with end tokens")
+    parser.add_argument("--rainbow", type=Path, help="folder of the arm with rainbow padding")
     parser.add_argument("--random", type=Path, help="folder of the control with pads in random order")
     parser.add_argument("--canvases", type=int, nargs="+", default=[24, 32, 64, 128])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 4, 16])
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if not (given.eos or given.rainbow or given.random):
+        parser.error("name at least one arm: --eos, --rainbow or --random")
     asked = questions(given.samples, given.seed)
     result: dict[str, object] = {"samples": given.samples, "seed": given.seed}
     for name in ("eos", "rainbow", "random"):
