@@ -237,5 +237,6 @@ def test_the_shipped_table_is_of_the_default_model() -> None:
     path = Path(decodery.__file__).parent / "artifacts" / "successors-smollm2-135m.npz"
     held = SuccessorTable.read(path)
     assert held.vocabulary == 49152
-    assert [len(run.keys) > 5_000 for run in held.runs] == [True] * 3
+    assert len(held.runs) == 3
+    assert all(len(run.keys) > 20_000 for run in held.runs)
     assert all((np.diff(run.keys) > 0).all() for run in held.runs)

@@ -7,11 +7,12 @@ mixture of their answers, weighted by how well each has done lately, is the draf
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from math import exp, log, log2
 from typing import TypeAlias
 
 from decodery.speculative.budget import Acceptance
-from decodery.speculative.successors import SuccessorTable
+from decodery.speculative.successors import LENGTHS, SuccessorTable
 
 ORDERS = (1, 2, 3, 4, 6, 8)
 """Lengths of the runs of last tokens that are looked up in the text."""
@@ -35,7 +36,7 @@ Answer: TypeAlias = tuple[Hashable, Sequence[int], Sequence[float]]
 _COPIED = {(order, count): ("copied", order, count) for order in ORDERS for count in range(OCCURRENCES + 1)}
 _SHARES = [(), *((1.0 / count,) * count for count in range(1, OCCURRENCES + 1))]
 _PAIR, _SINGLE = ("recycled", 2), ("recycled", 1)
-_TABLED = [[("table", length, count) for count in range(5)] for length in (1, 2, 3)]
+_TABLED = [[("table", length, count) for count in range(5)] for length in LENGTHS]
 
 
 class Copied:
@@ -112,15 +113,15 @@ class Tabled:
 
     def __init__(self, table: SuccessorTable):
         self._table = table
-        self._known: dict[Tail, Answer] = {}
+        self._after = lru_cache(MOST_ROWS)(self._look_up)
+
+    def _look_up(self, run: Tail) -> Answer:
+        ids, shares, count = self._table.after(run)
+        return _TABLED[len(run) - 1][min(count, 4)], ids, shares
 
     def answers(self, tail: Tail, into: list[Answer]) -> None:
-        for length in range(1, min(len(tail), len(_TABLED)) + 1):
-            run = tail[-length:]
-            answer = self._known.get(run)
-            if answer is None:
-                ids, shares, count = self._table.after(run)
-                answer = self._known[run] = (_TABLED[length - 1][min(count, 4)], ids, shares)
+        for length in LENGTHS[: len(tail)]:
+            answer = self._after(tail[-length:])
             if not answer[1]:
                 return
             into.append(answer)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 FORMAT = "decodery successors 2"
 LEVELS = 255
 """Shares are kept in so many steps."""
+LENGTHS = (1, 2, 3)
+"""Lengths of the runs."""
 KEPT = (8, 4, 3)
-"""Successors kept of runs of one, two and three tokens."""
+"""Successors kept of runs of each length."""
 SEEN = (1, 1, 2)
 """Runs that were seen less often are left out: most runs of three occur once, and tell little that their last two do not."""
 LARGEST = 1 << 21
@@ -121,7 +123,7 @@ class SuccessorTable:
                         held[f"shares{length}"],
                         held[f"counts{length}"],
                     )
-                    for length in range(1, len(KEPT) + 1)
+                    for length in LENGTHS
                 ]
                 return cls(tuple(runs), int(held["vocabulary"]), str(held["tokenizer"]))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -133,10 +135,6 @@ def _mean(
 ) -> Successors:
     """The `kept` likeliest successors of each key that occurs at least `seen` times."""
     unique, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    often = counts[place] >= seen
-    renumbered = np.cumsum(counts >= seen) - 1
-    unique, place, counts = unique[counts >= seen], renumbered[place[often]], counts[counts >= seen]
-    ids, shares = ids[often], shares[often]
     # A cell is a (key, successor); the vocabulary times keys would not fit, so keys are numbered first.
     cells = (place[:, None] * np.int64(vocabulary) + ids).ravel()
     found, where = np.unique(cells, return_inverse=True)
@@ -151,4 +149,5 @@ def _mean(
     share = np.zeros((len(unique), kept), dtype=np.uint8)
     best[row[chosen], rank[chosen]] = token[chosen]
     share[row[chosen], rank[chosen]] = np.minimum(LEVELS, np.round(mean[chosen] * LEVELS)).astype(np.uint8)
-    return Successors(unique, best, share, np.minimum(counts, 255).astype(np.uint8))
+    often = counts >= seen
+    return Successors(unique[often], best[often], share[often], np.minimum(counts[often], 255).astype(np.uint8))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from decodery.speculative.successors import SuccessorTable
+from decodery.speculative.successors import LENGTHS, SuccessorTable
 from decodery.speculative.trigrams import fingerprint
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 KEPT = 4
 """Successors that are noted at each token."""
-CONTEXT = 3
-"""Tokens before it that are noted."""
 
 
 def write_texts(
@@ -61,7 +59,7 @@ def write_texts(
             before = [*reply.prompt_token_ids, *reply.token_ids]
             offset = len(reply.prompt_token_ids)
             for place, entry in enumerate(reply.logprobs):
-                context.append(before[offset + place - CONTEXT : offset + place])
+                context.append(before[offset + place - LENGTHS[-1] : offset + place])
                 ids.append([token for token, _ in entry.top[:KEPT]])
                 shares.append([np.exp(value) for _, value in entry.top[:KEPT]])
         scratch = path.with_suffix(".tmp.npz")
