@@ -20,13 +20,16 @@ from decodery.evaluation.parallelbench.words import PADS, vocabulary
 from decodery.training.networks import SmallLlama
 from decodery.training.rainbow_padding import behaviour, cascade, first_step, pad_loss, questions, rows, without_order
 
+LONG = 96
+"""The canvas on which beliefs are measured."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eos", type=Path, help="folder of the arm with end tokens")
     parser.add_argument("--rainbow", type=Path, help="folder of the arm with rainbow padding")
     parser.add_argument("--random", type=Path, help="folder of the control with pads in random order")
-    parser.add_argument("--canvases", type=int, nargs="+", default=[24, 32, 64, 128])
+    parser.add_argument("--canvases", type=int, nargs="+", default=[48, 64, 96, 128])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -57,12 +60,13 @@ def main() -> None:
                     flush=True,
                 )
         found["behaviour"] = table
-        profile = first_step(network, pads, asked, 64)
-        late = {key: sum(values[32:]) / 32 for key, values in profile.items()}
+        profile = first_step(network, pads, asked, LONG)  # its second half lies behind every answer
+        late = {key: sum(values[LONG // 2 :]) / (LONG - LONG // 2) for key, values in profile.items()}
         print(
-            "first step, canvas 64, mean of positions 32 to 63: " + ", ".join(f"{k} {v:.3f}" for k, v in late.items())
+            f"first step, canvas {LONG}, mean of positions {LONG // 2} to {LONG - 1}: "
+            + ", ".join(f"{k} {v:.3f}" for k, v in late.items())
         )
-        chain = cascade(network, asked[:16], 64)
+        chain = cascade(network, asked[:16], LONG)
         print(
             "p(end at i | end at i + k), k = 1, 2, 4, 8, 16: " + ", ".join(f"{chain[k]:.3f}" for k in (1, 2, 4, 8, 16))
         )

@@ -93,21 +93,49 @@ def test_both_arms_have_the_same_answers_and_differ_in_padding_alone(names):
         answers = [truncate(row[prompt:], words[END], pads).tokens for row in (tokens, other)]
         assert answers[0] == answers[1]
         assert len(tokens) == len(other)
-        assert decode(answers[0], text).splitlines()[-1].startswith("answer ")
+        assert "answer" in decode(answers[0], text).split()
     assert {len(tokens) - prompt for prompt, tokens in plain} == set(recipe.CANVASES)
 
 
 def test_answers_are_right_and_their_length_is_open():
-    generator = recipe.random.Random(1)
+    words, generator = vocabulary(), recipe.random.Random(1)
     problem = arithmetic.draw_word_problem(recipe.STEPS, generator)
-    drawn = [recipe.draw_answer(problem, 63, generator) for _ in range(400)]
-    assert all(arithmetic.is_right(problem, text) for text in drawn)
-    lengths = {len(encode(text, vocabulary())) for text in drawn}
-    steps = 6 * recipe.STEPS
-    assert lengths == {base + 2 + 2 * often for base in (0, steps) for often in range(recipe.COUNTDOWN + 1)}
+    drawn = [recipe.draw_answer(problem, 47, generator) for _ in range(4000)]
+    assert all(recipe.is_right(problem, text) for text in drawn)
+    lengths = [len(encode(text, words)) for text in drawn]
+    full = 6 * recipe.STEPS + 2
+    assert set(lengths) == {2, *range(full, full + len(recipe.BREAKS))}
     terse = sum("=" not in text for text in drawn) / len(drawn)
-    assert abs(terse - recipe.TERSE) < 0.08  # three and a half deviations
-    assert max(len(encode(recipe.draw_answer(problem, 24, generator), vocabulary())) for _ in range(50)) <= 24
+    assert abs(terse - recipe.TERSE) < 0.03  # more than four deviations
+    remark = encode(" ".join(recipe.REMARK), words)
+    for text in drawn:
+        behind = encode(text, words)[full:]
+        assert behind == remark[: len(behind)], "each position behind an answer has one possible word"
+    for room in (24, full, full + 2):
+        assert max(len(encode(recipe.draw_answer(problem, room, generator), words)) for _ in range(50)) <= room
+
+
+def test_behind_every_answer_no_pad_is_likelier_than_two_in_k():
+    law = {2: recipe.TERSE}
+    for often, parts in enumerate(recipe.BREAKS):
+        law[6 * recipe.STEPS + 2 + often] = (1 - recipe.TERSE) * parts / sum(recipe.BREAKS)
+    assert sum(law.values()) == pytest.approx(1)
+    assert len(recipe.BREAKS) == len(recipe.REMARK) + 1
+    for place in range(max(law) + 1, 64):
+        shares = [0.0] * K
+        for length, share in law.items():
+            shares[PAD.index(target([1] * length, 64, EOS, PAD)[place])] += share
+        assert sum(shares) == pytest.approx(1)
+        assert max(shares) <= 1.75 / K + 1e-9
+
+
+def test_an_answer_is_read_at_its_first_answer_line():
+    problem = arithmetic.draw_word_problem(2, recipe.random.Random(1))
+    right, wrong = problem.result, (problem.result + 1) % 20
+    assert recipe.is_right(problem, f"answer {right}")
+    assert recipe.is_right(problem, problem.solution() + "\nthe old cat")
+    for text in ("", "the old cat", f"answer {wrong}", f"answer {wrong}\nanswer {right}", f"answer {right} the"):
+        assert not recipe.is_right(problem, text)
 
 
 def test_end_token_and_pads_may_be_hidden_and_count():

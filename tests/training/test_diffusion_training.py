@@ -1,5 +1,6 @@
 """The recipe of masked diffusion: what is hidden, what is learned, restarts, files, adaptation, and the shipped list model."""
 
+import itertools
 import json
 import math
 
@@ -29,7 +30,7 @@ def rows(pool):
 # Hiding
 
 
-@pytest.mark.parametrize("masks", ["count", "independent"])
+@pytest.mark.parametrize("masks", ["count", "suffix", "independent"])
 def test_prompts_and_fillings_are_never_hidden(masks):
     batch = collate([(3, [1] * 8), (0, [1] * 5), (7, [1] * 8)])
     for seed in range(50):
@@ -49,6 +50,25 @@ def test_counts_are_uniform_and_places_too():
     shares = hidden.float().mean(dim=0)[2:]
     assert (shares - 3.5 / 6).abs().max() < 0.04
     assert float((weights * hidden).sum()) == pytest.approx(1, abs=1e-4), "each row weighs the same whatever is hidden"
+
+
+def test_half_of_the_rows_hide_a_suffix_as_well():
+    length = 6
+    batch = collate([(2, [1] * (2 + length))] * 8000)
+    hidden, weights = hide(batch, "suffix", generator())
+    by_count = (length + 1) / 2 / length
+    expected = [by_count + (1 - by_count) * (place + 1) / length / 2 for place in range(length)]
+    assert hidden.float().mean(dim=0)[2:].tolist() == pytest.approx(expected, abs=0.025)  # four and a half deviations
+    assert bool((weights == 1).all())
+    # An answer of three tokens with nothing behind it, by enumeration: one row of 47, where counts alone give one of 120.
+    behind, law = {3, 4, 5}, 0.0
+    for count in range(1, length + 1):
+        for drawn in itertools.combinations(range(length), count):
+            share = 1 / length / math.comb(length, count)
+            law += share / 2 * (set(drawn) == behind)
+            law += sum(share / 2 / length * ({*drawn, *range(cut, length)} == behind) for cut in range(length))
+    written = (hidden[:, 2:] == torch.tensor([False] * 3 + [True] * 3)).all(dim=1).float().mean()
+    assert float(written) == pytest.approx(law, abs=0.0065)  # four deviations
 
 
 def test_independent_masks_weigh_the_same_on_average():

@@ -48,6 +48,8 @@ class Recipe:
     """steps: of AdamW. batch_tokens: rows of a batch times their length. rate: the highest; after `warmup` steps it falls
     along a cosine to `last_rate` of itself. first_steps: where it warms up again, for a second cosine (0: nowhere). masks:
     "count" hides l ~ U{1..L} tokens of a canvas of L and averages the cross-entropy over all hidden tokens of the batch;
+    "suffix" does so too, and in every second row hides all from a random position on: what a decoder sees that writes an answer
+    before its padding, and what "count" hardly ever shows of a long canvas;
     "independent" hides each with probability p, p ~ U(0, 1], and weighs by 1/p, which is the bound of the likelihood; "next"
     trains an autoregressive twin. average: decay of the running mean of the weights, which is kept in the end (0: none).
     anneal: steps over which a causal network is let see everything (adapting).
@@ -68,8 +70,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.masks not in ("count", "independent", "next"):
-            raise ValueError(f'masks are "count", "independent" or "next", not {self.masks!r}')
+        if self.masks not in ("count", "suffix", "independent", "next"):
+            raise ValueError(f'masks are "count", "suffix", "independent" or "next", not {self.masks!r}')
 
     def rate_at(self, step: int) -> float:
         """The rate of a step, counted from 0."""

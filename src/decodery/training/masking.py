@@ -76,15 +76,21 @@ def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, 
     "count": exactly l ~ U{1..L} of the L canvas positions of a row, weight L / l / (tokens of all canvases). "independent":
     each with probability p = 0.001 + 0.999 t, t ~ U(0, 1) spread evenly over the rows (antithetic), weight 1 / p / (the
     same); a row may then hide nothing, without which the bound would not be one. Summed over the hidden positions, weight
-    times cross-entropy estimates the bound of a token's negative log-likelihood in nats.
+    times cross-entropy estimates the bound of a token's negative log-likelihood in nats. "suffix": as "count", and every
+    second row, drawn at random, hides all from the position c ~ U{1..L} of its canvas on as well; no bound, all weights are 1.
     """
     canvas = batch.canvas
     sizes = canvas.sum(dim=1)
     rows, device = len(sizes), canvas.device
     order = torch.rand(canvas.shape, generator=generator, device=device).masked_fill(~canvas, 2.0)
-    if masks == "count":
+    if masks in ("count", "suffix"):
         chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
         hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
+        if masks == "suffix":
+            cut = batch.prompts + (torch.rand(rows, generator=generator, device=device) * sizes).long()
+            cut = cut.where(torch.rand(rows, generator=generator, device=device) < 0.5, batch.lengths)
+            hidden |= torch.arange(canvas.shape[1], device=device) >= cut[:, None]
+            return hidden & canvas, torch.ones_like(order)
         weights = (sizes / chosen)[:, None].expand_as(order)
     else:
         offset = torch.rand(1, generator=generator, device=device)
@@ -107,7 +113,7 @@ def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: tor
     # A network that was autoregressive predicts a position from the row before it; only hidden positions need the head.
     asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
     costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-    return costs.mean() if masks == "count" else (costs * weights[hidden]).sum()
+    return costs.mean() if masks in ("count", "suffix") else (costs * weights[hidden]).sum()
 
 
 @torch.no_grad()

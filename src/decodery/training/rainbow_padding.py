@@ -3,9 +3,9 @@
     python -m decodery.training.rainbow_padding --padding eos --folder work-eos --artifact arm-eos
     python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
 
-Both arms start from `diffusion-lists` and see the same word problems. Most answers show their steps; some leave them out, which
-is short and hard to get right. Either kind counts down from a random number before its last line, so that nothing tells the
-length in advance. A decoder that fills late positions with end tokens first thereby chooses a short answer.
+Both arms start from `diffusion-lists` and see the same word problems of six steps. Most answers show their steps and end in a
+remark that breaks off anywhere, so that nothing tells the length in advance; some leave the steps out, which is short and hard
+to get right. A decoder that fills late positions with end tokens first thereby chooses a short answer.
 """
 
 from __future__ import annotations
@@ -29,27 +29,33 @@ from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, col
 from decodery.training.networks import SmallLlama
 
 POOL = 2048
-STEPS = 3
+STEPS = 6
 """Events of each problem."""
-TERSE = 0.3
+TERSE = 0.25
 """Share of answers without steps."""
-COUNTDOWN = 6
-"""Answers count down from 0 to so many: as many lengths, two tokens apart, as a rainbow has colours."""
-CANVASES = {24: 0.1, 32: 0.25, 48: 0.25, 64: 0.25, 128: 0.15}
+REMARK = ("\n", "the", "cat", "is", "happy")
+BREAKS = (1, 3, 5, 7, 3, 2)
+"""What may stand behind an answer with steps, and how often, in parts of all, it breaks off after none of its words, one, and
+so on: behind every answer each colour of the rainbow has a share of at most a quarter."""
+CANVASES = {48: 0.25, 64: 0.25, 96: 0.2, 128: 0.3}
 """Lengths of canvases in training, and how often each is taken."""
 
 
 def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Random) -> str:
-    """An answer of at most `room` tokens: the steps or none, a countdown from 0 to COUNTDOWN, and the last line.
-
-    Where it begins is uniform over all numbers that fit.
-    """
+    """An answer of at most `room` tokens: the steps, the last line, and the remark's first words; or the last line alone."""
     *steps, last = problem.solution().split("\n")
-    if 6 * len(steps) + 2 > room or generator.random() < TERSE:
-        steps = []
-    highest = min(COUNTDOWN, (room - 6 * len(steps) - 2) // 2)
-    countdown = map(str, range(generator.randint(0, highest), 0, -1))
-    return "\n".join((*steps, *countdown, last))
+    fits = room - 6 * len(steps) - 2
+    if fits < 0 or generator.random() < TERSE:
+        return last
+    often = BREAKS[: fits + 1]
+    remark = REMARK[: generator.choices(range(len(often)), often)[0]]
+    return "\n".join((*steps, " ".join((last, *remark)))).replace(" \n ", "\n")
+
+
+def is_right(problem: arithmetic.WordProblem, text: str) -> bool:
+    """Whether the first line that begins with "answer" gives the result."""
+    lines = [line.split() for line in text.split("\n")]
+    return next((line for line in lines if line[:1] == ["answer"]), []) == ["answer", str(problem.result)]
 
 
 def rows(seed: int, pads: Sequence[str]) -> Source:
@@ -133,8 +139,7 @@ def behaviour(
     early = torch.stack(order[: canvas // 2]).any(dim=0)
     readings = [truncate(row, end, pads) for row in filled]
     right = [
-        arithmetic.is_right(problem, decode(reading.tokens, names))
-        for problem, reading in zip(problems, readings, strict=True)
+        is_right(problem, decode(reading.tokens, names)) for problem, reading in zip(problems, readings, strict=True)
     ]
     count = len(problems)
     return Behaviour(
@@ -245,7 +250,7 @@ def make(
         **about,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "metrics": [
-            asdict(behaviour(SmallLlama.read(artifact), pads, questions(100, 1), canvas)) for canvas in (32, 64)
+            asdict(behaviour(SmallLlama.read(artifact), pads, questions(100, 1), canvas)) for canvas in (48, 128)
         ],
         "log": log,
         "machine": machine(),
@@ -254,8 +259,8 @@ def make(
     return card
 
 
-RECIPE = Recipe(steps=600, batch_tokens=4096, rate=7e-4, warmup=30)
-"""Defaults of an arm: shorter and gentler than training from scratch."""
+RECIPE = Recipe(steps=4000, batch_tokens=4096, rate=7e-4, warmup=30, masks="suffix")
+"""Defaults of an arm: gentler than training from scratch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
