@@ -61,7 +61,7 @@ def main() -> None:
                 )
         found["behaviour"] = table
         profile = first_step(network, pads, asked, LONG)  # its second half lies behind every answer
-        late = {key: sum(values[LONG // 2 :]) / (LONG - LONG // 2) for key, values in profile.items()}
+        late = {key: sum(values[LONG // 2 :]) / (LONG // 2) for key, values in profile.items()}
         print(
             f"first step, canvas {LONG}, mean of positions {LONG // 2} to {LONG - 1}: "
             + ", ".join(f"{k} {v:.3f}" for k, v in late.items())

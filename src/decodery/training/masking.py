@@ -83,21 +83,21 @@ def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, 
     sizes = canvas.sum(dim=1)
     rows, device = len(sizes), canvas.device
     order = torch.rand(canvas.shape, generator=generator, device=device).masked_fill(~canvas, 2.0)
-    if masks in ("count", "suffix"):
-        chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
-        hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
-        if masks == "suffix":
-            cut = batch.prompts + (torch.rand(rows, generator=generator, device=device) * sizes).long()
-            cut = cut.where(torch.rand(rows, generator=generator, device=device) < 0.5, batch.lengths)
-            hidden |= torch.arange(canvas.shape[1], device=device) >= cut[:, None]
-            return hidden & canvas, torch.ones_like(order)
-        weights = (sizes / chosen)[:, None].expand_as(order)
-    else:
+    if masks == "independent":
         offset = torch.rand(1, generator=generator, device=device)
         share = (offset + torch.randperm(rows, generator=generator, device=device) / rows) % 1
         share = 0.001 + 0.999 * share
         hidden = order < share[:, None]
         weights = (1 / share)[:, None].expand_as(order)
+    else:
+        chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
+        hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
+        weights = (sizes / chosen)[:, None].expand_as(order)
+    if masks == "suffix":
+        cut = batch.prompts + (torch.rand(rows, generator=generator, device=device) * sizes).long()
+        cut = cut.where(torch.rand(rows, generator=generator, device=device) < 0.5, batch.lengths)
+        hidden |= torch.arange(canvas.shape[1], device=device) >= cut[:, None]
+        return hidden & canvas, torch.ones_like(order)
     return hidden & canvas, weights / sizes.sum()
 
 
@@ -113,7 +113,7 @@ def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: tor
     # A network that was autoregressive predicts a position from the row before it; only hidden positions need the head.
     asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
     costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-    return costs.mean() if masks in ("count", "suffix") else (costs * weights[hidden]).sum()
+    return (costs * weights[hidden]).sum() if masks == "independent" else costs.mean()
 
 
 @torch.no_grad()

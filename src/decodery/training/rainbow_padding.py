@@ -54,8 +54,8 @@ def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Ra
 
 def is_right(problem: arithmetic.WordProblem, text: str) -> bool:
     """Whether the first line that begins with "answer" gives the result."""
-    lines = [line.split() for line in text.split("\n")]
-    return next((line for line in lines if line[:1] == ["answer"]), []) == ["answer", str(problem.result)]
+    answers = (line for line in text.split("\n") if line.split()[:1] == ["answer"])
+    return arithmetic.is_right(problem, next(answers, ""))
 
 
 def rows(seed: int, pads: Sequence[str]) -> Source:
