@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from decodery.training.adaptation import AdaptedModel, reserved_token
 from decodery.training.masked_diffusion import Recipe, Trainer, main
-from decodery.training.masking import Batch, batches, bound, collate, fill, hide, loss
+from decodery.training.masking import JITTER, Batch, batches, bound, collate, fill, hide, loss, sureness
 from decodery.training.networks import Shape, SmallLlama
 
 VOCABULARY, MASK = 12, 0
@@ -71,6 +71,47 @@ def test_half_of_the_rows_hide_a_suffix_as_well():
     assert float(written) == pytest.approx(law, abs=0.0065)  # four deviations
 
 
+def test_half_of_the_rows_hide_the_few_tokens_that_the_network_is_least_sure_of():
+    length = 6
+    batch = collate([(2, [1] * (2 + length))] * 8000)
+    sure = torch.tensor([0.0, 0.0, 0.9, 0.5, 0.7, 0.1, 0.3, 1.1]).expand(8000, -1)  # steps wider than the jitter
+    assert 0.2 > JITTER > 0
+    hidden, weights = hide(batch, "late", generator(), sure)
+    few = [math.log(count + 1, length) - math.log(count, length) for count in range(1, length)] + [0]
+    counts = [1 / length / 2 + share / 2 for share in few]
+    found = hidden.sum(dim=1).bincount(minlength=length + 1)[1:] / 8000
+    assert found.tolist() == pytest.approx(counts, abs=0.022)  # four deviations
+    patterns = {row: place for place, row in enumerate([(5,), (5, 6), (5, 6, 3), (5, 6, 3, 4), (5, 6, 3, 4, 2)])}
+    for pattern, place in patterns.items():
+        law = few[place] / 2 + 1 / length / math.comb(length, place + 1) / 2
+        share = (hidden.nonzero(as_tuple=True)[0].bincount() == place + 1) & hidden[:, list(pattern)].all(dim=1)
+        assert float(share.float().mean()) == pytest.approx(law, abs=0.022)
+    sums = (weights * hidden).sum(dim=1)
+    assert sums.tolist() == pytest.approx([1 / 8000] * 8000), "each row weighs the same"
+
+
+def test_positions_of_which_the_network_is_as_sure_come_in_any_order():
+    batch = collate([(2, [1] * 6)] * 4000)
+    hidden, _ = hide(batch, "late", generator(), torch.full((4000, 6), 0.5))
+    alone = hidden[hidden.sum(dim=1) == 1].float().mean(dim=0)[2:]
+    assert alone.tolist() == pytest.approx([0.25] * 4, abs=0.05)
+
+
+def test_late_masks_need_to_know_how_sure_the_network_is():
+    with pytest.raises(ValueError, match="how sure"):
+        hide(collate(rows(0)), "late", generator())
+
+
+def test_sureness_is_that_of_wholly_hidden_canvases():
+    network, batch = SmallLlama(SHAPE, seed=1).eval(), collate(rows(0)[:8])
+    others = Batch(torch.where(batch.canvas, 3, batch.tokens), batch.prompts, batch.lengths)
+    found = sureness(network, batch, MASK)
+    torch.testing.assert_close(found, sureness(network, others, MASK))
+    hidden = batch.tokens.clone()
+    hidden[:, 4:] = MASK
+    torch.testing.assert_close(found, network.head(network(hidden)).softmax(dim=-1).amax(dim=-1).detach())
+
+
 def test_independent_masks_weigh_the_same_on_average():
     batch = collate([(0, [1] * 16)] * 64)
     sums = [(lambda h, w: float((h * w).sum()))(*hide(batch, "independent", generator(seed))) for seed in range(300)]
@@ -92,7 +133,7 @@ class Uniform:
 
 def test_the_bound_of_a_uniform_law_is_the_logarithm_of_the_vocabulary():
     assert bound(Uniform(), rows(0), MASK) == pytest.approx(math.log(VOCABULARY), rel=1e-5)
-    for masks in ("count", "next"):
+    for masks in ("count", "late", "next"):
         value = loss(Uniform(), collate(rows(0)), masks, MASK, generator())
         assert float(value) == pytest.approx(math.log(VOCABULARY), rel=1e-5)
 

@@ -49,7 +49,9 @@ class Recipe:
     along a cosine to `last_rate` of itself. first_steps: where it warms up again, for a second cosine (0: nowhere). masks:
     "count" hides l ~ U{1..L} tokens of a canvas of L and averages the cross-entropy over all hidden tokens of the batch;
     "suffix" does so too, and in every second row hides all from a random position on: what a decoder sees that writes an answer
-    before its padding, and what "count" hardly ever shows of a long canvas;
+    before its padding, and what "count" hardly ever shows of a long canvas; "late" does so too, and in every second row hides
+    the few tokens that the network is least sure of: what a decoder sees last, and "count" hardly ever shows; each row weighs
+    the same, however few it hides;
     "independent" hides each with probability p, p ~ U(0, 1], and weighs by 1/p, which is the bound of the likelihood; "next"
     trains an autoregressive twin. average: decay of the running mean of the weights, which is kept in the end (0: none).
     anneal: steps over which a causal network is let see everything (adapting).
@@ -70,8 +72,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.masks not in ("count", "suffix", "independent", "next"):
-            raise ValueError(f'masks are "count", "suffix", "independent" or "next", not {self.masks!r}')
+        if self.masks not in ("count", "suffix", "late", "independent", "next"):
+            raise ValueError(f'masks are "count", "suffix", "late", "independent" or "next", not {self.masks!r}')
 
     def rate_at(self, step: int) -> float:
         """The rate of a step, counted from 0."""

@@ -15,6 +15,8 @@ Row = tuple[int, Sequence[int]]
 """How many tokens the prompt has, and all tokens of prompt and canvas. A prompt of 0 tokens makes all of a text a canvas."""
 Source = Callable[[int], Sequence[Row]]
 """Pool number -> the rows of that pool. It must give the same rows whenever it is asked: restarts rely on it."""
+JITTER = 0.1
+"""What is added to probabilities at most, so that positions of which a network is about as sure come in any order."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,22 @@ def batches(source: Source, batch_tokens: int, seed: int, pool: int) -> list[Bat
     return [found[i] for i in order]
 
 
-def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def rows_for(network: Any, tokens: Tensor, visible: Tensor | None) -> Tensor:
+    """The hidden rows [rows, length, width] that predict the token at each position: of a network that was autoregressive,
+    the row before it."""
+    rows: Tensor = network(tokens, visible)
+    return torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
+
+
+@torch.no_grad()
+def sureness(network: Any, batch: Batch, mask_token: int) -> Tensor:
+    """The probability [rows, length] float32 of the likeliest token of each position while all canvases are hidden."""
+    rows = rows_for(network, batch.tokens.masked_fill(batch.canvas, mask_token), batch.visible)
+    found: Tensor = network.head(rows).float().softmax(dim=-1).amax(dim=-1)
+    return found
+
+
+def hide(batch: Batch, masks: str, generator: torch.Generator, sure: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which positions to hide [rows, length] bool, and the weights [rows, length] float32 of the bound.
 
     "count": exactly l ~ U{1..L} of the L canvas positions of a row, weight L / l / (tokens of all canvases). "independent":
@@ -78,27 +95,37 @@ def hide(batch: Batch, masks: str, generator: torch.Generator) -> tuple[Tensor, 
     same); a row may then hide nothing, without which the bound would not be one. Summed over the hidden positions, weight
     times cross-entropy estimates the bound of a token's negative log-likelihood in nats. "suffix": as "count", and every
     second row, drawn at random, hides all from the position c ~ U{1..L} of its canvas on as well; no bound, all weights are 1.
+    "late": as "count", but every second row, drawn at random, hides l = floor(L ** u), u ~ U(0, 1), and those of which the
+    network is least `sure` ([rows, length], with up to `JITTER` added at random); all rows weigh the same, so no bound.
     """
     canvas = batch.canvas
     sizes = canvas.sum(dim=1)
     rows, device = len(sizes), canvas.device
-    order = torch.rand(canvas.shape, generator=generator, device=device).masked_fill(~canvas, 2.0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    order = draw(*canvas.shape).masked_fill(~canvas, 2.0)
     if masks == "independent":
-        offset = torch.rand(1, generator=generator, device=device)
-        share = (offset + torch.randperm(rows, generator=generator, device=device) / rows) % 1
+        share = (draw(1) + torch.randperm(rows, generator=generator, device=device) / rows) % 1
         share = 0.001 + 0.999 * share
-        hidden = order < share[:, None]
-        weights = (1 / share)[:, None].expand_as(order)
-    else:
-        chosen = 1 + (torch.rand(rows, generator=generator, device=device) * sizes).long().clamp(max=sizes - 1)
-        hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
-        weights = (sizes / chosen)[:, None].expand_as(order)
+        return (order < share[:, None]) & canvas, (1 / share / sizes.sum())[:, None].expand_as(order)
+    chosen = 1 + (draw(rows) * sizes).long().clamp(max=sizes - 1)
+    weights = sizes / chosen / sizes.sum()
+    if masks == "late":
+        if sure is None:
+            raise ValueError('masks "late" need to know how sure the network is of each position')
+        second = draw(rows) < 0.5
+        chosen = (sizes ** draw(rows)).long().clamp(min=1).where(second, chosen)
+        order = (sure + JITTER * order).masked_fill(~canvas, 2.0).where(second[:, None], order)
+        weights = 1 / (chosen * rows)
+    hidden = order.argsort(dim=1).argsort(dim=1) < chosen[:, None]
     if masks == "suffix":
-        cut = batch.prompts + (torch.rand(rows, generator=generator, device=device) * sizes).long()
-        cut = cut.where(torch.rand(rows, generator=generator, device=device) < 0.5, batch.lengths)
+        cut = batch.prompts + (draw(rows) * sizes).long()
+        cut = cut.where(draw(rows) < 0.5, batch.lengths)
         hidden |= torch.arange(canvas.shape[1], device=device) >= cut[:, None]
-        return hidden & canvas, torch.ones_like(order)
-    return hidden & canvas, weights / sizes.sum()
+        weights = torch.ones_like(weights)
+    return hidden & canvas, weights[:, None].expand_as(order)
 
 
 def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: torch.Generator) -> Tensor:
@@ -108,12 +135,10 @@ def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: tor
         chosen[:, 0] = False
         rows = network(batch.tokens, causal=True)
         return F.cross_entropy(network.head(rows[:, :-1][chosen[:, 1:]]), batch.tokens[chosen])
-    hidden, weights = hide(batch, masks, generator)
-    rows = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-    # A network that was autoregressive predicts a position from the row before it; only hidden positions need the head.
-    asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
+    hidden, weights = hide(batch, masks, generator, sureness(network, batch, mask_token) if masks == "late" else None)
+    asked = rows_for(network, batch.tokens.masked_fill(hidden, mask_token), batch.visible)
     costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-    return (costs * weights[hidden]).sum() if masks == "independent" else costs.mean()
+    return (costs * weights[hidden]).sum() if masks in ("independent", "late") else costs.mean()
 
 
 @torch.no_grad()
@@ -126,8 +151,7 @@ def bound(network: Any, rows: Sequence[Row], mask_token: int, *, draws: int = 8,
     batch, total = collate(rows), 0.0
     for _ in range(draws):
         hidden, weights = hide(batch, "count", generator)
-        states = network(batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-        asked = torch.cat((states[:, :1], states[:, :-1]), dim=1) if network.shift else states
+        asked = rows_for(network, batch.tokens.masked_fill(hidden, mask_token), batch.visible)
         costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
         total += float((costs * weights[hidden]).sum())
     return total / draws
@@ -156,9 +180,8 @@ def fill(
     for start in range(0, canvas, block):
         inside = (torch.arange(canvas) >= start) & (torch.arange(canvas) < start + block)
         for left in range(min(block, canvas - start), 0, -per_step):
-            rows = network(tokens, batch.visible)
-            asked = torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
-            logits = network.head(asked.gather(1, places[..., None].expand(-1, -1, rows.shape[-1])))
+            asked = rows_for(network, tokens, batch.visible)
+            logits = network.head(asked.gather(1, places[..., None].expand(-1, -1, asked.shape[-1])))
             logits[..., [mask_token, *banned]] = -torch.inf
             best, words = logits.softmax(dim=-1).max(dim=-1)
             written = tokens.gather(1, places)
