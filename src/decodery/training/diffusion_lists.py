@@ -78,7 +78,7 @@ REST = Plan(
 LAST_OF_ALL = replace(REST, often={"replace_random": 8, "replace_index": 2})
 """The same with most of the one list task that is then still short of the others."""
 SUITE = replace(LAST_OF_ALL, batches={16: 1, 20: 2, 24: 3, 28: 5, 32: 2, 40: 3, 48: 5, 64: 2})
-"""The same with rows as long as the suite's: 16 positions behind the prompt of a list are 26 to 29 tokens."""
+"""The same with rows as long as the suite's: 16 positions behind the prompt of a list are 22 to 29 tokens."""
 STAGES = {"lists": LISTS, "hard": HARD, "rest": REST, "last": LAST_OF_ALL, "suite": SUITE}
 
 
