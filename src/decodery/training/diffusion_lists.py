@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from decodery.evaluation.parallelbench.tasks import TASKS, make_samples, score
 from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, fill, machine
 from decodery.training.networks import Shape, SmallLlama
+from decodery.training.options import add_options, changed_options, read_options
 
 LENGTHS = (2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
 """List lengths in training, so often each."""
@@ -253,22 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--start", type=Path, help="a model to go on with, in a stage of its own")
     parser.add_argument("--stage", choices=STAGES, default="lists", help="with --start: what is drawn (default: lists)")
-    for kind in (Recipe, Sizes):
-        for item in fields(kind):
-            default = getattr(RECIPE, item.name) if kind is Recipe else item.default
-            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(default), default=default)
+    add_options(parser, RECIPE)
+    add_options(parser, Sizes())
     given = vars(parser.parse_args(arguments))
-    recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
-    sizes = Sizes(**{item.name: given[item.name] for item in fields(Sizes)})
-    changed = [
-        f"--{item.name.replace('_', '-')} {given[item.name]}"
-        for kind in (Recipe, Sizes)
-        for item in fields(kind)
-        if given[item.name] != (getattr(RECIPE, item.name) if kind is Recipe else item.default)
-    ]
-    command = " ".join(
-        ("python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists", *changed)
-    )
+    recipe, sizes = read_options(RECIPE, given), read_options(Sizes(), given)
+    command = "python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists"
+    command = " ".join((command, *changed_options(RECIPE, recipe), *changed_options(Sizes(), sizes)))
     if given["start"] is not None:
         command += f" --start first --stage {given['stage']}"
     with training_bar("diffusion-lists") as progress:

@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.exits import ExitAdapters, adapted
+from decodery.training.options import add_options, read_options
 from decodery.training.prompts import varied_prompts
 
 BATCH_TEXTS = 32
@@ -324,14 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--folder", type=Path, required=True, help="where texts and checkpoints are kept")
     parser.add_argument("--artifact", type=Path, required=True, help="where the adapters and their card go")
-    for item in fields(Recipe):
-        if item.name == "exits":
-            parser.add_argument("--exits", type=int, nargs="+", default=list(Recipe.exits))
-        else:
-            parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
+    add_options(parser, Recipe())
     given = vars(parser.parse_args(arguments))
-    folder, artifact, name = given.pop("folder"), given.pop("artifact"), given.pop("model")
-    recipe = Recipe(**{**given, "exits": tuple(given["exits"])})
+    folder, artifact, name = given["folder"], given["artifact"], given["model"]
+    recipe = read_options(Recipe(), given)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bar(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}

@@ -21,14 +21,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from decodery.training.masking import Batch, Row, Source, batches, bound, collate, fill, hide, loss
+from decodery.training.masking import MASKS, Batch, Row, Source, batches, bound, collate, fill, hide, loss
+from decodery.training.options import add_options, read_options
 
 __all__ = [
     "Batch", "Recipe", "Row", "Source", "Trainer", "batches", "bound", "collate", "fill", "hide", "loss", "machine",
@@ -66,14 +67,14 @@ class Recipe:
     weight_decay: float = 0.01
     beta2: float = 0.98
     clip: float = 1.0
-    masks: str = "count"
+    masks: str = field(default="count", metadata={"choices": MASKS})
     average: float = 0.0
     anneal: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.masks not in ("count", "suffix", "late", "independent", "next"):
-            raise ValueError(f'masks are "count", "suffix", "late", "independent" or "next", not {self.masks!r}')
+        if self.masks not in MASKS:
+            raise ValueError(f"masks are {', '.join(MASKS)}, not {self.masks!r}")
 
     def rate_at(self, step: int) -> float:
         """The rate of a step, counted from 0."""
@@ -303,10 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="from scratch: fuse the layers with torch.compile")
-    for item in fields(Recipe):
-        parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default)
+    add_options(parser, Recipe())
     given = parser.parse_args(arguments)
-    recipe = Recipe(**{item.name: getattr(given, item.name) for item in fields(Recipe)})
+    recipe = read_options(Recipe(), vars(given))
     folder = (
         Path(given.tokenizer)
         if given.tokenizer and Path(given.tokenizer).is_dir()

@@ -15,6 +15,8 @@ Row = tuple[int, Sequence[int]]
 """How many tokens the prompt has, and all tokens of prompt and canvas. A prompt of 0 tokens makes all of a text a canvas."""
 Source = Callable[[int], Sequence[Row]]
 """Pool number -> the rows of that pool. It must give the same rows whenever it is asked: restarts rely on it."""
+MASKS = ("count", "suffix", "late", "independent", "next")
+"""What may be hidden: see `hide`; "next" hides nothing, and each token is predicted from those before it."""
 JITTER = 0.1
 """What is added to probabilities at most, so that positions of which a network is about as sure come in any order."""
 

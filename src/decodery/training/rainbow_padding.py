@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, enc
 from decodery.models.catalogue import ARTIFACTS
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, collate, fill, machine, training_bar
 from decodery.training.networks import SmallLlama
+from decodery.training.options import add_options, changed_options, read_options
 
 POOL = 2048
 STEPS = 6
@@ -271,19 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, default=ARTIFACTS / "diffusion-lists", help="the model to start from")
     parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
     parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
-    for item in fields(Recipe):
-        default = getattr(RECIPE, item.name)
-        parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(default), default=default)
+    add_options(parser, RECIPE)
     given = vars(parser.parse_args(arguments))
     if not 1 <= given["pads"] <= len(PADS):
         parser.error(f"--pads must be 1 to {len(PADS)}")
-    recipe = Recipe(**{item.name: given[item.name] for item in fields(Recipe)})
+    recipe = read_options(RECIPE, given)
     command = f"python -m decodery.training.rainbow_padding --padding {given['padding']} --pads {given['pads']}"
     if given["start"] != ARTIFACTS / "diffusion-lists":
         command += f" --start {given['start'].name}"
-    for item in fields(Recipe):
-        if given[item.name] != getattr(RECIPE, item.name):
-            command += f" --{item.name.replace('_', '-')} {given[item.name]}"
+    command = " ".join((command, *changed_options(RECIPE, recipe)))
     with training_bar(f"{given['padding']} padding") as progress:
         card = make(
             recipe,

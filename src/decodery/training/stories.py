@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from decodery.training.masked_diffusion import Progress, Recipe, Trainer, machine, silent
 from decodery.training.masking import Row, bound, collate
 from decodery.training.networks import Shape, SmallLlama
+from decodery.training.options import add_options, changed_options, read_options
 from decodery.training.story_rows import (
     END_ID,
     MASK_ID,
@@ -301,6 +302,9 @@ def thinned(log: Sequence[dict[str, float]], entries: int = 24) -> list[dict[str
     return [*log[: len(log) - 1 : step], *log[-1:]]
 
 
+RECIPE = Recipe(steps=5000, batch_tokens=2048, rate=2e-3, average=0.99)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
@@ -312,26 +316,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--artifacts", type=Path, required=True, help="the folder that the two models' folders go to")
     parser.add_argument("--part", choices=("all", "corpus", DIFFUSION, TWIN), default="all")
     parser.add_argument("--draws", type=int, default=64, help="masks of each held-out story that measure the bound")
-    defaults = {
-        Corpus: Corpus(),
-        Sizes: Sizes(),
-        Recipe: Recipe(steps=5000, batch_tokens=2048, rate=2e-3, average=0.99),
-    }
-    for kind, default in defaults.items():
-        for item in fields(kind):
-            if item.name != "masks":
-                value = getattr(default, item.name)
-                parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(value), default=value)
+    add_options(parser, Corpus())
+    add_options(parser, Sizes())
+    add_options(parser, RECIPE, without=("masks",))  # each model has its own
     given = vars(parser.parse_args(arguments))
-    chosen = {kind: kind(**{f.name: given[f.name] for f in fields(kind) if f.name != "masks"}) for kind in defaults}
-    corpus, sizes, recipe = chosen[Corpus], chosen[Sizes], chosen[Recipe]
-    changed = [
-        f" --{item.name.replace('_', '-')} {given[item.name]}"
-        for kind, default in defaults.items()
-        for item in fields(kind)
-        if item.name != "masks" and given[item.name] != getattr(default, item.name)
-    ]
-    command = "python -m decodery.training.stories --folder work --artifacts models" + "".join(changed)
+    corpus, sizes, recipe = (
+        read_options(Corpus(), given),
+        read_options(Sizes(), given),
+        read_options(RECIPE, given),
+    )
+    options = (*changed_options(Corpus(), corpus), *changed_options(Sizes(), sizes), *changed_options(RECIPE, recipe))
+    command = " ".join(("python -m decodery.training.stories --folder work --artifacts models", *options))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bar(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
@@ -345,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in (DIFFUSION, TWIN):
             if given["part"] not in ("all", name):
                 continue
-            own = Recipe(**{**asdict(recipe), "masks": "next" if name == TWIN else "count"})
+            own = replace(recipe, masks="next" if name == TWIN else "count")
             trainer = train(
                 name,
                 data,
