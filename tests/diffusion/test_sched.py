@@ -356,8 +356,10 @@ def test_calibration_from_the_command_line(tmp_path, monkeypatch, capsys):
     found = Calibration.read(tmp_path / "found.json")
     assert found == calibrate(lm, [[0, 1], [2, 3], [0, 4]])
     assert f"threshold_high={found.high:.3f}" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="cannot be read"):
+    with pytest.raises(SystemExit) as stopped:
         main(["--model", "toy", "--prompts", str(tmp_path / "no"), "--output", str(tmp_path / "found.json")])
+    assert stopped.value.code == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_causal_models_have_no_first_step():

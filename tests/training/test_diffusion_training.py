@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from decodery.errors import BadInput
 from decodery.training.adaptation import AdaptedModel, reserved_token
 from decodery.training.masked_diffusion import Recipe, Trainer, main
 from decodery.training.masking import JITTER, Batch, batches, bound, collate, fill, hide, loss, sureness
@@ -237,7 +238,7 @@ def test_a_restart_ends_in_the_same_weights(tmp_path, average):
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     trainer(tmp_path, 10).train()
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(BadInput, match="another recipe"):
         trainer(tmp_path, 20).train()
 
 

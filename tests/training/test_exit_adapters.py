@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from decodery.errors import MethodUnavailable
+from decodery.errors import BadInput, MethodUnavailable
 from decodery.speculative import exits
 from decodery.speculative.exits import ExitAdapters, shipped
 from decodery.testing import toy_language_model
@@ -135,7 +135,7 @@ def test_interrupted_it_goes_on_where_it_was(lm, tmp_path, monkeypatch):
         for left, right in zip(whole.weights[exit], again.weights[exit], strict=True):
             assert torch.equal(left, right)
     assert [entry["step"] for entry in again.log] == [5, 10, 12]
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(BadInput, match="another recipe"):
         Trainer(lm, dataclasses.replace(recipe, seed=1), rows, tokens).train(tmp_path / "parts")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decodery.errors import BadInput
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -112,7 +114,7 @@ def reserved_token(tokenizer: Any) -> int:
     """A special token of the tokenizer that texts do not use, to stand for "hidden": one named mask, else the last of the
     special tokens that is neither a begin, an end, a pad, an unknown nor a turn of a conversation.
 
-    Raises ValueError where there is none.
+    Raises BadInput where there is none.
     """
     if tokenizer.mask_token_id is not None:
         return int(tokenizer.mask_token_id)
@@ -124,5 +126,5 @@ def reserved_token(tokenizer: Any) -> int:
         if token.special and place not in used and token.content not in template
     ]
     if not free:
-        raise ValueError("the tokenizer has no reserved token that could stand for the mask")
+        raise BadInput("the tokenizer has no reserved token that could stand for the mask.")
     return int(free[-1])

@@ -21,7 +21,7 @@ from decodery.evaluation.parallelbench.tasks import TASKS, make_samples, score
 from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, fill, machine
 from decodery.training.networks import Shape, SmallLlama
-from decodery.training.options import add_options, changed_options, read_options
+from decodery.training.options import add_options, changed_options, read_options, refusing
 
 LENGTHS = (2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
 """List lengths in training, so often each."""
@@ -242,6 +242,7 @@ def write_card(
 RECIPE = Recipe(steps=6500, first_steps=4000, batch_tokens=3072, rate=2e-3)
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from decodery.training.masked_diffusion import training_bar

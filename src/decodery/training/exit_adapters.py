@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from decodery.errors import BadInput
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.exits import ExitAdapters, adapted
-from decodery.training.options import add_options, read_options
+from decodery.training.options import add_options, read_options, refusing
 from decodery.training.prompts import varied_prompts
 
 BATCH_TEXTS = 32
@@ -223,7 +224,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError("the work folder holds the checkpoint of another recipe; give another folder")
+            raise BadInput("the work folder holds the checkpoint of another recipe; give another folder.")
         with torch.no_grad():
             for exit, pair in state["weights"].items():
                 for mine, stored in zip(self.weights[exit], pair, strict=True):
@@ -315,6 +316,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decodery.diffusion.exits.margins import Calibration, margins
-from decodery.errors import BadInput, DecoderyError, Refused
+from decodery.errors import BadInput, Refused
 from decodery.models.forward import Attend, Forward
+from decodery.training.options import refusing
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -76,6 +77,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,27 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not 0 <= given.low <= given.high <= 1:
         parser.error("the shares must be 0 <= low <= high <= 1")
-    try:
-        from rich.progress import Progress
+    from rich.progress import Progress
 
-        from decodery.loading import load
+    from decodery.loading import load
 
-        lm = load(given.model)
-        prompts = [lm.tokenize(text) for text in read_prompts(given.prompts)]
-        with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
-            task = bar.add_task("first steps", total=len(prompts))
-            found = calibrate(
-                lm,
-                prompts,
-                gen_length=given.gen_length,
-                high=given.high,
-                low=given.low,
-                of=given.of,
-                on_progress=lambda done, total: bar.update(task, completed=done),
-            )
-        found.write(given.output)
-    except DecoderyError as error:
-        raise SystemExit(f"error: {error}") from None
+    lm = load(given.model)
+    prompts = [lm.tokenize(text) for text in read_prompts(given.prompts)]
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("first steps", total=len(prompts))
+        found = calibrate(
+            lm,
+            prompts,
+            gen_length=given.gen_length,
+            high=given.high,
+            low=given.low,
+            of=given.of,
+            on_progress=lambda done, total: bar.update(task, completed=done),
+        )
+    found.write(given.output)
     sys.stdout.write(f"threshold_high={found.high:.3f}, threshold_low={found.low:.3f}, in {given.output}\n")
 
 

@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from decodery.errors import BadInput
 from decodery.training.masking import MASKS, Batch, Row, Source, batches, bound, collate, fill, hide, loss
-from decodery.training.options import add_options, read_options
+from decodery.training.options import add_options, read_options, refusing
 
 __all__ = [
     "Batch", "Recipe", "Row", "Source", "Trainer", "batches", "bound", "collate", "fill", "hide", "loss", "machine",
@@ -216,7 +217,9 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["identity"] != self._identity():
-            raise ValueError("the work folder holds the checkpoint of another recipe; give another folder")
+            raise BadInput(
+                f"the work folder {self.folder} holds the checkpoint of another recipe; give another folder."
+            )
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])
@@ -251,29 +254,32 @@ def training_bar(name: str) -> Iterator[Progress]:
 def text_rows(path: Path, tokenizer: Any, end: int, canvas: int, seed: int, pool_rows: int = 2048) -> Source:
     """A source of rows of a file: one JSON object a line, {"prompt", "answer"} or {"text"}.
 
-    Answers are filled up with end tokens to `canvas` positions, texts are cut into rows of that many. Raises ValueError, with
+    Answers are filled up with end tokens to `canvas` positions, texts are cut into rows of that many. Raises BadInput, with
     the line, where a line is not such an object or an answer does not fit.
     """
     found: list[Row] = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         if not line.strip():
             continue
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number}, is not JSON: {error}.") from None
+        if not isinstance(entry, dict) or not ("text" in entry or {"prompt", "answer"} <= set(entry)):
+            raise BadInput(f'{path}, line {number}, has neither "text" nor "prompt" and "answer".')
         if "text" in entry:
             ids = [*tokenizer(entry["text"])["input_ids"], end]
             found += [(0, ids[start : start + canvas]) for start in range(0, len(ids), canvas)]
-        elif {"prompt", "answer"} <= set(entry):
+        else:
             prompt = tokenizer(entry["prompt"])["input_ids"]
             answer = tokenizer(entry["answer"], add_special_tokens=False)["input_ids"]
             if len(answer) + 1 > canvas:
-                raise ValueError(
-                    f"{path}, line {number}: the answer has {len(answer)} tokens, more than the canvas holds"
+                raise BadInput(
+                    f"{path}, line {number}: the answer has {len(answer)} tokens and an end, the canvas {canvas} positions."
                 )
             found.append((len(prompt), [*prompt, *answer, *([end] * (canvas - len(answer)))]))
-        else:
-            raise ValueError(f'{path}, line {number}: neither "text" nor "prompt" and "answer"')
     if not found:
-        raise ValueError(f"{path} holds no rows")
+        raise BadInput(f"{path} holds no rows.")
 
     def pool(number: int) -> list[Row]:
         chosen = np.random.Generator(np.random.Philox(key=[seed, number])).integers(0, len(found), pool_rows)
@@ -282,6 +288,7 @@ def text_rows(path: Path, tokenizer: Any, end: int, canvas: int, seed: int, pool
     return pool
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

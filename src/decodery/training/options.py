@@ -1,16 +1,36 @@
-"""The settings of a recipe as options of a command line, one for every field of a dataclass."""
+"""The command lines of recipes: settings as options, one for every field of a dataclass, and refusals in one sentence."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from decodery.errors import DecoderyError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
+Given = ParamSpec("Given")
+
+
+def refusing(main: Callable[Given, None]) -> Callable[Given, None]:
+    """For the `main` of a recipe: what decodery raises on purpose, and files that are not there, are told in one sentence on
+    the error stream, and the exit code is 2."""
+
+    @wraps(main)
+    def told(*given: Given.args, **named: Given.kwargs) -> None:
+        try:
+            main(*given, **named)
+        except (DecoderyError, OSError) as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(2) from None
+
+    return told
 
 
 def _option(item: Field[Any]) -> str:

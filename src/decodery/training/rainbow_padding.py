@@ -27,7 +27,7 @@ from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, enc
 from decodery.models.catalogue import ARTIFACTS
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, collate, fill, machine, training_bar
 from decodery.training.networks import SmallLlama
-from decodery.training.options import add_options, changed_options, read_options
+from decodery.training.options import add_options, changed_options, read_options, refusing
 
 POOL = 2048
 STEPS = 6
@@ -264,6 +264,7 @@ RECIPE = Recipe(steps=4000, batch_tokens=4096, rate=7e-4, warmup=30, masks="suff
 """Defaults of an arm: gentler than training from scratch."""
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

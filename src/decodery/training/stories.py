@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from decodery.training.masked_diffusion import Progress, Recipe, Trainer, machine, silent
 from decodery.training.masking import Row, bound, collate
 from decodery.training.networks import Shape, SmallLlama
-from decodery.training.options import add_options, changed_options, read_options
+from decodery.training.options import add_options, changed_options, read_options, refusing
 from decodery.training.story_rows import (
     END_ID,
     MASK_ID,
@@ -305,6 +305,7 @@ def thinned(log: Sequence[dict[str, float]], entries: int = 24) -> list[dict[str
 RECIPE = Recipe(steps=5000, batch_tokens=2048, rate=2e-3, average=0.99)
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console

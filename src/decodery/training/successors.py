@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from decodery.speculative.successors import LENGTHS, SuccessorTable
 from decodery.speculative.trigrams import fingerprint
+from decodery.training.options import refusing
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
     return SuccessorTable.average(context, ids, shares, vocabulary, tokenizer)
 
 
+@refusing
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")

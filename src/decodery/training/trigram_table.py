@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from decodery.errors import BadInput, DecoderyError
+from decodery.errors import BadInput
 from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.speculative.trigrams import TrigramTable, fingerprint
+from decodery.training.options import refusing
 
 BATCH = 8
 """Answers that are written together."""
@@ -67,6 +68,7 @@ def build(lm: LanguageModel, texts: Iterator[list[int]], at_least: int = 2) -> T
     return TrigramTable.count(texts, vocabulary, tokenizer=fingerprint(lm.tokenizer, vocabulary), at_least=at_least)
 
 
+@refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, nargs="*", help="UTF-8 files to count over")
@@ -80,22 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give texts, or --prompts")
     if given.output.suffix != ".npz":
         parser.error("the table's file must end in .npz")
-    try:
-        lm = load(given.model)
+    lm = load(given.model)
 
-        def everything() -> Iterator[list[int]]:
-            for path in given.texts:
-                yield from text_tokens(lm, path)
-            if given.prompts is not None:
-                prompts = [line for line in given.prompts.read_text("utf-8").splitlines() if line.strip()]
-                yield from own_tokens(
-                    lm, prompts, given.max_new_tokens, lambda done, total: _say(f"{done} of {total} answers")
-                )
+    def everything() -> Iterator[list[int]]:
+        for path in given.texts:
+            yield from text_tokens(lm, path)
+        if given.prompts is not None:
+            prompts = [line for line in given.prompts.read_text("utf-8").splitlines() if line.strip()]
+            yield from own_tokens(
+                lm, prompts, given.max_new_tokens, lambda done, total: _say(f"{done} of {total} answers")
+            )
 
-        table = build(lm, everything(), given.at_least)
-        table.save(given.output)
-    except (DecoderyError, OSError) as error:
-        sys.exit(str(error))
+    table = build(lm, everything(), given.at_least)
+    table.save(given.output)
     _say(f"{len(table)} pairs, {len(table.ids)} successors, {given.output.stat().st_size / 1e6:.1f} MB: {given.output}")
 
 
