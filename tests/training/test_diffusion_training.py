@@ -31,11 +31,11 @@ def rows(pool):
 # Hiding
 
 
-@pytest.mark.parametrize("masks", ["count", "suffix", "independent"])
+@pytest.mark.parametrize("masks", ["count", "suffix", "late", "independent"])
 def test_prompts_and_fillings_are_never_hidden(masks):
     batch = collate([(3, [1] * 8), (0, [1] * 5), (7, [1] * 8)])
     for seed in range(50):
-        hidden, _ = hide(batch, masks, generator(seed))
+        hidden, _ = hide(batch, masks, generator(seed), torch.full(batch.tokens.shape, 0.5))
         assert not (hidden & ~batch.canvas).any()
         assert masks == "independent" or hidden.any(dim=1).all()
     assert batch.canvas.sum(dim=1).tolist() == [5, 5, 1]

@@ -81,6 +81,12 @@ def rows_for(network: Any, tokens: Tensor, visible: Tensor | None) -> Tensor:
     return torch.cat((rows[:, :1], rows[:, :-1]), dim=1) if network.shift else rows
 
 
+def hidden_costs(network: Any, batch: Batch, hidden: Tensor, mask_token: int) -> Tensor:
+    """The cross-entropy in nats of each token that is hidden, row by row: [hidden tokens]. Only these need the head."""
+    rows = rows_for(network, batch.tokens.masked_fill(hidden, mask_token), batch.visible)
+    return F.cross_entropy(network.head(rows[hidden]), batch.tokens[hidden], reduction="none")
+
+
 @torch.no_grad()
 def sureness(network: Any, batch: Batch, mask_token: int) -> Tensor:
     """The probability [rows, length] float32 of the likeliest token of each position while all canvases are hidden."""
@@ -138,8 +144,7 @@ def loss(network: Any, batch: Batch, masks: str, mask_token: int, generator: tor
         rows = network(batch.tokens, causal=True)
         return F.cross_entropy(network.head(rows[:, :-1][chosen[:, 1:]]), batch.tokens[chosen])
     hidden, weights = hide(batch, masks, generator, sureness(network, batch, mask_token) if masks == "late" else None)
-    asked = rows_for(network, batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-    costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
+    costs = hidden_costs(network, batch, hidden, mask_token)
     return (costs * weights[hidden]).sum() if masks in ("independent", "late") else costs.mean()
 
 
@@ -153,9 +158,7 @@ def bound(network: Any, rows: Sequence[Row], mask_token: int, *, draws: int = 8,
     batch, total = collate(rows), 0.0
     for _ in range(draws):
         hidden, weights = hide(batch, "count", generator)
-        asked = rows_for(network, batch.tokens.masked_fill(hidden, mask_token), batch.visible)
-        costs = F.cross_entropy(network.head(asked[hidden]), batch.tokens[hidden], reduction="none")
-        total += float((costs * weights[hidden]).sum())
+        total += float((hidden_costs(network, batch, hidden, mask_token) * weights[hidden]).sum())
     return total / draws
 
 

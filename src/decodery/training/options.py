@@ -19,8 +19,8 @@ Given = ParamSpec("Given")
 
 
 def refusing(main: Callable[Given, None]) -> Callable[Given, None]:
-    """For the `main` of a recipe: what decodery raises on purpose, and files that are not there, are told in one sentence on
-    the error stream, and the exit code is 2."""
+    """For the `main` of a recipe: what decodery raises on purpose, and files that cannot be read or written, are told in
+    one sentence on the error stream, and the exit code is 2."""
 
     @wraps(main)
     def told(*given: Given.args, **named: Given.kwargs) -> None:

@@ -321,11 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, Sizes())
     add_options(parser, RECIPE, without=("masks",))  # each model has its own
     given = vars(parser.parse_args(arguments))
-    corpus, sizes, recipe = (
-        read_options(Corpus(), given),
-        read_options(Sizes(), given),
-        read_options(RECIPE, given),
-    )
+    corpus, sizes, recipe = read_options(Corpus(), given), read_options(Sizes(), given), read_options(RECIPE, given)
     options = (*changed_options(Corpus(), corpus), *changed_options(Sizes(), sizes), *changed_options(RECIPE, recipe))
     command = " ".join(("python -m decodery.training.stories --folder work --artifacts models", *options))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
