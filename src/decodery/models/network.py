@@ -22,16 +22,13 @@ from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
-from decodery.models.forward import POST_NORM, Forward, Layers, Ranking, Scores
-from decodery.models.scorer import Head, Scorer, Work
-from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.models.forward import POST_NORM, Layers, Scores
+from decodery.models.key_value_network import KeyValueNetwork
+from decodery.models.scorer import Head, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-CACHE_GRAIN = 64
-"""Caches have room for a multiple of so many rows: attention reads them in blocks."""
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 """One lock per model, not per network: a pass switches the model's attention and layers, whoever wrapped it."""
@@ -73,7 +70,7 @@ def _sublayer(layer: nn.Module, names: Listing[str]) -> str:
     raise ValueError(f"{type(layer).__name__} has no part of its own named {' or '.join(names)}, to be left out")
 
 
-class TransformersNetwork(Scorer):
+class TransformersNetwork(KeyValueNetwork):
     """A transformers causal language model as a scorer.
 
     model: a `PreTrainedModel` with a language-model head, in eval mode; it is not modified outside of passes.
@@ -132,16 +129,6 @@ class TransformersNetwork(Scorer):
         self._cache_shapes = tuple(shapes[i] for i in range(self.layers))
         self._windows = tuple(pack.windows[i] for i in range(self.layers))
 
-    def new_sequence(self) -> Sequence:
-        return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
-
-    def rows_kept(self, rows: int) -> int:
-        return -(-rows // CACHE_GRAIN) * CACHE_GRAIN
-
-    def cache_bytes(self, rows: int) -> int:
-        values = sum(2 * heads * width for heads, width in self._cache_shapes)
-        return self.rows_kept(rows) * values * self.dtype.itemsize
-
     @property
     def embedding(self) -> Tensor:
         """What enters the first layer for each token id [vocabulary, hidden]: the embedding matrix, scaled where a family
@@ -190,25 +177,6 @@ class TransformersNetwork(Scorer):
         output: Any = self.model.get_output_embeddings()
         return Work(attention, feed_forward, size(output))
 
-    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
-        first = forwards[0]
-        pack = Pack.of(forwards, self.device, self.stability.columns if self.stability else 1)
-        inputs = self._inputs(forwards)
-        wanted: list[int] = []
-        offset = 0
-        for forward in forwards:
-            wanted.extend(offset + row for row in forward.logit_rows())
-            offset += forward.count
-        positions = [[p for forward in forwards for p in forward.row_positions()]]
-        taps = sorted({tap for forward in forwards for tap in forward.taps})
-        rank = first.rank if all(forward.rank == first.rank for forward in forwards) else 0
-        with self._lock:
-            scores = self._pass(pack, inputs, positions, wanted, first.layers, taps, rank)
-        for forward in forwards:
-            forward.sequence.write(forward.written_slots(), ids_of(forward), forward.row_positions())
-        pack.forget_borrowed()
-        return _split(forwards, scores)
-
     def _pass(
         self,
         pack: Pack,
@@ -223,13 +191,6 @@ class TransformersNetwork(Scorer):
         the tapped rows of each layer."""
         with self._chosen_layers(layers, inputs), self._tapped(taps) as tapped:
             return Scores(self._call(pack, inputs, positions, wanted), tapped)
-
-    def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
-        rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]
-        packed = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)[None]
-        if packed.is_floating_point():
-            return {"inputs_embeds": packed.to(self.dtype)}
-        return {"input_ids": packed}
 
     @torch.inference_mode()
     def _call(self, pack: Pack, inputs: dict[str, Tensor], positions: list[list[int]], wanted: list[int]) -> Tensor:
@@ -317,29 +278,3 @@ class TransformersNetwork(Scorer):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def ids_of(forward: Forward) -> list[int]:
-    """The token id of each row; -1 for embeddings. Hidden rows that go on from earlier layers keep their cached ids."""
-    if not isinstance(forward.tokens, Tensor):
-        return list(forward.tokens)
-    if not forward.tokens.is_floating_point():
-        return forward.tokens.tolist()
-    known = forward.sequence.tokens if forward.layers.start > 0 else ()
-    return [known[slot] if slot < len(known) else -1 for slot in forward.written_slots()]
-
-
-def _split(forwards: Listing[Forward], scores: Scores) -> list[Scores]:
-    """Hand each forward its own rows."""
-    if len(forwards) == 1:
-        return [scores]
-    answers: list[Scores] = []
-    row = wanted = 0
-    for forward in forwards:
-        asked = len(forward.logit_rows())
-        hidden = {tap: scores.hidden[tap][row : row + forward.count] for tap in forward.taps}
-        own, ranking = slice(wanted, wanted + asked), scores.ranking
-        ranking = ranking and Ranking(ranking.ids[own], ranking.shares[own])
-        answers.append(Scores(scores.logits[own], hidden, ranking))
-        row, wanted = row + forward.count, wanted + asked
-    return answers

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from decodery.models.attention import Pack, Segment
 from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Ranking, Scores, Slots, Tree, tree_bytes
+from decodery.models.key_value_network import ids_of
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
 from decodery.models.native.weights import FORMS, LINES, Weights, interleaved, norm_weight
-from decodery.models.network import TransformersNetwork, ids_of
+from decodery.models.network import TransformersNetwork
 from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence

@@ -1,0 +1,115 @@
+"""Networks that keep keys and values of many sequences and score the rows of all of them in one pass."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence as Listing
+
+import torch
+from torch import Tensor
+
+from decodery.models.attention import Pack
+from decodery.models.forward import Forward, Layers, Ranking, Scores
+from decodery.models.scorer import Scorer
+from decodery.models.sequence import KeyValueCache, Sequence
+
+CACHE_GRAIN = 64
+"""Caches have room for a multiple of so many rows: attention reads them in blocks."""
+
+
+class KeyValueNetwork(Scorer):
+    """A network of decoder layers, each with keys and values per row. Subclasses set the attributes and give `_pass`.
+
+    path: how passes are run; part of what a cost curve was measured of. device, dtype: of the hidden rows. threads: processor
+    threads of its passes. parameters: how many weights it has.
+    """
+
+    path: str
+    hidden: int
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    parameters: int
+    _lock: threading.RLock
+    """Held during a pass."""
+    _cache_shapes: tuple[tuple[int, int], ...]
+    """Of each layer: key/value heads and their width."""
+    _windows: tuple[int | None, ...]
+    """Of each layer: its sliding window."""
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
+
+    def rows_kept(self, rows: int) -> int:
+        return -(-rows // CACHE_GRAIN) * CACHE_GRAIN
+
+    def cache_bytes(self, rows: int) -> int:
+        values = sum(2 * heads * width for heads, width in self._cache_shapes)
+        return self.rows_kept(rows) * values * self.dtype.itemsize
+
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        first = forwards[0]
+        pack = Pack.of(forwards, self.device, self.stability.columns if self.stability else 1)
+        inputs = self._inputs(forwards)
+        wanted: list[int] = []
+        offset = 0
+        for forward in forwards:
+            wanted.extend(offset + row for row in forward.logit_rows())
+            offset += forward.count
+        positions = [[p for forward in forwards for p in forward.row_positions()]]
+        taps = sorted({tap for forward in forwards for tap in forward.taps})
+        rank = first.rank if all(forward.rank == first.rank for forward in forwards) else 0
+        with self._lock:
+            scores = self._pass(pack, inputs, positions, wanted, first.layers, taps, rank)
+        for forward in forwards:
+            forward.sequence.write(forward.written_slots(), ids_of(forward), forward.row_positions())
+        pack.forget_borrowed()
+        return _split(forwards, scores)
+
+    @abstractmethod
+    def _pass(
+        self,
+        pack: Pack,
+        inputs: dict[str, Tensor],
+        positions: list[list[int]],
+        wanted: list[int],
+        layers: Layers,
+        taps: Listing[int],
+        rank: int,
+    ) -> Scores:
+        """One pass over packed rows: logits of the wanted rows (or the likeliest tokens of each, where `rank` is not 0), and
+        the tapped rows of each layer."""
+
+    def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
+        rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]
+        packed = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)[None]
+        if packed.is_floating_point():
+            return {"inputs_embeds": packed.to(self.dtype)}
+        return {"input_ids": packed}
+
+
+def ids_of(forward: Forward) -> list[int]:
+    """The token id of each row; -1 for embeddings. Hidden rows that go on from earlier layers keep their cached ids."""
+    if not isinstance(forward.tokens, Tensor):
+        return list(forward.tokens)
+    if not forward.tokens.is_floating_point():
+        return forward.tokens.tolist()
+    known = forward.sequence.tokens if forward.layers.start > 0 else ()
+    return [known[slot] if slot < len(known) else -1 for slot in forward.written_slots()]
+
+
+def _split(forwards: Listing[Forward], scores: Scores) -> list[Scores]:
+    """Hand each forward its own rows."""
+    if len(forwards) == 1:
+        return [scores]
+    answers: list[Scores] = []
+    row = wanted = 0
+    for forward in forwards:
+        asked = len(forward.logit_rows())
+        hidden = {tap: scores.hidden[tap][row : row + forward.count] for tap in forward.taps}
+        own, ranking = slice(wanted, wanted + asked), scores.ranking
+        ranking = ranking and Ranking(ranking.ids[own], ranking.shares[own])
+        answers.append(Scores(scores.logits[own], hidden, ranking))
+        row, wanted = row + forward.count, wanted + asked
+    return answers

@@ -1,0 +1,41 @@
+"""Where a network's weights come from: files, tensor by tensor, in the form in which they lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """A matrix [outputs, inputs] as a quantised file holds it.
+
+    kind: the file's name of the form, as `gguf.GGMLQuantizationType` numbers it. rows: uint8 [outputs, bytes of a row], a view
+    of the mapped file where its rows already stand in the network's own order. inputs: numbers in a row.
+    """
+
+    kind: int
+    rows: Tensor
+    inputs: int
+
+
+class WeightSource(Protocol):
+    """The weights of a network by the names that its transformers model gives them. Nothing is kept: who asks, holds."""
+
+    def names(self) -> Iterable[str]:
+        """All weights that the files hold."""
+        ...
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A weight as numbers. Raises KeyError for a name that is not there."""
+        ...
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A quantised matrix as it lies in the file; None where it is not quantised, or is more than rows of one tensor of the
+        file in another order."""
+        ...
