@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from decodery.models.attention import ATTENTION_NAME, FOLDED_ROWS, Pack, attend, folds, packed_attention, packing
+from decodery.models.attention import (
+    ATTENTION_NAME,
+    FOLDED_ROWS,
+    AttentionCall,
+    Pack,
+    attend,
+    folds,
+    packed_attention,
+    packing,
+)
 from decodery.models.forward import Attend, Forward, Slots
 from decodery.models.sequence import KeyValueCache, Sequence
 
@@ -74,10 +83,10 @@ def _packed(
     query, key, value = (torch.randn(1, heads, total, 8) for heads in (4, key_heads, key_heads))
     module = torch.nn.Module()
     module.layer_idx = 0  # type: ignore[assignment]
-    with packing(Pack.of(forwards, torch.device("cpu"))):
-        output, weights = packed_attention(
-            module, query, key, value, None, scaling=0.4, sliding_window=window, **arguments
-        )
+    pack = Pack.of(forwards, torch.device("cpu"))
+    pack.places, pack.calls = {(id(module), 0): 0}, [AttentionCall(key_heads, 8, window, own_mask=False)]
+    with packing(pack):
+        output, weights = packed_attention(module, query, key, value, None, scaling=0.4, **arguments)
     assert weights is None
     return output[0], query, key, value
 
@@ -142,7 +151,9 @@ def test_without_scaling_the_width_decides() -> None:
     query, key = torch.randn(1, 4, 2, 8), torch.randn(1, 2, 2, 8)
     module = torch.nn.Module()
     module.layer_idx = 0  # type: ignore[assignment]
-    with packing(Pack.of([Forward(_cached(0, 2), [1, 2])], torch.device("cpu"))):
+    pack = Pack.of([Forward(_cached(0, 2), [1, 2])], torch.device("cpu"))
+    pack.places, pack.calls = {(id(module), 0): 0}, [AttentionCall(2, 8, None, own_mask=False)]
+    with packing(pack):
         output, _ = packed_attention(module, query, key, key, None)
     expected = functional.scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
     assert float((output[0] - expected[0].transpose(0, 1)).abs().max()) < BOUND

@@ -54,7 +54,9 @@ class Ask:
 
     def __post_init__(self) -> None:
         sequence = self.forward.sequence
-        self.base, self.plain = sequence.length, is_plain(self.forward)
+        self.base, border = sequence.length, sequence.owner.border
+        whole = border is not None and self.base + self.forward.count > border
+        self.plain = is_plain(self.forward) and not whole
         if self.plain:
             self.text = [*sequence.tokens, *self.forward.tokens]
 

@@ -34,9 +34,7 @@ class KeyValueNetwork(Scorer):
     _lock: threading.RLock
     """Held during a pass."""
     _cache_shapes: tuple[tuple[int, int], ...]
-    """Of each layer: key/value heads and their width."""
-    _windows: tuple[int | None, ...]
-    """Of each layer: its sliding window."""
+    """Of each cached layer: key/value heads and their width."""
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))

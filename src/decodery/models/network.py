@@ -1,37 +1,35 @@
 """The scorer over transformers' decoders.
 
-`TransformersNetwork` packs the rows of many sequences into one pass of an unmodified transformers model: it registers
-an attention function of its own, which writes each row's keys and values into the row's own sequence and lets the row
-see exactly what its `Forward` says. Layer choices, taps and injected hidden rows work on the module list, so any family
-that uses transformers' attention interface runs without code of ours.
+`TransformersNetwork` packs the rows of many sequences into one pass of a transformers model. It runs a copy of the model's
+modules with the same weights, so that whoever owns the model may go on using it, and lets the copy attend with a function of
+ours, which writes each row's keys and values into the row's own sequence and lets the row see exactly what its `Forward`
+says. Layer choices, taps and injected hidden rows work on the copy's module list, so any family that uses transformers'
+attention interface runs without code of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable
+from decodery.models.angles import Angles, by_row, crosses, note, read_again
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
-from decodery.models.forward import POST_NORM, Layers, Scores
+from decodery.models.forward import POST_NORM, Forward, Layers, Scores
 from decodery.models.key_value_network import KeyValueNetwork
 from decodery.models.scorer import Head, Work
+from decodery.models.twin import shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-"""One lock per model, not per network: a pass switches the model's attention and layers, whoever wrapped it."""
 
 
 class _Skip(nn.Module):
@@ -62,6 +60,12 @@ ATTENTION_NAMES = ("self_attn", "attn", "self_attention", "attention")
 FEED_FORWARD_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 
 
+def sentence(error: Exception) -> str:
+    """The first line of an error, to stand in a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def _sublayer(layer: nn.Module, names: Listing[str]) -> str:
     """The name under which a layer holds its attention or feed-forward. Raises ValueError where it has no such part."""
     for name in names:
@@ -73,61 +77,106 @@ def _sublayer(layer: nn.Module, names: Listing[str]) -> str:
 class TransformersNetwork(KeyValueNetwork):
     """A transformers causal language model as a scorer.
 
-    model: a `PreTrainedModel` with a language-model head, in eval mode; it is not modified outside of passes.
-    name: how statistics and error messages call it.
-    Raises ModelNotReadable where the model has no decoder layers or no attention interface.
+    model: a `PreTrainedModel` with a language-model head; it is not touched. Weights that change in place are seen, other
+    modules put into it afterwards are not. name: how statistics and error messages call it. Raises ModelNotReadable where the
+    model has no list of decoder layers, or attends in a way that rows cannot be packed for.
     """
 
     def __init__(self, model: PreTrainedModel, name: str):
-        self.model, self.name = model.eval(), name
+        self.model, self.name = model, name
         self.path = "eager"
-        """How passes are run; part of what a cost curve was measured of."""
         config = model.config.get_text_config()
         self.config = config
         self.vocabulary = int(config.vocab_size)
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
-        self.hidden = int(config.hidden_size)
         self.device, self.dtype = model.device, model.dtype
         self.threads = torch.get_num_threads()
-        """Processor threads of its passes."""
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        """How many weights the model has."""
-        self._lock = _locks.setdefault(model, threading.RLock())
-        self._base: nn.Module = model.base_model
-        self._list_name, modules = self._find_layers(int(config.num_hidden_layers))
-        self._modules = list(modules)
-        self.layers = len(self._modules)
-        self._tuple_output = False
+        self._lock = threading.RLock()
         self._fingerprint = ""
-        self._cache_shapes: tuple[tuple[int, int], ...] = ()
-        self._windows: tuple[int | None, ...] = ()
-        with self._lock:
+        try:
+            self._running = shared(model, ATTENTION_NAME)
+            self._base: nn.Module = self._running.base_model
+            self._parent, self._list_name = self._find_layers(int(config.num_hidden_layers))
+            self._modules: list[nn.Module] = list(self._parent._modules[self._list_name])  # type: ignore[call-overload]
+            self.layers = len(self._modules)
+            self._angles = Angles.of(self._running)
+            if self._angles is not None:
+                by_row(self._running, self._angles)
+            self._takes_rows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
             self._probe()
+        except ModelNotReadable:
+            raise
+        except Exception as error:  # whatever the family's code does with what it did not expect
+            raise ModelNotReadable(
+                f"the rows of {name} ({type(model).__name__}) cannot be packed: {sentence(error)}."
+            ) from error
 
-    def _find_layers(self, count: int) -> tuple[str, nn.ModuleList]:
-        for name, child in self._base.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return name, child
+    def _find_layers(self, count: int) -> tuple[nn.Module, str]:
+        """The module that holds the list of decoder layers, and the list's name there."""
+        for parent in self._base.modules():
+            for name, child in parent.named_children():
+                if isinstance(child, nn.ModuleList) and len(child) == count:
+                    return parent, name
         raise ModelNotReadable(f"{self.name} ({type(self.model).__name__}) has no list of {count} decoder layers.")
 
     def _probe(self) -> None:
-        """One token through the model tells the shape of each layer's keys and the form of the layers' answers."""
-        shapes: dict[int, tuple[int, int]] = {}
-        forms: list[bool] = []
-        hook = self._modules[0].register_forward_hook(lambda _m, _i, out: forms.append(isinstance(out, tuple)))
-        pack = Pack.probe(shapes)
+        """One token through the model tells the width of its rows, how each layer attends, and the form of the layers'
+        answers."""
+        answers: list[Any] = []
+        hook = self._modules[0].register_forward_hook(lambda _m, _i, out: answers.append(out))
+        pack = Pack.probe(self.device)
         try:
             self._call(pack, {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device)}, [[0]], [0])
         finally:
             hook.remove()
-        if sorted(shapes) != list(range(self.layers)):
+        layer_of = {id(part): i for i, layer in enumerate(self._modules) for part in layer.modules()}
+        attending = [layer_of.get(id(module), -1) for module in pack.modules]
+        if sorted(set(attending)) != list(range(self.layers)):
             raise ModelNotReadable(
                 f"{self.name} ({type(self.model).__name__}) does not use transformers' attention interface in all of "
                 f"its {self.layers} layers, so its rows cannot be packed."
             )
-        self._tuple_output = forms[0]
-        self._cache_shapes = tuple(shapes[i] for i in range(self.layers))
-        self._windows = tuple(pack.windows[i] for i in range(self.layers))
+        self._tuple_output = isinstance(answers[0], tuple)
+        self.hidden = int((answers[0][0] if self._tuple_output else answers[0]).shape[-1])
+        self._places, self._calls = pack.places, pack.calls
+        self._cache_shapes = tuple((call.heads, call.width) for call in pack.calls)
+        self._attentions = tuple(attending)
+        """Of each cache: its layer."""
+
+    @property
+    def _windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer. Raises ValueError where layers attend several times, or have masks of their own."""
+        if self._attentions != tuple(range(self.layers)) or any(call.own_mask for call in self._calls):
+            raise ValueError("its layers attend several times, or have masks that are no windows")
+        return tuple(call.window for call in self._calls)
+
+    @property
+    def border(self) -> int | None:
+        return None if self._angles is None else self._angles.border
+
+    def room(self, cached: int, length: int) -> int:
+        angles = self._angles
+        if angles is None:
+            return super().room(cached, length)
+        if length > angles.border:
+            return 0 if angles.stepwise and not cached else super().room(cached, length)
+        return angles.border - length if angles.rereads or not cached else super().room(cached, length)
+
+    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
+        angles = self._angles
+        if angles is None or not angles.rereads:
+            return super().run_pass(forwards)
+        answers: dict[int, Scores] = {}
+        for place, forward in enumerate(forwards):
+            if crosses(angles, forward):
+                answers[place] = read_again(angles, forward, super().run_pass)
+        usual = [place for place in range(len(forwards)) if place not in answers]
+        if usual:
+            answers |= zip(usual, super().run_pass([forwards[place] for place in usual]), strict=True)
+        for forward in forwards:
+            note(angles, forward.sequence)
+        return [answers[place] for place in range(len(forwards))]
 
     @property
     def embedding(self) -> Tensor:
@@ -141,16 +190,13 @@ class TransformersNetwork(KeyValueNetwork):
         return rows
 
     def head(self, tokens: Tensor | None = None) -> Head:
-        output: Any = self.model.get_output_embeddings()
-        weight = None if tokens is None else output.weight.detach()[tokens]
-
         def head(rows: Tensor) -> Tensor:
             entering = rows.to(self.device, self.dtype)[None]
-            positions = [[0] * rows.shape[0]]
-            with self._lock, self._replaced((), self.layers, entering), self._tapped((POST_NORM,)) as tapped:
-                wanted = list(range(rows.shape[0])) if weight is None else []
-                logits = self._call(Pack([], self.device), {"inputs_embeds": entering}, positions, wanted)
-            return logits if weight is None else F.linear(tapped[POST_NORM], weight).float()
+            count = rows.shape[0]
+            pack = Pack([], self.device, self._places, self._calls)
+            with self._lock, self._replaced((), self.layers, entering):
+                logits = self._call(pack, {"inputs_embeds": entering}, [[0] * count], list(range(count)))
+            return logits if tokens is None else logits[:, tokens]
 
         return head
 
@@ -189,6 +235,7 @@ class TransformersNetwork(KeyValueNetwork):
     ) -> Scores:
         """One pass over packed rows: logits of the wanted rows (or the likeliest tokens of each, where `rank` is not 0), and
         the tapped rows of each layer."""
+        pack.places, pack.calls = self._places, self._calls
         with self._chosen_layers(layers, inputs), self._tapped(taps) as tapped:
             return Scores(self._call(pack, inputs, positions, wanted), tapped)
 
@@ -196,28 +243,18 @@ class TransformersNetwork(KeyValueNetwork):
     def _call(self, pack: Pack, inputs: dict[str, Tensor], positions: list[list[int]], wanted: list[int]) -> Tensor:
         """Run the model on packed rows; logits [len(wanted), vocabulary] float32."""
         ids = torch.tensor(positions, device=self.device)
-        with self._own_attention(), packing(pack):
+        # A mask of ones: without one transformers takes jumps of positions for the borders of texts of a training batch.
+        common = {**inputs, "position_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with packing(pack):
             if not wanted:
-                self._base(**inputs, position_ids=ids, use_cache=False)
+                self._base(**common)
                 return torch.empty(0, self.vocabulary, device=self.device)
             everything = wanted == list(range(ids.shape[1]))
             rows: int | Tensor = 0 if everything else torch.tensor(wanted, device=self.device)
-            answer = self.model(**inputs, position_ids=ids, use_cache=False, logits_to_keep=rows)
-        logits: Tensor = answer.logits[0].float()
-        return logits
-
-    @contextlib.contextmanager
-    def _own_attention(self) -> Iterator[None]:
-        """Switch the model to our attention function for one pass, and back (the user may share the model)."""
-        configs = {id(config): config for config in (self.model.config, self.config)}.values()
-        before = [config._attn_implementation_internal for config in configs]
-        for config in configs:
-            config._attn_implementation_internal = ATTENTION_NAME
-        try:
-            yield
-        finally:
-            for config, name in zip(configs, before, strict=True):
-                config._attn_implementation_internal = name
+            logits: Tensor = self._running(**common, **({"logits_to_keep": rows} if self._takes_rows else {})).logits[0]
+        if logits.shape[0] != len(wanted):
+            logits = logits[wanted]
+        return logits.float()
 
     @contextlib.contextmanager
     def _chosen_layers(self, layers: Layers, inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -251,12 +288,12 @@ class TransformersNetwork(KeyValueNetwork):
         if start > 0:
             # Whatever the family does to its embeddings before the first layer must not touch hidden rows.
             modules[start - 1] = _Skip(self._tuple_output, rows)
-        original = self._base._modules[self._list_name]
-        self._base._modules[self._list_name] = nn.ModuleList(modules)
+        original = self._parent._modules[self._list_name]
+        self._parent._modules[self._list_name] = nn.ModuleList(modules)
         try:
             yield
         finally:
-            self._base._modules[self._list_name] = original
+            self._parent._modules[self._list_name] = original
 
     @contextlib.contextmanager
     def _tapped(self, taps: Listing[int]) -> Iterator[dict[int, Tensor]]:

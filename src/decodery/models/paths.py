@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from decodery.errors import BadSetting
+from decodery.errors import BadSetting, ModelNotReadable
+from decodery.models.confirmation import NotConfirmed, confirm
 from decodery.models.network import TransformersNetwork
 
 if TYPE_CHECKING:
@@ -41,11 +42,23 @@ def network_for(
     for path in PATHS[1:-1]:
         if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "packed")):
             try:
+                confirm(lambda small, path=path: _fast_network(path, small, name, False, False), model, path)  # type: ignore[misc]
                 return _fast_network(path, model, name, owned, wanted == path)
-            except (ValueError, RuntimeError, OSError) as reason:  # RuntimeError: shapes that do not fit
+            except (
+                ValueError,
+                RuntimeError,
+                OSError,
+                ModelNotReadable,
+            ) as reason:  # RuntimeError: shapes that do not fit
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
+    try:
+        confirm(lambda small: TransformersNetwork(small, name), model, "off")
+    except NotConfirmed as reason:
+        raise ModelNotReadable(
+            f"packed rows of {name} ({type(model).__name__}) get other scores than transformers gives: {reason}."
+        ) from reason
     return TransformersNetwork(model, name)
 
 

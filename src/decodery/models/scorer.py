@@ -65,8 +65,21 @@ class Scorer(ABC):
     layers: int
     hidden: int | None = None
     """Width of the hidden rows; None where there are none."""
+    trees: bool = True
+    """Whether rows may branch, or see anything else than all rows before them."""
     stability: Stability | None = None
     """Set where rounding depends on the company of a row unless this is heeded; None where it does not or always does."""
+
+    @property
+    def border(self) -> int | None:
+        """Texts longer than this are scored in another way than shorter ones, so that a prompt beyond it is scored whole, and
+        its rows serve no other text. None where length does not matter."""
+        return None
+
+    def room(self, cached: int, length: int) -> int:
+        """How many rows a draft after a text of `length` tokens, of which `cached` are, may add to the forward of the others
+        without changing their scores."""
+        return 1 << 30
 
     @abstractmethod
     def new_sequence(self) -> Sequence:

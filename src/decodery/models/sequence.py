@@ -161,6 +161,10 @@ class Sequence:
         """So many first rows were scored in order, each seeing all before it and itself, by `plain_layers`: who has the same
         tokens there may copy them. Kept by the engine."""
         self.plain_layers: Layers | None = None
+        self.read = 0
+        """So many rows were scored in the first forward. With `regime` for networks whose scores depend on the text's
+        length."""
+        self.regime = 0
 
     @property
     def length(self) -> int:
@@ -175,6 +179,8 @@ class Sequence:
     def write(self, slots: Listing[int], tokens: Listing[int], positions: Listing[int]) -> None:
         """Record what a forward wrote. Called by networks, not by methods."""
         self.plain = min(self.plain, slots.start if isinstance(slots, range) else min(slots))
+        if not self.tokens:
+            self.read = len(tokens)
         if isinstance(slots, range) and slots.start == self.length:  # the usual case: append
             self.tokens.extend(tokens)
             self.positions.extend(positions)
@@ -214,6 +220,7 @@ class Sequence:
         twin = Sequence(self.owner, self.cache.copy(self.length))
         twin.tokens, twin.positions = list(self.tokens), list(self.positions)
         twin.plain, twin.plain_layers = self.plain, self.plain_layers
+        twin.read, twin.regime = self.read, self.regime
         return twin
 
     def take(self, other: Sequence, length: int) -> None:

@@ -160,7 +160,7 @@ def speculate(
         #    rounding depends on how many rows share a pass, a long prompt is scored alone, as plain decoding does it.
         cached = sequence.length
         pending = job.tokens[cached:]
-        depth = job.remaining - 1
+        depth = min(job.remaining - 1, sequence.owner.room(cached, len(job.tokens)))
         if stability is not None and len(pending) >= stability.rows:
             depth = 0
         proposal: Any = drafter.propose(job.tokens, depth) if depth > 0 else EMPTY

@@ -1,0 +1,291 @@
+"""Whether a way of running a model gives the scores of transformers' own `forward`: found out when the model is loaded.
+
+Nothing is concluded from the names of families or modules. A model is cut down to its first layers, as many as have one of
+each kind, with the model's own weights, and with the borders of its configuration (windows, chunks, the original context of
+rotary angles) moved to where short texts cross them. Texts then go through the path that is to be confirmed, in all the ways
+in which methods ask: whole, in pieces, row by row, as trees, several in one pass, forked, and rolled back. What this gives is
+compared with transformers row by row: in float32 it must be the same but for rounding, in shorter types as near to float32 as
+transformers' own modules are in that type.
+
+The outcome is kept in `$DECODERY_HOME/confirmed`, by all it can depend on, so that it costs nothing the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from decodery.models.cache import home
+from decodery.models.forward import Forward, Rows, Slots, Tree
+from decodery.models.twin import borders, kinds_of_layers, reduced, shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from decodery.models.scorer import Scorer
+    from decodery.models.sequence import Sequence
+
+SAME = 1e-3
+"""Largest root mean square difference of a row's logits in float32, in their standard deviations."""
+AS_NEAR = 1.5
+"""In shorter types: largest distance from float32, in distances of transformers' own modules."""
+LENGTH = 40
+"""Tokens of the text that is read; more than any border that was moved."""
+FARTHEST = 1024
+"""Borders that cannot be moved are crossed up to here."""
+FOLLOWING = 8
+"""Tokens that transformers generates where angles depend on the length."""
+
+
+class NotConfirmed(ValueError):
+    """A path scores something else than transformers does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A way of asking, and rows of logits that came of it, by the text whose last token they follow."""
+
+    way: str
+    rows: dict[tuple[int, ...], Tensor]
+
+
+def confirm(make: Callable[[Any], Scorer], model: PreTrainedModel, path: str) -> None:
+    """Raise NotConfirmed, saying where, unless the network that `make` builds over a model scores as transformers does.
+
+    make: is given the model cut down. path: the way of running, part of what the outcome is kept by.
+    """
+    place = home() / "confirmed" / f"{_identity(model, path)}.json"
+    kept = _read(place)
+    if kept is None:
+        with quiet():
+            kept = {"reason": _difference(make, model)}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(kept), encoding="utf-8")
+    if kept["reason"]:
+        raise NotConfirmed(kept["reason"])
+
+
+def _read(place: Path) -> dict[str, str] | None:
+    try:
+        kept: dict[str, str] = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers wants to say about configurations of ours."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _identity(model: PreTrainedModel, path: str) -> str:
+    """Of everything the outcome can depend on but the weights: configuration, modules, versions, code, type, device."""
+    import transformers
+
+    here = Path(__file__).parent
+    code = hashlib.sha256()
+    for source in sorted([*here.glob("*.py"), *here.glob("native/*.[pch]*")]):
+        code.update(source.read_bytes())
+    config = {
+        key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "name_or_path")
+    }
+    told = [
+        json.dumps(config, sort_keys=True, default=str),
+        f"{type(model).__module__}.{type(model).__qualname__}",
+        repr(model),
+        transformers.__version__,
+        torch.__version__,
+        code.hexdigest(),
+        str(model.dtype),
+        str(model.device),
+        torch.backends.cpu.get_cpu_capability(),
+        path,
+    ]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:24]
+
+
+def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
+    """What a network scores otherwise than transformers; empty where nothing is."""
+    small, length = _small(model)
+    network = make(small)
+    exact = small if small.dtype == torch.float32 else copy.deepcopy(small).float()
+    references: dict[tuple[int, ...], Tensor] = {}
+    usual: dict[tuple[int, ...], Tensor] = {}
+    asked = _ways(network, length if network.border is None else min(length, network.border - FOLLOWING))
+    _score(exact, asked, references)
+    if exact is not small:
+        _score(small, asked, usual)
+    if network.border is not None:
+        asked.append(_beyond(network, exact, references))
+    if exact is small:
+        for one in asked:
+            for text, row in one.rows.items():
+                if not _distance(row, references[text]) <= SAME:
+                    return (
+                        f"{one.way}: row {len(text)} is off by {_distance(row, references[text]):.2g} of its deviation"
+                    )
+        return ""
+    theirs = _together([_distance(row, references[text]) for text, row in usual.items()])
+    for one in asked:
+        ours = _together([_distance(row, references[text]) for text, row in one.rows.items()])
+        if not ours <= AS_NEAR * theirs + SAME:
+            return f"{one.way}: {ours:.2g} of a deviation from float32, where transformers is {theirs:.2g} away"
+    return ""
+
+
+def _small(model: PreTrainedModel) -> tuple[Any, int]:
+    """A model to try a path on, and how long a text has to be to cross all its borders."""
+    count = int(model.config.get_text_config().num_hidden_layers)
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    try:
+        return reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True), LENGTH
+    except Exception as error:  # whatever the family's code does with a configuration that it did not expect
+        far = max(borders(model.config.get_text_config()), default=0)
+        if far > FARTHEST:
+            raise NotConfirmed(
+                f"it computes something else beyond {far} tokens, which cannot be tried on a small copy of it ({error})"
+            ) from error
+        return shared(model, "eager"), max(LENGTH, far + 16)
+
+
+def _beyond(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tensor]) -> Asked:
+    """Texts that grow over the border beyond which angles are others, and one that begins there, as transformers generates
+    them: token by token, and several in a pass."""
+    assert network.border is not None
+    border, rows = network.border, {}
+    if border > FARTHEST:
+        raise NotConfirmed(f"its rotary angles change at {border} tokens, which cannot be tried on a small copy of it")
+    for length in (border - 3, border + 3):
+        prompt = _text(network, length, 3)
+        answer = exact.generate(
+            torch.tensor([prompt], device=exact.device),
+            max_new_tokens=FOLLOWING,
+            min_new_tokens=FOLLOWING,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        text = answer.sequences[0].tolist()
+        references |= {tuple(text[: length + i]): row[0].float() for i, row in enumerate(answer.logits)}
+        single, several = network.new_sequence(), network.new_sequence()
+        [scores] = network.run([Forward(single, prompt, logits=Rows.LAST)])
+        rows[tuple(prompt)] = scores.logits[0]
+        network.run([Forward(several, prompt, logits=Rows.NONE)])
+        network.run([Forward(several, [1, 2], slots=Slots.NOWHERE)])
+        for token in text[length:-3]:
+            before = tuple(single.tokens)
+            scores = network.run([Forward(network.new_sequence(), prompt[:7]), Forward(single, [token])])[1]
+            rows |= _by_text(before, [token], scores.logits)
+        before = tuple(single.tokens)
+        [scores] = network.run([Forward(single, text[len(before) : -1])])
+        rows |= _by_text(before, text[len(before) : -1], scores.logits)
+        [scores] = network.run([Forward(several, text[length:-1])])
+        for found in _by_text(tuple(prompt), text[length:-1], scores.logits).items():
+            rows[found[0]] = torch.where((rows[found[0]] - found[1]).abs() > SAME, torch.inf, rows[found[0]])
+    return Asked("texts that grow over the border of their angles", rows)
+
+
+def _distance(row: Tensor, reference: Tensor) -> float:
+    return float((row - reference).square().mean().sqrt() / reference.std().clamp(min=1e-9))
+
+
+def _together(distances: list[float]) -> float:
+    return (sum(distance**2 for distance in distances) / max(len(distances), 1)) ** 0.5
+
+
+def _text(network: Scorer, length: int, seed: int) -> list[int]:
+    return [(7 * i * i + 3 * i + 5 + 11 * seed) % (network.vocabulary - 2) + 1 for i in range(length)]
+
+
+@torch.inference_mode()
+def _score(model: Any, asked: list[Asked], into: dict[tuple[int, ...], Tensor]) -> None:
+    """What transformers' forward says of every text, all of one beginning in one pass."""
+    missing = sorted({text for one in asked for text in one.rows} - into.keys(), key=len, reverse=True)
+    while missing:
+        longest = missing[0]
+        logits = model(torch.tensor([longest], device=model.device), use_cache=False).logits[0].float()
+        rest = []
+        for text in missing:
+            if longest[: len(text)] == text:
+                into[text] = logits[len(text) - 1]
+            else:
+                rest.append(text)
+        missing = rest
+
+
+def _ways(network: Scorer, length: int) -> list[Asked]:
+    """A text through a network in all the ways in which methods ask."""
+    whole, other = _text(network, length, 0), _text(network, length // 2 + 3, 1)
+    cut, branch = length // 2, _text(network, 3, 2)
+    found = []
+
+    def ask(sequence: Sequence, tokens: list[int]) -> dict[tuple[int, ...], Tensor]:
+        before = tuple(sequence.tokens)
+        [scores] = network.run([Forward(sequence, tokens)])
+        return _by_text(before, tokens, scores.logits)
+
+    found.append(Asked("a whole text", ask(network.new_sequence(), whole)))
+    sequence = network.new_sequence()
+    pieces: dict[tuple[int, ...], Tensor] = {}
+    for start, stop in ((0, 5), (5, 6), (6, cut), (cut, length)):
+        pieces |= ask(sequence, whole[start:stop])
+    found.append(Asked("a text in pieces", pieces))
+    sequence = network.new_sequence()
+    single: dict[tuple[int, ...], Tensor] = {}
+    network.run([Forward(sequence, whole[: cut - 4], logits=Rows.NONE)])
+    for token in whole[cut - 4 : cut + 7]:
+        single |= ask(sequence, [token])
+    found.append(Asked("a text row by row", single))
+    twin = sequence.fork()
+    forked = ask(twin, branch)
+    sequence.truncate(cut)
+    found.append(Asked("a fork and a text that was rolled back", forked | ask(sequence, whole[cut : cut + 6])))
+    first, second = network.new_sequence(), network.new_sequence()
+    network.run([Forward(first, whole[:cut], logits=Rows.NONE)])
+    scores = network.run([Forward(first, whole[cut:]), Forward(second, other)])
+    together = _by_text(tuple(whole[:cut]), whole[cut:], scores[0].logits) | _by_text((), other, scores[1].logits)
+    scores = network.run([Forward(first, branch), Forward(second, branch[:1])])
+    together |= _by_text(tuple(whole), branch, scores[0].logits) | _by_text(tuple(other), branch[:1], scores[1].logits)
+    found.append(Asked("two texts in one pass", together))
+    if network.trees:
+        found.append(Asked("a draft tree", _tree(network, whole, branch, cut)))
+    return found
+
+
+def _tree(network: Scorer, whole: list[int], branch: list[int], cut: int) -> dict[tuple[int, ...], Tensor]:
+    """Two branches behind a text, then on along the second one."""
+    start, further = tuple(whole[:cut]), whole[cut : cut + 3]
+    sequence = network.new_sequence()
+    network.run([Forward(sequence, whole[: cut - 1], logits=Rows.NONE)])
+    tokens = [whole[cut - 1], *branch, *further]
+    depths = [0, 1, 2, 3, 1, 2, 3]
+    [scores] = network.run(
+        [Forward(sequence, tokens, [cut - 1 + depth for depth in depths], Tree([-1, 0, 1, -1, 3, 4]))]
+    )
+    rows = {start: scores.logits[0]}
+    for first, path in ((1, branch), (4, further)):
+        rows |= {(*start, *path[: i + 1]): scores.logits[first + i] for i in range(3)}
+    sequence.keep([cut + 3, cut + 4, cut + 5], cut)
+    [scores] = network.run([Forward(sequence, whole[cut + 3 : cut + 5])])
+    return rows | _by_text(tuple(whole[: cut + 3]), whole[cut + 3 : cut + 5], scores.logits)
+
+
+def _by_text(before: tuple[int, ...], tokens: list[int], logits: Tensor) -> dict[tuple[int, ...], Tensor]:
+    return {(*before, *tokens[: i + 1]): row for i, row in enumerate(logits)}
