@@ -134,6 +134,7 @@ def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
         _score(small, asked, usual)
     if network.border is not None:
         asked.append(_beyond(network, exact, references))
+    asked.append(_generated(network, exact, references))
     if exact is small:
         for one in asked:
             for text, row in one.rows.items():
@@ -165,6 +166,34 @@ def _small(model: PreTrainedModel) -> tuple[Any, int]:
         return shared(model, "eager"), max(LENGTH, far + 16)
 
 
+def _generated(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tensor]) -> Asked:
+    """A text token by token as transformers generates it, which for some families is not what `forward` gives for the whole."""
+    prompt, sequence, rows = _text(network, FOLLOWING, 4), network.new_sequence(), {}
+    text = _generate(exact, prompt, references)
+    [scores] = network.run([Forward(sequence, prompt, logits=Rows.LAST)])
+    rows[tuple(prompt)] = scores.logits[0]
+    for token in text[len(prompt) : -1]:
+        before = tuple(sequence.tokens)
+        [scores] = network.run([Forward(sequence, [token])])
+        rows |= _by_text(before, [token], scores.logits)
+    return Asked("a text that transformers generates", rows)
+
+
+def _generate(exact: Any, prompt: list[int], references: dict[tuple[int, ...], Tensor]) -> list[int]:
+    """Prompt and answer; the scores that led to each token of it become references."""
+    answer = exact.generate(
+        torch.tensor([prompt], device=exact.device),
+        max_new_tokens=FOLLOWING,
+        min_new_tokens=FOLLOWING,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    text: list[int] = answer.sequences[0].tolist()
+    references |= {tuple(text[: len(prompt) + i]): row[0].float() for i, row in enumerate(answer.logits)}
+    return text
+
+
 def _beyond(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tensor]) -> Asked:
     """Texts that grow over the border beyond which angles are others, and one that begins there, as transformers generates
     them: token by token, and several in a pass."""
@@ -174,16 +203,7 @@ def _beyond(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tenso
         raise NotConfirmed(f"its rotary angles change at {border} tokens, which cannot be tried on a small copy of it")
     for length in (border - 3, border + 3):
         prompt = _text(network, length, 3)
-        answer = exact.generate(
-            torch.tensor([prompt], device=exact.device),
-            max_new_tokens=FOLLOWING,
-            min_new_tokens=FOLLOWING,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        text = answer.sequences[0].tolist()
-        references |= {tuple(text[: length + i]): row[0].float() for i, row in enumerate(answer.logits)}
+        text = _generate(exact, prompt, references)
         single, several = network.new_sequence(), network.new_sequence()
         [scores] = network.run([Forward(single, prompt, logits=Rows.LAST)])
         rows[tuple(prompt)] = scores.logits[0]

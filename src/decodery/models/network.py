@@ -25,6 +25,7 @@ from decodery.models.angles import Angles, by_row, crosses, note, read_again
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
 from decodery.models.forward import POST_NORM, Forward, Layers, Scores
 from decodery.models.key_value_network import KeyValueNetwork
+from decodery.models.positions import RowPositions
 from decodery.models.scorer import Head, Work
 from decodery.models.twin import shared
 
@@ -78,11 +79,12 @@ class TransformersNetwork(KeyValueNetwork):
     """A transformers causal language model as a scorer.
 
     model: a `PreTrainedModel` with a language-model head; it is not touched. Weights that change in place are seen, other
-    modules put into it afterwards are not. name: how statistics and error messages call it. Raises ModelNotReadable where the
-    model has no list of decoder layers, or attends in a way that rows cannot be packed for.
+    modules put into it afterwards are not. name: how statistics and error messages call it.
+    counting: hand it what stands for a cache, for families that count their positions from its length.
+    Raises ModelNotReadable where the model has no list of decoder layers, or attends in a way that rows cannot be packed for.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str):
+    def __init__(self, model: PreTrainedModel, name: str, counting: bool = False):
         self.model, self.name = model, name
         self.path = "eager"
         config = model.config.get_text_config()
@@ -103,7 +105,9 @@ class TransformersNetwork(KeyValueNetwork):
             self._angles = Angles.of(self._running)
             if self._angles is not None:
                 by_row(self._running, self._angles)
-            self._takes_rows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+            taken = inspect.signature(type(model).forward).parameters
+            self._takes_rows = "logits_to_keep" in taken
+            self._cache_name = next((n for n in ("cache", "past_key_values") if counting and n in taken), None)
             self._probe()
         except ModelNotReadable:
             raise
@@ -114,9 +118,10 @@ class TransformersNetwork(KeyValueNetwork):
 
     def _find_layers(self, count: int) -> tuple[nn.Module, str]:
         """The module that holds the list of decoder layers, and the list's name there."""
+        named = getattr(self.config, "num_layers", count)  # a layer of two attentions counts as two hidden ones
         for parent in self._base.modules():
             for name, child in parent.named_children():
-                if isinstance(child, nn.ModuleList) and len(child) == count:
+                if isinstance(child, nn.ModuleList) and len(child) in (count, named):
                     return parent, name
         raise ModelNotReadable(f"{self.name} ({type(self.model).__name__}) has no list of {count} decoder layers.")
 
@@ -244,7 +249,14 @@ class TransformersNetwork(KeyValueNetwork):
         """Run the model on packed rows; logits [len(wanted), vocabulary] float32."""
         ids = torch.tensor(positions, device=self.device)
         # A mask of ones: without one transformers takes jumps of positions for the borders of texts of a training batch.
-        common = {**inputs, "position_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        common: dict[str, Any] = {
+            **inputs,
+            "position_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "use_cache": False,
+        }
+        if self._cache_name is not None:
+            common[self._cache_name] = RowPositions(ids[0])
         with packing(pack):
             if not wanted:
                 self._base(**common)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from decodery.errors import BadSetting, ModelNotReadable
@@ -41,8 +42,9 @@ def network_for(
         raise BadSetting(f"fast must be {', '.join(PATHS[:-1])} or {PATHS[-1]}, not {fast!r}.")
     for path in PATHS[1:-1]:
         if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "packed")):
+            make = partial(_fast_network, path, name=name, owned=False, required=False)
             try:
-                confirm(lambda small, path=path: _fast_network(path, small, name, False, False), model, path)  # type: ignore[misc]
+                confirm(make, model, path)
                 return _fast_network(path, model, name, owned, wanted == path)
             except (
                 ValueError,
@@ -53,13 +55,14 @@ def network_for(
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
-    try:
-        confirm(lambda small: TransformersNetwork(small, name), model, "off")
-    except NotConfirmed as reason:
-        raise ModelNotReadable(
-            f"packed rows of {name} ({type(model).__name__}) get other scores than transformers gives: {reason}."
-        ) from reason
-    return TransformersNetwork(model, name)
+    for counting in (False, True):
+        packed = partial(TransformersNetwork, name=name, counting=counting)
+        try:
+            confirm(packed, model, f"off {counting}")
+            return packed(model)
+        except NotConfirmed as reason:
+            why = f"packed rows of {name} ({type(model).__name__}) get other scores than transformers gives: {reason}."
+    raise ModelNotReadable(why)
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:

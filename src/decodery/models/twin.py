@@ -16,6 +16,8 @@ BORDERS = {"sliding_window", "attention_window_size", "attention_chunk_size", "f
 """Entries of a configuration that name a number of tokens from which on something else is computed."""
 LENGTHS = {"original_max_position_embeddings"}
 """The same, of rotary angles."""
+LAYERS = {"decoder_layers", "encoder_layers", "num_layers"}
+"""Other names of the number of layers."""
 CLOSE_WINDOW, CLOSE_LENGTH = 8, 24
 """Where borders are moved to, to be crossed by short texts."""
 
@@ -95,6 +97,8 @@ def _cut(config: Any, layers: int) -> None:
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == count:
             setattr(config, name, value[:layers])
+        elif name in LAYERS and value == count:
+            setattr(config, name, layers)
     config.num_hidden_layers = layers
 
 
