@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from decodery.models.attention import Pack, current_pack
-from decodery.models.forward import ALL_LAYERS, Attend, Forward, Scores, Slots
+from decodery.models.forward import Attend, Forward, Scores, Slots
 
 if TYPE_CHECKING:
-    from decodery.models.sequence import Sequence
+    pass
 
 BY_LENGTH = ("longrope", "dynamic")
 REREADING = "prepare_inputs_for_generation"
@@ -33,12 +33,13 @@ class Angles:
     """How angles depend on the length.
 
     border: texts of more tokens have others than shorter ones. stepwise: those beyond the border depend on the very length
-    (dynamic NTK). rereads: a text that grows over the border is read again.
+    (dynamic NTK). rereads: a text that grows over the border is read again. farthest: the longest text that they are made for.
     """
 
     border: int
     stepwise: bool
     rereads: bool
+    farthest: int
 
     @classmethod
     def of(cls, model: Any) -> Angles | None:
@@ -52,11 +53,20 @@ class Angles:
         stepwise = any("dynamic" in kind for module in modules for kind in _kinds(module))
         own = inspect.unwrap(getattr(type(model), REREADING))
         rereads = "original_max_position_embeddings" in (*own.__code__.co_names, *own.__code__.co_consts)
-        return cls(borders.pop(), stepwise, rereads and not stepwise)
+        border = borders.pop()
+        factor = max((_factor(module) for module in modules), default=1.0) if stepwise else 1.0
+        return cls(border, stepwise, rereads and not stepwise, int(border * factor))
 
     def regime(self, length: int) -> int:
         """Texts of lengths of one regime have the same angles."""
         return length if self.stepwise and length > self.border else int(length > self.border)
+
+    def room(self, cached: int, length: int, most: int) -> int:
+        """See `Scorer.room`; most: where nothing is in the way."""
+        if length > self.border:
+            read_again = self.rereads and 0 < cached <= self.border
+            return 0 if read_again or (self.stepwise and not cached) else most
+        return self.border - length if self.rereads or not cached else most
 
 
 def _kinds(module: nn.Module) -> list[str]:
@@ -77,6 +87,12 @@ def _borders(module: Any) -> set[int]:
     return found
 
 
+def _factor(module: Any) -> float:
+    parameters = module.config.rope_parameters
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return max(float(kind.get("factor") or 1.0) for kind in kinds)
+
+
 def lengths_of(angles: Angles, forward: Forward) -> list[int]:
     """The length of the text to which each row belongs."""
     sequence, positions = forward.sequence, list(forward.row_positions())
@@ -90,8 +106,10 @@ def crosses(angles: Angles, forward: Forward) -> bool:
     return len(regimes) > 1 or (forward.sequence.length > 0 and regimes != {forward.sequence.regime})
 
 
-def note(angles: Angles, sequence: Sequence) -> None:
+def note(angles: Angles, forward: Forward) -> None:
     """Remember in which regime a sequence's rows are cached, after a pass."""
+    sequence = forward.sequence
+    sequence.read_by = sequence.read_by or forward.layers
     if sequence.length:
         sequence.regime = angles.regime(max(sequence.read, sequence.next_position))
 
@@ -102,10 +120,11 @@ def read_again(angles: Angles, forward: Forward, run_pass: Callable[[Listing[For
     Raises ValueError for anything but tokens that are appended, each seeing all before it.
     """
     sequence = forward.sequence
-    plain = forward.attend is Attend.CAUSAL and forward.slots is Slots.APPEND and forward.layers == ALL_LAYERS
+    plain = forward.attend is Attend.CAUSAL and forward.slots is Slots.APPEND
+    same = sequence.read_by in (None, forward.layers)
     known = [*sequence.tokens, *(() if isinstance(forward.tokens, Tensor) else forward.tokens)]
     positions = [*sequence.positions, *forward.row_positions()]
-    if not plain or min(known) < 0 or positions != list(range(len(known))):
+    if not plain or not same or min(known) < 0 or positions != list(range(len(known))):
         raise ValueError(
             f"the text grows over {angles.border} tokens, where all of it is read again with other rotary angles, and its rows "
             "are no plain text"
@@ -124,11 +143,11 @@ def read_again(angles: Angles, forward: Forward, run_pass: Callable[[Listing[For
             sequence.truncate(0)
         tokens = known[base + start - again : base + stop]
         rows = [row - start + again for row in wanted if start <= row < stop]
-        [scores] = run_pass([Forward(sequence, tokens, taps=forward.taps, logits=rows)])
+        [scores] = run_pass([Forward(sequence, tokens, layers=forward.layers, taps=forward.taps, logits=rows)])
         answers.append(Scores(scores.logits, {tap: hidden[again:] for tap, hidden in scores.hidden.items()}))
         if again:
             sequence.read = read
-        note(angles, sequence)
+        note(angles, forward)
         start = stop
     hidden = {tap: torch.cat([scores.hidden[tap] for scores in answers]) for tap in forward.taps}
     return Scores(torch.cat([scores.logits for scores in answers]), hidden)

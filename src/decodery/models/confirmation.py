@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from decodery.errors import ModelNotReadable
 from decodery.models.cache import home
 from decodery.models.forward import Forward, Rows, Slots, Tree
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared
@@ -123,7 +124,25 @@ def _identity(model: PreTrainedModel, path: str) -> str:
 
 def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
     """What a network scores otherwise than transformers; empty where nothing is."""
-    small, length = _small(model)
+    count = int(model.config.get_text_config().num_hidden_layers)
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    try:
+        small = reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True)
+        return _compared(make, small, LENGTH)
+    except (NotConfirmed, ModelNotReadable):
+        raise
+    except Exception as error:  # whatever the family's code does with a configuration that it did not expect
+        far = max(borders(model.config.get_text_config()), default=0)
+        if far > FARTHEST:
+            raise NotConfirmed(
+                f"it computes something else beyond {far} tokens, which cannot be tried on a small copy of it "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        return _compared(make, shared(model, "eager"), max(LENGTH, far + 16))
+
+
+def _compared(make: Callable[[Any], Scorer], small: Any, length: int) -> str:
+    """small: the model that the network and transformers both run. length: of a text that crosses all its borders."""
     network = make(small)
     exact = small if small.dtype == torch.float32 else copy.deepcopy(small).float()
     references: dict[tuple[int, ...], Tensor] = {}
@@ -151,21 +170,6 @@ def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
     return ""
 
 
-def _small(model: PreTrainedModel) -> tuple[Any, int]:
-    """A model to try a path on, and how long a text has to be to cross all its borders."""
-    count = int(model.config.get_text_config().num_hidden_layers)
-    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
-    try:
-        return reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True), LENGTH
-    except Exception as error:  # whatever the family's code does with a configuration that it did not expect
-        far = max(borders(model.config.get_text_config()), default=0)
-        if far > FARTHEST:
-            raise NotConfirmed(
-                f"it computes something else beyond {far} tokens, which cannot be tried on a small copy of it ({error})"
-            ) from error
-        return shared(model, "eager"), max(LENGTH, far + 16)
-
-
 def _generated(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tensor]) -> Asked:
     """A text token by token as transformers generates it, which for some families is not what `forward` gives for the whole."""
     prompt, sequence, rows = _text(network, FOLLOWING, 4), network.new_sequence(), {}
@@ -181,7 +185,8 @@ def _generated(network: Scorer, exact: Any, references: dict[tuple[int, ...], Te
 
 def _generate(exact: Any, prompt: list[int], references: dict[tuple[int, ...], Tensor]) -> list[int]:
     """Prompt and answer; the scores that led to each token of it become references."""
-    answer = exact.generate(
+    # Of a copy: what angles transformers uses for a length can depend on the lengths that it saw before.
+    answer = shared(exact, "eager").generate(
         torch.tensor([prompt], device=exact.device),
         max_new_tokens=FOLLOWING,
         min_new_tokens=FOLLOWING,

@@ -105,6 +105,7 @@ class TransformersNetwork(KeyValueNetwork):
             self._angles = Angles.of(self._running)
             if self._angles is not None:
                 by_row(self._running, self._angles)
+                self.context = max(self.context, self._angles.farthest)
             taken = inspect.signature(type(model).forward).parameters
             self._takes_rows = "logits_to_keep" in taken
             self._cache_name = next((n for n in ("cache", "past_key_values") if counting and n in taken), None)
@@ -164,9 +165,7 @@ class TransformersNetwork(KeyValueNetwork):
         angles = self._angles
         if angles is None:
             return super().room(cached, length)
-        if length > angles.border:
-            return 0 if angles.stepwise and not cached else super().room(cached, length)
-        return angles.border - length if angles.rereads or not cached else super().room(cached, length)
+        return angles.room(cached, length, super().room(cached, length))
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         angles = self._angles
@@ -180,7 +179,7 @@ class TransformersNetwork(KeyValueNetwork):
         if usual:
             answers |= zip(usual, super().run_pass([forwards[place] for place in usual]), strict=True)
         for forward in forwards:
-            note(angles, forward.sequence)
+            note(angles, forward)
         return [answers[place] for place in range(len(forwards))]
 
     @property

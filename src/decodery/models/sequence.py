@@ -162,8 +162,9 @@ class Sequence:
         tokens there may copy them. Kept by the engine."""
         self.plain_layers: Layers | None = None
         self.read = 0
-        """So many rows were scored in the first forward. With `regime` for networks whose scores depend on the text's
-        length."""
+        """The length of the text that the first forward scored. With the layers that it ran and `regime` for networks whose
+        scores depend on the length of the text."""
+        self.read_by: Layers | None = None
         self.regime = 0
 
     @property
@@ -180,7 +181,7 @@ class Sequence:
         """Record what a forward wrote. Called by networks, not by methods."""
         self.plain = min(self.plain, slots.start if isinstance(slots, range) else min(slots))
         if not self.tokens:
-            self.read = len(tokens)
+            self.read = max(positions) + 1
         if isinstance(slots, range) and slots.start == self.length:  # the usual case: append
             self.tokens.extend(tokens)
             self.positions.extend(positions)
@@ -220,7 +221,7 @@ class Sequence:
         twin = Sequence(self.owner, self.cache.copy(self.length))
         twin.tokens, twin.positions = list(self.tokens), list(self.positions)
         twin.plain, twin.plain_layers = self.plain, self.plain_layers
-        twin.read, twin.regime = self.read, self.regime
+        twin.read, twin.read_by, twin.regime = self.read, self.read_by, self.regime
         return twin
 
     def take(self, other: Sequence, length: int) -> None:
