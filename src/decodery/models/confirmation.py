@@ -275,11 +275,11 @@ def _ways(network: Scorer, length: int) -> list[Asked]:
     sequence = network.new_sequence()
     single: dict[tuple[int, ...], Tensor] = {}
     network.run([Forward(sequence, whole[: cut - 4], logits=Rows.NONE)])
-    for token in whole[cut - 4 : cut + 7]:
+    for token in whole[cut - 4 : cut + 3]:
         single |= ask(sequence, [token])
     found.append(Asked("a text row by row", single))
     twin = sequence.fork()
-    forked = ask(twin, branch)
+    forked = ask(twin, branch) | ask(sequence, whole[cut + 3 : cut + 6]) | ask(twin, branch[:1])
     sequence.truncate(cut)
     found.append(Asked("a fork and a text that was rolled back", forked | ask(sequence, whole[cut : cut + 6])))
     first, second = network.new_sequence(), network.new_sequence()
