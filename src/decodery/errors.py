@@ -57,6 +57,17 @@ class Refused(DecoderyError):
     """A combination of method and settings that cannot keep its promises; refused before work starts."""
 
 
+class ScoresNotNumbers(DecoderyError):
+    """The scores of a token are not numbers, or forbid every token. Ends the request in which it happens.
+
+    raw: the network's own scores are to blame, before any step of the law.
+    """
+
+    def __init__(self, message: str, raw: bool = False):
+        super().__init__(message)
+        self.raw = raw
+
+
 class BadInput(DecoderyError):
     """A file or line given by the user cannot be read."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
+from decodery.errors import ScoresNotNumbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ class Laws:
     def raw(self) -> Tensor:
         """Log probabilities [m, vocabulary] float64 of the model's own law, without temperature and filters."""
         if self._raw is None:
-            self._raw = self.scores.double().log_softmax(-1)
+            self._raw = _checked(self.scores.double().log_softmax(-1), self.offsets)
         return self._raw
 
     @property
@@ -96,7 +97,8 @@ class Laws:
                     self.law.scores(row, path=[0] * (offset - self.committed))
                     for row, offset in zip(self.scores, self.offsets, strict=True)
                 ]
-                self._processed = torch.stack(rows).double().log_softmax(-1) if rows else self.scores.double()
+                law = torch.stack(rows).double().log_softmax(-1) if rows else self.scores.double()
+                self._processed = _checked(law, self.offsets)
         return self._processed
 
     # Tokens
@@ -142,6 +144,16 @@ class Laws:
         """Log probability [m] float64 of the given token of each offset."""
         law = self.processed if filtered else self.raw
         return law.gather(1, torch.tensor(list(tokens), dtype=torch.long, device=law.device)[:, None])[:, 0]
+
+
+def _checked(laws: Tensor, offsets: Sequence[int]) -> Tensor:
+    """The laws, unless some of them is none: then the scores were not numbers, or forbade every token."""
+    spoilt = laws[:, 0].isnan().nonzero().flatten().tolist()
+    if spoilt:
+        raise ScoresNotNumbers(
+            f"the scores of position {offsets[spoilt[0]] + 1} of the answer are not numbers", raw=True
+        )
+    return laws
 
 
 def highest(rank: Tensor, count: int) -> list[int]:

@@ -16,7 +16,6 @@ from decodery.engine.text import Decoder, TextStream
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance, Noise, Stage
-from decodery.sampling.top import likeliest
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
@@ -130,7 +129,7 @@ class Job:
         The same address gives the same token in every method.
         """
         if self.law.greedy:
-            return likeliest(self.law.scores(row, path))
+            return self.law.likeliest(row, path)
         law = self.law.log_probabilities(row, path).exp()
         return self.noise.choose(law, self.position + len(path), Stage.TARGET)
 

@@ -17,7 +17,7 @@ from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
-from decodery.errors import BadSetting, NotEnoughMemory
+from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.scorer import PassKey, pass_key
 
@@ -352,6 +352,8 @@ class Scheduler:
 
     def _fail(self, task: _Task, error: Exception) -> None:
         _close(task.decoding)
+        if isinstance(error, ScoresNotNumbers) and error.raw:
+            error = ScoresNotNumbers(f"{error}: {task.job.host.network.origin_of_faults(task.job.tokens)}.", raw=True)
         task.job.finish("error", error)
 
 

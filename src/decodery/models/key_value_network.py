@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decodery.models.attention import Pack
-from decodery.models.forward import Forward, Layers, Ranking, Scores
+from decodery.models.forward import Forward, Layers, Ranking, Rows, Scores
 from decodery.models.scorer import Scorer
 from decodery.models.sequence import KeyValueCache, Sequence
 
@@ -45,6 +45,18 @@ class KeyValueNetwork(Scorer):
     def cache_bytes(self, rows: int) -> int:
         values = sum(2 * heads * width for heads, width in self._cache_shapes)
         return self.rows_kept(rows) * values * self.dtype.itemsize
+
+    def origin_of_faults(self, tokens: Listing[int]) -> str:
+        taps = tuple(range(self.layers))
+        advice = "its weights are not numbers, or too large for each other"
+        if self.dtype == torch.float16:
+            advice = "float16 ends at 65504; bfloat16 or float32 would do"
+        [scores] = self.run([Forward(self.new_sequence(), tokens, taps=taps, logits=Rows.NONE)])
+        for layer in taps:
+            rows = scores.hidden[layer]
+            if not bool(rows.isfinite().all()):
+                return f"it begins in layer {layer + 1} of {self.layers} of {self.name}, in {str(self.dtype)[6:]}: {advice}"
+        return f"it begins after the last layer of {self.name}, in {str(self.dtype)[6:]}: {advice}"
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]

@@ -112,6 +112,10 @@ class Scorer(ABC):
         [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. Raises ValueError where there are no rows."""
         raise ValueError(f"{self.name} is no network and has no hidden rows")
 
+    def origin_of_faults(self, tokens: Listing[int]) -> str:
+        """Where scores after a text come from that are not numbers, and what helps, as the end of a sentence."""
+        return f"they come from {self.name}"
+
     def fingerprint(self) -> str:
         """Tells apart networks of other weights; the same in float32 and bfloat16."""
         return f"{self.name} {self.vocabulary} {self.layers}"

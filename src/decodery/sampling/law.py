@@ -8,6 +8,7 @@ works on what comes out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decodery.errors import ScoresNotNumbers
 from decodery.sampling.top import likeliest
 
 MINUS_INFINITY = float("-inf")
@@ -111,12 +113,53 @@ class Law:
         self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()
     ) -> Float[Tensor, "vocabulary"]:
         """Log probabilities [vocabulary] float32 of the processed law. In greedy decoding a point mass."""
-        scores = self.scores(row, path)
         if self.greedy:
-            law = torch.full_like(scores, MINUS_INFINITY)
-            law[likeliest(scores)] = 0.0
+            law = torch.full_like(row, MINUS_INFINITY, dtype=torch.float32)
+            law[self.likeliest(row, path)] = 0.0
             return law
-        return torch.log_softmax(scores.float(), dim=-1)
+        law = torch.log_softmax(self.scores(row, path).float(), dim=-1)
+        # One score that is no number, or none that is above minus infinity, spoils the sum that all are divided by.
+        if bool(law[0].isnan()):
+            raise self._complaint(row, path)
+        return law
+
+    def likeliest(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> int:
+        """The token of the highest processed score, the lowest id among equals. Raises ScoresNotNumbers where there is none."""
+        scores = self.scores(row, path)
+        token = likeliest(scores)
+        self.check(float(scores[token]), row, path)
+        return token
+
+    def check(self, highest: float, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> None:
+        """Raise ScoresNotNumbers unless the highest of a row's scores, for which one that is no number passes, is a score."""
+        if math.isnan(highest) or highest == MINUS_INFINITY:
+            raise self._complaint(row, path)
+
+    def _complaint(self, row: Float[Tensor, "vocabulary"], path: Sequence[int]) -> ScoresNotNumbers:
+        """What to say of a row, by the step that spoilt it."""
+        scores, prefix = row.float().clone(), _Prefix(self, path)
+        what = _fault(scores)
+        if what is not None:
+            return ScoresNotNumbers(f"the network's scores of token {prefix.new_tokens + 1} {what}", raw=True)
+        for name, step in self._steps:
+            scores = step(scores, prefix, self.settings)
+            what = _fault(scores)
+            if what is not None:
+                return ScoresNotNumbers(
+                    f"the scores of token {prefix.new_tokens + 1} {what} after the step {name} of the settings"
+                )
+        return ScoresNotNumbers(
+            f"the scores of token {prefix.new_tokens + 1} have no sum, since one of them is infinite"
+        )
+
+
+def _fault(scores: Float[Tensor, "vocabulary"]) -> str | None:
+    if bool(scores.isnan().any()):
+        return "are not numbers"
+    highest = float(scores.max())
+    if highest == MINUS_INFINITY:
+        return "forbid every token"
+    return "are infinite" if math.isinf(highest) else None
 
 
 class _Prefix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from decodery.engine.method import Decoding, Method
+from decodery.errors import ScoresNotNumbers
 from decodery.models.forward import Attend, Forward, Tree
 from decodery.speculative.budget import Acceptance, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
@@ -222,28 +224,33 @@ class ProcessedLaws:
 
     def __init__(self, job: Job, draft: Draft, logits: Tensor, ranking: Ranking | None = None):
         self.job, self.draft, self.logits = job, draft, logits
-        self._highest: list[int] | None = None
+        self._ranking = ranking
         self._raw: NDArray[np.float32] | None = None
-        if ranking is not None:
-            self._highest = [ids[0] for ids in ranking.ids]
-        elif job.law.greedy and not job.law.order and logits.is_cpu:
+        if ranking is None and job.law.greedy and not job.law.order and logits.is_cpu:
             self._raw = logits.numpy(force=True)  # which comes to a row much sooner than torch does
 
     def likeliest(self, row: int) -> int:
         """The token of the highest score in a row, the lowest id among equals."""
-        if self._highest is not None:
-            return self._highest[row]
+        if self._ranking is not None:
+            if math.isnan(self._ranking.shares[row][0]):
+                raise ScoresNotNumbers(
+                    f"the network's scores of token {len(self.job.new_tokens) + 1} are not numbers", raw=True
+                )
+            return self._ranking.ids[row][0]
         if self._raw is not None:
-            return int(self._raw[row].argmax())
-        from decodery.sampling.top import likeliest
+            token = int(self._raw[row].argmax())
+            self.job.law.check(float(self._raw[row][token]), self.logits[row])
+            return token
+        return self.job.law.likeliest(self.logits[row], self._path(row))
 
-        return likeliest(self[row])
+    def _path(self, row: int) -> list[int]:
+        """The draft's tokens before a row, where the law looks at them."""
+        if not self.job.law.uses_prefix or row == 0:
+            return []
+        return [self.draft.tokens[node] for node in self.draft.path(row - 1)]
 
     def __getitem__(self, row: int) -> Tensor:
-        law = self.job.law
-        path: list[int] = []
-        if law.uses_prefix and row > 0:
-            path = [self.draft.tokens[node] for node in self.draft.path(row - 1)]
+        law, path = self.job.law, self._path(row)
         if law.greedy:
             return law.scores(self.logits[row], path)
         return law.log_probabilities(self.logits[row], path)
