@@ -33,12 +33,31 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[Pair]:
     pieces = {tokens[i] for i in built}
     built.sort(key=lambda i: (-scores[i], i))
     merges: list[Pair] = []
+    tied = len({scores[i] for i in built}) < len(built)
+    early: set[str] = set()  # parts of tokens so far, among them such as are themselves built only later
     for _, equals in groupby(built, key=lambda i: scores[i]):
-        pairs = [pair for i in equals for pair in _ways(tokens[i], pieces)]
+        ways = [list(_ways(tokens[i], pieces)) for i in equals]
+        pairs = [pair for token in ways for pair in token]
+        if tied:
+            early.update(part for pair in pairs if not _repeats(pair) for part in pair)
+        if sum(map(bool, ways)) > 1 and (token := next((a + b for a, b in pairs if a + b in early), None)):
+            raise _undecided(token)
         # Most groups are one token, whose pairs do not compete.
         competing = len(pairs) > 1 and not {left for left, _ in pairs}.isdisjoint(right for _, right in pairs)
         merges.extend(_from_left_to_right(pairs) if competing else pairs)
     return merges
+
+
+def _repeats(pair: Pair) -> bool:
+    """Whether both parts repeat one word, as in a run of spaces."""
+    return pair[0] + pair[1] == pair[1] + pair[0]
+
+
+def _undecided(token: str) -> ModelNotReadable:
+    return ModelNotReadable(
+        f"the vocabulary gives several tokens the same score ({token!r} is one), so that it does not say which words are "
+        "built first; convert the model again, from a folder with its tokenizer.model."
+    )
 
 
 def _ways(token: str, pieces: set[str]) -> Iterator[Pair]:
@@ -56,12 +75,15 @@ def _from_left_to_right(pairs: Sequence[Pair]) -> list[Pair]:
     pairs = sorted(pairs, key=lambda pair: -len(pair[0]))
     beginning, ending = defaultdict[str, list[int]](list), defaultdict[str, int](int)
     for place, (left, right) in enumerate(pairs):
-        if left != right:  # a pair does not wait for itself
-            beginning[left].append(place)
-            ending[right] += 1
-    twins = {left: place for place, (left, right) in enumerate(pairs) if left == right}
+        beginning[left].append(place)
+        ending[right] += 1
     waiting = set(range(len(pairs)))
-    free = [place for place, (left, _) in enumerate(pairs) if not ending[left]]
+
+    def is_free(place: int) -> bool:  # a pair does not wait for itself
+        left, right = pairs[place]
+        return ending[left] == (left == right)
+
+    free = [place for place in waiting if is_free(place)]
     ordered: list[Pair] = []
     while waiting:
         if not free:
@@ -71,13 +93,13 @@ def _from_left_to_right(pairs: Sequence[Pair]) -> list[Pair]:
             place = heapq.heappop(free)
             if place not in waiting:
                 continue
-            left, right = pairs[place]
             waiting.remove(place)
             ordered.append(pairs[place])
-            if left != right:
-                ending[right] -= 1
-                if not ending[right]:
-                    for next_place in (*beginning[right], *([twins[right]] if right in twins else ())):
+            right = pairs[place][1]
+            ending[right] -= 1
+            if ending[right] <= 1:  # the last pair to wait for may be one that waits only for itself
+                for next_place in beginning[right]:
+                    if next_place in waiting and is_free(next_place):
                         heapq.heappush(free, next_place)
     return ordered
 
@@ -91,10 +113,7 @@ def _circle(pairs: Sequence[Pair], waiting: set[int]) -> list[int]:
         if len(ahead) == len(circle):
             break
         circle = ahead
-    for left, right in (pairs[place] for place in circle):
-        if left + right != right + left:
-            raise ModelNotReadable(
-                f"the vocabulary gives many tokens the same score ({left + right!r} is one), so that it does not say "
-                "which words are built first; convert the model again, from a folder with its tokenizer.model."
-            )
+    for pair in (pairs[place] for place in circle):
+        if not _repeats(pair):
+            raise _undecided("".join(pair))
     return list(circle)

@@ -183,13 +183,15 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[Any] | None:
 
 def _id(file: GgufFile, key: str, count: int) -> int | None:
     found = file.tokenizer(key)
-    if found is None:
-        return None
-    if not isinstance(found, int) or not 0 <= found < count:
+    return None if found is None else _checked(file, key, found, count)
+
+
+def _checked(file: GgufFile, key: str, place: Any, count: int) -> int:
+    if not isinstance(place, int) or not 0 <= place < count:
         raise ModelNotReadable(
-            f"{file.path} is inconsistent: tokenizer.ggml.{key} is {found}, but the tokens are 0 to {count - 1}."
+            f"{file.path} is inconsistent: tokenizer.ggml.{key} is {place}, but the tokens are 0 to {count - 1}."
         )
-    return found
+    return place
 
 
 def _adds(file: GgufFile, name: str, by_default: bool, place: int | None) -> bool:
@@ -206,11 +208,8 @@ def _ends(file: GgufFile, tokens: Sequence[str], types: Sequence[int], ids: dict
     """The tokens that end a text: those that the file names, and those whose names say so."""
     end, unknown = ids["eos"], ids["unknown"]
     roles = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-    named = [
-        end,
-        *(_id(file, f"{role}_token_id", len(tokens)) for role in roles),
-        *(file.tokenizer("eos_token_ids") or ()),
-    ]
+    named = [end, *(_id(file, f"{role}_token_id", len(tokens)) for role in roles)]
+    named += [_checked(file, "eos_token_ids", i, len(tokens)) for i in file.tokenizer("eos_token_ids") or ()]
     # What stands for unknown letters is no end, whatever its name (SmolLM2's is <|endoftext|>).
     more = [
         i
