@@ -41,10 +41,10 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[Pair]:
         if tied:
             early.update(part for pair in pairs if not _repeats(pair) for part in pair)
         if sum(map(bool, ways)) > 1 and (token := next((a + b for a, b in pairs if a + b in early), None)):
-            raise _undecided(token)
+            raise _undecided(vocabulary, token)
         # Most groups are one token, whose pairs do not compete.
         competing = len(pairs) > 1 and not {left for left, _ in pairs}.isdisjoint(right for _, right in pairs)
-        merges.extend(_from_left_to_right(pairs) if competing else pairs)
+        merges.extend(_from_left_to_right(vocabulary, pairs) if competing else pairs)
     return merges
 
 
@@ -53,9 +53,9 @@ def _repeats(pair: Pair) -> bool:
     return pair[0] + pair[1] == pair[1] + pair[0]
 
 
-def _undecided(token: str) -> ModelNotReadable:
+def _undecided(vocabulary: Vocabulary, token: str) -> ModelNotReadable:
     return ModelNotReadable(
-        f"the vocabulary gives several tokens the same score ({token!r} is one), so that it does not say which words are "
+        f"{vocabulary.path} gives several tokens the same score ({token!r} is one), so that it does not say which words are "
         "built first; convert the model again, from a folder with its tokenizer.model."
     )
 
@@ -66,7 +66,7 @@ def _ways(token: str, pieces: set[str]) -> Iterator[Pair]:
             yield token[:cut], token[cut:]
 
 
-def _from_left_to_right(pairs: Sequence[Pair]) -> list[Pair]:
+def _from_left_to_right(vocabulary: Vocabulary, pairs: Sequence[Pair]) -> list[Pair]:
     """`pairs` of equal score, so that a pair that ends with a piece comes before those that begin with it.
 
     Pieces that repeat one word, such as runs of spaces, compete in circles; a run is built up from its left end, so the
@@ -87,7 +87,7 @@ def _from_left_to_right(pairs: Sequence[Pair]) -> list[Pair]:
     ordered: list[Pair] = []
     while waiting:
         if not free:
-            free = _circle(pairs, waiting)
+            free = _circle(vocabulary, pairs, waiting)
         heapq.heapify(free)
         while free:
             place = heapq.heappop(free)
@@ -104,7 +104,7 @@ def _from_left_to_right(pairs: Sequence[Pair]) -> list[Pair]:
     return ordered
 
 
-def _circle(pairs: Sequence[Pair], waiting: set[int]) -> list[int]:
+def _circle(vocabulary: Vocabulary, pairs: Sequence[Pair], waiting: set[int]) -> list[int]:
     """The pairs that wait for each other. Raises ModelNotReadable where they are not repetitions of one word."""
     circle = set(waiting)
     while True:
@@ -115,5 +115,5 @@ def _circle(pairs: Sequence[Pair], waiting: set[int]) -> list[int]:
         circle = ahead
     for pair in (pairs[place] for place in circle):
         if not _repeats(pair):
-            raise _undecided("".join(pair))
+            raise _undecided(vocabulary, "".join(pair))
     return list(circle)

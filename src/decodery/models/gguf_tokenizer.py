@@ -133,21 +133,21 @@ def _check_keys(file: GgufFile) -> None:
 def _build(file: GgufFile, vocabulary: Vocabulary) -> Tokenizer:
     _check_keys(file)
     if vocabulary.split is not None and vocabulary.split.byte_level:
-        tokenizer = _byte_level(file, vocabulary, vocabulary.split)
+        tokenizer = _byte_level(vocabulary, vocabulary.split)
     else:
-        tokenizer = _sentencepiece(file, vocabulary)
+        tokenizer = _sentencepiece(vocabulary)
     _add_whole_tokens(tokenizer, vocabulary)
     _add_template(tokenizer, vocabulary)
     return tokenizer
 
 
-def _byte_level(file: GgufFile, vocabulary: Vocabulary, split: Split) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary, split: Split) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     words = (len(token) > 1 and kind == NORMAL for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True))
     if not vocabulary.merges and any(words):
-        raise ModelNotReadable(f"{file.path} lacks its merges (tokenizer.ggml.merges); convert the model again.")
-    _check_merges(file, vocabulary)
+        raise ModelNotReadable(f"{vocabulary.path} lacks its merges (tokenizer.ggml.merges); convert the model again.")
+    _check_merges(vocabulary)
     model = models.BPE(
         vocab={token: i for i, token in enumerate(vocabulary.tokens)},
         merges=vocabulary.merges,
@@ -170,18 +170,18 @@ def _byte_level(file: GgufFile, vocabulary: Vocabulary, split: Split) -> Tokeniz
     return tokenizer
 
 
-def _sentencepiece(file: GgufFile, vocabulary: Vocabulary) -> Tokenizer:
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     if vocabulary.kind == "llama":
         merges = merges_from_scores(vocabulary)
     else:
-        _check_merges(file, vocabulary)
+        _check_merges(vocabulary)
         merges = vocabulary.merges
     vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
     if vocabulary.unknown is None and not all(token in vocab for token in BYTE_TOKENS):
         raise ModelNotReadable(
-            f"{file.path} has neither tokens for all bytes nor an unknown token, so that it cannot say every text."
+            f"{vocabulary.path} has neither tokens for all bytes nor an unknown token, so that it cannot say every text."
         )
     model = models.BPE(
         vocab=vocab,
@@ -193,8 +193,7 @@ def _sentencepiece(file: GgufFile, vocabulary: Vocabulary) -> Tokenizer:
     tokenizer = Tokenizer(model)
     to_marks = normalizers.Replace(" ", SPACE)
     from_marks = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    # SentencePiece puts a space before the text unless the file says otherwise.
-    if vocabulary.kind == "llama" and file.tokenizer("add_space_prefix", True):
+    if vocabulary.space_before:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_marks])
         tokenizer.decoder = decoders.Sequence([*from_marks, decoders.Strip(content=" ", left=1)])
     else:
@@ -203,12 +202,12 @@ def _sentencepiece(file: GgufFile, vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _check_merges(file: GgufFile, vocabulary: Vocabulary) -> None:
+def _check_merges(vocabulary: Vocabulary) -> None:
     tokens = set(vocabulary.tokens)
     for left, right in vocabulary.merges:
         if not (left in tokens and right in tokens and left + right in tokens):
             raise ModelNotReadable(
-                f"{file.path} merges {left!r} and {right!r}, which are not tokens or do not make one; its list of merges "
+                f"{vocabulary.path} merges {left!r} and {right!r}, which are not tokens or do not make one; its list of merges "
                 "is damaged."
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from decodery.errors import ModelNotReadable
@@ -50,6 +51,7 @@ _ENDS_IF_CONTROL = frozenset(("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS
 class Vocabulary:
     """What a GGUF file says about tokens. Ids are places in `tokens`; None where there is no such token."""
 
+    path: Path
     kind: str  # gpt2, llama or gemma4
     tokens: list[str]
     types: list[int]
@@ -62,6 +64,7 @@ class Vocabulary:
     padding: int | None
     adds_begin: bool
     adds_end: bool
+    space_before: bool  # SentencePiece: whether a space stands before every text
     ends: list[int]  # all tokens that end a text, the end token first
     ignores_spaces_after: frozenset[int]  # spaces that follow these tokens in a text are not part of it
 
@@ -89,6 +92,7 @@ class Vocabulary:
         if kind == "gemma4":  # files of its first days say the opposite, which the networks cannot take
             adds_begin = ids["bos"] is not None
         return cls(
+            path=file.path,
             kind=kind,
             tokens=tokens,
             types=types,
@@ -101,6 +105,7 @@ class Vocabulary:
             padding=ids["padding"],
             adds_begin=adds_begin,
             adds_end=_adds(file, "eos", False, ids["eos"]),
+            space_before=kind == "llama" and bool(file.tokenizer("add_space_prefix", True)),
             ends=ends,
             ignores_spaces_after=_ignores_spaces_after(file, kind, tokens, types),
         )
