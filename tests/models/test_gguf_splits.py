@@ -380,6 +380,9 @@ def test_files_without_the_name_of_a_split_have_that_of_their_architecture(archi
     tokenizer = build_tokenizer(file)
     assert tokenizer.encode("112").tokens == ["1", "12"]
     assert tokenizer.decode(tokenizer.encode("e\u0301").ids) == expected
+    del file.metadata["tokenizer.ggml.merges"], file.metadata["tokenizer.ggml.tokens"][-1]
+    del file.metadata["tokenizer.ggml.token_type"][-1]
+    assert build_tokenizer(file).decode(build_tokenizer(file).encode("e\u0301").ids) == expected
 
 
 def test_files_without_the_name_of_a_split_are_refused_where_it_matters() -> None:
@@ -388,7 +391,8 @@ def test_files_without_the_name_of_a_split_are_refused_where_it_matters() -> Non
     assert build_tokenizer(byte_level(None)).encode("12").tokens == ["1", "2"]
 
 
-def test_gemma4_merges_letters_and_falls_back_to_bytes() -> None:
+@pytest.mark.parametrize(("kind", "pre"), [("gemma4", "anything"), ("gpt2", "sarvam-moe")])
+def test_gemma4_and_sarvam_merge_letters_and_fall_back_to_bytes(kind: str, pre: str) -> None:
     tokens = [
         "<pad>",
         "<bos>",
@@ -403,7 +407,9 @@ def test_gemma4_merges_letters_and_falls_back_to_bytes() -> None:
     tokens += ["he", "\u2581the", "\n", "\n\n"]
     types = [3, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
     merges = ["\u2581 t", "h e", "\u2581t he", "\n \n"]
-    file = gguf_file("gemma4", tokens, types, merges=merges, bos_token_id=1, unknown_token_id=2, add_bos_token=False)
+    adds = kind == "gpt2"  # gemma4 adds its begin token whatever the file says
+    ids = {"bos_token_id": 1, "unknown_token_id": 2}
+    file = gguf_file(kind, tokens, types, merges=merges, pre=pre, add_bos_token=adds, **ids)
     tokenizer = build_tokenizer(file)
     encoded = tokenizer.encode("the the\n\n\u00e9")
     assert encoded.tokens == ["<bos>", "t", "he", "\u2581the", "\n\n", "<0xC3>", "<0xA9>"]

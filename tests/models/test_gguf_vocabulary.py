@@ -97,11 +97,12 @@ class TestTokens:
         tokenizer = build_tokenizer(byte_level("gpt-2", more={"": UNUSED, "<s>": CONTROL}))
         assert (tokenizer.id_to_token(0), tokenizer.id_to_token(1)) == ("[EMPTY_0]", "<s>")
 
-    def test_tokens_that_are_no_text(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("byte", [b"\x80", b"\xff"])
+    def test_tokens_that_are_no_text(self, tmp_path: Path, byte: bytes) -> None:
         tiny_gguf.write(tmp_path / "x.gguf", tiny_gguf.byte_level())
         whole = (tmp_path / "x.gguf").read_bytes()
         place = whole.index(struct.pack("<Q", 6) + b"<tool>")
-        (tmp_path / "x.gguf").write_bytes(whole[: place + 8] + b"<to\xffl>" + whole[place + 14 :])
+        (tmp_path / "x.gguf").write_bytes(whole[: place + 8] + b"<to" + byte + b"l>" + whole[place + 14 :])
         assert re.search(
             r"holds a token that is not valid UTF-8 \(token \d+\)", refusal(GgufFile.read(tmp_path / "x.gguf"))
         )

@@ -128,7 +128,7 @@ def _tokens(file: GgufFile) -> list[str]:
     tokens = [str(token) or f"[EMPTY_{place}]" for place, token in enumerate(found)]  # the name that llama.cpp gives
     first: dict[str, int] = {}
     for place, token in enumerate(tokens):
-        if not token.isascii() and any("\ud800" <= letter <= "\udfff" for letter in token):
+        if not token.isascii() and any("\udc80" <= letter <= "\udcff" for letter in token):  # bytes that are no text
             raise ModelNotReadable(
                 f"{file.path} holds a token that is not valid UTF-8 (token {place}); convert the model again."
             )
