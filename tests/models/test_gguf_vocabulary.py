@@ -154,18 +154,28 @@ class TestSpecialTokens:
         assert tokenizer.decode(ids) == "a<u>  <n>"
         assert tokenizer.decode(ids, skip_special_tokens=False) == "a<c><u>  <x><n>"
 
-    def test_letters_that_mean_bytes_elsewhere(self, tmp_path: Path) -> None:
+    def test_reserved_places_have_no_names(self, tmp_path: Path) -> None:
+        reserved = ["<unused7>", "<|reserved_special_token_3|>", "[PAD9]", "<|dummy_1|>"]
+        loaded(
+            byte_level("gpt-2", more=dict.fromkeys(["<s>", *reserved, "<|user|>"], CONTROL), bos_token_id=0), tmp_path
+        )
+        configuration = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        assert configuration["extra_special_tokens"] == ["<|user|>"]
+        assert configuration["bos_token"] == "<s>"
+
+    @pytest.mark.parametrize("letter", ["õ", "¡", "¬", "®", "Ā", "Ń"])
+    def test_letters_that_mean_bytes_elsewhere(self, tmp_path: Path, letter: str) -> None:
         # Bytes that UTF-8 never has are no tokens in DeepSeek's vocabulary; the letters that would stand for them are.
-        more = {"õ": USER_DEFINED, "Ġé": USER_DEFINED, "<é>": CONTROL}
+        more = {letter: USER_DEFINED, "Ġé": USER_DEFINED, "<é>": CONTROL}
         file = byte_level("gpt-2", more=more)
-        twice = file.metadata["tokenizer.ggml.tokens"].index("õ", 1)
+        twice = file.metadata["tokenizer.ggml.tokens"].index(letter, 1)
         file.metadata["tokenizer.ggml.tokens"][twice] = "[PAD]"
         file.metadata["tokenizer.ggml.token_type"][twice] = UNUSED
         tokenizer = loaded(file, tmp_path)
-        ids = tokenizer("xõé Ġé<é>").input_ids
+        ids = tokenizer(f"x{letter}? Ġé<é>").input_ids
         assert ids[1] == 0
         assert ids[-2:] == [1, 2]
-        assert tokenizer.decode(ids) == "xõé Ġé<é>"
+        assert tokenizer.decode(ids) == f"x{letter}? Ġé<é>"
 
     @pytest.mark.parametrize(
         ("name", "after"), [("Phi 3.5 mini", "hello"), ("Phi3", "hello"), ("phi-3", "hello"), ("L", "  hello")]
