@@ -155,12 +155,12 @@ class _Reader:
         self.position += struct.calcsize(form)
         return values
 
-    def string(self) -> str:
+    def string(self, errors: str = "strict") -> str:
         (length,) = self.unpack("<Q")
         end = self.position + length
         if end > len(self.content):
             raise EOFError
-        text = self.content[self.position : end].decode()
+        text = self.content[self.position : end].decode(errors=errors)
         self.position = end
         return text
 
@@ -171,6 +171,8 @@ class _Reader:
             element, count = self.unpack("<IQ")
             if element in _SCALARS:
                 return list(self.unpack(f"<{count}{_SCALARS[element]}"))
+            if element == _STRING:  # tokens may be bytes that are no text; whoever reads them says so
+                return [self.string("surrogateescape") for _ in range(count)]
             return [self.value(element) for _ in range(count)]
         return self.unpack(f"<{_SCALARS[kind]}")[0]
 

@@ -1,8 +1,9 @@
 """Builds the tokenizer of a GGUF file: `tokenizer.json` straight from its vocabulary, scores and merges.
 
-Two kinds are known. `gpt2` is byte-level byte-pair encoding with its merges in the file; how text is split before the
-merges apply is only *named* in the file (`tokenizer.ggml.pre`), and an unknown name is an error here, because a wrong
-split gives wrong tokens without any sign of it. `llama` is SentencePiece: its merges follow from the scores.
+Three kinds are known. `gpt2` is byte-level byte-pair encoding with its merges in the file; how text is split before the
+merges apply is only *named* in the file (`tokenizer.ggml.pre`), and an unknown name is an error, because a wrong split
+gives wrong tokens without any sign of it. `llama` is SentencePiece: its merges follow from the scores. `gemma4` is
+SentencePiece with its merges in the file.
 
 transformers has a conversion too. It is not used because it knows no split for several names (it takes that of GPT-2),
 and because its tokenizer classes rebuild the split of their family when they are loaded; the class named here,
@@ -13,56 +14,86 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decodery.errors import ModelNotReadable
 from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_merges import merges_from_scores
+from decodery.models.gguf_splits import Split
+from decodery.models.gguf_vocabulary import BYTE_TOKENS, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Types of tokens: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h (llama_token_type)
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-
-_SPACE = "\u2581"  # how SentencePiece writes a space
-
-# Splits: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, by the name in tokenizer.ggml.pre
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), _QWEN2),
-    **dict.fromkeys(("tekken",), _TEKKEN),
-    **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
+# All entries of a file whose names begin with "tokenizer.", and what reads them or why they do not matter. Names in
+# braces stand for any word. Other entries are refused by name.
+TOKENIZER_KEYS: Mapping[str, str] = {
+    "tokenizer.ggml.model": "the kind of tokenizer",
+    "tokenizer.ggml.pre": "the split of byte-level vocabularies",
+    "tokenizer.ggml.tokens": "the vocabulary",
+    "tokenizer.ggml.token_type": "which tokens are control tokens, bytes, and so on",
+    "tokenizer.ggml.scores": "the order of merges of SentencePiece",
+    "tokenizer.ggml.merges": "the merges of the other kinds",
+    "tokenizer.ggml.bos_token_id": "the begin token",
+    "tokenizer.ggml.eos_token_id": "the end token",
+    "tokenizer.ggml.eos_token_ids": "more end tokens",
+    "tokenizer.ggml.eot_token_id": "an end token",
+    "tokenizer.ggml.eom_token_id": "an end token",
+    "tokenizer.ggml.unknown_token_id": "what stands for letters that the vocabulary lacks",
+    "tokenizer.ggml.padding_token_id": "the padding token",
+    "tokenizer.ggml.add_bos_token": "whether the begin token stands before a text",
+    "tokenizer.ggml.add_eos_token": "whether the end token stands after a text",
+    "tokenizer.ggml.add_space_prefix": "whether a space stands before a text of SentencePiece; means nothing elsewhere",
+    "tokenizer.ggml.remove_extra_whitespaces": "refused where it is on",
+    "tokenizer.ggml.precompiled_charsmap": "refused where it is there",
+    "tokenizer.ggml.suppress_tokens": "refused where it names tokens",
+    "tokenizer.ggml.normalizer.lowercase": "refused where it is on",
+    "tokenizer.ggml.normalizer.strip_accents": "refused where it is on",
+    "tokenizer.ggml.fim_pad_token_id": "an end token",
+    "tokenizer.ggml.fim_rep_token_id": "an end token",
+    "tokenizer.ggml.fim_sep_token_id": "an end token",
+    "tokenizer.ggml.fim_{role}_token_id": "names a token of the vocabulary for programs that fill gaps",
+    "tokenizer.ggml.{role}fix_token_id": "the older names of the same",
+    "tokenizer.ggml.middle_token_id": "the older name of the same",
+    "tokenizer.ggml.add_sep_token": "for pairs of texts; prompts are single texts",
+    "tokenizer.ggml.seperator_token_id": "for pairs of texts",
+    "tokenizer.ggml.cls_token_id": "for classifiers",
+    "tokenizer.ggml.mask_token_id": "names a token of the vocabulary; networks that unmask have it in their own entries",
+    "tokenizer.ggml.token_type_count": "for networks with kinds of segments",
+    "tokenizer.ggml.added_tokens": "a list of tokens that are in the vocabulary already",
+    "tokenizer.chat_template": "the chat template",
+    "tokenizer.chat_template.{name}": "a chat template with a name",
+    "tokenizer.chat_templates": "the names of these templates",
+    "tokenizer.huggingface.json": "the same tokenizer a second time",
+    "tokenizer.rwkv.world": "the same vocabulary a second time, of a kind that is refused",
 }
-_GPT2_SPLIT = frozenset(("gpt-2", "phi-2", "mpt", "olmo"))
-_GPT2_SPLIT_AND_SINGLE_DIGITS = frozenset(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"))
-# Vocabularies in which a word that is a token as a whole is not built by merges.
-_WHOLE_WORDS_FIRST = frozenset(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken"))
+
+# What these entries ask for changes texts or tokens, and no causal model is known to need it.
+_REFUSED: Mapping[str, str] = {
+    "tokenizer.ggml.remove_extra_whitespaces": "takes out runs of spaces",
+    "tokenizer.ggml.precompiled_charsmap": "rewrites letters by a table",
+    "tokenizer.ggml.normalizer.lowercase": "writes all letters small",
+    "tokenizer.ggml.normalizer.strip_accents": "takes off accents",
+    "tokenizer.ggml.suppress_tokens": "forbids tokens",
+}
+
+_WHOLE = (UNKNOWN, CONTROL, USER_DEFINED)  # found in a text as a whole, before it is split
+
+# The letters that stand for bytes in byte-level vocabularies.
+_LETTERS_OF_BYTES = frozenset(chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 324)))
 
 # Reserved places of a vocabulary, not worth a name among the special tokens.
-_RESERVED = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|?dummy.*>")
+_RESERVED = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|\[EMPTY_\d+\]|<\|?dummy.*>")
 
-# Control tokens that end an answer without being the end token that the file names.
-_ENDS_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<turn|>")
+
+def tokenizer_key(key: str) -> str | None:
+    """What reads the metadata entry `key`, or why it does not matter; None where it is not known."""
+    for pattern, role in TOKENIZER_KEYS.items():
+        if re.fullmatch(re.sub(r"\\{\w+\\}", r"[\\w.+-]+", re.escape(pattern)), key):
+            return role
+    return None
 
 
 def build_tokenizer(file: GgufFile) -> Tokenizer:
@@ -72,90 +103,98 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
     bytes vanish when text is encoded, as they do with the tokenizer that the model was trained with. SentencePiece
     vocabularies cannot tell the letter U+2581 from a space.
 
-    Raises ModelNotReadable for kinds of tokenizers and splits that are not known.
+    Raises ModelNotReadable for kinds of tokenizers and splits that are not known, and for damaged vocabularies.
     """
-    kind = file.tokenizer("model")
-    if not file.tokenizer("tokens"):
-        raise ModelNotReadable(f"{file.path} holds no vocabulary; a GGUF file with a tokenizer is needed.")
-    if kind == "gpt2":
-        tokenizer = _byte_level(file)
-    elif kind == "llama":
-        tokenizer = _sentencepiece(file)
-    else:
-        raise ModelNotReadable(
-            f"{file.path} has a tokenizer of kind {kind!r}; the kinds gpt2 and llama can be converted."
-        )
-    _add_whole_tokens(tokenizer, file)
-    _add_template(tokenizer, file)
-    return tokenizer
+    return _build(file, Vocabulary.read(file))
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` of `file` into `folder`."""
-    build_tokenizer(file).save(str(folder / "tokenizer.json"), pretty=False)
+    vocabulary = Vocabulary.read(file)
+    _build(file, vocabulary).save(str(folder / "tokenizer.json"), pretty=False)
     (folder / "tokenizer_config.json").write_text(
-        json.dumps(_configuration(file), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(_configuration(file, vocabulary), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
 
 
 def end_tokens(file: GgufFile) -> list[int]:
     """Ids of the tokens that end a text: the end token of the file first, then its ends of turn."""
-    named = [file.tokenizer(f"{key}_token_id") for key in ("eos", "eot", "eom")]
-    kinds = file.tokenizer("token_type", [])
-    control = {token: i for i, token in enumerate(file.tokenizer("tokens")) if i < len(kinds) and kinds[i] == _CONTROL}
-    ids = [*named, *(control.get(token) for token in _ENDS_OF_TURN)]
-    return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+    return Vocabulary.read(file).ends
 
 
-def _byte_level(file: GgufFile) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+def _check_keys(file: GgufFile) -> None:
+    for key, value in file.metadata.items():
+        if key.startswith("tokenizer.") and tokenizer_key(key) is None:
+            raise ModelNotReadable(f"{file.path} says something about its tokenizer that is not known here: {key}.")
+        if key in _REFUSED and value:
+            raise ModelNotReadable(f"{file.path} {_REFUSED[key]} ({key}), which is not done here.")
 
-    merges = [tuple(merge.split(" ")) for merge in file.tokenizer("merges", [])]
-    if any(len(merge) != 2 for merge in merges):
-        raise ModelNotReadable(f"{file.path} holds a damaged list of merges; copy or download it again.")
-    # Files from before the split was named were all made for the split of GPT-2.
-    split = file.tokenizer("pre", "gpt-2")
-    spaced = bool(file.tokenizer("add_space_prefix", False))
-    steps: list[Any]
-    if split in _GPT2_SPLIT:
-        steps = [pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=True)]
-    elif split in _GPT2_SPLIT_AND_SINGLE_DIGITS:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        steps = [digits, pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=True)]
-    elif split in _SPLITS:
-        isolated = pre_tokenizers.Split(Regex(_SPLITS[split]), behavior="isolated")
-        steps = [isolated, pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)]
+
+def _build(file: GgufFile, vocabulary: Vocabulary) -> Tokenizer:
+    _check_keys(file)
+    if vocabulary.split is not None and vocabulary.split.byte_level:
+        tokenizer = _byte_level(vocabulary, vocabulary.split)
     else:
-        known = sorted({*_GPT2_SPLIT, *_GPT2_SPLIT_AND_SINGLE_DIGITS, *_SPLITS})
-        raise ModelNotReadable(
-            f"{file.path} splits text in a way that is not known here ({split!r}); known: {', '.join(known)}."
-        )
-    vocabulary = {token: i for i, token in enumerate(file.tokenizer("tokens"))}
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST)
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
-    tokenizer.decoder = decoders.ByteLevel()
+        tokenizer = _sentencepiece(vocabulary)
+    _add_whole_tokens(tokenizer, vocabulary)
+    _add_template(tokenizer, vocabulary)
     return tokenizer
 
 
-def _sentencepiece(file: GgufFile) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary, split: Split) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    words = (len(token) > 1 and kind == NORMAL for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True))
+    if not vocabulary.merges and any(words):
+        raise ModelNotReadable(f"{vocabulary.path} lacks its merges (tokenizer.ggml.merges); convert the model again.")
+    _check_merges(vocabulary)
+    model = models.BPE(
+        vocab={token: i for i, token in enumerate(vocabulary.tokens)},
+        merges=vocabulary.merges,
+        ignore_merges=split.whole_words_first,
+    )
+    tokenizer = Tokenizer(model)
+    if split.composed:
+        tokenizer.normalizer = normalizers.NFC()
+    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in split.patterns]
+    bytes_to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_to_letters])
+    # Whole tokens stand in the vocabulary as they are read. Where one consists of letters that mean bytes elsewhere
+    # (DeepSeek has some), it is spelled like the others before all are turned into bytes.
+    spelled = [
+        decoders.Replace(Regex(rf"\A{re.escape(token)}\z"), bytes_to_letters.pre_tokenize_str(token)[0][0])
+        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind in _WHOLE and not token.isascii() and _LETTERS_OF_BYTES.issuperset(token)
+    ]
+    tokenizer.decoder = decoders.Sequence([*spelled, decoders.ByteLevel()]) if spelled else decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    tokens: list[str] = file.tokenizer("tokens")
-    unknown = file.tokenizer("unknown_token_id")
+    if vocabulary.kind == "llama":
+        merges = merges_from_scores(vocabulary)
+    else:
+        _check_merges(vocabulary)
+        merges = vocabulary.merges
+    vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
+    if vocabulary.unknown is None and not all(token in vocab for token in BYTE_TOKENS):
+        raise ModelNotReadable(
+            f"{vocabulary.path} has neither tokens for all bytes nor an unknown token, so that it cannot say every text."
+        )
     model = models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=list(_merges_from_scores(file)),
-        unk_token=None if unknown is None else tokens[unknown],
+        vocab=vocab,
+        merges=merges,
+        unk_token=None if vocabulary.unknown is None else vocabulary.tokens[vocabulary.unknown],
         fuse_unk=True,
         byte_fallback=True,
     )
     tokenizer = Tokenizer(model)
-    to_marks = normalizers.Replace(" ", _SPACE)
-    from_marks = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    # SentencePiece puts a space before the text unless the file says otherwise.
-    if file.tokenizer("add_space_prefix", True):
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), to_marks])
+    to_marks = normalizers.Replace(" ", SPACE)
+    from_marks = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if vocabulary.space_before:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_marks])
         tokenizer.decoder = decoders.Sequence([*from_marks, decoders.Strip(content=" ", left=1)])
     else:
         tokenizer.normalizer = to_marks
@@ -163,90 +202,86 @@ def _sentencepiece(file: GgufFile) -> Tokenizer:
     return tokenizer
 
 
-def _merges_from_scores(file: GgufFile) -> Iterator[tuple[str, str]]:
-    """Each way to build a token from two others, best score first: what SentencePiece does while it encodes.
-
-    Only normal tokens take part. User-defined ones are cut out of the text before, whole, and never merge.
-    """
-    tokens: list[str] = file.tokenizer("tokens")
-    kinds: list[int] = file.tokenizer("token_type") or [_NORMAL] * len(tokens)
-    scores: list[float] = file.tokenizer("scores") or [-float(i) for i in range(len(tokens))]
-    normal = {tokens[i] for i in range(len(tokens)) if kinds[i] == _NORMAL}
-    for i in sorted((i for i in range(len(tokens)) if kinds[i] == _NORMAL), key=lambda i: (-scores[i], i)):
-        token = tokens[i]
-        for cut in range(len(token) - 1, 0, -1):
-            left, right = token[:cut], token[cut:]
-            if left in normal and right in normal:
-                yield left, right
+def _check_merges(vocabulary: Vocabulary) -> None:
+    tokens = set(vocabulary.tokens)
+    for left, right in vocabulary.merges:
+        if not (left in tokens and right in tokens and left + right in tokens):
+            raise ModelNotReadable(
+                f"{vocabulary.path} merges {left!r} and {right!r}, which are not tokens or do not make one; its list of merges "
+                "is damaged."
+            )
 
 
-def _add_whole_tokens(tokenizer: Tokenizer, file: GgufFile) -> None:
+def _add_whole_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Mark the tokens that are found in a text as a whole; control tokens are special besides."""
     from tokenizers import AddedToken
 
-    tokens: list[str] = file.tokenizer("tokens")
-    kinds: list[int] = file.tokenizer("token_type") or [_NORMAL] * len(tokens)
-    special = [tokens[i] for i, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROL)]
-    plain = [tokens[i] for i, kind in enumerate(kinds) if kind == _USER_DEFINED]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
-    if tokenizer.get_vocab_size(with_added_tokens=True) != len(tokens):
-        raise ModelNotReadable(f"{file.path} holds the same token twice; its vocabulary is damaged.")
+    for special in (True, False):
+        tokenizer.add_tokens(
+            [
+                AddedToken(token, normalized=False, special=special, rstrip=i in vocabulary.ignores_spaces_after)
+                for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+                if kind in _WHOLE and (kind != USER_DEFINED) == special
+            ]
+        )
 
 
-def _adds_begin(file: GgufFile) -> bool:
-    """Whether the begin token stands before every text."""
-    by_default = file.tokenizer("model") == "llama" or _SPLITS.get(file.tokenizer("pre")) in (_LLAMA3, _TEKKEN)
-    return bool(file.tokenizer("add_bos_token", by_default)) and file.tokenizer("bos_token_id") is not None
-
-
-def _adds_end(file: GgufFile) -> bool:
-    return bool(file.tokenizer("add_eos_token", False)) and file.tokenizer("eos_token_id") is not None
-
-
-def _add_template(tokenizer: Tokenizer, file: GgufFile) -> None:
+def _add_template(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Put the begin and end tokens around a text where the file asks for it."""
     from tokenizers import processors
 
-    tokens: list[str] = file.tokenizer("tokens")
-    ids = {"bos": file.tokenizer("bos_token_id"), "eos": file.tokenizer("eos_token_id")}
-    before = [tokens[ids["bos"]]] if _adds_begin(file) else []
-    after = [tokens[ids["eos"]]] if _adds_end(file) else []
+    before = [vocabulary.begin] if vocabulary.adds_begin and vocabulary.begin is not None else []
+    after = [vocabulary.end] if vocabulary.adds_end and vocabulary.end is not None else []
     if not before and not after:
         return
+    around = {vocabulary.tokens[i]: i for i in (*before, *after)}
+    first, last = [vocabulary.tokens[i] for i in before], [vocabulary.tokens[i] for i in after]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *(f"{token}:1" for token in first), "$B:1", *(f"{token}:1" for token in last)],
+        special_tokens=list(around.items()),
     )
 
 
-def _configuration(file: GgufFile) -> dict[str, Any]:
+def _configuration(file: GgufFile, vocabulary: Vocabulary) -> dict[str, Any]:
     """What stands in `tokenizer_config.json`."""
-    tokens: list[str] = file.tokenizer("tokens")
-    kinds: list[int] = file.tokenizer("token_type") or []
-    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: file.tokenizer(f"{key}_token_id") for name, key in names.items()}
-    named = {f"{name}_token": tokens[token_id] for name, token_id in ids.items() if token_id is not None}
+    ids = {"bos": vocabulary.begin, "eos": vocabulary.end, "unk": vocabulary.unknown, "pad": vocabulary.padding}
+    named = {f"{name}_token": vocabulary.tokens[place] for name, place in ids.items() if place is not None}
     extra = [
-        tokens[i]
-        for i, kind in enumerate(kinds)
-        if kind == _CONTROL and tokens[i] not in named.values() and not _RESERVED.fullmatch(tokens[i])
+        token
+        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind == CONTROL and token not in named.values() and not _RESERVED.fullmatch(token)
     ]
     configuration: dict[str, Any] = {
         # Not the class of the family: that one would replace the split of tokenizer.json by its own.
         "tokenizer_class": "TokenizersBackend",
         **named,
         "extra_special_tokens": extra,
-        "add_bos_token": _adds_begin(file),
-        "add_eos_token": _adds_end(file),
+        "add_bos_token": vocabulary.adds_begin,
+        "add_eos_token": vocabulary.adds_end,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }
     context = file.metadata.get(f"{file.architecture}.context_length")
     if context is not None:
         configuration["model_max_length"] = context
-    template = file.metadata.get("tokenizer.chat_template")
-    if template is not None:
-        configuration["chat_template"] = template
+    if templates := _templates(file):
+        alone = list(templates) == ["default"]
+        configuration["chat_template"] = (
+            templates["default"]
+            if alone
+            else [{"name": name, "template": template} for name, template in templates.items()]
+        )
     return configuration
+
+
+def _templates(file: GgufFile) -> dict[str, str]:
+    """The chat templates by name; the one without a name is called `default`."""
+    key = "tokenizer.chat_template"
+    found = {"default": file.metadata[key]} if file.metadata.get(key) else {}
+    named = {name.removeprefix(f"{key}."): text for name, text in file.metadata.items() if name.startswith(f"{key}.")}
+    templates = {**named, **found}
+    for name in file.metadata.get("tokenizer.chat_templates") or ():
+        if name not in templates:
+            raise ModelNotReadable(f"{file.path} names a chat template {name!r} that it does not hold.")
+    return templates
