@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test lint format setup setup-dev clean
+.PHONY: run test test-all lint format setup setup-dev clean
 
 run: setup
 	$(BIN)/decodery pull $(MODEL)
@@ -20,6 +20,10 @@ test: setup-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# The tests, and those that take long: every family of models.
+test-all: test
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m all_families
 
 lint: setup-dev
 	$(BIN)/ruff format --check src tests benchmarks

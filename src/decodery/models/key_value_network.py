@@ -21,11 +21,10 @@ CACHE_GRAIN = 64
 class KeyValueNetwork(Scorer):
     """A network of decoder layers, each with keys and values per row. Subclasses set the attributes and give `_pass`.
 
-    path: how passes are run; part of what a cost curve was measured of. device, dtype: of the hidden rows. threads: processor
+    device, dtype: of the hidden rows. threads: processor
     threads of its passes. parameters: how many weights it has.
     """
 
-    path: str
     hidden: int
     device: torch.device
     dtype: torch.dtype

@@ -55,14 +55,19 @@ def network_for(
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
+    reasons = []
     for counting in (False, True):
         packed = partial(TransformersNetwork, name=name, counting=counting)
         try:
             confirm(packed, model, f"off {counting}")
             return packed(model)
         except NotConfirmed as reason:
-            why = f"packed rows of {name} ({type(model).__name__}) get other scores than transformers gives: {reason}."
-    raise ModelNotReadable(why)
+            reasons.append(
+                f"packed rows of {name} ({type(model).__name__}) get other scores than transformers gives: {reason}."
+            )
+        except ModelNotReadable as reason:
+            reasons.append(str(reason))
+    raise ModelNotReadable(reasons[0])
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:

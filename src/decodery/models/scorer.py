@@ -58,6 +58,8 @@ class Scorer(ABC):
     """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
 
     name: str
+    path = "none"
+    """How passes are run; part of what a cost curve was measured of."""
     vocabulary: int
     """Number of token ids the logits range over."""
     context: int
