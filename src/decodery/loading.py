@@ -11,11 +11,12 @@ import torch
 from decodery._lazy import without_collection
 from decodery.engine.memory import parse_budget
 from decodery.engine.scheduler import Scheduling
-from decodery.errors import BadSetting, ModelNotReadable
+from decodery.errors import BadSetting, DecoderyError, ModelNotReadable
 from decodery.language_model import LanguageModel
-from decodery.models import masked_diffusion, store
+from decodery.models import adapters, masked_diffusion, store
+from decodery.models.checkpoint import has_tokenizer, weight_files
 from decodery.models.paths import network_for
-from decodery.models.reading import read_model
+from decodery.models.reading import read_model, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +49,6 @@ def load(
     whole prompts. progress: told about downloads and conversions.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
-    from transformers import AutoTokenizer
-
     parse_budget(kv_budget)
     Scheduling(chunk=prefill_chunk)
     if threads is not None:
@@ -58,20 +57,22 @@ def load(
         torch.set_num_threads(threads)
     where = _device(device)
     folder = store.resolve(str(name), progress=progress)
-    kind = _dtype(dtype, where, folder)
+    base = adapters.base_folder(folder, progress) or folder
+    kind = _dtype(dtype, where, base)
     try:
-        config = masked_diffusion.read_config(folder)
+        config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
-        if masked_diffusion.is_foreign(config):
-            model = masked_diffusion.load_foreign(folder, config, kind)
-            tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
-        else:
-            model = read_model(folder, config, kind)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        foreign = masked_diffusion.is_foreign(config)
+        model = masked_diffusion.load_foreign(base, config, kind) if foreign else read_model(base, config, kind)
+        if base != folder:
+            model = adapters.merged(model, folder)
+        tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
+        model = model.to(where)
+    except DecoderyError:
+        raise
+    except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
-    model = model.to(where)
     label = Path(name).name if Path(name).exists() else str(name)
     network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
     return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
@@ -156,7 +157,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torc
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= TINY:
+        if sum(path.stat().st_size for path in weight_files(folder)) <= TINY:
             return torch.float32
         if device.type != "cpu":
             return torch.bfloat16

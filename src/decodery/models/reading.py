@@ -1,97 +1,161 @@
-"""Reading a transformers model from its folder, a few weights at a time where weights are converted.
+"""Reading a transformers model from its folder: all of its weights, each from the file to its place, or a reason why not.
 
-transformers maps a checkpoint's files and keeps the maps until all weights are there. Where each weight is then converted, as
-float32 checkpoints are for computing in bfloat16, all pages of the files are in memory beside all converted weights: three
-times what the model needs. Here a map serves few weights, and goes when these are converted. Everything else, such as names
-and tied weights, is left to transformers, which is handed the weights as a state dict.
+How weights of a family are renamed, joined and tied is left to transformers, which is handed them as a state dict, a few in
+memory at a time (see `stored_weights`). What it finds missing, left over or of another shape is an error here; transformers
+goes on with random numbers.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
-from decodery.models.checkpoint import weight_files
+from decodery.errors import ModelNotReadable
+from decodery.models.architecture import causal_class
+from decodery.models.checkpoint import some
+from decodery.models.quiet import quiet
+from decodery.models.stored_weights import WHOLE, StoredWeight, put, stored_weights
+from decodery.models.weight_names import text_part, unwrapped
 
-MAP = 32 << 20
-"""Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
-OWN_WAYS = ("auto_map", "quantization_config", "transformers_weights")
+OWN_WAYS = ("quantization_config", "transformers_weights")
 """Entries of `config.json` by which transformers decides on the folder's files itself."""
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""What safetensors files call them."""
-
-
-class WeightFile:
-    """A safetensors file whose pages are in memory only while weights of theirs are in use. For several threads."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._lock = threading.Lock()
-        self._taken = 0
-        self._opened = self._open()
-
-    def _open(self) -> Any:
-        return safe_open(self._path, framework="pt")
-
-    def dtypes(self) -> dict[str, str]:
-        """The dtype of each weight, in the words of the file, by the weight's name."""
-        return {name: self._opened.get_slice(name).get_dtype() for name in self._opened.keys()}  # noqa: SIM118
-
-    def take(self, name: str, place: Any) -> Tensor:
-        """Part of a weight: a view of a map, which stays as long as any of its views."""
-        with self._lock:
-            if self._taken >= MAP:
-                self._opened, self._taken = self._open(), 0
-            weight: Tensor = self._opened.get_slice(name)[place]
-            self._taken += weight.nbytes
-        return weight
-
-
-class StoredWeight:
-    """A weight that is read when it is asked for, with `[...]`: what transformers takes weights of open files for."""
-
-    def __init__(self, file: WeightFile, name: str):
-        self._file, self._name = file, name
-
-    def __getitem__(self, place: Any) -> Tensor:
-        return self._file.take(self._name, place)
+_DERIVED = r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(attn|attention)\.(masked_)?bias$"
+"""Tables that older files hold and networks compute: angles of positions, the causal mask."""
 
 
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """What `AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)` gives, bit for bit: on the CPU, in eval mode.
 
-    config: the folder's `config.json`. Raises ModelNotReadable, and what transformers raises: OSError, ValueError, KeyError,
-    RuntimeError.
+    config: the folder's `config.json`. Of a multimodal model the language model alone is read.
+    Raises ModelNotReadable, where the folder holds no causal language model, or its weights do not fit it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    stored = _converted_weights(folder, config, dtype)
-    if not stored:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    with torch.device("meta"):  # no weights: it shows the class, and the configuration as the class wants it
-        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    model = type(empty).from_pretrained(None, config=empty.config, state_dict=stored, dtype=dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    with quiet():
+        kind, settled, parts = causal_class(folder, config)
+        if any(config.get(entry) for entry in OWN_WAYS):
+            return _as_transformers_does(folder, kind, settled, dtype)
+        model = filled(kind, settled, stored_weights(folder, dtype), dtype, folder, parts)
+        _set_generation(model, folder)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model
 
 
-def _converted_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StoredWeight]:
-    """The weights of a folder by name; none where all have this dtype already, or the folder is not of the usual form."""
-    if any(config.get(entry) for entry in OWN_WAYS) or (folder / "adapter_config.json").exists():
-        return {}
-    if not (folder / "generation_config.json").is_file():
-        return {}
-    stored: dict[str, StoredWeight] = {}
-    dtypes: set[str] = set()
-    for path in weight_files(folder):
-        file = WeightFile(path)
-        stored |= {name: StoredWeight(file, name) for name in file.dtypes()}
-        dtypes |= set(file.dtypes().values())
-    return {} if dtypes == {DTYPES.get(dtype)} else stored
+def read_tokenizer(folder: Path, foreign: bool = False) -> Any:
+    """The tokenizer of a folder. foreign: its own class may be code that comes with it, but its files have the usual form.
+
+    Raises what transformers raises.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    with quiet():
+        if not foreign:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        usual = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+        return usual.from_pretrained(folder)
+
+
+def filled(
+    kind: Any,
+    config: Any,
+    stored: Mapping[str, StoredWeight],
+    dtype: torch.dtype,
+    folder: Path,
+    parts: Collection[str] = (),
+) -> Any:
+    """A model of a class with these weights, in eval mode.
+
+    kind: a transformers class; config: its configuration. parts: names of parts of a larger model, whose weights are passed
+    over.
+    Raises ModelNotReadable where weights are missing, left over, of another shape, or whole numbers.
+    """
+    with torch.device("meta"):  # no weights: it shows the names, and the shapes
+        empty = kind._from_config(config, dtype=dtype)
+    known = empty.state_dict()
+    names = {name: text_part(name) if parts else name for name in stored if not _is_of(name, parts)}
+    renamed = unwrapped(list(names.values()), known, empty.base_model_prefix)
+    weights: dict[str, StoredWeight] = {}
+    put(weights, ((renamed[short], stored[name]) for name, short in names.items()))
+    model, found = kind.from_pretrained(
+        None,
+        config=empty.config,
+        state_dict=weights,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check_found(found, model, folder, weights)
+    return model.eval()
+
+
+def _as_transformers_does(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    model, found = kind.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+    )
+    _check_found(found, model, folder, {})
+    return model
+
+
+def _check_found(found: Mapping[str, Any], model: Any, folder: Path, stored: Mapping[str, StoredWeight]) -> None:
+    """Raise ModelNotReadable where transformers has found other weights than the network has."""
+    if found["mismatched_keys"]:
+        name, there, wanted = min(found["mismatched_keys"])
+        more = len(found["mismatched_keys"]) - 1
+        others = f", and {more} more weights do not fit" if more else ""
+        raise ModelNotReadable(
+            f"{folder} does not fit its config.json: {name} has the shape {list(there)} where {type(model).__name__} "
+            f"has {list(wanted)}{others}."
+        )
+    ignored = re.compile("|".join([_DERIVED, *_further_layers(model.config)]))
+    unexpected = sorted(name for name in found["unexpected_keys"] if not ignored.search(name))
+    missing = sorted(found["missing_keys"])
+    if missing:
+        instead = f", and holds {some(unexpected)} instead" if unexpected else ""
+        raise ModelNotReadable(f"{folder} is incomplete: it lacks {some(missing)} of {type(model).__name__}{instead}.")
+    if unexpected:
+        raise ModelNotReadable(
+            f"{folder} does not fit its config.json: it holds {some(unexpected)}, which {type(model).__name__} has no "
+            "place for."
+        )
+    tables = {name for name, weight in model.state_dict().items() if not weight.is_floating_point()}
+    whole = sorted(
+        name for name, weight in stored.items() if weight.read and weight.dtype in WHOLE and name not in tables
+    )
+    if whole:
+        raise ModelNotReadable(
+            f"{folder} holds {some(whole)} as whole numbers ({stored[whole[0]].dtype}), but its config.json has no "
+            "quantization_config that says what they mean."
+        )
+
+
+def _further_layers(config: Any) -> list[str]:
+    """Patterns of the layers that the configuration counts apart: they predict further tokens, and no class has them."""
+    first, count = getattr(config, "num_hidden_layers", 0), getattr(config, "num_nextn_predict_layers", 0) or 0
+    return [rf"^model\.layers\.{first + place}\." for place in range(count)]
+
+
+def _is_of(name: str, parts: Collection[str]) -> bool:
+    """Whether a weight belongs to one of these parts of a larger model."""
+    segments = name.split(".")
+    return "language_model" not in segments[:2] and bool(set(parts) & set(segments[:2]))
+
+
+def _set_generation(model: Any, folder: Path) -> None:
+    """What the folder says on generation; where it has no word of its own, what its configuration says."""
+    from transformers import GenerationConfig
+
+    if not model.can_generate():
+        return
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    else:
+        model.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )
