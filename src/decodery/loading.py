@@ -97,7 +97,8 @@ def wrap(
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
     `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
 
-    Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
+    Raises ModelNotReadable where the tokenizer has more tokens than the model, beside added ones, or the family cannot be
+    packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     if diffusion is None:
@@ -116,11 +117,7 @@ def _combined(
     prefill_chunk: int | None = None,
 ) -> LanguageModel:
     label = network.name
-    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
-    if size > network.vocabulary:
-        raise ModelNotReadable(
-            f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
-        )
+    _check_belongs(tokenizer, network)
     config = getattr(model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
@@ -130,8 +127,23 @@ def _combined(
             ids.add(turn_end)
         ids -= {diffusion.mask_token_id}
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
+    ids = {token for token in ids if token < network.vocabulary}  # others never come
     identity = str(folder or label)
     return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+
+
+def _check_belongs(tokenizer: Any, network: TransformersNetwork) -> None:
+    """Raise ModelNotReadable where a tokenizer has more tokens than the network, beside those that were added to it later: a
+    `[PAD]` without a row of its own is harmless as long as nobody uses it, and `LanguageModel.tokenize` sees to that."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    if size <= network.vocabulary:
+        return
+    added = tokenizer.get_added_vocab().values() if hasattr(tokenizer, "get_added_vocab") else ()
+    own = size - sum(token >= network.vocabulary for token in added)
+    if own > network.vocabulary:
+        raise ModelNotReadable(
+            f"the tokenizer has {own} tokens but {network.name} scores only {network.vocabulary}; they do not belong together."
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -8,7 +8,7 @@ goes on with random numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,13 @@ def filled(
     renamed = unwrapped(list(names.values()), known, empty.base_model_prefix)
     weights: dict[str, StoredWeight] = {}
     put(weights, ((renamed[short], stored[name]) for name, short in names.items()))
-    model, found = kind.from_pretrained(
-        None,
-        config=empty.config,
-        state_dict=weights,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    settings: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, found = kind.from_pretrained(None, config=empty.config, state_dict=weights, **settings)
+    except RuntimeError as error:  # weights of experts that cannot be joined; the report on which goes to a log
+        lacking = _uneven(weights)
+        what = f"it lacks {some(lacking)}" if lacking else f"its weights cannot be joined for {kind.__name__}"
+        raise ModelNotReadable(f"{folder} is incomplete: {what}.") from error
     _check_found(found, model, folder, weights)
     return model.eval()
 
@@ -133,6 +132,20 @@ def _check_found(found: Mapping[str, Any], model: Any, folder: Path, stored: Map
             f"{folder} holds {some(whole)} as whole numbers ({stored[whole[0]].dtype}), but its config.json has no "
             "quantization_config that says what they mean."
         )
+
+
+def _uneven(names: Iterable[str]) -> list[str]:
+    """Names that are missing in lists within lists, such as a layer's experts, by what the others of a list have."""
+    lists: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        if found := re.fullmatch(r"(.*\.\d+\..*\.)(\d+)(\..+)", name):
+            lists.setdefault(found[1], {}).setdefault(found[3], set()).add(found[2])
+    return sorted(
+        f"{head}{place}{tail}"
+        for head, tails in lists.items()
+        for tail, places in tails.items()
+        for place in set().union(*tails.values()) - places
+    )
 
 
 def _further_layers(config: Any) -> list[str]:
