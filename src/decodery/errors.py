@@ -61,6 +61,12 @@ class BadInput(DecoderyError):
     """A file or line given by the user cannot be read."""
 
 
+def reason(error: BaseException) -> str:
+    """What another library's error says, as the end of a sentence of ours: its first line, without its last dot."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A trailing hint with the known names closest to `name`, or all of them where none is close."""
     names = sorted(known)

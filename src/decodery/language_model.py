@@ -307,8 +307,8 @@ class LanguageModel:
 
     def _text_of(self, token: int) -> str:
         """How the tokenizer writes a token that it may have beyond the network's, in brackets; nothing where it has none."""
-        lookup = getattr(self.tokenizer, "get_added_vocab", dict)()
-        return next((f" ({text!r})" for text, place in lookup.items() if place == token), "")
+        added: Mapping[str, int] = getattr(self.tokenizer, "get_added_vocab", dict)()
+        return next((f" ({text!r})" for text, place in added.items() if place == token), "")
 
     def _encode(self, text: str, **arguments: bool) -> list[int]:
         try:

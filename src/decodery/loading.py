@@ -11,7 +11,7 @@ import torch
 from decodery._lazy import without_collection
 from decodery.engine.memory import parse_budget
 from decodery.engine.scheduler import Scheduling
-from decodery.errors import BadSetting, DecoderyError, ModelNotReadable
+from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
@@ -71,8 +71,7 @@ def load(
     except DecoderyError:
         raise
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
+        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
     label = Path(name).name if Path(name).exists() else str(name)
     network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
     return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)

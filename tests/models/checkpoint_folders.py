@@ -1,4 +1,4 @@
-"""Checkpoint folders written by the tests, with weights changed on the way, and what transformers computes with the intact ones."""
+"""Checkpoint folders written by the tests, with weights changed on the way, and the scores of the intact ones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from decodery.errors import DecoderyError, ModelNotReadable
+from decodery.errors import DecoderyError, ModelNotReadable, reason
 from decodery.models import store
 from decodery.models.checkpoint import ADAPTER, adapter_weights, is_adapter, read_json, some
 from decodery.models.quiet import quiet
@@ -83,8 +83,7 @@ def merged(model: Any, folder: Path) -> Any:
         except DecoderyError:
             raise
         except Exception as error:  # peft has no errors of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ModelNotReadable(f"the adapter in {folder} does not fit its base model: {reason}.") from error
+            raise ModelNotReadable(f"the adapter in {folder} does not fit its base model: {reason(error)}.") from error
     return plain.eval()
 
 

@@ -86,7 +86,9 @@ def check(folder: Path) -> None:
         read_json(folder / ADAPTER)
         adapter_weights(folder)
         return
-    read_json(folder / "config.json")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if name == "config.json" or (folder / name).is_file():
+            read_json(folder / name)
     check_weights(weight_files(folder))
     if not has_tokenizer(folder):
         raise ModelNotReadable(f"{folder} holds no tokenizer; it needs tokenizer.json or tokenizer.model.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from decodery.errors import ModelNotReadable
+from decodery.errors import ModelNotReadable, reason
 from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
 from decodery.models.quiet import quiet
@@ -46,15 +46,23 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
 def read_tokenizer(folder: Path, foreign: bool = False) -> Any:
     """The tokenizer of a folder. foreign: its own class may be code that comes with it, but its files have the usual form.
 
-    Raises what transformers raises.
+    Raises ModelNotReadable where its files are damaged, or only code that comes with them can read them.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-    with quiet():
-        if not foreign:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        usual = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
-        return usual.from_pretrained(folder)
+    try:
+        with quiet():
+            if not foreign:
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            usual = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+            return usual.from_pretrained(folder)
+    except Exception as error:  # of two libraries, with no common kind
+        if "trust_remote_code" in str(error):
+            raise ModelNotReadable(
+                f"the tokenizer in {folder} needs code that comes with it, and such code is never run; load it with "
+                "transformers' trust_remote_code yourself and give it to decodery.wrap."
+            ) from error
+        raise ModelNotReadable(f"the tokenizer in {folder} cannot be read: {reason(error)}.") from error
 
 
 def filled(
