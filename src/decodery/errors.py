@@ -62,9 +62,9 @@ class BadInput(DecoderyError):
 
 
 def reason(error: BaseException) -> str:
-    """What another library's error says, as the end of a sentence of ours: its first line, without its last dot."""
+    """What another library's error says, as the end of a sentence of ours: its first sentence, without the dot."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
+    return (lines[0] if lines else type(error).__name__).split(". ")[0].strip().rstrip(".")
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -6,13 +6,18 @@ A merged model is a plain one, so that every path and method runs it. peft is an
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decodery.errors import DecoderyError, ModelNotReadable, reason
 from decodery.models import store
 from decodery.models.checkpoint import ADAPTER, adapter_weights, is_adapter, read_json, some
 from decodery.models.quiet import quiet
+from decodery.models.stored_weights import weights_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def base_folder(folder: Path, progress: store.Progress | None = None) -> Path | None:
@@ -66,15 +71,15 @@ def merged(model: Any, folder: Path) -> Any:
     check_available(folder)
     with quiet():
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-        from peft.utils import load_peft_weights
 
-        adapter_weights(folder)
+        weights = {name: weight[...] for name, weight in weights_in({adapter_weights(folder): None}).items()}
         try:
             config = PeftConfig.from_pretrained(folder)
             config.inference_mode = True
+            _resize(model, weights, folder)
             adapted = get_peft_model(model, config)
             _untie(model)
-            found = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+            found = set_peft_model_state_dict(adapted, weights)
             own = [
                 name for name in found.missing_keys if adapted.base_model.prefix in name or "modules_to_save" in name
             ]
@@ -94,6 +99,23 @@ def _check_found(folder: Path, missing: list[str], unexpected: list[str]) -> Non
         raise ModelNotReadable(
             f"the adapter in {folder} holds {some(sorted(unexpected))}, which its base model has no place for."
         )
+
+
+def _resize(model: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Give the model the vocabulary that it had in training, where the adapter brings the rows of a larger or smaller one."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = [
+        f"base_model.model.{name}.weight" for end in ends for name, module in model.named_modules() if module is end
+    ]
+    rows = {weights[name].shape[0] for name in names if name in weights}
+    if not rows - {model.config.vocab_size}:
+        return
+    lacking = [name for name in names[: 1 if ends[0].weight is ends[1].weight else 2] if name not in weights]
+    if lacking or len(rows) > 1:
+        raise ModelNotReadable(
+            f"the adapter in {folder} was trained with another vocabulary than its base model's, and lacks rows of it."
+        )
+    model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _untie(model: Any) -> None:
