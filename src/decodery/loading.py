@@ -16,6 +16,7 @@ from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
 from decodery.models.paths import network_for
+from decodery.models.quiet import quiet
 from decodery.models.reading import read_model, read_tokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def load(
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
     label = Path(name).name if Path(name).exists() else str(name)
-    network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
+    with quiet():  # a first pass may unpack quantised weights
+        network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
     return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 

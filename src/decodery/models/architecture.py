@@ -48,6 +48,8 @@ def causal_class(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any, tup
         raise ModelNotReadable(f"{folder} is {what}, an encoder with a decoder; decodery runs models that only decode.")
     text = settled.get_text_config(decoder=True)
     whole, settled = settled, text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else settled
+    if settled is not whole and getattr(whole, "quantization_config", None) is not None:
+        settled.quantization_config = whole.quantization_config
     if type(settled) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelNotReadable(f"{folder} is {what}, no causal language model that transformers has a class for.")
     encoder = type(settled) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settled, "is_decoder", False)

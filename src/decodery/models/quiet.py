@@ -12,8 +12,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-_CHATTY = ("transformers", "huggingface_hub", "accelerate", "peft")
+_CHATTY = ("transformers", "huggingface_hub", "accelerate", "peft", "bitsandbytes", "compressed_tensors", "torchao")
 
 # Bars, levels and filters belong to the process, so that two threads would restore each other's.
 _ONE_AT_A_TIME = threading.RLock()
@@ -21,19 +22,23 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries that load models, and give them back the settings that they had. One thread at a time."""
-    from huggingface_hub import utils
+    """Silence the libraries that load models, and give them back the settings that they had. One thread at a time.
+
+    Their bars are all of one kind but heed different settings, or none, so that they are switched off where they are made.
+    """
+    import tqdm
     from transformers.utils import logging as theirs
 
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    made = tqdm.std.tqdm.__init__
+
+    def silent(bar: Any, *arguments: Any, **settings: Any) -> None:
+        made(bar, *arguments, **{**settings, "disable": True})
+
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), mock.patch.object(tqdm.std.tqdm, "__init__", silent):
         warnings.simplefilter("ignore")
         theirs.get_verbosity()  # its first log sets the level of the environment
-        bars: Any = utils  # typed by hand: the names below are public, but not marked so
-        hub_shown, shown = not bars.are_progress_bars_disabled(), theirs.is_progress_bar_enabled()
         loggers = [logging.getLogger(name) for name in _CHATTY]
         levels = [logger.level for logger in loggers]
-        theirs.disable_progress_bar()
-        bars.disable_progress_bars()
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         try:
@@ -41,9 +46,3 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-            if shown:
-                theirs.enable_progress_bar()
-            if hub_shown:
-                bars.enable_progress_bars()
-            else:  # transformers switches both
-                bars.disable_progress_bars()

@@ -7,8 +7,7 @@ goes on with random numbers.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ import torch
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
+from decodery.models.fitting import check_found, uneven
+from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
-from decodery.models.stored_weights import WHOLE, StoredWeight, put, stored_weights
+from decodery.models.stored_weights import StoredWeight, put, stored_weights
 from decodery.models.weight_names import text_part, unwrapped
-
-OWN_WAYS = ("quantization_config", "transformers_weights")
-"""Entries of `config.json` by which transformers decides on the folder's files itself."""
-_DERIVED = r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(attn|attention)\.(masked_)?bias$"
-"""Tables that older files hold and networks compute: angles of positions, the causal mask."""
 
 
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -35,8 +31,8 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     """
     with quiet():
         kind, settled, parts = causal_class(folder, config)
-        if any(config.get(entry) for entry in OWN_WAYS):
-            return _as_transformers_does(folder, kind, settled, dtype)
+        if getattr(settled, "quantization_config", None) or config.get("transformers_weights"):
+            return read_by_transformers(folder, kind, settled, dtype)
         model = filled(kind, settled, stored_weights(folder, dtype), dtype, folder, parts)
         _set_generation(model, folder)
     model.name_or_path = model.config.name_or_path = str(folder)
@@ -90,76 +86,11 @@ def filled(
     try:
         model, found = kind.from_pretrained(None, config=empty.config, state_dict=weights, **settings)
     except RuntimeError as error:  # weights of experts that cannot be joined; the report on which goes to a log
-        lacking = _uneven(weights)
+        lacking = uneven(weights)
         what = f"it lacks {some(lacking)}" if lacking else f"its weights cannot be joined for {kind.__name__}"
         raise ModelNotReadable(f"{folder} is incomplete: {what}.") from error
-    _check_found(found, model, folder, weights)
+    check_found(found, model, folder, weights)
     return model.eval()
-
-
-def _as_transformers_does(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> Any:
-    model, found = kind.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        trust_remote_code=False,
-    )
-    _check_found(found, model, folder, {})
-    return model
-
-
-def _check_found(found: Mapping[str, Any], model: Any, folder: Path, stored: Mapping[str, StoredWeight]) -> None:
-    """Raise ModelNotReadable where transformers has found other weights than the network has."""
-    if found["mismatched_keys"]:
-        name, there, wanted = min(found["mismatched_keys"])
-        more = len(found["mismatched_keys"]) - 1
-        others = f", and {more} more weights do not fit" if more else ""
-        raise ModelNotReadable(
-            f"{folder} does not fit its config.json: {name} has the shape {list(there)} where {type(model).__name__} "
-            f"has {list(wanted)}{others}."
-        )
-    ignored = re.compile("|".join([_DERIVED, *_further_layers(model.config)]))
-    unexpected = sorted(name for name in found["unexpected_keys"] if not ignored.search(name))
-    missing = sorted(found["missing_keys"])
-    if missing:
-        instead = f", and holds {some(unexpected)} instead" if unexpected else ""
-        raise ModelNotReadable(f"{folder} is incomplete: it lacks {some(missing)} of {type(model).__name__}{instead}.")
-    if unexpected:
-        raise ModelNotReadable(
-            f"{folder} does not fit its config.json: it holds {some(unexpected)}, which {type(model).__name__} has no "
-            "place for."
-        )
-    tables = {name for name, weight in model.state_dict().items() if not weight.is_floating_point()}
-    whole = sorted(
-        name for name, weight in stored.items() if weight.read and weight.dtype in WHOLE and name not in tables
-    )
-    if whole:
-        raise ModelNotReadable(
-            f"{folder} holds {some(whole)} as whole numbers ({stored[whole[0]].dtype}), but its config.json has no "
-            "quantization_config that says what they mean."
-        )
-
-
-def _uneven(names: Iterable[str]) -> list[str]:
-    """Names that are missing in lists within lists, such as a layer's experts, by what the others of a list have."""
-    lists: dict[str, dict[str, set[str]]] = {}
-    for name in names:
-        if found := re.fullmatch(r"(.*\.\d+\..*\.)(\d+)(\..+)", name):
-            lists.setdefault(found[1], {}).setdefault(found[3], set()).add(found[2])
-    return sorted(
-        f"{head}{place}{tail}"
-        for head, tails in lists.items()
-        for tail, places in tails.items()
-        for place in set().union(*tails.values()) - places
-    )
-
-
-def _further_layers(config: Any) -> list[str]:
-    """Patterns of the layers that the configuration counts apart: they predict further tokens, and no class has them."""
-    first, count = getattr(config, "num_hidden_layers", 0), getattr(config, "num_nextn_predict_layers", 0) or 0
-    return [rf"^model\.layers\.{first + place}\." for place in range(count)]
 
 
 def _is_of(name: str, parts: Collection[str]) -> bool:

@@ -145,18 +145,21 @@ class StoredWeight:
         return one.dtype == two.dtype and one.shape == two.shape and torch.equal(one, two)
 
 
-def stored_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, StoredWeight]:
+def stored_weights(folder: Path, dtype: torch.dtype | None = None, odd: bool = False) -> dict[str, StoredWeight]:
     """All weights of a checkpoint folder by the names in its files.
 
-    dtype: what they are to be converted to. Raises ModelNotReadable where files are missing or damaged, a weight has a dtype
-    that torch cannot compute with, or two files hold a weight with different numbers.
+    dtype: what they are to be converted to. odd: dtypes that only somebody else can compute with are welcome too.
+    Raises ModelNotReadable where files are missing or damaged, a weight has a dtype that torch cannot compute with, or two
+    files hold a weight with different numbers.
     """
     files = weight_files(folder)
     check_weights(files)
-    return weights_in(files, dtype)
+    return weights_in(files, dtype, odd)
 
 
-def weights_in(files: Mapping[Path, set[str] | None], dtype: torch.dtype | None = None) -> dict[str, StoredWeight]:
+def weights_in(
+    files: Mapping[Path, set[str] | None], dtype: torch.dtype | None = None, odd: bool = False
+) -> dict[str, StoredWeight]:
     """The weights of these files by name; see `stored_weights`."""
     stored: dict[str, StoredWeight] = {}
     for path, expected in files.items():
@@ -164,10 +167,10 @@ def weights_in(files: Mapping[Path, set[str] | None], dtype: torch.dtype | None 
         found = file.dtypes()
         if lacking := sorted((expected or set()) - set(found)):
             raise ModelNotReadable(f"{path} lacks {some(lacking)}, which its index says it holds.")
-        odd = sorted(name for name, word in found.items() if word not in FLOATING and word not in WHOLE)
-        if odd:
+        strange = sorted(name for name, word in found.items() if word not in FLOATING and word not in WHOLE)
+        if strange and not odd:
             raise ModelNotReadable(
-                f"{path} holds {some(odd)} as {found[odd[0]]}, which cannot be computed with; "
+                f"{path} holds {some(strange)} as {found[strange[0]]}, which cannot be computed with; "
                 "take a copy of the model in bfloat16, float16 or float32."
             )
         put(stored, ((name, StoredWeight(file, name, word, dtype)) for name, word in found.items()))
