@@ -17,7 +17,7 @@ from tiny_models import make_model
 
 import decodery
 from decodery.errors import ModelNotReadable
-from decodery.models.weight_names import text_part, unwrapped
+from decodery.models.weight_names import unwrapped
 
 BASES = {"llama": "model", "gpt2": "transformer", "qwen2": "model", "gemma3": "model", "deepseek2": "model"}
 FAMILIES = [(family, tied) for family in BASES for tied in (False, True)]
@@ -120,11 +120,6 @@ class TestNames:
         assert unwrapped(["model.a.weight"], known, "model") == {"model.a.weight": "model.a.weight"}
         assert unwrapped(["a.weight", "q"], known, "model") == {"a.weight": "model.a.weight", "q": "q"}
         assert unwrapped([], known, "model") == {}
-
-    def test_of_a_language_model_within_a_larger_one(self) -> None:
-        assert text_part("language_model.model.a") == "model.a"
-        assert text_part("model.language_model.a") == "model.a"
-        assert text_part("model.a.language_model.b") == "model.a.language_model.b"
 
 
 class TestWhatDoesNotFit:

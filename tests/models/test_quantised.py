@@ -153,7 +153,7 @@ class TestLibraries:
         made_.save_pretrained(tmp_path / "narrow")
         byte_level_tokenizer().save_pretrained(tmp_path / "narrow")
         theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", attn_implementation="eager")
-        torch.testing.assert_close(computed(tmp_path / "narrow"), reference_logits(theirs, IDS), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(computed(tmp_path / "narrow"), reference_logits(theirs, IDS), rtol=1e-2, atol=2e-2)
 
     @pytest.mark.parametrize(("bits", "kind", "form"), [(8, "int", "int-quantized"), (4, "int", "pack-quantized")])
     def test_compressed_tensors(self, bits: int, kind: str, form: str, tmp_path: Path) -> None:

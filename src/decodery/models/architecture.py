@@ -9,9 +9,9 @@ from typing import Any
 from decodery.errors import ModelNotReadable
 
 
-def causal_class(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
-    """The transformers class of a folder's causal language model, its configuration, and, where it is a part of a multimodal
-    model, the names of the other parts.
+def causal_class(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The transformers class of a folder's causal language model, its configuration, and that of the multimodal model of which
+    it is a part, or None.
 
     config: the folder's `config.json`. Raises ModelNotReadable, saying what it is instead, where it is no causal language
     model, or one that only code of its own can run.
@@ -48,11 +48,14 @@ def causal_class(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any, tup
         raise ModelNotReadable(f"{folder} is {what}, an encoder with a decoder; decodery runs models that only decode.")
     text = settled.get_text_config(decoder=True)
     whole, settled = settled, text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else settled
-    if settled is not whole and getattr(whole, "quantization_config", None) is not None:
-        settled.quantization_config = whole.quantization_config
+    if settled is not whole:
+        settled.tie_word_embeddings = getattr(whole, "tie_word_embeddings", settled.tie_word_embeddings)
+        if getattr(whole, "quantization_config", None) is not None:
+            settled.quantization_config = whole.quantization_config
     if type(settled) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelNotReadable(f"{folder} is {what}, no causal language model that transformers has a class for.")
     encoder = type(settled) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settled, "is_decoder", False)
+    encoder = encoder or getattr(settled, "use_bidirectional_attention", None) in (True, "all")
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     other = native and not _reads_as_causal(named[0], causal) and settled is whole
     if encoder or other:
@@ -61,29 +64,10 @@ def causal_class(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any, tup
         )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(settled)]
     choice = found if isinstance(found, tuple) else (found,)
-    return (
-        next((c for c in choice if getattr(c, "__name__", "") in named), choice[0]),
-        settled,
-        _other_parts(whole, settled),
-    )
+    chosen = next((c for c in choice if getattr(c, "__name__", "") in named), choice[0])
+    return chosen, settled, None if settled is whole else whole
 
 
 def _reads_as_causal(name: str, causal: set[str]) -> bool:
     """Whether a class has a next token's scores, or is the part without the head, whose weights may have it all."""
     return name in causal or name.endswith(("ForCausalLM", "LMHeadModel", "Model"))
-
-
-def _other_parts(whole: Any, text: Any) -> tuple[str, ...]:
-    """The parts of a multimodal model beside its language model: towers, projections."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
-
-    if text is whole:
-        return ()
-    for family in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        if type(whole) in family._model_mapping:
-            with torch.device("meta"):
-                model = family.from_config(whole)
-            parts = {name for owner in (model, model.base_model) for name, _ in owner.named_children()}
-            return tuple(sorted(parts - {model.base_model_prefix, "language_model", "lm_head"}))
-    return ()

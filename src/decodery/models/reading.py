@@ -7,7 +7,7 @@ goes on with random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from decodery.errors import ModelNotReadable, reason
 from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
 from decodery.models.fitting import check_found, uneven
+from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
 from decodery.models.stored_weights import StoredWeight, put, stored_weights
-from decodery.models.weight_names import text_part, unwrapped
+from decodery.models.weight_names import unwrapped
 
 
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -30,10 +31,13 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     Raises ModelNotReadable, where the folder holds no causal language model, or its weights do not fit it.
     """
     with quiet():
-        kind, settled, parts = causal_class(folder, config)
+        kind, settled, whole = causal_class(folder, config)
         if getattr(settled, "quantization_config", None) or config.get("transformers_weights"):
             return read_by_transformers(folder, kind, settled, dtype)
-        model = filled(kind, settled, stored_weights(folder, dtype), dtype, folder, parts)
+        multimodal = None if whole is None else Multimodal.around(whole, kind, folder)
+        model = filled(kind, settled, stored_weights(folder, dtype), dtype, folder, multimodal)
+        if multimodal is not None:
+            multimodal.check_same(model, folder)
         _set_generation(model, folder)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model
@@ -67,18 +71,19 @@ def filled(
     stored: Mapping[str, StoredWeight],
     dtype: torch.dtype,
     folder: Path,
-    parts: Collection[str] = (),
+    multimodal: Multimodal | None = None,
 ) -> Any:
     """A model of a class with these weights, in eval mode.
 
-    kind: a transformers class; config: its configuration. parts: names of parts of a larger model, whose weights are passed
-    over.
+    kind: a transformers class; config: its configuration. multimodal: what the model is a part of; weights of other parts are
+    passed over.
     Raises ModelNotReadable where weights are missing, left over, of another shape, or whole numbers.
     """
     with torch.device("meta"):  # no weights: it shows the names, and the shapes
         empty = kind._from_config(config, dtype=dtype)
     known = empty.state_dict()
-    names = {name: text_part(name) if parts else name for name in stored if not _is_of(name, parts)}
+    inner = {name: name if multimodal is None else multimodal.text_name(name) for name in stored}
+    names = {name: short for name, short in inner.items() if short is not None}
     renamed = unwrapped(list(names.values()), known, empty.base_model_prefix)
     weights: dict[str, StoredWeight] = {}
     put(weights, ((renamed[short], stored[name]) for name, short in names.items()))
@@ -91,12 +96,6 @@ def filled(
         raise ModelNotReadable(f"{folder} is incomplete: {what}.") from error
     check_found(found, model, folder, weights)
     return model.eval()
-
-
-def _is_of(name: str, parts: Collection[str]) -> bool:
-    """Whether a weight belongs to one of these parts of a larger model."""
-    segments = name.split(".")
-    return "language_model" not in segments[:2] and bool(set(parts) & set(segments[:2]))
 
 
 def _set_generation(model: Any, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """From the names that weights have in files to those that a network gives them, as far as wrappers have changed them.
 
 What compiled, distributed or adapted models save carries the wrapper in every name: `_orig_mod.` (torch.compile), `module.`
-(DistributedDataParallel), `base_model.model.` (peft), whatever a training program called its model; a language model saved
-within a larger one carries its name there. Names that a family itself has changed over time are transformers' business.
+(DistributedDataParallel), `base_model.model.` (peft), whatever a training program called its model. Names that a family itself
+has changed over time are transformers' business.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Segments that torch puts in for a wrapped part, wherever it stands; no network has names like these."""
-_TEXT = re.compile(r"^((?:\w+\.)?)language_model\.")
 
 
 def unwrapped(names: Collection[str], known: Collection[str], base: str) -> dict[str, str]:
@@ -29,11 +28,6 @@ def unwrapped(names: Collection[str], known: Collection[str], base: str) -> dict
 
     candidates = [candidate(dropped) for dropped in range(common + 1)]
     return max(candidates, key=lambda found: sum(name in known for name in found.values()))  # the first of the best
-
-
-def text_part(name: str) -> str:
-    """The name of a weight of a language model that is part of a larger one, without the larger one's."""
-    return _TEXT.sub(r"\1", name)
 
 
 def _in_base(name: str, known: Collection[str], base: str) -> str:
