@@ -189,11 +189,10 @@ def put(stored: dict[str, StoredWeight], weights: Iterable[tuple[str, StoredWeig
 
 
 def _finite(weight: Tensor) -> bool:
-    # The sum is read as fast as memory and can only be finite where all is; it may overflow where all is finite.
+    # A sum takes no memory and is finite only where all is; it may overflow where all is finite.
     if weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         weight = weight.to(torch.float16)
-    wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
-    return bool(weight.sum(dtype=wide).isfinite()) or bool(weight.isfinite().all())
+    return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
 
 
 def _is_zip(path: Path) -> bool:
