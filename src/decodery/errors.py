@@ -63,8 +63,9 @@ class BadInput(DecoderyError):
 
 def reason(error: BaseException) -> str:
     """What another library's error says, as the end of a sentence of ours: its first sentence, without the dot."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).split(". ")[0].strip().rstrip(".")
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    return said.split(". ")[0].rstrip(".:")
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -119,18 +119,29 @@ def _combined(
 ) -> LanguageModel:
     label = network.name
     _check_belongs(tokenizer, network)
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
+    ids = set(_end_tokens(model, label))
+    if (own := getattr(tokenizer, "eos_token_id", None)) is not None:
+        ids.add(own)
     if diffusion is not None:
         ids |= set(diffusion.end_token_ids)
         if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
             ids.add(turn_end)
         ids -= {diffusion.mask_token_id}
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
-    ids = {token for token in ids if token < network.vocabulary}  # others never come
+    ids = {token for token in ids if 0 <= token < network.vocabulary}  # others never come
     identity = str(folder or label)
     return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+
+
+def _end_tokens(model: Any, label: str) -> list[int]:
+    """What a model's generation settings say that its output ends with. Raises ModelNotReadable where it is no token id."""
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [token for token in (said if isinstance(said, list | tuple) else [said]) if token is not None]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
+        raise ModelNotReadable(
+            f"the generation settings of {label} name {said!r} as eos_token_id, which must be a token id or a list of them."
+        )
+    return ends
 
 
 def _check_belongs(tokenizer: Any, network: TransformersNetwork) -> None:

@@ -256,6 +256,22 @@ class TestConfigurations:
         (tmp_path / "generation_config.json").unlink()
         assert decodery.load(tmp_path, dtype="float32").stop_ids == (0, 5, 9)  # and the tokenizer's own
 
+    @pytest.mark.parametrize(
+        ("ends", "ids"), [([None, 3], (0, 3)), (-1, (0,)), (9999, (0,)), ([7, 3], (0, 3, 7)), (None, (0,)), ([], (0,))]
+    )  # fmt: skip
+    def test_end_tokens(self, ends: Any, ids: tuple[int, ...], tmp_path: Path) -> None:
+        (write(tmp_path, made("llama")) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert decodery.load(tmp_path, dtype="float32").stop_ids == ids
+
+    @pytest.mark.parametrize("ends", ["2", ["a"], 2.5, [[1]], True])
+    def test_end_tokens_that_are_none(self, ends: Any, tmp_path: Path) -> None:
+        (write(tmp_path, made("llama")) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert f"name {ends!r} as eos_token_id, which must be a token id" in refusal(tmp_path)
+
+    def test_what_transformers_says_of_a_configuration(self, tmp_path: Path) -> None:
+        message = refusal(configured(tmp_path, eos_token_id="2"))
+        assert "Validation error for field 'eos_token_id': TypeError" in message
+
     def test_no_tokenizer(self, tmp_path: Path) -> None:
         write(tmp_path, made("llama"))
         for path in tmp_path.glob("tokenizer*"):
