@@ -120,6 +120,9 @@ class TestNames:
         assert unwrapped(["model.a.weight"], known, "model") == {"model.a.weight": "model.a.weight"}
         assert unwrapped(["a.weight", "q"], known, "model") == {"a.weight": "model.a.weight", "q": "q"}
         assert unwrapped([], known, "model") == {}
+        # Only what all names share is a wrapper: these are parts of two models.
+        two = ["x.model.a.weight", "y.model.b.weight"]
+        assert unwrapped(two, known, "model") == {name: name for name in two}
 
 
 class TestWhatDoesNotFit:
