@@ -72,6 +72,13 @@ class BadInput(DecoderyError):
     """A file or line given by the user cannot be read."""
 
 
+def reason(error: BaseException) -> str:
+    """What another library's error says, as the end of a sentence of ours: its first sentence, without the dot."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    return said.split(". ")[0].rstrip(".:")
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A trailing hint with the known names closest to `name`, or all of them where none is close."""
     names = sorted(known)

@@ -298,11 +298,17 @@ class LanguageModel:
         if not ids:
             raise BadPrompt("the prompt is empty; give at least one token.")
         if min(ids) < 0 or max(ids) >= self.network.vocabulary:
+            unknown = max(ids) if min(ids) >= 0 else min(ids)
             raise BadPrompt(
-                f"the prompt holds token {max(ids) if min(ids) >= 0 else min(ids)}, but the tokens of {self.name} are "
+                f"the prompt holds token {unknown}{self._text_of(unknown)}, but the tokens of {self.name} are "
                 f"0 to {self.network.vocabulary - 1}."
             )
         return ids
+
+    def _text_of(self, token: int) -> str:
+        """How the tokenizer writes a token that it may have beyond the network's, in brackets; nothing where it has none."""
+        added: Mapping[str, int] = getattr(self.tokenizer, "get_added_vocab", dict)()
+        return next((f" ({text!r})" for text, place in added.items() if place == token), "")
 
     def _encode(self, text: str, **arguments: bool) -> list[int]:
         try:

@@ -11,11 +11,13 @@ import torch
 from decodery._lazy import without_collection
 from decodery.engine.memory import parse_budget
 from decodery.engine.scheduler import Scheduling
-from decodery.errors import BadSetting, ModelNotReadable
+from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
-from decodery.models import masked_diffusion, store
+from decodery.models import adapters, masked_diffusion, store
+from decodery.models.checkpoint import has_tokenizer, weight_files
 from decodery.models.paths import network_for
-from decodery.models.reading import read_model
+from decodery.models.quiet import quiet
+from decodery.models.reading import read_model, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +50,6 @@ def load(
     whole prompts. progress: told about downloads and conversions.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
-    from transformers import AutoTokenizer
-
     parse_budget(kv_budget)
     Scheduling(chunk=prefill_chunk)
     if threads is not None:
@@ -58,22 +58,24 @@ def load(
         torch.set_num_threads(threads)
     where = _device(device)
     folder = store.resolve(str(name), progress=progress)
-    kind = _dtype(dtype, where, folder)
+    base = adapters.base_folder(folder, progress) or folder
+    kind = _dtype(dtype, where, base)
     try:
-        config = masked_diffusion.read_config(folder)
+        config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
-        if masked_diffusion.is_foreign(config):
-            model = masked_diffusion.load_foreign(folder, config, kind)
-            tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
-        else:
-            model = read_model(folder, config, kind)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
-    model = model.to(where)
+        foreign = masked_diffusion.is_foreign(config)
+        model = masked_diffusion.load_foreign(base, config, kind) if foreign else read_model(base, config, kind)
+        if base != folder:
+            model = adapters.merged(model, folder)
+        tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
+        model = model.to(where)
+    except DecoderyError:
+        raise
+    except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
+        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
     label = Path(name).name if Path(name).exists() else str(name)
-    network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
+    with quiet():  # a first pass may unpack quantised weights
+        network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
     return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
@@ -96,7 +98,8 @@ def wrap(
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
     `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
 
-    Raises ModelNotReadable where the tokenizer has more tokens than the model, or the family cannot be packed.
+    Raises ModelNotReadable where the tokenizer has more tokens than the model, beside added ones, or the family cannot be
+    packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     if diffusion is None:
@@ -115,22 +118,44 @@ def _combined(
     prefill_chunk: int | None = None,
 ) -> LanguageModel:
     label = network.name
-    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
-    if size > network.vocabulary:
-        raise ModelNotReadable(
-            f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
-        )
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
+    _check_belongs(tokenizer, network)
+    ids = set(_end_tokens(model, label))
+    if (own := getattr(tokenizer, "eos_token_id", None)) is not None:
+        ids.add(own)
     if diffusion is not None:
         ids |= set(diffusion.end_token_ids)
         if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
             ids.add(turn_end)
         ids -= {diffusion.mask_token_id}
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
+    ids = {token for token in ids if 0 <= token < network.vocabulary}  # others never come
     identity = str(folder or label)
     return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+
+
+def _end_tokens(model: Any, label: str) -> list[int]:
+    """What a model's generation settings say that its output ends with. Raises ModelNotReadable where it is no token id."""
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [token for token in (said if isinstance(said, list | tuple) else [said]) if token is not None]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
+        raise ModelNotReadable(
+            f"the generation settings of {label} name {said!r} as eos_token_id, which must be a token id or a list of them."
+        )
+    return ends
+
+
+def _check_belongs(tokenizer: Any, network: TransformersNetwork) -> None:
+    """Raise ModelNotReadable where a tokenizer has more tokens than the network, beside those that were added to it later: a
+    `[PAD]` without a row of its own is harmless as long as nobody uses it, and `LanguageModel.tokenize` sees to that."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    if size <= network.vocabulary:
+        return
+    added = tokenizer.get_added_vocab().values() if hasattr(tokenizer, "get_added_vocab") else ()
+    own = size - sum(token >= network.vocabulary for token in added)
+    if own > network.vocabulary:
+        raise ModelNotReadable(
+            f"the tokenizer has {own} tokens but {network.name} scores only {network.vocabulary}; they do not belong together."
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -156,7 +181,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torc
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= TINY:
+        if sum(path.stat().st_size for path in weight_files(folder)) <= TINY:
             return torch.float32
         if device.type != "cpu":
             return torch.bfloat16

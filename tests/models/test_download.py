@@ -220,8 +220,26 @@ class TestHub:
         with pytest.raises(kind, match=message):
             store.resolve("owner/name")
 
-    def test_no_safetensors(self, hub: Hub, files: dict[str, bytes]) -> None:
+    def test_weights_of_torch_where_there_are_no_others(self, hub: Hub, files: dict[str, bytes]) -> None:
         del files["model.safetensors"]
+        folder = store.resolve("owner/name")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "config.json", "decodery.json", "pytorch_model.bin", "tokenizer.json",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("beside_a_model", [False, True])
+    def test_adapters(self, beside_a_model: bool, hub: Hub, files: dict[str, bytes]) -> None:
+        """An adapter is fetched where the repository holds nothing else."""
+        files |= {"adapter_config.json": b"{}", "adapter_model.safetensors": files["model.safetensors"]}
+        if not beside_a_model:
+            for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+                del files[name]
+        names = {path.name for path in store.resolve("owner/name").iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= names or beside_a_model
+        assert ("model.safetensors" in names) == beside_a_model == ("adapter_config.json" not in names)
+
+    def test_no_weights(self, hub: Hub, files: dict[str, bytes]) -> None:
+        del files["model.safetensors"], files["pytorch_model.bin"]
         with pytest.raises(ModelNotReadable, match="has no safetensors weights"):
             store.resolve("owner/name")
         assert hub.copies == 0

@@ -17,10 +17,11 @@ from tiny_models import FAMILIES, byte_level_tokenizer, make_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import decodery
-from decodery.models import reading, store
+from decodery.models import store, stored_weights
 from decodery.models.checkpoint import weight_files
 from decodery.models.pages import give_back
-from decodery.models.reading import StoredWeight, WeightFile, read_model
+from decodery.models.reading import read_model
+from decodery.models.stored_weights import SafetensorsFile, StoredWeight
 
 MEBIBYTE = 1 << 20
 
@@ -34,9 +35,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the weights that are taken from files from here on."""
     names: list[str] = []
 
+    take = StoredWeight.__getitem__
+
     def spy(weight: StoredWeight, place: Any) -> torch.Tensor:
         names.append(weight._name)
-        return weight._file.take(weight._name, place)
+        return take(weight, place)
 
     monkeypatch.setattr(StoredWeight, "__getitem__", spy)
     return names
@@ -98,7 +101,7 @@ class TestTheModel:
         make_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path, max_shard_size="40KB")
         assert len(list(weight_files(tmp_path))) > 2
         names = taken(monkeypatch)
-        monkeypatch.setattr(reading, "MAP", 1)  # a new map for every weight
+        monkeypatch.setattr(stored_weights, "MAP", 1)  # a new map for every weight
         assert_same(tmp_path, dtype)
         assert names.count("model.embed_tokens.weight") == 1
         assert "lm_head.weight" not in names
@@ -133,31 +136,23 @@ class TestTheModel:
             decodery.load(tmp_path, dtype="bfloat16")
 
 
-class TestWhatIsLeftToTransformers:
-    def test_weights_that_have_the_dtype_already(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestOtherFolders:
+    def test_weights_that_have_the_dtype_already_stay_in_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         make_model("llama").save_pretrained(tmp_path)
-        names = taken(monkeypatch)
+        opened: list[Path] = []
+        init = SafetensorsFile._open
+        monkeypatch.setattr(stored_weights, "MAP", 1)
+        monkeypatch.setattr(SafetensorsFile, "_open", lambda file: (opened.append(file.path), init(file))[1])
         assert_same(tmp_path, torch.float32)
-        assert names == []
-
-    @pytest.mark.parametrize("entry", reading.OWN_WAYS)
-    def test_what_its_configuration_says(self, entry: str, tmp_path: Path) -> None:
-        make_model("llama").save_pretrained(tmp_path)
-        config = configuration(tmp_path)
-        assert reading._converted_weights(tmp_path, config, torch.bfloat16)
-        assert not reading._converted_weights(tmp_path, config | {entry: {"anything": 1}}, torch.bfloat16)
-        assert reading._converted_weights(tmp_path, config | {entry: None}, torch.bfloat16)
+        assert len(opened) == 1  # one map serves all
 
     def test_what_to_generate_with_where_the_folder_does_not_say(self, tmp_path: Path) -> None:
-        make_model("llama").save_pretrained(tmp_path)
+        make_model("llama", eos_token_id=[3, 4]).save_pretrained(tmp_path)
         (tmp_path / "generation_config.json").unlink()
-        assert not reading._converted_weights(tmp_path, configuration(tmp_path), torch.bfloat16)
         assert_same(tmp_path, torch.bfloat16)
-
-    def test_adapters(self, tmp_path: Path) -> None:
-        make_model("llama").save_pretrained(tmp_path)
-        (tmp_path / "adapter_config.json").write_text("{}")
-        assert not reading._converted_weights(tmp_path, configuration(tmp_path), torch.bfloat16)
+        assert read_model(tmp_path, configuration(tmp_path), torch.bfloat16).generation_config.eos_token_id == [3, 4]
 
 
 def resident(kind: str) -> int:
@@ -171,10 +166,10 @@ class TestMemory:
     def test_pages_go_with_the_weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "model.safetensors"
         save_file({f"weight{i}": torch.full((MEBIBYTE,), float(i)) for i in range(16)}, path)  # 4 MiB each
-        monkeypatch.setattr(reading, "MAP", 8 * MEBIBYTE)
+        monkeypatch.setattr(stored_weights, "MAP", 8 * MEBIBYTE)
         gc.collect()
         before = resident("RssFile")
-        file = WeightFile(path)
+        file = SafetensorsFile(path)
         for i in range(16):
             weight = file.take(f"weight{i}", ...)
             assert float(weight.min()) == float(weight.max()) == i
@@ -184,8 +179,8 @@ class TestMemory:
 
     def test_a_view_outlives_its_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_file({"a": torch.arange(5.0), "b": torch.arange(7.0)}, tmp_path / "model.safetensors")
-        monkeypatch.setattr(reading, "MAP", 1)
-        file = WeightFile(tmp_path / "model.safetensors")
+        monkeypatch.setattr(stored_weights, "MAP", 1)
+        file = SafetensorsFile(tmp_path / "model.safetensors")
         first, second = file.take("a", ...), file.take("b", slice(2, 4))
         del file
         gc.collect()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from decodery._version import __version__
 from decodery.errors import ModelNotReadable
@@ -20,6 +21,14 @@ RECORD = "decodery.json"
 # Raised when the conversion changes its results, so that what older versions have converted is made anew.
 CONVERSION = 1
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PICKLES = (".bin", ".pt", ".pth")
+"""Endings of the files that torch writes."""
+ADAPTER = "adapter_config.json"
+
+_NO_MODEL = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "adapter_")
+_POINTER = b"version https://git-lfs"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its head
 _LONGEST_HEAD = 100_000_000  # the limit of the safetensors format
@@ -72,19 +81,58 @@ def installed(folder: Path) -> Provenance | None:
 
 
 def check(folder: Path) -> None:
-    """Raise ModelNotReadable, saying what is missing, unless `folder` is a complete checkpoint."""
-    try:
-        configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        configuration = None
-    if not isinstance(configuration, dict):
-        raise ModelNotReadable(
-            f"{folder / 'config.json'} is not readable; it must be the JSON configuration of a model."
-        )
-    for path in weight_files(folder):
-        _check_weights(path)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    """Raise ModelNotReadable, saying what is missing, unless `folder` is a complete checkpoint, of a model or an adapter."""
+    if is_adapter(folder):
+        read_json(folder / ADAPTER)
+        adapter_weights(folder)
+        return
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if name == "config.json" or (folder / name).is_file():
+            read_json(folder / name)
+    check_weights(weight_files(folder))
+    if not has_tokenizer(folder):
         raise ModelNotReadable(f"{folder} holds no tokenizer; it needs tokenizer.json or tokenizer.model.")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the vocabulary of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds weights to be added to another model's, such as LoRA's.
+
+    Raises ModelNotReadable where it holds the weights of a model as well: which of them are meant nobody can tell.
+    """
+    if not (folder / ADAPTER).is_file():
+        return False
+    own = [name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if (folder / name).is_file()]
+    if own:
+        raise ModelNotReadable(
+            f"{folder} holds the weights of a model ({own[0]}) and an adapter ({ADAPTER}); remove {ADAPTER} to load the model "
+            "alone, or move the adapter to a folder of its own to load both."
+        )
+    return True
+
+
+def adapter_weights(folder: Path) -> Path:
+    """The file of an adapter's weights. Raises ModelNotReadable where it is missing or damaged."""
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            check_weights({folder / name: None})
+            return folder / name
+    raise ModelNotReadable(f"{folder} describes an adapter but lacks its weights, adapter_model.safetensors.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint. Raises ModelNotReadable where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise ModelNotReadable(f"{path} is not readable; it must be a JSON object that describes a model.")
+    return content
 
 
 def sha256_of(path: Path) -> str:
@@ -93,44 +141,110 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def weight_files(folder: Path) -> Iterable[Path]:
-    """The safetensors files of a checkpoint. Raises ModelNotReadable where some are missing."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
+def weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files of a checkpoint's weights, with the names that its index says each of them holds, or None without an index.
+
+    Where there are several sets the first of these is read, which is what transformers takes too: model.safetensors, the
+    shards in model.safetensors.index.json, pytorch_model.bin, the shards in pytorch_model.bin.index.json, or else the one
+    .bin, .pt or .pth file there is. Other files, such as shards that no index names, are left alone.
+    Raises ModelNotReadable where files are missing.
+    """
+    for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (folder / single).is_file():
+            return {folder / single: None}
+        if (folder / index).is_file():
+            return _shards(folder, folder / index)
+    others = [
+        path for path in sorted(folder.iterdir()) if path.suffix in PICKLES and not path.name.startswith(_NO_MODEL)
+    ]
+    if len(others) == 1:
+        return {others[0]: None}
+    if others:
         raise ModelNotReadable(
-            f"{folder} holds no weights; it needs model.safetensors, or model.safetensors.index.json with its shards."
+            f"{folder} holds {len(others)} files that could be the weights ({others[0].name}, {others[1].name} …); "
+            f"call the right one {PICKLE}."
         )
+    raise ModelNotReadable(f"{folder} holds no weights; it needs {SINGLE}, or {INDEX} with its shards, or {PICKLE}.")
+
+
+def _shards(folder: Path, index: Path) -> dict[Path, set[str] | None]:
+    files: dict[Path, set[str] | None] = {}
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for weight, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            if Path(name).name != name:
+                raise ValueError("a file elsewhere")
+            names = files.setdefault(folder / name, set())
+            assert names is not None
+            names.add(weight)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotReadable(f"{index} is damaged; copy or download it again.") from error
-    missing = [name for name in shards if not (folder / name).is_file()]
+    missing = sorted(path.name for path in files if not path.is_file())
     if missing:
         raise ModelNotReadable(
-            f"{folder} lacks {len(missing)} of {len(shards)} weight files ({missing[0]}); copy or download them again."
+            f"{folder} lacks {len(missing)} of {len(files)} weight files ({missing[0]}); copy or download them again."
         )
-    return [folder / name for name in shards]
+    if not files:
+        raise ModelNotReadable(f"{index} names no weights; copy or download it again.")
+    return dict(sorted(files.items()))
 
 
-def _check_weights(path: Path) -> None:
-    """Compare the length of a safetensors file with the one that its head promises."""
+def check_weights(files: Mapping[Path, set[str] | None]) -> None:
+    """Raise ModelNotReadable where a weight file is damaged, or lacks weights that the index says it holds.
+
+    Of pickles only the beginning is looked at: what they hold is known when they are read.
+    """
+    for path, expected in files.items():
+        if path.suffix in PICKLES:
+            _check_pickle(path)
+            continue
+        lacking = sorted((expected or set()) - _names_in(path))
+        if lacking:
+            raise ModelNotReadable(
+                f"{path} lacks {some(lacking)}, which its index says it holds; copy or download both again."
+            )
+
+
+def some(names: Collection[str]) -> str:
+    """The first name, and how many more there are."""
+    first = next(iter(names))
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+def _names_in(path: Path) -> set[str]:
+    """The weights of a safetensors file, whose length must be the one that its head promises."""
     there = path.stat().st_size
     try:
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            start = stream.read(_LENGTH_BYTES)
+            length = int.from_bytes(start, "little")
             if length > min(there, _LONGEST_HEAD):
+                _refuse_pointer(path, start + stream.read(len(_POINTER)))
                 raise ValueError("the head is longer than the file")
             head = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
+        ends = {name: int(entry["data_offsets"][1]) for name, entry in head.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelNotReadable(f"{path} is no readable safetensors file; copy or download it again.") from error
-    needed = _LENGTH_BYTES + length + max(ends, default=0)
+    needed = _LENGTH_BYTES + length + max(ends.values(), default=0)
     if there != needed:
         raise ModelNotReadable(
             f"{path} is damaged: it has {there:,} bytes where {needed:,} belong; copy or download it again."
         )
+    if not ends:
+        raise ModelNotReadable(f"{path} is empty: it holds no weights; copy or download it again.")
+    return set(ends)
+
+
+def _check_pickle(path: Path) -> None:
+    with path.open("rb") as stream:
+        start = stream.read(len(_POINTER))
+    _refuse_pointer(path, start)
+    if not start:
+        raise ModelNotReadable(f"{path} is empty; copy or download it again.")
+
+
+def _refuse_pointer(path: Path, start: bytes) -> None:
+    if start.startswith(_POINTER):
+        raise ModelNotReadable(f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`.")
 
 
 def _size(path: Path) -> int:

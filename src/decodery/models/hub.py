@@ -1,10 +1,14 @@
-"""Fetches a model of the Hugging Face hub: its configuration, tokenizer and safetensors weights, nothing else."""
+"""Fetches a model or adapter of the Hugging Face hub: its configuration, tokenizer and weights, nothing else.
+
+Weights are those in safetensors files; torch's own files are taken only where there are no others.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,8 @@ from decodery.models.progress import Progress, bytes_under, stage, watched
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _SECONDS_FOR_AN_ANSWER = 10.0
 _WANTED = (".safetensors", ".json", ".model", ".jinja", ".txt")
-_UNWANTED = ("consolidated", "adapter_")  # the same weights in another layout; weights that are no model
+_PICKLED = ("pytorch_model", "adapter_model")
+_UNWANTED = ("consolidated",)  # the same weights in another layout
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _ADVICE = "connect and try again, or give a local folder or a .gguf file"
 
@@ -53,7 +58,7 @@ def is_repository(name: str) -> bool:
 def look_up(repository: str) -> RemoteModel:
     """Ask the hub about a model, with one question and no retries, so that a missing network shows at once.
 
-    Raises UnknownModel where there is no such model, ModelNotReadable where it has no safetensors weights, and
+    Raises UnknownModel where there is no such model, ModelNotReadable where it has no weights that can be read, and
     DownloadFailed where the hub does not answer or does not allow access.
     """
     from huggingface_hub import HfApi
@@ -72,13 +77,15 @@ def look_up(repository: str) -> RemoteModel:
             f"{repository} cannot be fetched: no network, or the model hub is not reachable "
             f"({_first_line(error)}); {_ADVICE}."
         ) from error
+    siblings = {sibling.rfilename: sibling for sibling in found.siblings or ()}
     files = []
-    for sibling in found.siblings or ():
-        if _is_wanted(sibling.rfilename):
-            checksum = sibling.lfs.sha256 if sibling.lfs is not None else None
-            files.append(RemoteFile(sibling.rfilename, sibling.size or 0, checksum))
-    if not any(file.name.endswith(".safetensors") for file in files):
-        raise ModelNotReadable(f"{repository} has no safetensors weights; choose a model that has.")
+    for name in _wanted(siblings):
+        stored = siblings[name].lfs
+        files.append(RemoteFile(name, siblings[name].size or 0, stored.sha256 if stored is not None else None))
+    if not any(file.name.endswith((".safetensors", ".bin")) for file in files):
+        raise ModelNotReadable(
+            f"{repository} has no safetensors weights, nor a pytorch_model.bin; choose a model that has."
+        )
     licence = getattr(found.card_data, "license", None) or "see its page on the hub"
     return RemoteModel(repository, found.sha or "main", str(licence), tuple(files))
 
@@ -156,8 +163,14 @@ def _snapshot(model: RemoteModel, downloads: Path, progress: Progress) -> None:
             bars.enable_progress_bars()
 
 
-def _is_wanted(name: str) -> bool:
-    return "/" not in name and name.endswith(_WANTED) and not name.startswith(_UNWANTED)
+def _wanted(names: Collection[str]) -> list[str]:
+    """Which files of a repository make up the model, or the adapter where it holds no model."""
+    adapter = "config.json" not in names and "adapter_config.json" in names
+    top = [name for name in names if "/" not in name and not name.startswith(_UNWANTED)]
+    of_it = [name for name in top if adapter or not name.startswith("adapter_")]
+    safe = any(name.endswith(".safetensors") for name in of_it)
+    pickled = [name for name in of_it if name.startswith(_PICKLED) and name.endswith(".bin") and not safe]
+    return [name for name in of_it if name.endswith(_WANTED)] + pickled
 
 
 def _gated(repository: str) -> DownloadFailed:

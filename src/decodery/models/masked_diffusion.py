@@ -18,7 +18,6 @@ from decodery.errors import ModelNotReadable
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 ENTRY = "masked_diffusion"
 """Where `config.json` of one of our checkpoints describes its mask."""
@@ -122,7 +121,7 @@ LLADA_TOP = {
 
 def llama_name(name: str) -> str:
     """The Llama name of a LLaDA weight. Raises ModelNotReadable for one that Llama does not have."""
-    inner = name.removeprefix("model.transformer.")
+    inner = name.rpartition("transformer.")[2]  # wrappers put more before it
     if inner in LLADA_TOP:
         return LLADA_TOP[inner]
     parts = inner.split(".")
@@ -184,43 +183,22 @@ def load_foreign(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) ->
     """
     from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
+    from decodery.models.quiet import quiet
+    from decodery.models.reading import filled
+    from decodery.models.stored_weights import StoredWeight, put, stored_weights
+
     llada = config["model_type"] == "llada"
     try:
         translated = llama_config(config) if llada else qwen2_config(config)
     except KeyError as error:
         raise ModelNotReadable(f"config.json in {folder} lacks {error}.") from error
-    weights = {(llama_name(name) if llada else name): weight.to(dtype) for name, weight in _weights(folder).items()}
-    if translated.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    made = (LlamaForCausalLM if llada else Qwen2ForCausalLM)._from_config(translated, dtype=dtype)
-    try:
-        made.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ModelNotReadable(f"the weights in {folder} do not fit its configuration: {reason}.") from error
-    return made.eval()
-
-
-def load_foreign_tokenizer(folder: Path) -> Any:
-    """The tokenizer of such a checkpoint, whose own class may be code that comes with it: its files have the usual form."""
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
-
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return Qwen2Tokenizer.from_pretrained(folder)
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if not (folder / names[0]).is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        weights.update(load_file(folder / name))
-    return weights
+    stored: dict[str, StoredWeight] = {}
+    put(
+        stored,
+        ((llama_name(name) if llada else name, weight) for name, weight in stored_weights(folder, dtype).items()),
+    )
+    with quiet():
+        return filled(LlamaForCausalLM if llada else Qwen2ForCausalLM, translated, stored, dtype, folder)
 
 
 def turn_end(tokenizer: Any) -> int | None:

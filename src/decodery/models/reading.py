@@ -1,97 +1,112 @@
-"""Reading a transformers model from its folder, a few weights at a time where weights are converted.
+"""Reading a transformers model from its folder: all of its weights, each from the file to its place, or a reason why not.
 
-transformers maps a checkpoint's files and keeps the maps until all weights are there. Where each weight is then converted, as
-float32 checkpoints are for computing in bfloat16, all pages of the files are in memory beside all converted weights: three
-times what the model needs. Here a map serves few weights, and goes when these are converted. Everything else, such as names
-and tied weights, is left to transformers, which is handed the weights as a state dict.
+How weights of a family are renamed, joined and tied is left to transformers, which is handed them as a state dict, a few in
+memory at a time (see `stored_weights`). What it finds missing, left over or of another shape is an error here; transformers
+goes on with random numbers.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
-from decodery.models.checkpoint import weight_files
-
-MAP = 32 << 20
-"""Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
-OWN_WAYS = ("auto_map", "quantization_config", "transformers_weights")
-"""Entries of `config.json` by which transformers decides on the folder's files itself."""
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""What safetensors files call them."""
-
-
-class WeightFile:
-    """A safetensors file whose pages are in memory only while weights of theirs are in use. For several threads."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._lock = threading.Lock()
-        self._taken = 0
-        self._opened = self._open()
-
-    def _open(self) -> Any:
-        return safe_open(self._path, framework="pt")
-
-    def dtypes(self) -> dict[str, str]:
-        """The dtype of each weight, in the words of the file, by the weight's name."""
-        return {name: self._opened.get_slice(name).get_dtype() for name in self._opened.keys()}  # noqa: SIM118
-
-    def take(self, name: str, place: Any) -> Tensor:
-        """Part of a weight: a view of a map, which stays as long as any of its views."""
-        with self._lock:
-            if self._taken >= MAP:
-                self._opened, self._taken = self._open(), 0
-            weight: Tensor = self._opened.get_slice(name)[place]
-            self._taken += weight.nbytes
-        return weight
-
-
-class StoredWeight:
-    """A weight that is read when it is asked for, with `[...]`: what transformers takes weights of open files for."""
-
-    def __init__(self, file: WeightFile, name: str):
-        self._file, self._name = file, name
-
-    def __getitem__(self, place: Any) -> Tensor:
-        return self._file.take(self._name, place)
+from decodery.errors import ModelNotReadable, reason
+from decodery.models.architecture import causal_class
+from decodery.models.checkpoint import some
+from decodery.models.fitting import check_found, uneven
+from decodery.models.multimodal import Multimodal
+from decodery.models.quantised import read_by_transformers
+from decodery.models.quiet import quiet
+from decodery.models.stored_weights import StoredWeight, put, stored_weights
+from decodery.models.weight_names import unwrapped
 
 
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """What `AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)` gives, bit for bit: on the CPU, in eval mode.
 
-    config: the folder's `config.json`. Raises ModelNotReadable, and what transformers raises: OSError, ValueError, KeyError,
-    RuntimeError.
+    config: the folder's `config.json`. Of a multimodal model the language model alone is read.
+    Raises ModelNotReadable, where the folder holds no causal language model, or its weights do not fit it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    stored = _converted_weights(folder, config, dtype)
-    if not stored:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    with torch.device("meta"):  # no weights: it shows the class, and the configuration as the class wants it
-        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    model = type(empty).from_pretrained(None, config=empty.config, state_dict=stored, dtype=dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    with quiet():
+        kind, settled, whole = causal_class(folder, config)
+        if getattr(settled, "quantization_config", None) or config.get("transformers_weights"):
+            return read_by_transformers(folder, kind, settled, dtype)
+        multimodal = None if whole is None else Multimodal.around(whole, kind, folder)
+        model = filled(kind, settled, stored_weights(folder, dtype), dtype, folder, multimodal)
+        if multimodal is not None:
+            multimodal.check_same(model, folder)
+        _set_generation(model, folder)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model
 
 
-def _converted_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StoredWeight]:
-    """The weights of a folder by name; none where all have this dtype already, or the folder is not of the usual form."""
-    if any(config.get(entry) for entry in OWN_WAYS) or (folder / "adapter_config.json").exists():
-        return {}
-    if not (folder / "generation_config.json").is_file():
-        return {}
-    stored: dict[str, StoredWeight] = {}
-    dtypes: set[str] = set()
-    for path in weight_files(folder):
-        file = WeightFile(path)
-        stored |= {name: StoredWeight(file, name) for name in file.dtypes()}
-        dtypes |= set(file.dtypes().values())
-    return {} if dtypes == {DTYPES.get(dtype)} else stored
+def read_tokenizer(folder: Path, foreign: bool = False) -> Any:
+    """The tokenizer of a folder. foreign: its own class may be code that comes with it, but its files have the usual form.
+
+    Raises ModelNotReadable where its files are damaged, or only code that comes with them can read them.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    try:
+        with quiet():
+            if not foreign:
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            usual = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+            return usual.from_pretrained(folder)
+    except Exception as error:  # of two libraries, with no common kind
+        if "trust_remote_code" in str(error):
+            raise ModelNotReadable(
+                f"the tokenizer in {folder} needs code that comes with it, and such code is never run; load it with "
+                "transformers' trust_remote_code yourself and give it to decodery.wrap."
+            ) from error
+        raise ModelNotReadable(f"the tokenizer in {folder} cannot be read: {reason(error)}.") from error
+
+
+def filled(
+    kind: Any,
+    config: Any,
+    stored: Mapping[str, StoredWeight],
+    dtype: torch.dtype,
+    folder: Path,
+    multimodal: Multimodal | None = None,
+) -> Any:
+    """A model of a class with these weights, in eval mode.
+
+    kind: a transformers class; config: its configuration. multimodal: what the model is a part of; weights of other parts are
+    passed over.
+    Raises ModelNotReadable where weights are missing, left over, of another shape, or whole numbers.
+    """
+    with torch.device("meta"):  # no weights: it shows the names, and the shapes
+        empty = kind._from_config(config, dtype=dtype)
+    known = empty.state_dict()
+    inner = {name: name if multimodal is None else multimodal.text_name(name) for name in stored}
+    names = {name: short for name, short in inner.items() if short is not None}
+    renamed = unwrapped(list(names.values()), known, empty.base_model_prefix)
+    weights: dict[str, StoredWeight] = {}
+    put(weights, ((renamed[short], stored[name]) for name, short in names.items()))
+    settings: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, found = kind.from_pretrained(None, config=empty.config, state_dict=weights, **settings)
+    except RuntimeError as error:  # weights of experts that cannot be joined; the report on which goes to a log
+        lacking = uneven(weights)
+        what = f"it lacks {some(lacking)}" if lacking else f"its weights cannot be joined for {kind.__name__}"
+        raise ModelNotReadable(f"{folder} is incomplete: {what}.") from error
+    check_found(found, model, folder, weights)
+    return model.eval()
+
+
+def _set_generation(model: Any, folder: Path) -> None:
+    """What the folder says on generation; where it has no word of its own, what its configuration says."""
+    from transformers import GenerationConfig
+
+    if not model.can_generate():
+        return
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    else:
+        model.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )

@@ -21,7 +21,7 @@ from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, Unknow
 from decodery.models import catalogue, conversion, download, hub
 from decodery.models.cache import discard, downloads, home, install, key_of, locked
 from decodery.models.catalogue import BUNDLED, BundledModel
-from decodery.models.checkpoint import RECORD, Provenance, check, installed, sha256_of
+from decodery.models.checkpoint import ADAPTER, RECORD, Provenance, check, installed, sha256_of
 from decodery.models.gguf_file import GgufFile
 from decodery.models.progress import Progress, Silent, bytes_under, stage
 
@@ -103,16 +103,16 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     `generation_config.json`, and, unless it is the user's own folder, `decodery.json`, which says where its files came
     from. An installed model is returned after a comparison of its file sizes; a damaged one is installed again.
 
-    `name` is a folder with a `config.json`, a `.gguf` file, a bundled name, a name from `known_models()`, or
-    `owner/name` on the hub. An interrupted call leaves no model behind; the next one goes on with the parts that had
-    arrived.
+    `name` is a folder with a `config.json` or an `adapter_config.json`, a `.gguf` file, a bundled name, a name from
+    `known_models()`, or `owner/name` on the hub. An interrupted call leaves no model behind; the next one goes on with
+    the parts that had arrived.
 
     Raises UnknownModel, ModelNotReadable, DownloadFailed or NotEnoughSpace.
     """
     progress = progress or Silent()
     path = Path(os.path.expanduser(name))
     # os.path, because its questions about impossible paths are answered with False and not with an error
-    if name and os.path.isfile(path / "config.json"):
+    if name and any(os.path.isfile(path / file) for file in ("config.json", ADAPTER)):
         check(path)
         return path
     if name in (shipped := catalogue.shipped()):
