@@ -17,8 +17,8 @@ from decodery.errors import ModelNotReadable
 
 RECORD = "decodery.json"
 
-# Raised when the conversion changes its results, so that what older versions have converted is made anew.
-CONVERSION = 1
+# Raised when what is installed for a GGUF file changes, so that what older versions have installed is made anew.
+CONVERSION = 2
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its head

@@ -17,7 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from decodery.models import gguf_model
 from decodery.models.checkpoint import weight_files
+from decodery.models.gguf_weights import weight_source
 
 MAP = 32 << 20
 """Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
@@ -71,6 +73,9 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    source = weight_source(folder)
+    if source is not None:
+        return gguf_model.read_model(source, folder, dtype)
     stored = _converted_weights(folder, config, dtype)
     if not stored:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
