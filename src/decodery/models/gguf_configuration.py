@@ -1,39 +1,13 @@
-"""From the metadata of a GGUF file to the configuration of transformers' network, by architecture."""
+"""What the metadata of GGUF files says in the same words for many architectures, as transformers' configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_metadata import Metadata
 from decodery.models.gguf_rope import rope
 
 Configuration = dict[str, Any]
-
-
-def configuration(file: GgufFile) -> Configuration:
-    """The configuration of the file's network, without what describes its tokenizer.
-
-    Raises ModelNotReadable where an entry of the metadata is missing, cannot be honoured, or is read by nothing.
-    """
-    facts = Metadata(file)
-    facts.check_general()
-    build = CONFIGURATIONS.get(file.architecture)
-    if build is None:
-        raise ModelNotReadable(
-            f"{file.path} is of architecture {file.architecture!r}, which cannot be read here; those that can: "
-            f"{', '.join(sorted(CONFIGURATIONS))}."
-        )
-    config = build(facts)
-    facts.refuse_the_rest()
-    tokens = len(file.tokenizer("tokens", ()))
-    if tokens and config["vocab_size"] != tokens:
-        raise ModelNotReadable(
-            f"{file.path} is inconsistent: {tokens} tokens, but a network for {config['vocab_size']}."
-        )
-    return config
 
 
 def usual(facts: Metadata, partial: bool = False, rotary: bool = True) -> Configuration:
@@ -80,58 +54,62 @@ def rms(facts: Metadata) -> float:
     return float(facts.need("attention.layer_norm_rms_epsilon"))
 
 
-def _llama(facts: Metadata) -> Configuration:
-    if facts.take("expert_count", 0):
-        return _mixtral(facts)
-    dense(facts)
-    plain_attention(facts)
-    no_window(facts)
-    return usual(facts) | {
-        "model_type": "llama",
-        "rms_norm_eps": rms(facts),
-        "hidden_act": "silu",
-        "attention_bias": facts.has("blk.0.attn_output.bias"),
-        "mlp_bias": facts.has("blk.0.ffn_down.bias"),
-    }
-
-
-def _mixtral(facts: Metadata) -> Configuration:
-    raise facts.refusal("expert_count", facts.take("expert_count"), "a mixture of experts")
-
-
 def no_window(facts: Metadata) -> None:
     """Refuse windows where the network has none."""
     facts.expect("attention.sliding_window", (0,), "attention ends at a window")
 
 
-def _gemma3(facts: Metadata) -> Configuration:
+def layer_norm(facts: Metadata) -> float:
+    """The epsilon of norms by the deviation from the mean."""
+    return float(facts.need("attention.layer_norm_epsilon"))
+
+
+def plain(facts: Metadata) -> None:
+    """Refuse experts, windows and special attention: for networks that have none of them."""
     dense(facts)
     plain_attention(facts)
-    config = usual(facts)
-    window = facts.take("attention.sliding_window", 0)
-    layers, pattern = config["num_hidden_layers"], facts.take("attention.sliding_window_pattern", 6)
-    near = pattern if isinstance(pattern, list) else [(i + 1) % pattern != 0 for i in range(layers)]
-    turning = config["rope_parameters"]
-    near_base = float(facts.take("rope.freq_base_swa", 10000.0))
-    big = layers == 62  # the one of 27 billion weights scales its queries in another way
-    return config | {
-        "model_type": "gemma3_text",
-        "rms_norm_eps": rms(facts),
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if big else config["head_dim"],
+    no_window(facts)
+
+
+def windows(facts: Metadata, layers: int, every: int, default: int = 0, dense_first: bool = False) -> Configuration:
+    """Which layers see only a window. every: of how many layers one sees all, where the file does not say."""
+    window = facts.take("attention.sliding_window", default)
+    pattern = facts.take("attention.sliding_window_pattern", every)
+    if isinstance(pattern, list):
+        near = [bool(one) for one in pattern[:layers]]
+        if len(near) < layers:
+            raise facts.refusal("attention.sliding_window_pattern", pattern, f"it must name all {layers} layers")
+    elif pattern == 0:
+        near = [True] * layers
+    else:
+        wide = 0 if dense_first else pattern - 1
+        near = [i % pattern != wide for i in range(layers)]
+    return {
         "sliding_window": window or None,
         "layer_types": ["sliding_attention" if one and window else "full_attention" for one in near],
-        "rope_parameters": {
-            "full_attention": turning,
-            "sliding_attention": {"rope_type": "default", "rope_theta": near_base},
-        },
-        "final_logit_softcapping": facts.take("final_logit_softcapping", 0.0) or None,
-        "attn_logit_softcapping": None,
-        "attention_bias": False,
     }
 
 
-CONFIGURATIONS: dict[str, Callable[[Metadata], Configuration]] = {
-    "llama": _llama,
-    "gemma3": _gemma3,
-}
+def same_base(facts: Metadata, parameters: Configuration) -> None:
+    """Refuse another base of the angles in layers with a window."""
+    facts.expect("rope.freq_base_swa", (parameters["rope_theta"],), "layers with a window turn by another base")
+
+
+def experts(facts: Metadata, renormed: bool, gating: int = 1, scale: float = 1.0) -> Configuration:
+    """How many experts there are and how many of them are used. renormed: whether the network makes their shares sum to one.
+    gating: the number of the function that shares come from, 1 for softmax, 2 for the logistic function."""
+    facts.expect(
+        "expert_weights_norm", (renormed,), f"shares of experts are {'not ' if renormed else ''}made to sum to one"
+    )
+    facts.expect("expert_weights_scale", (0.0, scale), "shares of experts are scaled")
+    facts.expect("expert_gating_func", (0, gating), "shares of experts come from another function")
+    facts.expect("expert_group_count", (0, 1), "experts are chosen by groups")
+    facts.expect("expert_group_used_count", (0, 1), "experts are chosen by groups")
+    facts.expect("leading_dense_block_count", (0,), "the first layers have no experts")
+    width = facts.shape("blk.0.ffn_down_exps.weight")[2]
+    facts.expect("expert_feed_forward_length", (width,), f"experts of another width than their weights, {width}")
+    return {
+        "num_experts": facts.need("expert_count"),
+        "num_experts_per_tok": facts.one("expert_used_count") or facts.need("expert_used_count"),
+        "moe_intermediate_size": width,
+    }

@@ -8,7 +8,7 @@ from typing import Any
 from decodery.errors import ModelNotReadable
 from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_names import fact_of
-from decodery.models.gguf_weights import read_tensor
+from decodery.models.gguf_tensors import read_tensor
 
 MEANINGLESS = {
     "general.": "describes the file to people, or suggests settings of sampling; those with a meaning are read",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_configuration import configuration
+from decodery.models.gguf_architectures import configuration
 from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_tokenizer import end_tokens, write_tokenizer
 from decodery.models.gguf_weights import GgufWeights, write_pointer

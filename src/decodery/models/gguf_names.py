@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from decodery.errors import ModelNotReadable
 from decodery.models.gguf_file import GgufFile
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ RowOrder = Callable[[GgufFile, int, int], "Tensor"]
 class Stored:
     """Where a tensor of the file belongs.
 
-    name: of the weight in transformers; `*` stands for the layer. order: whole rows stand in another order in the file.
-    change: of the numbers, computed in float32 where the file has them in it. part: which of several tensors that make up one
-    weight; join: makes it of them.
+    name: of the weight in transformers. order: whole rows stand in another order in the file. change: of the numbers,
+    computed in float32 where the file has them in it. part: which of several tensors that make up one weight; join: makes it
+    of them.
     """
 
     name: str
@@ -34,7 +33,9 @@ class Stored:
     layer: int = 0
 
 
-Names = Mapping[str, "str | Stored | tuple[Stored, ...]"]
+Names = Mapping[str, str | Stored]
+"""From the file's names, without `blk.<layer>.`, to those of transformers, without the beginning that all layers share. A name
+with `.weight` or `.bias` at its end stands for itself alone, and before one without, which takes its ending along."""
 
 
 def less_one(weight: Tensor) -> Tensor:
@@ -66,6 +67,26 @@ def turned_keys(file: GgufFile, layer: int, rows: int) -> Tensor:
     return _turned(int(heads), rows)
 
 
+def transposed(weight: Tensor) -> Tensor:
+    """Matrices that transformers keeps with one row per input."""
+    return weight.mT
+
+
+def heads_apart(file: GgufFile, layer: int, rows: int) -> Tensor:
+    """Rows of all queries, keys and values in the file; of query, key and value of each head in transformers."""
+    import torch
+
+    heads = int(per_layer(file, "attention.head_count", layer))
+    return torch.arange(rows).view(3, heads, -1).transpose(0, 1).reshape(-1)
+
+
+def below(parts: list[Tensor]) -> Tensor:
+    """Matrices, or those of each expert, one below the other."""
+    import torch
+
+    return torch.cat(parts, dim=-2)
+
+
 OUTSIDE: Names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION: Names = {
     "attn_q": "self_attn.q_proj",
@@ -76,59 +97,43 @@ ATTENTION: Names = {
 FEED_FORWARD: Names = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 NORMS: Names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 USUAL: Names = {**OUTSIDE, **ATTENTION, **FEED_FORWARD, **NORMS}
-
-_GEMMA_NORMS: Names = {
-    name: Stored(place, change=less_one)
-    for name, place in {
-        "output_norm": "model.norm",
-        "attn_norm": "input_layernorm",
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-    }.items()
+FUSED: Names = {
+    **{f"attn_{name}.weight": Stored("self_attn.qkv_proj.weight", part=i, join=below) for i, name in enumerate("qkv")},
+    "attn_qkv": "self_attn.qkv_proj",
+    "ffn_up": "mlp.gate_up_proj",
 }
-
-NAMES: dict[str, Names] = {
-    "llama": {
-        **USUAL,
-        "attn_q": Stored("self_attn.q_proj", order=turned_queries),
-        "attn_k": Stored("self_attn.k_proj", order=turned_keys),
-    },
-    "gemma3": {**USUAL, **_GEMMA_NORMS},
+"""Of families that fuse queries, keys and values, and the two halves of the feed-forward. Files may have the former apart."""
+EXPERTS: Names = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps.weight": Stored("mlp.experts.gate_up_proj", join=below),
+    "ffn_up_exps.weight": Stored("mlp.experts.gate_up_proj", part=1, join=below),
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
 }
-
+HEAD_NORMS: Names = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 FACTS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors that are no weights; the configuration reads them."""
 
-_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(\.weight|\.bias)?")
+TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(\.weight|\.bias)?")
+"""The name of a tensor in a file: its layer, what it is, and the ending."""
 
 
 def fact_of(name: str) -> str | None:
     """Which of FACTS a tensor is; None for weights."""
-    match = _TENSOR.fullmatch(name)
+    match = TENSOR.fullmatch(name)
     return match.group(2) if match and match.group(2) in FACTS else None
 
 
-def stored(file: GgufFile, name: str) -> tuple[Stored, ...]:
-    """Where a tensor of the file belongs; nowhere, if it is no weight. Raises ModelNotReadable where nothing reads it."""
-    if fact_of(name) is not None:
-        return ()
-    names = NAMES.get(file.architecture)
-    if names is None:
-        raise ModelNotReadable(
-            f"{file.path} is of architecture {file.architecture!r}, which cannot be read here; those that can: "
-            f"{', '.join(sorted(NAMES))}."
-        )
-    match = _TENSOR.fullmatch(name)
-    layer, kind, ending = match.groups() if match else (None, name, None)
-    places = names.get(kind)
-    if places is None:
-        raise ModelNotReadable(f"{file.path} holds the tensor {name}, which nothing here reads.")
-    if isinstance(places, str):
-        places = Stored(places)
-    if isinstance(places, Stored):
-        places = (places,)
-    before = "" if layer is None else f"model.layers.{layer}."
-    return tuple(replace(place, name=f"{before}{place.name}{ending or ''}", layer=int(layer or 0)) for place in places)
+def place_of(names: Names, layers: str, tensor: str) -> Stored | None:
+    """Where a tensor belongs; None where nothing reads it. layers: how the names of layers' weights begin in transformers."""
+    match = TENSOR.fullmatch(tensor)
+    if match is None:
+        return None
+    layer, kind, ending = match.groups(default="")
+    place = names.get(f"{kind}{ending}") if ending else None
+    if place is None:
+        if (place := names.get(kind)) is None:
+            return None
+        place = replace(place, name=place.name + ending) if isinstance(place, Stored) else place + ending
+    if isinstance(place, str):
+        place = Stored(place)
+    return replace(place, name=f"{layers}.{layer}.{place.name}", layer=int(layer)) if layer else place

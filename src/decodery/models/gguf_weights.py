@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decodery.errors import ModelNotReadable
+from decodery.models.gguf_architectures import place_in
 from decodery.models.gguf_file import VOCABULARY_KEYS, GgufFile, TensorEntry, tensor_bytes
-from decodery.models.gguf_names import Stored, stored
+from decodery.models.gguf_names import Stored
+from decodery.models.gguf_tensors import mapped, tensor_rows
 from decodery.models.weight_source import Blocks
 
 if TYPE_CHECKING:
@@ -87,31 +89,6 @@ def pointed_at(folder: Path) -> GgufFile | None:
     return file
 
 
-def read_tensor(file: GgufFile, name: str) -> Tensor:
-    """A tensor by the file's own name for it: float32."""
-    import torch
-
-    from decodery.models.dequantisation import dequantise
-
-    entry = next(entry for entry in file.tensors if entry.name == name)
-    numbers = torch.empty(tuple(reversed(entry.shape)))
-    dequantise(_rows(_mapped(file.paths[entry.part]), entry), entry.kind, numbers)
-    return numbers
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as stream:
-        # A private map may be written to, as torch wants of memory; nothing does.
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _rows(data: mmap.mmap, entry: TensorEntry) -> Tensor:
-    import torch
-
-    taken = torch.frombuffer(data, dtype=torch.uint8, count=tensor_bytes(entry), offset=entry.offset)
-    return taken.view(*reversed(entry.shape[1:]), -1)
-
-
 class GgufWeights:
     """A `decodery.models.weight_source.WeightSource` over a GGUF file. `blocks` gives rows of Llama's queries and keys in
     transformers' order too: they are whole rows, which the file keeps in another one.
@@ -124,7 +101,7 @@ class GgufWeights:
         self._maps: dict[int, mmap.mmap] = {}
         self._weights: dict[str, list[tuple[TensorEntry, Stored]]] = {}
         for entry in file.tensors:
-            for place in stored(file, entry.name):
+            if (place := place_in(file, entry.name)) is not None:
                 self._weights.setdefault(place.name, []).append((entry, place))
         for parts in self._weights.values():
             parts.sort(key=lambda part: part[1].part)
@@ -175,7 +152,7 @@ class GgufWeights:
 
     def rows(self, entry: TensorEntry) -> Tensor:
         """A tensor's bytes: uint8 [..., bytes of a row], a view of the mapped file."""
-        return _rows(self._map(entry.part), entry)
+        return tensor_rows(self._map(entry.part), entry)
 
     def _numbers(self, entry: TensorEntry, place: Stored, dtype: torch.dtype) -> Tensor:
         """Numbers that stand as such in the file are changed before they are rounded to another dtype."""
@@ -197,7 +174,7 @@ class GgufWeights:
 
     def _map(self, part: int) -> mmap.mmap:
         if part not in self._maps:
-            self._maps[part] = _mapped(self.file.paths[part])
+            self._maps[part] = mapped(self.file.paths[part])
         return self._maps[part]
 
     def _forget(self, entry: TensorEntry) -> None:

@@ -1,0 +1,69 @@
+"""The architectures of GGUF files that can be read: each one's configuration and names of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decodery.errors import ModelNotReadable
+from decodery.models.gguf_decoders import DECODERS, Architecture
+from decodery.models.gguf_experts import MIXTURES
+from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_metadata import Metadata
+from decodery.models.gguf_names import Stored, fact_of, place_of
+from decodery.models.gguf_older import OLDER
+
+ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER}
+
+REFUSED = {
+    "t5": "it reads a text whole and answers it, and does not continue texts",
+    "t5encoder": "it reads texts and does not continue them",
+    "umt5": "it reads a text whole and answers it, and does not continue texts",
+    "bert": "it reads texts and does not continue them",
+    "nomic-bert": "it reads texts and does not continue them",
+    "jina-bert-v2": "it reads texts and does not continue them",
+    "gemma-embedding": "it reads texts and does not continue them",
+    "gemma4": "its layers share keys, gate embeddings of their own and differ in the width of heads, which is not honoured yet",
+    "deci": "its layers differ from each other, and transformers has no network for it",
+}
+"""Well known architectures that cannot be read, and why."""
+
+
+def architecture_of(file: GgufFile) -> Architecture:
+    """How files of this kind are read. Raises ModelNotReadable for an architecture that is not known."""
+    found = ARCHITECTURES.get(file.architecture)
+    if found is not None:
+        return found
+    why = REFUSED.get(file.architecture)
+    raise ModelNotReadable(
+        f"{file.path} is of architecture {file.architecture!r}, which cannot be read here"
+        + (f": {why}." if why else f"; those that can: {', '.join(sorted(ARCHITECTURES))}.")
+    )
+
+
+def configuration(file: GgufFile) -> dict[str, Any]:
+    """The configuration of the file's network, without what describes its tokenizer.
+
+    Raises ModelNotReadable where an entry of the metadata is missing, cannot be honoured, or is read by nothing.
+    """
+    facts = Metadata(file)
+    facts.check_general()
+    config = architecture_of(file).configuration(facts)
+    facts.refuse_the_rest()
+    tokens = len(file.tokenizer("tokens", ()))
+    if tokens and config["vocab_size"] != tokens:
+        raise ModelNotReadable(
+            f"{file.path} is inconsistent: {tokens} tokens, but a network for {config['vocab_size']}."
+        )
+    return config
+
+
+def place_in(file: GgufFile, tensor: str) -> Stored | None:
+    """Where a tensor of the file belongs; None if it is no weight. Raises ModelNotReadable where nothing reads it."""
+    if fact_of(tensor) is not None:
+        return None
+    architecture = architecture_of(file)
+    names = architecture.names(file) if callable(architecture.names) else architecture.names
+    place = place_of(names, architecture.layers, tensor)
+    if place is None:
+        raise ModelNotReadable(f"{file.path} holds the tensor {tensor}, which nothing here reads.")
+    return place
