@@ -61,18 +61,14 @@ def write(
     entries: Mapping[str, Any],
     change: Change = lambda name, weight: weight,
     extra: Mapping[str, np.ndarray] | None = None,
-    kinds: Callable[[str, np.ndarray], gguf.GGMLQuantizationType | None] = lambda name, weight: None,
+    raw: Mapping[str, tuple[Tensor, gguf.GGMLQuantizationType]] | None = None,
 ) -> None:
-    """Write a network as a file. entries: metadata of the architecture. extra: tensors beside the weights. kinds: how each
-    tensor is quantised, None for float32."""
+    """Write a network as a file. entries: metadata of the architecture, and others behind a `/`. extra: tensors beside
+    the weights. raw: weights by name that are written as these quantised rows; the others are written in float32."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("Tiny")
     for key, value in entries.items():
-        add(
-            writer,
-            key if "." in key and key.split(".")[0] in ("general", architecture) else f"{architecture}.{key}",
-            value,
-        )
+        add(writer, key[1:] if key.startswith("/") else f"{architecture}.{key}", value)
     tiny_gguf._write_vocabulary(writer, VOCABULARY)
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, entries["block_count"])
@@ -80,7 +76,8 @@ def write(
     for name, weight in model.state_dict().items():
         if name in tied:
             continue
-        changed = change(name, weight)
+        rows, kind = (raw or {}).get(name, (weight, None))
+        changed = change(name, rows)
         made = changed if isinstance(changed, Mapping) else {name: changed}
         for source, tensor in made.items():
             stem, dot, ending = source.rpartition(".")
@@ -88,21 +85,13 @@ def write(
                 stem, dot, ending = source, "", ""
             target = source if source.startswith("blk.") else f"{names.get_name(stem)}{dot}{ending}"
             assert not target.startswith("None"), source
-            put(writer, target, tensor.contiguous().numpy(), kinds)
+            writer.add_tensor(target, tensor.contiguous().numpy(), raw_dtype=kind)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def put(writer: gguf.GGUFWriter, name: str, array: np.ndarray, kinds: Any) -> None:
-    kind = kinds(name, array)
-    if kind is None:
-        writer.add_tensor(name, array)
-    else:
-        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
