@@ -113,6 +113,31 @@ def mixtral(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     return split_experts(name, turn_llama(name, weight))
 
 
+def qwen35(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    """Two heads of keys, each with two of values; the file has the first head of each key, then the second of each."""
+    begin = f"blk.{name.split('.')[2]}" if "layers" in name else ""
+
+    def tiled(values: Tensor, width: int) -> Tensor:
+        return values.view(2, 2, width, *values.shape[1:]).transpose(0, 1).reshape(values.shape)
+
+    if name.endswith("A_log"):
+        return {f"{begin}.ssm_a": tiled(-weight.exp(), 1)}
+    if name.endswith("dt_bias"):
+        return {f"{begin}.ssm_dt.bias": tiled(weight, 1)}
+    if "in_proj_qkv" in name or "conv1d" in name:
+        weight = weight.squeeze(1) if "conv1d" in name else weight
+        weight = torch.cat((weight[:32], tiled(weight[32:], 12)))
+    elif "in_proj_z" in name:
+        weight = tiled(weight, 12)
+    elif "in_proj_a" in name or "in_proj_b" in name:
+        weight = tiled(weight, 1)
+    elif "linear_attn.out_proj" in name:
+        weight = tiled(weight.T, 12).T
+    elif name.endswith("norm.weight") and "linear_attn" not in name:
+        weight = weight + 1
+    return qwen2moe(name, weight)
+
+
 def granitemoe(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     if name.endswith("router.weight"):
         return {f"blk.{name.split('.')[2]}.ffn_gate_inp.weight": weight}
@@ -131,6 +156,31 @@ LAYER_TYPES = {
 }
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.5}
 GRANITE_SAYS = {"attention.scale": 0.3, "embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.5}
+QWEN35: dict[str, Any] = {
+    "rms_norm_eps": 3e-5,
+    "head_dim": WIDTH,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    **rope(partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True),
+}
+QWEN35_SAYS: dict[str, Any] = {
+    **RMS,
+    "rope.freq_base": BASE,
+    "rope.dimension_count": WIDTH // 2,
+    "rope.dimension_sections": [2, 1, 1, 0],
+    "attention.key_length": WIDTH,
+    "attention.value_length": WIDTH,
+    "full_attention_interval": 2,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 8,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 48,
+}
 
 CASES = {
     "llama": llama(),
@@ -484,6 +534,33 @@ CASES = {
         {**RMS, "rope.freq_base": BASE, "shortconv.l_cache": 3, "attention.head_count_kv": [0, GROUPS, 0]},
         lfm2,
     ),
+    "qwen35": Case("qwen35", "qwen3_5_text", QWEN35, QWEN35_SAYS, qwen35),
+    "qwen35 that guesses ahead": Case(
+        "qwen35",
+        "qwen3_5_text",
+        QWEN35,
+        {**QWEN35_SAYS, "nextn_predict_layers": 1, "block_count": LAYERS + 1},
+        qwen35,
+        {"blk.3.nextn.eh_proj.weight": np.ones((2, 2), "f4"), "blk.3.attn_norm.weight": np.ones(HIDDEN, "f4")},
+    ),
+    "qwen35moe": Case(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        {
+            **QWEN35,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+        },
+        {
+            **QWEN35_SAYS,
+            **EXPERTS,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 48,
+        },
+        qwen35,
+    ),
     "granite": Case(
         "granite",
         "granite",
@@ -581,3 +658,9 @@ def test_transformers_knows_no_architecture_that_is_not_read_or_refused_by_name(
     spelled = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
     theirs = {spelled.get(name, name) for name in GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer", "mistral"}
     assert theirs <= set(ARCHITECTURES) | set(REFUSED)
+
+
+def test_nor_does_its_newer_table() -> None:
+    from transformers.integrations import gguf
+
+    assert set(gguf.GGUF_CONFIG_ARCHS) <= set(ARCHITECTURES)

@@ -9,10 +9,11 @@ from decodery.models.gguf_decoders import DECODERS, Architecture
 from decodery.models.gguf_experts import MIXTURES
 from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import Stored, fact_of, place_of
+from decodery.models.gguf_names import Stored, fact_of, layer_of, place_of
 from decodery.models.gguf_older import OLDER
+from decodery.models.gguf_recurrent import RECURRENT
 
-ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER}
+ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER, **RECURRENT}
 
 REFUSED = {
     "t5": "it reads a text whole and answers it, and does not continue texts",
@@ -58,10 +59,17 @@ def configuration(file: GgufFile) -> dict[str, Any]:
 
 
 def place_in(file: GgufFile, tensor: str) -> Stored | None:
-    """Where a tensor of the file belongs; None if it is no weight. Raises ModelNotReadable where nothing reads it."""
+    """Where a tensor of the file belongs; None if it is no weight, or one of layers that guess the tokens after the next one.
+
+    Raises ModelNotReadable where nothing reads it.
+    """
     if fact_of(tensor) is not None:
         return None
     architecture = architecture_of(file)
+    ahead = file.metadata.get(f"{file.architecture}.nextn_predict_layers", 0)
+    layer = layer_of(tensor)
+    if ahead and layer is not None and layer >= file.metadata[f"{file.architecture}.block_count"] - ahead:
+        return None
     names = architecture.names(file) if callable(architecture.names) else architecture.names
     place = place_of(names, architecture.layers, tensor)
     if place is None:

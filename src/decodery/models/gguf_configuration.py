@@ -20,10 +20,10 @@ def usual(facts: Metadata, partial: bool = False, rotary: bool = True) -> Config
     facts.expect("attention.value_length_swa", (width,), "layers with a window have values of another width")
     facts.expect("embedding_length_out", (hidden,), "the head reads rows of another width")
     config: Configuration = {
-        "vocab_size": facts.shape("token_embd.weight")[0],
+        "vocab_size": vocabulary(facts),
         "hidden_size": hidden,
         "intermediate_size": facts.one("feed_forward_length"),
-        "num_hidden_layers": facts.need("block_count"),
+        "num_hidden_layers": layers(facts),
         "num_attention_heads": heads,
         "num_key_value_heads": facts.one("attention.head_count_kv", heads),
         "head_dim": width,
@@ -33,6 +33,18 @@ def usual(facts: Metadata, partial: bool = False, rotary: bool = True) -> Config
     if rotary:
         config["rope_parameters"] = rope(facts, width, partial)
     return config
+
+
+def vocabulary(facts: Metadata) -> int:
+    """The number of tokens that the network knows."""
+    size = facts.shape("token_embd.weight")[0]
+    facts.expect("vocab_size", (size,), f"the table of embeddings has {size} rows")
+    return size
+
+
+def layers(facts: Metadata) -> int:
+    """The number of layers, without those that guess the tokens after the next one; nothing here runs these."""
+    return int(facts.need("block_count")) - int(facts.take("nextn_predict_layers", 0))
 
 
 def dense(facts: Metadata) -> None:
@@ -59,6 +71,11 @@ def no_window(facts: Metadata) -> None:
     facts.expect("attention.sliding_window", (0,), "attention ends at a window")
 
 
+def turns(facts: Metadata) -> None:
+    """Refuse Granites without rotary angles: there, and there alone, an entry about their scaling says that they have none."""
+    facts.expect("rope.scaling.finetuned", (True,), "positions are not told at all")
+
+
 def layer_norm(facts: Metadata) -> float:
     """The epsilon of norms by the deviation from the mean."""
     return float(facts.need("attention.layer_norm_epsilon"))
@@ -71,19 +88,19 @@ def plain(facts: Metadata) -> None:
     no_window(facts)
 
 
-def windows(facts: Metadata, layers: int, every: int, default: int = 0, dense_first: bool = False) -> Configuration:
+def windows(facts: Metadata, number: int, every: int, default: int = 0, dense_first: bool = False) -> Configuration:
     """Which layers see only a window. every: of how many layers one sees all, where the file does not say."""
     window = facts.take("attention.sliding_window", default)
     pattern = facts.take("attention.sliding_window_pattern", every)
     if isinstance(pattern, list):
-        near = [bool(one) for one in pattern[:layers]]
-        if len(near) < layers:
-            raise facts.refusal("attention.sliding_window_pattern", pattern, f"it must name all {layers} layers")
+        near = [bool(one) for one in pattern[:number]]
+        if len(near) < number:
+            raise facts.refusal("attention.sliding_window_pattern", pattern, f"it must name all {number} layers")
     elif pattern == 0:
-        near = [True] * layers
+        near = [True] * number
     else:
         wide = 0 if dense_first else pattern - 1
-        near = [i % pattern != wide for i in range(layers)]
+        near = [i % pattern != wide for i in range(number)]
     return {
         "sliding_window": window or None,
         "layer_types": ["sliding_attention" if one and window else "full_attention" for one in near],

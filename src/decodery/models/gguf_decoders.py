@@ -162,6 +162,7 @@ def _gemma3(facts: Metadata) -> Configuration:
 def _granite(facts: Metadata) -> Configuration:
     common.dense(facts)
     common.no_window(facts)
+    common.turns(facts)
     return common.usual(facts) | scales(facts) | {"model_type": "granite", "rms_norm_eps": common.rms(facts)}
 
 

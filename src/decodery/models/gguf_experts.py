@@ -30,6 +30,16 @@ def _llama(facts: Metadata) -> Configuration:
     }
 
 
+def shared_expert(facts: Metadata) -> int:
+    """The width of the one expert that all tokens go through."""
+    width = facts.shape("blk.0.ffn_down_shexp.weight")[1]
+    facts.expect(
+        "expert_shared_feed_forward_length", (width,), f"a shared expert of another width than its weights, {width}"
+    )
+    facts.expect("expert_shared_count", (1,), "several shared experts")
+    return width
+
+
 def _qwen2moe(facts: Metadata) -> Configuration:
     common.plain_attention(facts)
     common.no_window(facts)
@@ -85,6 +95,7 @@ def _olmoe(facts: Metadata) -> Configuration:
 
 def _granitemoe(facts: Metadata) -> Configuration:
     common.no_window(facts)
+    common.turns(facts)
     facts.expect("expert_shared_feed_forward_length", (0,), "a shared expert")
     config = common.usual(facts) | common.experts(facts, renormed=True) | scales(facts)
     return config | {
@@ -156,7 +167,7 @@ _GPT_OSS: Names = {
     "ffn_down_exps.weight": Stored("mlp.experts.down_proj", change=transposed),
     "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
 }
-_SHARED: Names = {
+SHARED: Names = {
     "ffn_gate_inp_shexp.weight": Stored("mlp.shared_expert_gate.weight", change=_one_row),
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
@@ -171,7 +182,7 @@ _GRANITE: Names = {
 
 MIXTURES = {
     "llama": Architecture(_llama, {**TURNED, **EXPERTS}),
-    "qwen2moe": Architecture(_qwen2moe, {**USUAL, **EXPERTS, **_SHARED}),
+    "qwen2moe": Architecture(_qwen2moe, {**USUAL, **EXPERTS, **SHARED}),
     "qwen3moe": Architecture(_qwen3moe, {**USUAL, **HEAD_NORMS, **EXPERTS}),
     "olmoe": Architecture(_olmoe, {**USUAL, **HEAD_NORMS, **EXPERTS}),
     "granitemoe": Architecture(_granitemoe, {**TURNED, **_GRANITE}),

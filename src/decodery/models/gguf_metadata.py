@@ -10,20 +10,26 @@ from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_names import fact_of
 from decodery.models.gguf_tensors import read_tensor
 
+_ABOUT_THE_FILE = (
+    *("name", "author", "version", "organization", "finetune", "basename", "description", "quantized_by", "size_label"),
+    *("license", "url", "doi", "uuid", "repo_url", "source", "base_model", "dataset", "datasets", "tags", "languages"),
+    *("copyright", "parameter_count", "file_type", "sampling"),
+)
+_READ_HERE = ("architecture", "type", "quantization_version", "alignment")
 MEANINGLESS = {
-    "general.": "describes the file to people, or suggests settings of sampling; those with a meaning are read",
-    "tokenizer.": "read by decodery.models.gguf_tokenizer",
-    "split.": "read by decodery.models.gguf_file",
-    "quantize.": "tells how the file was quantised",
-    "imatrix.": "the same",
-    "mradermacher.": "the same",
+    **{f"general.{name}": "describes the file, or suggests settings of sampling" for name in _ABOUT_THE_FILE},
+    **{f"general.{name}": "read by check_general and by decodery.models.gguf_file" for name in _READ_HERE},
+    "tokenizer": "read by decodery.models.gguf_tokenizer",
+    "split": "read by decodery.models.gguf_file",
+    "quantize": "tells how the file was quantised",
+    "imatrix": "the same",
+    "mradermacher": "the same",
 }
-"""Beginnings of names that say nothing about scores, and why."""
+"""Names, and beginnings of names up to a dot, that say nothing about scores, and why."""
 
 OF_THE_ARCHITECTURE = {
     "rope.scaling.finetuned": "whether a model was trained with its scaling, which is applied either way",
     "tensor_data_layout": "a note of old converters; there is one layout by now",
-    "vocab_size": "the network's own tables say it",
 }
 """Entries of an architecture that say nothing about scores, and why."""
 
@@ -121,7 +127,7 @@ class Metadata:
             own = name.startswith(prefix) and name[len(prefix) :]
             if own and (own in self._taken or own in OF_THE_ARCHITECTURE):
                 continue
-            if not own and name.startswith(tuple(MEANINGLESS)):
+            if not own and any(name == known or name.startswith(f"{known}.") for known in MEANINGLESS):
                 continue
             raise ModelNotReadable(
                 f"{self.file.path} has {name} = {_short(value)}, which nothing here reads for this architecture; "

@@ -20,13 +20,14 @@ RowOrder = Callable[[GgufFile, int, int], "Tensor"]
 class Stored:
     """Where a tensor of the file belongs.
 
-    name: of the weight in transformers. order: whole rows stand in another order in the file. change: of the numbers,
-    computed in float32 where the file has them in it. part: which of several tensors that make up one weight; join: makes it
-    of them.
+    name: of the weight in transformers. order, columns: whole rows, or columns, stand in another order in the file. change:
+    of the numbers, computed in float32 where the file has them in it. part: which of several tensors that make up one weight;
+    join: makes it of them.
     """
 
     name: str
     order: RowOrder | None = None
+    columns: RowOrder | None = None
     change: Callable[[Tensor], Tensor] | None = None
     part: int = 0
     join: Callable[[list[Tensor]], Tensor] | None = None
@@ -121,6 +122,12 @@ def fact_of(name: str) -> str | None:
     """Which of FACTS a tensor is; None for weights."""
     match = TENSOR.fullmatch(name)
     return match.group(2) if match and match.group(2) in FACTS else None
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a tensor; None outside the layers."""
+    match = TENSOR.fullmatch(name)
+    return int(match.group(1)) if match and match.group(1) else None
 
 
 def place_of(names: Names, layers: str, tensor: str) -> Stored | None:

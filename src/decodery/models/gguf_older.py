@@ -1,4 +1,4 @@
-"""Networks of other layouts, as GGUF files describe them: those before Llama, and those that are not of attention alone."""
+"""Networks of layouts before Llama, as GGUF files describe them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from decodery.models.gguf_decoders import Architecture
 from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_metadata import Metadata
 from decodery.models.gguf_names import Names, Stored, heads_apart, per_layer, transposed
-from decodery.models.gguf_rope import rope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,67 +87,6 @@ def _groups_apart(file: GgufFile, layer: int, rows: int) -> Tensor:
     return torch.cat(by_groups, dim=1).reshape(-1)
 
 
-def _mamba(facts: Metadata) -> Configuration:
-    facts.expect("ssm.dt_b_c_rms", (False,), "norms that the network of Mamba has not")
-    for key in ("feed_forward_length", "attention.head_count", "attention.head_count_kv"):
-        facts.expect(key, (0,), "attention or feed-forwards, which Mamba has not")
-    hidden, inner = facts.need("embedding_length"), facts.need("ssm.inner_size")
-    if inner % hidden:
-        raise facts.refusal("ssm.inner_size", inner, f"it must be a multiple of {hidden}")
-    facts.take("context_length")  # there are no positions
-    return {
-        "model_type": "mamba",
-        "vocab_size": facts.shape("token_embd.weight")[0],
-        "hidden_size": hidden,
-        "num_hidden_layers": facts.need("block_count"),
-        "expand": inner // hidden,
-        "conv_kernel": facts.need("ssm.conv_kernel"),
-        "state_size": facts.need("ssm.state_size"),
-        "time_step_rank": facts.need("ssm.time_step_rank"),
-        "layer_norm_epsilon": common.rms(facts),
-        "tie_word_embeddings": not facts.has("output.weight"),
-        "use_conv_bias": facts.has("blk.0.ssm_conv1d.bias"),
-        "use_bias": facts.has("blk.0.ssm_in.bias"),
-    }
-
-
-def _lfm2(facts: Metadata) -> Configuration:
-    common.plain(facts)
-    groups = facts.need("attention.head_count_kv")
-    heads, hidden, layers = (
-        facts.need("attention.head_count"),
-        facts.need("embedding_length"),
-        facts.need("block_count"),
-    )
-    if not isinstance(groups, list) or len(groups) != layers or len({one for one in groups if one}) != 1:
-        raise facts.refusal("attention.head_count_kv", groups, "it must name for each layer 0 or one number of heads")
-    return {
-        "model_type": "lfm2",
-        "vocab_size": facts.shape("token_embd.weight")[0],
-        "hidden_size": hidden,
-        "intermediate_size": facts.one("feed_forward_length"),
-        "block_auto_adjust_ff_dim": False,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(groups),
-        "layer_types": ["full_attention" if one else "conv" for one in groups],
-        "max_position_embeddings": facts.need("context_length"),
-        "norm_eps": common.rms(facts),
-        "conv_L_cache": facts.need("shortconv.l_cache"),
-        "conv_bias": any(entry.name.endswith("shortconv.in_proj.bias") for entry in facts.file.tensors),
-        "rope_parameters": rope(facts, hidden // heads),
-        "tie_word_embeddings": not facts.has("output.weight"),
-    }
-
-
-def _logarithm(weight: Tensor) -> Tensor:
-    return (-weight.float()).log()
-
-
-def _channels(weight: Tensor) -> Tensor:
-    return weight.unsqueeze(1)
-
-
 _GPT2: Names = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
@@ -179,41 +117,6 @@ _BLOOM: Names = {
     "ffn_up": "mlp.dense_h_to_4h",
     "ffn_down": "mlp.dense_4h_to_h",
 }
-_MAMBA: Names = {
-    "token_embd": "backbone.embeddings",
-    "output_norm": "backbone.norm_f",
-    "output": "lm_head",
-    "attn_norm": "norm",
-    "ssm_in": "mixer.in_proj",
-    "ssm_conv1d.weight": Stored("mixer.conv1d.weight", change=_channels),
-    "ssm_conv1d": "mixer.conv1d",
-    "ssm_x": "mixer.x_proj",
-    "ssm_dt": "mixer.dt_proj",
-    "ssm_a": Stored("mixer.A_log", change=_logarithm),
-    "ssm_d": "mixer.D",
-    "ssm_out": "mixer.out_proj",
-}
-_LFM2: Names = {
-    "token_embd": "model.embed_tokens",
-    "token_embd_norm": "model.embedding_norm",
-    "output_norm": "model.embedding_norm",
-    "output": "lm_head",
-    "attn_norm": "operator_norm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.out_proj",
-    "attn_q_norm": "self_attn.q_layernorm",
-    "attn_k_norm": "self_attn.k_layernorm",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "feed_forward.w1",
-    "ffn_up": "feed_forward.w3",
-    "ffn_down": "feed_forward.w2",
-    "shortconv.in_proj": "conv.in_proj",
-    "shortconv.out_proj": "conv.out_proj",
-    "shortconv.conv.weight": Stored("conv.conv.weight", change=_channels),
-    "shortconv.conv": "conv.conv",
-}
 
 
 def _falcon_names(file: GgufFile) -> Names:
@@ -227,6 +130,4 @@ OLDER = {
     "gpt2": Architecture(_gpt2, _GPT2, "transformer.h"),
     "bloom": Architecture(_bloom, _BLOOM, "transformer.h"),
     "falcon": Architecture(_falcon, _falcon_names, "transformer.h"),
-    "mamba": Architecture(_mamba, _MAMBA, "backbone.layers"),
-    "lfm2": Architecture(_lfm2, _LFM2),
 }

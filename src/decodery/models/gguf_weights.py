@@ -143,7 +143,7 @@ class GgufWeights:
         from decodery.models.dequantisation import PLAIN
 
         [(entry, place), *others] = self._weights[name]
-        if others or place.join or place.change or entry.kind in PLAIN or len(entry.shape) != 2:
+        if others or place.join or place.change or place.columns or entry.kind in PLAIN or len(entry.shape) != 2:
             return None
         rows = self.rows(entry)
         if place.order is not None:
@@ -170,6 +170,8 @@ class GgufWeights:
         self._forget(entry)
         if place.order is not None:
             numbers = numbers[place.order(self.file, place.layer, len(numbers))]
+        if place.columns is not None:
+            numbers = numbers[:, place.columns(self.file, place.layer, numbers.shape[1])]
         return place.change(numbers) if place.change else numbers
 
     def _map(self, part: int) -> mmap.mmap:
