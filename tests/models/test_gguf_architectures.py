@@ -138,6 +138,19 @@ def qwen35(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     return qwen2moe(name, weight)
 
 
+def gemma4(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    begin = f"blk.{name.split('.')[2]}" if "layers" in name else ""
+    own = {
+        "layer_scalar": "layer_output_scale.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+    }
+    found = [target for ending, target in own.items() if name.endswith(ending)]
+    return {f"{begin}.{found[0]}": weight} if found else weight
+
+
 def granitemoe(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     if name.endswith("router.weight"):
         return {f"blk.{name.split('.')[2]}.ffn_gate_inp.weight": weight}
@@ -181,6 +194,31 @@ QWEN35_SAYS: dict[str, Any] = {
     "ssm.time_step_rank": 4,
     "ssm.inner_size": 48,
 }
+GEMMA4: dict[str, Any] = {
+    "rms_norm_eps": 3e-5,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": BASE, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+GEMMA4_SAYS: dict[str, Any] = {
+    **RMS,
+    "rope.freq_base": BASE,
+    "rope.freq_base_swa": 500.0,
+    "rope.dimension_count": 16,
+    "rope.dimension_count_swa": 8,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+    "attention.key_length_swa": 8,
+    "attention.value_length_swa": 8,
+    "attention.sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+}
+TURNING = {"rope_freqs.weight": np.array([1, 1] + [1e30] * 6, "f4")}
 
 CASES = {
     "llama": llama(),
@@ -533,6 +571,55 @@ CASES = {
         },
         {**RMS, "rope.freq_base": BASE, "shortconv.l_cache": 3, "attention.head_count_kv": [0, GROUPS, 0]},
         lfm2,
+    ),
+    "gemma4 with shared keys and own embeddings": Case(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": len(writing.VOCABULARY.tokens),
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+        {
+            **GEMMA4_SAYS,
+            "block_count": 4,
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "embedding_length_per_layer_input": 8,
+            "attention.shared_kv_layers": 2,
+            "feed_forward_length": [INTERMEDIATE, INTERMEDIATE, 2 * INTERMEDIATE, 2 * INTERMEDIATE],
+        },
+        gemma4,
+        {**TURNING, "blk.3.attn_k.weight": np.ones((4, 4), "f4"), "blk.2.attn_k_norm.weight": np.ones(4, "f4")},
+    ),
+    "gemma4 with experts": Case(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        {
+            **GEMMA4_SAYS,
+            **EXPERTS,
+            "attention.sliding_window_pattern": [True, True, False],
+            "attention.head_count_kv": [GROUPS, GROUPS, 1],
+            "expert_feed_forward_length": 32,
+            "embedding_length_per_layer_input": 0,
+            "attention.shared_kv_layers": 0,
+        },
+        gemma4,
+        TURNING,
     ),
     "qwen35": Case("qwen35", "qwen3_5_text", QWEN35, QWEN35_SAYS, qwen35),
     "qwen35 that guesses ahead": Case(

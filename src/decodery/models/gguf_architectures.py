@@ -8,12 +8,13 @@ from decodery.errors import ModelNotReadable
 from decodery.models.gguf_decoders import DECODERS, Architecture
 from decodery.models.gguf_experts import MIXTURES
 from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_gemma4 import GEMMA4
 from decodery.models.gguf_metadata import Metadata
 from decodery.models.gguf_names import Stored, fact_of, layer_of, place_of
 from decodery.models.gguf_older import OLDER
 from decodery.models.gguf_recurrent import RECURRENT
 
-ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER, **RECURRENT}
+ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER, **RECURRENT, "gemma4": GEMMA4}
 
 REFUSED = {
     "t5": "it reads a text whole and answers it, and does not continue texts",
@@ -23,7 +24,6 @@ REFUSED = {
     "nomic-bert": "it reads texts and does not continue them",
     "jina-bert-v2": "it reads texts and does not continue them",
     "gemma-embedding": "it reads texts and does not continue them",
-    "gemma4": "its layers share keys, gate embeddings of their own and differ in the width of heads, which is not honoured yet",
     "deci": "its layers differ from each other, and transformers has no network for it",
 }
 """Well known architectures that cannot be read, and why."""
@@ -59,7 +59,8 @@ def configuration(file: GgufFile) -> dict[str, Any]:
 
 
 def place_in(file: GgufFile, tensor: str) -> Stored | None:
-    """Where a tensor of the file belongs; None if it is no weight, or one of layers that guess the tokens after the next one.
+    """Where a tensor of the file belongs; None if it is no weight, or one that nothing uses, as those of layers that
+    guess the tokens after the next one.
 
     Raises ModelNotReadable where nothing reads it.
     """
@@ -69,6 +70,8 @@ def place_in(file: GgufFile, tensor: str) -> Stored | None:
     ahead = file.metadata.get(f"{file.architecture}.nextn_predict_layers", 0)
     layer = layer_of(tensor)
     if ahead and layer is not None and layer >= file.metadata[f"{file.architecture}.block_count"] - ahead:
+        return None
+    if architecture.unused(file, tensor):
         return None
     names = architecture.names(file) if callable(architecture.names) else architecture.names
     place = place_of(names, architecture.layers, tensor)

@@ -12,14 +12,19 @@ from decodery.models.gguf_metadata import Metadata
 from decodery.models.gguf_names import FUSED, HEAD_NORMS, USUAL, Names, Stored, less_one, turned_keys, turned_queries
 
 
+def _none(file: GgufFile, tensor: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How files of one architecture are read. names: of weights, or what gives them for a file. layers: how the names of
-    layers' weights begin in transformers."""
+    layers' weights begin in transformers. unused: whether a tensor says nothing about scores."""
 
     configuration: Callable[[Metadata], Configuration]
     names: Names | Callable[[GgufFile], Names]
     layers: str = "model.layers"
+    unused: Callable[[GgufFile, str], bool] = _none
 
 
 TURNED: Names = {
