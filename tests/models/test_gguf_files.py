@@ -17,10 +17,11 @@ import pytest
 import tiny_gguf
 import torch
 from gguf import GGMLQuantizationType as Kind
+from gguf_cases import BASE, RMS, rope
 from gguf_writing import ENTRIES, GROUPS, HEADS, HIDDEN, turn_llama
 from store_testing import is_one_sentence
 from test_dequantisation import SCALES, like_weights
-from test_gguf_architectures import BASE, CASES, RMS, logits, read, rope, written
+from test_gguf_architectures import CASES, logits, read, written
 
 from decodery.errors import ModelNotReadable
 from decodery.models import store

@@ -1,0 +1,374 @@
+"""Mixtures of experts, and networks of more than attention, and what a GGUF file of each says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gguf_writing as writing
+import numpy as np
+import torch
+from gguf_cases import BASE, GRANITE, GRANITE_SAYS, LAYER_TYPES, RMS, WIDTH, YARN, Case, rope
+from gguf_writing import GROUPS, HIDDEN, INTERMEDIATE, LAYERS, split_experts, turn_llama
+from torch import Tensor
+
+EXPERTS = {"expert_count": 4, "expert_used_count": 2}
+
+
+def gpt_oss(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    begin = f"blk.{name.split('.')[2]}" if "layers" in name else ""
+    if name.endswith("sinks"):
+        return {f"{begin}.attn_sinks.weight": weight}
+    if "router" in name:
+        return {f"{begin}.ffn_gate_inp.{name.rpartition('.')[2]}": weight}
+    if "experts." not in name:
+        return weight
+    ending = "bias" if name.endswith("_bias") else "weight"
+    if ending == "weight":
+        weight = weight.transpose(1, 2)
+    if "down_proj" in name:
+        return {f"{begin}.ffn_down_exps.{ending}": weight}
+    return {f"{begin}.ffn_gate_exps.{ending}": weight[:, ::2], f"{begin}.ffn_up_exps.{ending}": weight[:, 1::2]}
+
+
+def qwen2moe(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    return weight[0] if "shared_expert_gate" in name else split_experts(name, weight)
+
+
+def minimax(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    if name.endswith("e_score_correction_bias"):
+        return {f"blk.{name.split('.')[2]}.exp_probs_b.bias": weight}
+    return split_experts(name, weight)
+
+
+def mamba(name: str, weight: Tensor) -> Tensor:
+    return -weight.exp() if name.endswith("A_log") else weight.squeeze(1) if "conv1d.weight" in name else weight
+
+
+def lfm2(name: str, weight: Tensor) -> Tensor:
+    return weight.squeeze(1) if name.endswith("conv.conv.weight") else weight
+
+
+def mixtral(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    return split_experts(name, turn_llama(name, weight))
+
+
+def qwen35(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    """Two heads of keys, each with two of values; the file has the first head of each key, then the second of each."""
+    begin = f"blk.{name.split('.')[2]}" if "layers" in name else ""
+
+    def tiled(values: Tensor, width: int) -> Tensor:
+        return values.view(2, 2, width, *values.shape[1:]).transpose(0, 1).reshape(values.shape)
+
+    if name.endswith("A_log"):
+        return {f"{begin}.ssm_a": tiled(-weight.exp(), 1)}
+    if name.endswith("dt_bias"):
+        return {f"{begin}.ssm_dt.bias": tiled(weight, 1)}
+    if "in_proj_qkv" in name or "conv1d" in name:
+        weight = weight.squeeze(1) if "conv1d" in name else weight
+        weight = torch.cat((weight[:32], tiled(weight[32:], 12)))
+    elif "in_proj_z" in name:
+        weight = tiled(weight, 12)
+    elif "in_proj_a" in name or "in_proj_b" in name:
+        weight = tiled(weight, 1)
+    elif "linear_attn.out_proj" in name:
+        weight = tiled(weight.T, 12).T
+    elif name.endswith("norm.weight") and "linear_attn" not in name:
+        weight = weight + 1
+    return qwen2moe(name, weight)
+
+
+def gemma4(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    begin = f"blk.{name.split('.')[2]}" if "layers" in name else ""
+    own = {
+        "layer_scalar": "layer_output_scale.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+    }
+    found = [target for ending, target in own.items() if name.endswith(ending)]
+    return {f"{begin}.{found[0]}": weight} if found else weight
+
+
+def granitemoe(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    if name.endswith("router.weight"):
+        return {f"blk.{name.split('.')[2]}.ffn_gate_inp.weight": weight}
+    return mixtral(name, weight)
+
+
+QWEN35: dict[str, Any] = {
+    "rms_norm_eps": 3e-5,
+    "head_dim": WIDTH,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    **rope(partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True),
+}
+QWEN35_SAYS: dict[str, Any] = {
+    **RMS,
+    "rope.freq_base": BASE,
+    "rope.dimension_count": WIDTH // 2,
+    "rope.dimension_sections": [2, 1, 1, 0],
+    "attention.key_length": WIDTH,
+    "attention.value_length": WIDTH,
+    "full_attention_interval": 2,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 8,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 48,
+}
+GEMMA4: dict[str, Any] = {
+    "rms_norm_eps": 3e-5,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": BASE, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+GEMMA4_SAYS: dict[str, Any] = {
+    **RMS,
+    "rope.freq_base": BASE,
+    "rope.freq_base_swa": 500.0,
+    "rope.dimension_count": 16,
+    "rope.dimension_count_swa": 8,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+    "attention.key_length_swa": 8,
+    "attention.value_length_swa": 8,
+    "attention.sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+}
+TURNING = {"rope_freqs.weight": np.array([1, 1] + [1e30] * 6, "f4")}
+
+MIXED = {
+    "mixtral": Case(
+        "llama",
+        "mixtral",
+        {"rms_norm_eps": 3e-5, "num_local_experts": 4, **rope()},
+        {**RMS, **EXPERTS, "rope.freq_base": BASE},
+        mixtral,
+    ),
+    "qwen2moe": Case(
+        "qwen2moe",
+        "qwen2_moe",
+        {
+            "rms_norm_eps": 3e-5,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            **rope(),
+        },
+        {
+            **RMS,
+            **EXPERTS,
+            "rope.freq_base": BASE,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 48,
+        },
+        qwen2moe,
+    ),
+    "qwen3moe": Case(
+        "qwen3moe",
+        "qwen3_moe",
+        {
+            "rms_norm_eps": 3e-5,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "head_dim": 24,
+            **rope(),
+        },
+        {
+            **RMS,
+            **EXPERTS,
+            "rope.freq_base": BASE,
+            "expert_feed_forward_length": 32,
+            "attention.key_length": 24,
+            "attention.value_length": 24,
+        },
+        split_experts,
+    ),
+    "olmoe": Case(
+        "olmoe",
+        "olmoe",
+        {"rms_norm_eps": 3e-5, "num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.7, **rope()},
+        {**RMS, **EXPERTS, "rope.freq_base": BASE, "attention.clamp_kqv": 0.7},
+        split_experts,
+    ),
+    "granitemoe": Case(
+        "granitemoe",
+        "granitemoe",
+        {"rms_norm_eps": 3e-5, "num_local_experts": 4, "num_experts_per_tok": 2, **rope(), **GRANITE},
+        {**RMS, **EXPERTS, "rope.freq_base": BASE, **GRANITE_SAYS},
+        granitemoe,
+    ),
+    "gpt-oss": Case(
+        "gpt-oss",
+        "gpt_oss",
+        {
+            "rms_norm_eps": 3e-5,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": WIDTH,
+            "sliding_window": 8,
+            "layer_types": LAYER_TYPES[2],
+            **rope("yarn", **YARN, truncate=False, beta_fast=32.0, beta_slow=1.0),
+        },
+        {
+            **RMS,
+            **EXPERTS,
+            "rope.freq_base": BASE,
+            "expert_feed_forward_length": INTERMEDIATE,
+            "attention.key_length": WIDTH,
+            "attention.value_length": WIDTH,
+            "attention.sliding_window": 8,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 32,
+        },
+        gpt_oss,
+    ),
+    "minimax-m2": Case(
+        "minimax-m2",
+        "minimax_m2",
+        {
+            "rms_norm_eps": 3e-5,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": WIDTH,
+            "rope_parameters": {"rope_type": "default", "rope_theta": BASE, "partial_rotary_factor": 0.5},
+        },
+        {
+            **RMS,
+            **EXPERTS,
+            "rope.freq_base": BASE,
+            "rope.dimension_count": WIDTH // 2,
+            "attention.key_length": WIDTH,
+            "attention.value_length": WIDTH,
+            "expert_gating_func": 2,
+        },
+        minimax,
+    ),
+    "mamba": Case(
+        "mamba",
+        "mamba",
+        {
+            "intermediate_size": 2 * HIDDEN,
+            "state_size": 8,
+            "conv_kernel": 4,
+            "time_step_rank": 6,
+            "layer_norm_epsilon": 3e-5,
+        },
+        {
+            **RMS,
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": 2 * HIDDEN,
+            "ssm.state_size": 8,
+            "ssm.time_step_rank": 6,
+            "ssm.dt_b_c_rms": False,
+            "feed_forward_length": 0,
+            "attention.head_count": 0,
+            "attention.head_count_kv": 0,
+        },
+        mamba,
+    ),
+    "lfm2": Case(
+        "lfm2",
+        "lfm2",
+        {
+            "norm_eps": 3e-5,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "conv_L_cache": 3,
+            **rope(),
+        },
+        {**RMS, "rope.freq_base": BASE, "shortconv.l_cache": 3, "attention.head_count_kv": [0, GROUPS, 0]},
+        lfm2,
+    ),
+    "gemma4 with shared keys and own embeddings": Case(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": len(writing.VOCABULARY.tokens),
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+        {
+            **GEMMA4_SAYS,
+            "block_count": 4,
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "embedding_length_per_layer_input": 8,
+            "attention.shared_kv_layers": 2,
+            "feed_forward_length": [INTERMEDIATE, INTERMEDIATE, 2 * INTERMEDIATE, 2 * INTERMEDIATE],
+        },
+        gemma4,
+        {**TURNING, "blk.3.attn_k.weight": np.ones((4, 4), "f4"), "blk.2.attn_k_norm.weight": np.ones(4, "f4")},
+    ),
+    "gemma4 with experts": Case(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        {
+            **GEMMA4_SAYS,
+            **EXPERTS,
+            "attention.sliding_window_pattern": [True, True, False],
+            "attention.head_count_kv": [GROUPS, GROUPS, 1],
+            "expert_feed_forward_length": 32,
+            "embedding_length_per_layer_input": 0,
+            "attention.shared_kv_layers": 0,
+        },
+        gemma4,
+        TURNING,
+    ),
+    "qwen35": Case("qwen35", "qwen3_5_text", QWEN35, QWEN35_SAYS, qwen35),
+    "qwen35 that guesses ahead": Case(
+        "qwen35",
+        "qwen3_5_text",
+        QWEN35,
+        {**QWEN35_SAYS, "nextn_predict_layers": 1, "block_count": LAYERS + 1},
+        qwen35,
+        {"blk.3.nextn.eh_proj.weight": np.ones((2, 2), "f4"), "blk.3.attn_norm.weight": np.ones(HIDDEN, "f4")},
+    ),
+    "qwen35moe": Case(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        {
+            **QWEN35,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+        },
+        {
+            **QWEN35_SAYS,
+            **EXPERTS,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 48,
+        },
+        qwen35,
+    ),
+}
