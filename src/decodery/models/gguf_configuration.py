@@ -53,12 +53,19 @@ def dense(facts: Metadata) -> None:
     facts.expect("expert_used_count", (0,), "a mixture of experts, which the network of this architecture is not")
 
 
-def plain_attention(facts: Metadata) -> None:
-    """Refuse what the network's attention has no words for."""
-    facts.expect("attention.scale", (0.0,), "scores of attention are scaled in another way")
-    facts.expect("attention.clamp_kqv", (0.0,), "queries, keys and values are clamped")
-    facts.expect("attention.max_alibi_bias", (0.0,), "positions are told by ALiBi")
-    facts.expect("attention.temperature_scale", (0.0,), "queries are scaled by position")
+_SPECIAL_ATTENTION = {
+    "attention.scale": "scores of attention are scaled in another way",
+    "attention.clamp_kqv": "queries, keys and values are clamped",
+    "attention.max_alibi_bias": "positions are told by ALiBi",
+    "attention.temperature_scale": "queries are scaled by position",
+}
+
+
+def plain_attention(facts: Metadata, but: str = "") -> None:
+    """Refuse what the network's attention has no words for. but: an entry that it has words for."""
+    for key, meaning in _SPECIAL_ATTENTION.items():
+        if key != but:
+            facts.expect(key, (0.0,), meaning)
 
 
 def rms(facts: Metadata) -> float:
@@ -112,9 +119,10 @@ def same_base(facts: Metadata, parameters: Configuration) -> None:
     facts.expect("rope.freq_base_swa", (parameters["rope_theta"],), "layers with a window turn by another base")
 
 
-def experts(facts: Metadata, renormed: bool, gating: int = 1, scale: float = 1.0) -> Configuration:
+def experts(facts: Metadata, renormed: bool, gating: int = 1, first: int = 0, scale: float = 1.0) -> Configuration:
     """How many experts there are and how many of them are used. renormed: whether the network makes their shares sum to one.
-    gating: the number of the function that shares come from, 1 for softmax, 2 for the logistic function."""
+    gating: the number of the function that shares come from, 1 for softmax, 2 for the logistic function. first: the first layer
+    that has experts. scale: of their shares, where the network has one."""
     facts.expect(
         "expert_weights_norm", (renormed,), f"shares of experts are {'not ' if renormed else ''}made to sum to one"
     )
@@ -122,8 +130,8 @@ def experts(facts: Metadata, renormed: bool, gating: int = 1, scale: float = 1.0
     facts.expect("expert_gating_func", (0, gating), "shares of experts come from another function")
     facts.expect("expert_group_count", (0, 1), "experts are chosen by groups")
     facts.expect("expert_group_used_count", (0, 1), "experts are chosen by groups")
-    facts.expect("leading_dense_block_count", (0,), "the first layers have no experts")
-    width = facts.shape("blk.0.ffn_down_exps.weight")[2]
+    facts.expect("leading_dense_block_count", (first,), "the first layers have no experts")
+    width = facts.shape(f"blk.{first}.ffn_down_exps.weight")[2]
     facts.expect("expert_feed_forward_length", (width,), f"experts of another width than their weights, {width}")
     return {
         "num_experts": facts.need("expert_count"),

@@ -252,6 +252,55 @@ def _glm4(facts: Metadata) -> Configuration:
     }
 
 
+def _mistral3(facts: Metadata) -> Configuration:
+    common.dense(facts)
+    common.no_window(facts)
+    cooling = facts.take("attention.temperature_scale", 0.0)
+    common.plain_attention(facts, but="attention.temperature_scale")
+    config = common.usual(facts)
+    original = facts.take("rope.scaling.original_context_length") or config["max_position_embeddings"]
+    told = {"llama_4_scaling_beta": cooling, "original_max_position_embeddings": original}
+    return config | {
+        "model_type": "ministral3",
+        "rms_norm_eps": common.rms(facts),
+        "rope_parameters": {**config["rope_parameters"], **told},
+    }
+
+
+def _arcee(facts: Metadata) -> Configuration:
+    common.plain(facts)
+    return common.usual(facts) | {"model_type": "arcee", "rms_norm_eps": common.rms(facts), "hidden_act": "relu2"}
+
+
+def _seed_oss(facts: Metadata) -> Configuration:
+    common.plain(facts)
+    return common.usual(facts) | {
+        "model_type": "seed_oss",
+        "rms_norm_eps": common.rms(facts),
+        "attention_bias": facts.has("blk.0.attn_q.bias"),
+        "attention_out_bias": facts.has("blk.0.attn_output.bias"),
+    }
+
+
+def _ernie(facts: Metadata) -> Configuration:
+    common.plain(facts)
+    facts.expect("rope.dimension_sections", ([0, 0, 0, 0],), "angles of pictures' places")
+    return common.usual(facts) | {
+        "model_type": "ernie4_5",
+        "rms_norm_eps": common.rms(facts),
+        "use_bias": facts.has("blk.0.attn_output.bias"),
+    }
+
+
+def _exaone4(facts: Metadata) -> Configuration:
+    common.dense(facts)
+    common.plain_attention(facts)
+    config = common.usual(facts)
+    common.same_base(facts, config["rope_parameters"])
+    seen = common.windows(facts, config["num_hidden_layers"], every=4)
+    return config | seen | {"model_type": "exaone4", "rms_norm_eps": common.rms(facts)}
+
+
 _NORMS_WITH_ONE: Names = {
     f"{name}.weight": Stored(f"{place}.weight", change=less_one)
     for name, place in {
@@ -285,6 +334,12 @@ DECODERS = {
     "smollm3": Architecture(_smollm3, TURNED),
     "olmo": Architecture(_olmo, TURNED),
     "olmo2": Architecture(_olmo2, {**USUAL, **HEAD_NORMS, **_NORMS_AFTER}),
+    "internlm2": Architecture(llama, TURNED),
+    "mistral3": Architecture(_mistral3, TURNED),
+    "arcee": Architecture(_arcee, TURNED),
+    "seed_oss": Architecture(_seed_oss, {**USUAL, "post_attention_norm": "post_attention_layernorm"}),
+    "ernie4_5": Architecture(_ernie, USUAL),
+    "exaone4": Architecture(_exaone4, {**USUAL, **HEAD_NORMS, **_NORMS_AFTER}),
     "command-r": Architecture(_command_r, {**USUAL, **HEAD_NORMS}),
     "cohere2": Architecture(_cohere2, USUAL),
     "phi2": Architecture(

@@ -138,6 +138,31 @@ def _minimax_m2(facts: Metadata) -> Configuration:
     }
 
 
+def _glm4moe(facts: Metadata) -> Configuration:
+    common.plain_attention(facts)
+    common.no_window(facts)
+    first = facts.take("leading_dense_block_count", 0)
+    scale, shared = facts.take("expert_weights_scale", 1.0), facts.take("expert_shared_count", 0)
+    config = common.usual(facts, partial=True)
+    return (
+        config
+        | common.experts(facts, facts.take("expert_weights_norm", True), gating=2, first=first, scale=scale)
+        | {
+            "model_type": "glm4_moe",
+            "rms_norm_eps": common.rms(facts),
+            "n_routed_experts": facts.need("expert_count"),
+            "n_shared_experts": shared,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": first,
+            "norm_topk_prob": facts.take("expert_weights_norm", True),
+            "routed_scaling_factor": scale,
+            "use_qk_norm": facts.has("blk.0.attn_q_norm.weight"),
+            "attention_bias": facts.has("blk.0.attn_q.bias"),
+        }
+    )
+
+
 def _one_row(weight: Tensor) -> Tensor:
     return weight.view(1, -1)
 
@@ -186,6 +211,17 @@ MIXTURES = {
     "qwen3moe": Architecture(_qwen3moe, {**USUAL, **HEAD_NORMS, **EXPERTS}),
     "olmoe": Architecture(_olmoe, {**USUAL, **HEAD_NORMS, **EXPERTS}),
     "granitemoe": Architecture(_granitemoe, {**TURNED, **_GRANITE}),
+    "glm4moe": Architecture(
+        _glm4moe,
+        {
+            **USUAL,
+            **HEAD_NORMS,
+            **EXPERTS,
+            "post_attention_norm": "post_attention_layernorm",
+            "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+            **{f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")},
+        },
+    ),
     "gpt-oss": Architecture(_gpt_oss, _GPT_OSS),
     "minimax-m2": Architecture(
         _minimax_m2, {**USUAL, **HEAD_NORMS, **EXPERTS, "exp_probs_b.bias": "mlp.e_score_correction_bias"}

@@ -75,6 +75,18 @@ def _falcon(facts: Metadata) -> Configuration:
     }
 
 
+def _gptneox(facts: Metadata) -> Configuration:
+    common.plain(facts)
+    config = common.usual(facts, partial=True)
+    return config | {
+        "model_type": "gpt_neox",
+        "layer_norm_eps": common.layer_norm(facts),
+        "use_parallel_residual": facts.need("use_parallel_residual"),
+        "attention_bias": facts.has("blk.0.attn_qkv.bias"),
+        "tie_word_embeddings": config["tie_word_embeddings"],
+    }
+
+
 def _groups_apart(file: GgufFile, layer: int, rows: int) -> Tensor:
     """Rows of all queries, keys and values in the file; by groups of queries that share a key in transformers."""
     import torch
@@ -119,6 +131,19 @@ _BLOOM: Names = {
 }
 
 
+_GPTNEOX: Names = {
+    "token_embd": "gpt_neox.embed_in",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_qkv": Stored("attention.query_key_value", order=heads_apart),
+    "attn_output": "attention.dense",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+
+
 def _falcon_names(file: GgufFile) -> Names:
     two = any(entry.name == "blk.0.attn_norm_2.weight" for entry in file.tensors)
     norms = {"attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"} if two else {"attn_norm": "input_layernorm"}
@@ -129,5 +154,6 @@ def _falcon_names(file: GgufFile) -> Names:
 OLDER = {
     "gpt2": Architecture(_gpt2, _GPT2, "transformer.h"),
     "bloom": Architecture(_bloom, _BLOOM, "transformer.h"),
+    "gptneox": Architecture(_gptneox, _GPTNEOX, "gpt_neox.layers"),
     "falcon": Architecture(_falcon, _falcon_names, "transformer.h"),
 }

@@ -75,7 +75,11 @@ def _yarn(facts: Metadata, factor: float, original: int, attention: float) -> di
     if extrapolation not in (None, 1.0):
         raise facts.refusal("rope.scaling.yarn_ext_factor", extrapolation, "a YaRN that is applied in part")
     if whole is None:
-        whole = attention * (0.1 * math.log(factor) + 1.0)
+        whole = (
+            attention
+            * _magnitude(factor, 1.0)
+            / _magnitude(factor, facts.take("rope.scaling.yarn_log_multiplier", 0.0))
+        )
     return {
         "rope_type": "yarn",
         "factor": factor,
@@ -84,6 +88,11 @@ def _yarn(facts: Metadata, factor: float, original: int, attention: float) -> di
         "beta_fast": float(fast or 32.0),
         "beta_slow": float(slow or 1.0),
     }
+
+
+def _magnitude(factor: float, multiplier: float) -> float:
+    """By how much YaRN scales queries and keys together."""
+    return 0.1 * multiplier * math.log(factor) + 1.0
 
 
 def _by_factors(facts: Metadata, factors: Sequence[float], base: float, turned: int) -> dict[str, Any]:
