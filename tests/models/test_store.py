@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from store_testing import Index, installed_names, is_one_sentence, leftovers
 from decodery.errors import DownloadFailed, ModelNotReadable, UnknownModel
 from decodery.models import catalogue, store
 from decodery.models.checkpoint import Provenance
+from decodery.models.gguf_weights import weight_source
 from decodery.models.reading import read_model
 
 
@@ -210,6 +212,27 @@ class TestRemove:
             with pytest.raises(UnknownModel):
                 store.remove(name)
         assert (tmp_path / "precious" / "file").exists()
+
+
+WEIGHTS = {
+    "smollm2-135m": "785e20b3e653276b0579b744214a1186d730ba80af04f397f642d6432e5e0154",
+    "gemma3-270m": "2a1b02142882b7f30c4e6d3175b442a05ba1d9c42fde8fa5a0ece107ca301f2e",
+}
+"""SHA-256 of names and float32 weights, in the order of the names, as transformers once dequantised the files."""
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_bundled_models_are_what_they_were(name: str) -> None:
+    if name != "smollm2-135m" and name not in installed_names():
+        pytest.skip(f"{name} is not here, and a quarter of a gigabyte to fetch")
+    source = weight_source(store.resolve(name))
+    assert source is not None
+    digest = sha256()
+    for weight in sorted(source.names()):
+        digest.update(weight.encode())
+        digest.update(source.tensor(weight, torch.float32).numpy().tobytes())
+    assert digest.hexdigest() == WEIGHTS[name]
 
 
 @pytest.mark.real_model

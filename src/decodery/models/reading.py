@@ -8,6 +8,7 @@ and tied weights, is left to transformers, which is handed the weights as a stat
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,3 +101,8 @@ def _converted_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dty
         stored |= {name: StoredWeight(file, name) for name in file.dtypes()}
         dtypes |= set(file.dtypes().values())
     return {} if dtypes == {DTYPES.get(dtype)} else stored
+
+
+def transformers_model(folder: Path, dtype: torch.dtype) -> Any:
+    """transformers' own network of what `store.resolve` gives, wherever its weights lie. Raises like `read_model`."""
+    return read_model(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), dtype)
