@@ -14,8 +14,8 @@ from gguf_mixtures import MIXED
 from gguf_writing import ENTRIES
 from torch import Tensor
 
-from decodery.models.gguf_architectures import ARCHITECTURES, REFUSED
-from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_architectures import ARCHITECTURES, REFUSED, configuration
+from decodery.models.gguf_file import GgufFile, TensorEntry
 from decodery.models.gguf_model import write_folder
 from decodery.models.reading import read_model
 
@@ -51,6 +51,55 @@ def test_the_file_is_the_network(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(state[weight_name], weight, rtol=1e-5, atol=1e-6)
     assert type(model) is type(expected)
     assert float((logits(model) - logits(expected)).abs().max()) < 1e-4
+
+
+def described(architecture: str, **entries: Any) -> dict[str, Any]:
+    """The configuration of a file that nobody wrote. entries: with two underscores for each dot."""
+    given = {
+        **ENTRIES,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.key_length": 24,
+        "attention.value_length": 24,
+    }
+    given |= {key.replace("__", "."): value for key, value in entries.items()}
+    metadata = {
+        "general.architecture": architecture,
+        **{f"{architecture}.{key}": value for key, value in given.items()},
+    }
+    return configuration(GgufFile((Path("x.gguf"),), metadata, (TensorEntry("token_embd.weight", (64, 99), 0, 0),)))
+
+
+def test_what_files_of_gemma_leave_out() -> None:
+    config = described("gemma2")
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50, 30)
+    assert config["sliding_window"] == 4096
+    assert config["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
+    config = described("gemma3", attention__sliding_window=8, block_count=7)
+    assert [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"] == [5]
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10000
+    assert set(described("gemma3")["layer_types"]) == {"full_attention"}
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemma_scales_its_queries_in_its_own_way(architecture: str, layers: int) -> None:
+    assert described(architecture, block_count=layers)["query_pre_attn_scalar"] == 64 // 4
+    assert described(architecture, block_count=layers - 1)["query_pre_attn_scalar"] == 24
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        (0, [True] * 4),
+        (1, [False] * 4),
+        (2, [True, False] * 2),
+        (4, [True] * 3 + [False]),
+        ([True, False, False, True], None),
+    ],
+)
+def test_which_layers_have_a_window(pattern: int | list[bool], near: list[bool] | None) -> None:
+    entries = {"attention__sliding_window": 8, "attention__sliding_window_pattern": pattern}
+    kinds = described("gemma3", block_count=4, **entries)["layer_types"]
+    assert [kind == "sliding_attention" for kind in kinds] == (near or pattern)
 
 
 def test_every_architecture_is_tried() -> None:

@@ -118,6 +118,10 @@ class TestEntries:
             ({"/adapter.type": "lora"}, "general.type = 'adapter'"),
             ({"/general.quantization_version": 1}, "general.quantization_version = 1: "),
             ({"/general.alignment": 48}, "general.alignment 48; it must be a power of two"),
+            ({"attention.head_count": 0}, "has metadata that describes no network"),
+            ({"embedding_length": "wide"}, "has metadata that describes no network"),
+            ({"attention.layer_norm_rms_epsilon": "small"}, "has metadata that describes no network"),
+            ({"block_count": 3, "context_length": "long"}, "has metadata of which transformers makes no network"),
             ({"/qwen2.context_length": 5}, "qwen2.context_length = 5, which nothing here reads"),
         ],
     )

@@ -48,7 +48,11 @@ def configuration(file: GgufFile) -> dict[str, Any]:
     """
     facts = Metadata(file)
     facts.check_general()
-    config = architecture_of(file).configuration(facts)
+    build = architecture_of(file).configuration
+    try:
+        config = build(facts)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # of values of another type, or of no sense
+        raise ModelNotReadable(f"{file.path} has metadata that describes no network ({error}).") from error
     facts.refuse_the_rest()
     tokens = len(file.tokenizer("tokens", ()))
     if tokens and config["vocab_size"] != tokens:

@@ -121,7 +121,8 @@ def same_base(facts: Metadata, parameters: Configuration) -> None:
 
 def experts(facts: Metadata, renormed: bool, gating: int = 1, first: int = 0, scale: float = 1.0) -> Configuration:
     """How many experts there are and how many of them are used. renormed: whether the network makes their shares sum to one.
-    gating: the number of the function that shares come from, 1 for softmax, 2 for the logistic function. first: the first layer
+    gating: the number of the function that shares come from, 1 for softmax, 2 for the logistic function,
+    3 for softmax over those chosen. first: the first layer
     that has experts. scale: of their shares, where the network has one."""
     facts.expect(
         "expert_weights_norm", (renormed,), f"shares of experts are {'not ' if renormed else ''}made to sum to one"

@@ -108,7 +108,7 @@ def _granitemoe(facts: Metadata) -> Configuration:
 
 def _gpt_oss(facts: Metadata) -> Configuration:
     common.plain_attention(facts)
-    config = common.usual(facts) | common.experts(facts, renormed=True)
+    config = common.usual(facts) | common.experts(facts, renormed=True, gating=3)
     common.same_base(facts, config["rope_parameters"])
     if config["rope_parameters"]["rope_type"] == "yarn":
         # Trained with borders of the ramp that are no whole numbers; files have no word for it.

@@ -25,8 +25,14 @@ def write_folder(file: GgufFile, folder: Path) -> None:
     said = configuration(file)
     weights = GgufWeights(file)
     write_tokenizer(file, folder)
-    config = _config(said | _ids(file))
-    empty = _empty(config)
+    try:
+        config = _config(said | _ids(file))
+        empty = _empty(config)
+    except Exception as error:  # as many kinds as families: sizes that do not divide, too few layers, …
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ModelNotReadable(
+            f"{file.path} has metadata of which transformers makes no network ({reason})."
+        ) from error
     check(weights, empty)
     described = json.loads(config.to_json_string(use_diff=True))
     _write_json(
