@@ -9,7 +9,7 @@ import gguf_writing as writing
 import numpy as np
 import torch
 from gguf_cases import BASE, GRANITE, GRANITE_SAYS, LAYER_TYPES, RMS, WIDTH, YARN, Case, rope
-from gguf_writing import GROUPS, HIDDEN, INTERMEDIATE, LAYERS, split_experts, turn_llama
+from gguf_writing import GROUPS, HEADS, HIDDEN, INTERMEDIATE, LAYERS, split_experts, turn_llama
 from torch import Tensor
 
 EXPERTS = {"expert_count": 4, "expert_used_count": 2}
@@ -91,6 +91,15 @@ def gemma4(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     return {f"{begin}.{found[0]}": weight} if found else weight
 
 
+def latent(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
+    """Keys and values of heads apart, the former turned round."""
+    if "kv_b_proj" not in name:
+        return minimax(name, weight)
+    layer = name.split(".")[2]
+    keys, values = weight.view(HEADS, -1, 16).split((8, 6), dim=1)
+    return {f"blk.{layer}.attn_k_b.weight": keys.transpose(1, 2), f"blk.{layer}.attn_v_b.weight": values}
+
+
 def granitemoe(name: str, weight: Tensor) -> Tensor | Mapping[str, Tensor]:
     if name.endswith("router.weight"):
         return {f"blk.{name.split('.')[2]}.ffn_gate_inp.weight": weight}
@@ -147,6 +156,32 @@ GEMMA4_SAYS: dict[str, Any] = {
     "final_logit_softcapping": 3.0,
 }
 TURNING = {"rope_freqs.weight": np.array([1, 1] + [1e30] * 6, "f4")}
+DEEPSEEK: dict[str, Any] = {
+    "rms_norm_eps": 3e-5,
+    "num_key_value_heads": HEADS,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+DEEPSEEK_SAYS: dict[str, Any] = {
+    **RMS,
+    **EXPERTS,
+    "rope.freq_base": BASE,
+    "rope.dimension_count": 4,
+    "attention.head_count_kv": HEADS,
+    "attention.kv_lora_rank": 16,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 2,
+    "expert_weights_scale": 1.5,
+    "leading_dense_block_count": 1,
+}
 
 MIXED = {
     "mixtral": Case(
@@ -402,5 +437,51 @@ MIXED = {
             "nextn_predict_layers": 0,
         },
         minimax,
+    ),
+    "deepseek2 of the second version": Case(
+        "deepseek2",
+        "deepseek_v2",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "n_group": 2,
+            "topk_group": 1,
+            **rope(
+                "yarn",
+                **{**YARN, "attention_factor": 1.0},
+                mscale=0.7,
+                mscale_all_dim=0.7,
+            ),
+        },
+        {
+            **DEEPSEEK_SAYS,
+            "attention.key_length": 12,
+            "attention.value_length": 6,
+            "expert_group_count": 2,
+            "expert_group_used_count": 1,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.yarn_log_multiplier": 0.07,
+        },
+        minimax,
+    ),
+    "deepseek2 of the third version": Case(
+        "deepseek2",
+        "deepseek_v3",
+        {**DEEPSEEK, "q_lora_rank": 12, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, **rope()},
+        {
+            **DEEPSEEK_SAYS,
+            "attention.head_count_kv": 1,
+            "attention.q_lora_rank": 12,
+            "attention.key_length": 20,
+            "attention.value_length": 16,
+            "attention.key_length_mla": 12,
+            "attention.value_length_mla": 6,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+        },
+        latent,
     ),
 }

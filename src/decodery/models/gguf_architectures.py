@@ -9,12 +9,20 @@ from decodery.models.gguf_decoders import DECODERS, Architecture
 from decodery.models.gguf_experts import MIXTURES
 from decodery.models.gguf_file import GgufFile
 from decodery.models.gguf_gemma4 import GEMMA4
+from decodery.models.gguf_latent import DEEPSEEK2
 from decodery.models.gguf_metadata import Metadata
 from decodery.models.gguf_names import Stored, fact_of, layer_of, place_of
 from decodery.models.gguf_older import OLDER
 from decodery.models.gguf_recurrent import RECURRENT
 
-ARCHITECTURES: dict[str, Architecture] = {**DECODERS, **MIXTURES, **OLDER, **RECURRENT, "gemma4": GEMMA4}
+ARCHITECTURES: dict[str, Architecture] = {
+    **DECODERS,
+    **MIXTURES,
+    **OLDER,
+    **RECURRENT,
+    "gemma4": GEMMA4,
+    "deepseek2": DEEPSEEK2,
+}
 
 REFUSED = {
     "t5": "it reads a text whole and answers it, and does not continue texts",
