@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf_cases import DENSE, Case
 from gguf_mixtures import MIXED
+from gguf_newer import NEWER
 from gguf_writing import ENTRIES
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from decodery.models.gguf_file import GgufFile, TensorEntry
 from decodery.models.gguf_model import write_folder
 from decodery.models.reading import read_model
 
-CASES = {**DENSE, **MIXED}
+CASES = {**DENSE, **MIXED, **NEWER}
 
 
 def written(case: Case, path: Path) -> Any:
