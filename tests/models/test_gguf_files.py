@@ -173,7 +173,7 @@ class TestEntries:
             ("t5", "'t5', which cannot be read here: it reads a text whole"),
             ("clip", "general.type = 'mmproj'"),
             ("", "does not name its architecture"),
-            ("nothing", "'nothing', which cannot be read here; those that can: bloom, cohere2, "),
+            ("nothing", "'nothing', which cannot be read here; those that can: arcee, bloom, "),
         ],
     )
     def test_architecture_that_cannot_be_read(self, tmp_path: Path, architecture: str, message: str) -> None:
