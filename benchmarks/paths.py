@@ -39,6 +39,7 @@ from decodery.language_model import LanguageModel
 from decodery.models import store
 from decodery.models.forward import Forward, Rows
 from decodery.models.native import binding, build
+from decodery.models.reading import transformers_model
 
 SECTIONS = ("times", "profile", "bandwidth", "agreement", "start", "compiled")
 ROWS = (1, 4, 8, 16, 32, 64)
@@ -118,9 +119,9 @@ def compiled(name: str) -> list[dict[str, Any]]:
     """Milliseconds of a pass of transformers' modules after 256 tokens, as they are and as a compiled graph with frozen
     weights, and the seconds that compiling took: what torch itself makes of the model."""
     from torch._inductor import config as inductor
-    from transformers import AutoModelForCausalLM, StaticCache
+    from transformers import StaticCache
 
-    model: Any = AutoModelForCausalLM.from_pretrained(store.resolve(name), dtype=torch.bfloat16).eval()
+    model: Any = transformers_model(store.resolve(name), torch.bfloat16)
     context, found = 256, []
     for rows in (1, 16):
         cache: Any = StaticCache(config=model.config, max_cache_len=2 * context)

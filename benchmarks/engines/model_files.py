@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from decodery.errors import BadInput
 from decodery.models import catalogue, download, store
+from decodery.models.checkpoint import RECORD
+from decodery.models.gguf_weights import POINTER
 from decodery.models.progress import Silent
+from decodery.models.reading import transformers_model
 
 from .environments import SetupFailed, command, python_of
 
+MADE_OF = "made-of.json"
+"""In the copy of a checkpoint: which file it was made of."""
 FILE_TYPES = {"BF16": 32, "Q4_0": 2}
 """Numbers of `general.file_type` in a GGUF file."""
 OPENVINO_FORMATS = {
@@ -28,7 +35,8 @@ the default model, whose weights were four-bit numbers before, lose their sense.
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where one model lies. checkpoint: transformers' folder. gguf: the file that everything comes from."""
+    """Where one model lies. checkpoint: transformers' folder, with the weights in float32. gguf: the file that everything comes
+    from."""
 
     name: str
     checkpoint: Path
@@ -51,23 +59,45 @@ class ModelFiles:
 
 
 def find(name: str, folder: Path) -> ModelFiles:
-    """The checkpoint and the GGUF file of a model, fetched where they are not here. name: a bundled model or a .gguf file.
+    """The checkpoint and the GGUF file of a model, made and fetched where they are not here. name: a bundled model or a .gguf
+    file.
 
     Raises BadInput for any other name, and what the store of models raises.
     """
-    checkpoint = store.resolve(name)
+    installed = store.resolve(name)
     if name in catalogue.BUNDLED:
         place = folder / "models" / name
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             gguf = download.fetch_gguf(catalogue.BUNDLED[name], place, Path(scratch), Silent())
-        return ModelFiles(name, checkpoint, gguf, place)
+        return ModelFiles(name, exported(installed, place), gguf, place)
     if name.lower().endswith(".gguf"):
         gguf = Path(name).expanduser().absolute()
         place = folder / "models" / gguf.stem
         place.mkdir(parents=True, exist_ok=True)
-        return ModelFiles(gguf.stem, checkpoint, gguf, place)
+        return ModelFiles(gguf.stem, exported(installed, place), gguf, place)
     raise BadInput(f"{name} is neither a bundled model nor a .gguf file, so llama.cpp has nothing to run.")
+
+
+def exported(installed: Path, place: Path) -> Path:
+    """A copy of an installed model with its weights in safetensors, for the engines that read no others. It appears when it is
+    complete, and is made anew when the model was installed anew."""
+    target, partial = place / "checkpoint", place / "checkpoint.partial"
+    pointer = installed / POINTER
+    if not pointer.is_file():
+        return installed
+    if (target / MADE_OF).is_file() and (target / MADE_OF).read_bytes() == pointer.read_bytes():
+        return target
+    print(f"writing {target} ...", flush=True)
+    for old in (target, partial):
+        shutil.rmtree(old, ignore_errors=True)
+    transformers_model(installed, torch.float32).save_pretrained(partial)
+    for path in installed.glob("*.json"):  # configurations as they were, without what saving adds
+        if path.name not in (POINTER, RECORD):
+            shutil.copy(path, partial)
+    shutil.copy(pointer, partial / MADE_OF)
+    os.replace(partial, target)
+    return target
 
 
 def prepare_gguf(files: ModelFiles) -> None:

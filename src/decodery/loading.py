@@ -15,6 +15,7 @@ from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
+from decodery.models.gguf_weights import weight_source
 from decodery.models.paths import network_for
 from decodery.models.quiet import quiet
 from decodery.models.reading import read_model, read_tokenizer
@@ -38,7 +39,7 @@ def load(
     prefill_chunk: int | None = None,
     progress: store.Progress | None = None,
 ) -> LanguageModel:
-    """Load a model; fetch and convert it first where it is not here yet.
+    """Load a model; fetch it first where it is not here yet.
 
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
@@ -47,7 +48,7 @@ def load(
     kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
     what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
     that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
-    whole prompts. progress: told about downloads and conversions.
+    whole prompts. progress: told about downloads and installations.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
     parse_budget(kv_budget)
@@ -174,14 +175,17 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 TINY = 64 * 2**20
-"""Bytes of weights on disk up to which "auto" computes in float32: passes this small are no faster in bfloat16."""
+"""Bytes of weights up to which "auto" computes in float32: passes this small are no faster in bfloat16. Those of a folder as
+they are on disk, those of a GGUF file in float32."""
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        if sum(path.stat().st_size for path in weight_files(folder)) <= TINY:
+        source = weight_source(folder)
+        stored = weight_files(folder) if source is None else ()
+        if (sum(path.stat().st_size for path in stored) if source is None else 4 * source.parameters) <= TINY:
             return torch.float32
         if device.type != "cpu":
             return torch.bfloat16

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from engines import environments, model_files, worker
 from engines.entrants import CASCADE, ENGINES, PACKED, PLAIN, Entrant, entrants, plans
 from engines.environments import Environment, SetupFailed, Step, prepare
-from engines.model_files import ModelFiles
+from engines.model_files import ModelFiles, find
 from engines.race import Group, Race, Record, groups_of, same
 from engines.ratios import Ratio, rate, rates, ratio
 from engines.report import Report
@@ -316,6 +317,26 @@ def test_a_failed_step_is_told_with_its_last_error(tmp_path):
     script = "print('ERROR: no such package'); print('bye'); raise SystemExit(3)"
     with pytest.raises(SetupFailed, match=r"the step failed with code 3 .ERROR: no such package"):
         environments.command([sys.executable, "-c", script], tmp_path / "log", "the step")
+
+
+def test_other_engines_get_the_weights_in_a_checkpoint_of_their_kind(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "models")
+    import tiny_gguf
+
+    vocabulary = tiny_gguf.byte_level()
+    weights = tiny_gguf.write(tmp_path / "tiny.gguf", vocabulary)
+    found = find(str(tmp_path / "tiny.gguf"), tmp_path / "bench")
+    state = AutoModelForCausalLM.from_pretrained(found.checkpoint, dtype="auto").state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in weights.items())
+    assert len(AutoTokenizer.from_pretrained(found.checkpoint)) == len(vocabulary.tokens)
+    made = (found.checkpoint / "model.safetensors").stat().st_mtime_ns
+    find(str(tmp_path / "tiny.gguf"), tmp_path / "bench")
+    assert (found.checkpoint / "model.safetensors").stat().st_mtime_ns == made
+    tiny_gguf.write(tmp_path / "tiny.gguf", vocabulary, seed=1)
+    find(str(tmp_path / "tiny.gguf"), tmp_path / "bench")
+    assert (found.checkpoint / "model.safetensors").stat().st_mtime_ns != made
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q4_0"])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_gguf
 from store_testing import Index
 
-from decodery.models import catalogue, conversion, download
+from decodery.models import catalogue, download, gguf_model
 from decodery.models.catalogue import BundledModel, WheelPart
+from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_weights import write_pointer
 from decodery.models.native import build
 
 PARTS = 3
@@ -37,7 +38,6 @@ def native_decoder() -> None:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DECODERY_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DECODERY_SOURCE", raising=False)
-    monkeypatch.delenv("DECODERY_KEEP_DOWNLOADS", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 
@@ -60,7 +60,6 @@ def index(home: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Ind
         file_name="tiny.gguf",
         file_bytes=len(gguf_bytes),
         file_sha256=sha256(gguf_bytes).hexdigest(),
-        weight_bytes=4 * len(gguf_bytes),
         parts=parts,
     )
     monkeypatch.setitem(catalogue.BUNDLED, "tiny", model)
@@ -70,11 +69,11 @@ def index(home: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Ind
 
 
 @pytest.fixture
-def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion that takes no time, for tests of what happens around it."""
+def quick_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that takes no time, for tests of what happens around it."""
 
-    def convert(file: Any, folder: Path, scratch: Path) -> None:
+    def write_folder(file: GgufFile, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(b"weights")
+        write_pointer(file, folder)
 
-    monkeypatch.setattr(conversion, "convert", convert)
+    monkeypatch.setattr(gguf_model, "write_folder", write_folder)

@@ -23,7 +23,7 @@ def gguf_file(kind: str, tokens: list[str], types: list[int] | None = None, **en
         **{f"tokenizer.ggml.{key}": value for key, value in said.items()},
         **metadata,
     }
-    return GgufFile(Path("x.gguf"), 3, head, (), 0, {}, (0, 0))
+    return GgufFile((Path("x.gguf"),), head, ())
 
 
 def byte_level(

@@ -1,4 +1,4 @@
-"""GGUF files become checkpoints that say the same: same logits, same tokens."""
+"""GGUF files become models that say the same: same logits, same tokens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodery.errors import ModelNotReadable
-from decodery.models.conversion import convert
 from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf_model import write_folder
 from decodery.models.gguf_tokenizer import build_tokenizer, end_tokens
+from decodery.models.reading import read_model
 
 
 def converted(path: Path, folder: Path) -> Path:
     folder.mkdir()
-    scratch = folder.with_name("scratch")
-    scratch.mkdir()
-    convert(GgufFile.read(path), folder, scratch)
-    assert list(scratch.iterdir()) == []
+    write_folder(GgufFile.read(path), folder)
     return folder
+
+
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return read_model(folder, json.loads((folder / "config.json").read_text()), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,9 @@ def byte_level_file(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
 
 
 def test_logits_equal_those_of_the_dequantised_weights(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     vocabulary = tiny_gguf.byte_level()
     weights = tiny_gguf.write(tmp_path / "tiny.gguf", vocabulary)
-    folder = converted(tmp_path / "tiny.gguf", tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model = loaded(converted(tmp_path / "tiny.gguf", tmp_path / "model"))
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = tiny_gguf.reference_model(weights, vocabulary)(ids).logits
@@ -69,32 +68,23 @@ def test_configuration_is_clean(tmp_path: Path) -> None:
     assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
-def test_tied_weights_are_written_once(tmp_path: Path) -> None:
-    from safetensors import safe_open
+def test_weights_are_rounded_once_to_another_dtype(tmp_path: Path) -> None:
+    weights = tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.byte_level())
+    state = loaded(converted(tmp_path / "tiny.gguf", tmp_path / "model"), torch.bfloat16).state_dict()
+    for name, weight in weights.items():
+        assert torch.equal(state[name], weight.bfloat16()), name
 
+
+def test_no_weights_are_copied(tmp_path: Path) -> None:
     tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.byte_level())
     folder = converted(tmp_path / "tiny.gguf", tmp_path / "model")
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert "model.embed_tokens.weight" in file.keys()  # noqa: SIM118 (not a mapping)
-        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
-
-
-def test_the_copy_without_vocabulary_holds_the_same_weights(byte_level_file: GgufFile, tmp_path: Path) -> None:
-    byte_level_file.write_without_vocabulary(tmp_path / "slim.gguf")
-    slim = GgufFile.read(tmp_path / "slim.gguf")
-    assert slim.tensors == byte_level_file.tensors
-    assert slim.tokenizer("tokens") is None
-    assert slim.metadata["llama.vocab_size"] == len(byte_level_file.tokenizer("tokens"))
-    data = byte_level_file.path.read_bytes()[byte_level_file.data_start :]
-    assert slim.path.read_bytes()[slim.data_start :] == data
-
-
-def test_conversion_reads_the_whole_file_where_the_short_one_is_not_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.byte_level())
-    monkeypatch.setattr(GgufFile, "write_without_vocabulary", lambda self, target: target.write_bytes(b"GGUF"))
-    assert (converted(tmp_path / "tiny.gguf", tmp_path / "model") / "model.safetensors").is_file()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "gguf.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 class TestByteLevel:
@@ -205,11 +195,13 @@ class TestDamage:
 
     def test_cut_in_the_weights(self, byte_level_file: GgufFile, tmp_path: Path) -> None:
         (tmp_path / "x.gguf").write_bytes(byte_level_file.path.read_bytes()[:-1000])
-        with pytest.raises(ModelNotReadable, match=r"cut short: it has [\d,]+ of [\d,]+ bytes"):
+        with pytest.raises(ModelNotReadable, match=r"cut short: it has [\d,]+ of at least [\d,]+ bytes"):
             converted(tmp_path / "x.gguf", tmp_path / "model")
 
-    def test_no_vocabulary(self, byte_level_file: GgufFile, tmp_path: Path) -> None:
-        byte_level_file.write_without_vocabulary(tmp_path / "x.gguf")
+    def test_no_vocabulary(self, tmp_path: Path) -> None:
+        tiny_gguf.write(tmp_path / "x.gguf", tiny_gguf.byte_level())
+        whole = (tmp_path / "x.gguf").read_bytes()
+        (tmp_path / "x.gguf").write_bytes(whole.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"))
         with pytest.raises(ModelNotReadable, match="holds no vocabulary"):
             converted(tmp_path / "x.gguf", tmp_path / "model")
 
@@ -221,13 +213,14 @@ class TestDamage:
     def test_unknown_architecture(self, byte_level_file: GgufFile, tmp_path: Path) -> None:
         whole = byte_level_file.path.read_bytes().replace(b"llama", b"loama")
         (tmp_path / "x.gguf").write_bytes(whole)
-        with pytest.raises(ModelNotReadable, match="of architecture 'loama', cannot be converted"):
+        with pytest.raises(ModelNotReadable, match="of architecture 'loama', which cannot be read here"):
             converted(tmp_path / "x.gguf", tmp_path / "model")
 
-    def test_missing_weights(self, tmp_path: Path) -> None:
-        vocabulary = tiny_gguf.byte_level()
-        tiny_gguf.write(tmp_path / "x.gguf", vocabulary)
+    def test_unknown_tensor(self, tmp_path: Path) -> None:
+        tiny_gguf.write(tmp_path / "x.gguf", tiny_gguf.byte_level())
         whole = (tmp_path / "x.gguf").read_bytes()
         (tmp_path / "x.gguf").write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.fff_up.weight"))
-        with pytest.raises(ModelNotReadable, match=r"incomplete: it lacks .*up_proj.weight\."):
+        with pytest.raises(
+            ModelNotReadable, match=r"holds the tensor blk\.1\.fff_up\.weight, which nothing here reads"
+        ):
             converted(tmp_path / "x.gguf", tmp_path / "model")

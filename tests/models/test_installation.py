@@ -1,4 +1,4 @@
-"""Bundled models are fetched, verified, converted and put in place, and nothing half-made is ever left behind."""
+"""Bundled models are fetched, verified and put in place, and nothing half-made is ever left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from store_testing import Index, Recorder, installed_names, is_one_sentence, leftovers
 
 from decodery.errors import BadSetting, DownloadFailed, NotEnoughSpace
-from decodery.models import catalogue, conversion, download, store
+from decodery.models import catalogue, download, gguf_model, store
 from decodery.models.progress import Silent
 
 
@@ -30,7 +30,7 @@ class Usage(NamedTuple):
 
 
 class TestBundled:
-    def test_is_fetched_converted_and_recorded(self, index: Index, home: Path) -> None:
+    def test_is_fetched_installed_and_recorded(self, index: Index, home: Path) -> None:
         progress = Recorder()
         folder = store.resolve("tiny", progress=progress)
         assert folder == home / "models" / "tiny"
@@ -38,7 +38,8 @@ class TestBundled:
             "config.json",
             "decodery.json",
             "generation_config.json",
-            "model.safetensors",
+            "gguf.json",
+            "tiny.gguf",
             "tokenizer.json",
             "tokenizer_config.json",
         ]
@@ -53,41 +54,40 @@ class TestBundled:
         assert progress.open == 0
         assert [label for label, _ in progress.stages] == [
             *(f"downloading tiny, part {i} of {len(index.parts)}" for i in range(1, len(index.parts) + 1)),
-            "converting tiny",
+            "installing tiny",
         ]
         assert all(progress.done[label] > 0 for label, total in progress.stages if total is not None)
         assert leftovers(home) == []
 
-    def test_is_not_fetched_again(self, index: Index, quick_conversion: None) -> None:
+    def test_is_not_fetched_again(self, index: Index, quick_installation: None) -> None:
         assert store.resolve("tiny") == store.resolve("tiny")
         assert set(index.asked.values()) == {1}
 
-    def test_downloads_are_kept_on_demand(
-        self, index: Index, home: Path, quick_conversion: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("DECODERY_KEEP_DOWNLOADS", "1")
-        folder = store.resolve("tiny")
-        assert leftovers(home) == ["downloads/tiny/tiny.gguf"]
-        shutil.rmtree(folder)
-        store.resolve("tiny")
-        assert set(index.asked.values()) == {1}
-
-    def test_damaged_installation_is_made_again(self, index: Index, quick_conversion: None) -> None:
-        weights = store.resolve("tiny") / "model.safetensors"
+    def test_damaged_installation_is_made_again(self, index: Index, quick_installation: None) -> None:
+        weights = store.resolve("tiny") / "tiny.gguf"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1])
         assert "tiny" not in installed_names()
-        assert (store.resolve("tiny") / "model.safetensors").read_bytes() == whole
+        assert (store.resolve("tiny") / "tiny.gguf").read_bytes() == whole
         assert set(index.asked.values()) == {2}
 
-    def test_installation_without_record_is_made_again(self, index: Index, quick_conversion: None) -> None:
+    def test_installation_without_record_is_made_again(self, index: Index, quick_installation: None) -> None:
         (store.resolve("tiny") / "decodery.json").write_text("{")
         assert (store.resolve("tiny") / "decodery.json").read_text() != "{"
 
-    def test_older_conversion_is_made_again(self, index: Index, quick_conversion: None) -> None:
+    def test_older_installation_is_made_again_of_its_file(self, index: Index, quick_installation: None) -> None:
         path = store.resolve("tiny") / "decodery.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"conversion": 0}))
-        store.resolve("tiny")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"conversion": 1}))
+        (path.parent / "config.json").write_text("{ }")
+        assert (store.resolve("tiny") / "config.json").read_text() == "{}"
+        assert set(index.asked.values()) == {1}
+
+    def test_conversion_of_an_older_version_is_replaced(self, index: Index, quick_installation: None) -> None:
+        path = store.resolve("tiny") / "decodery.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"conversion": 1}))
+        (path.parent / "tiny.gguf").unlink()
+        (path.parent / "model.safetensors").write_text("weights in float32")
+        assert not (store.resolve("tiny") / "model.safetensors").exists()
         assert set(index.asked.values()) == {2}
 
     def test_unknown_source(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ class TestBrokenDownloads:
         assert leftovers(home) == ["downloads/tiny/tiny.gguf.partial"]
         assert (home / leftovers(home)[0]).read_bytes() == index.parts[0]
 
-    def test_damage_that_passes_is_repaired(self, index: Index, quick_conversion: None) -> None:
+    def test_damage_that_passes_is_repaired(self, index: Index, quick_installation: None) -> None:
         index.payload = lambda number, content: content if index.asked[number] > 1 else b"?" + content
         store.resolve("tiny")
         assert set(index.asked.values()) == {2}
@@ -129,7 +129,7 @@ class TestBrokenDownloads:
             store.resolve("tiny")
         assert installed_names() == []
 
-    def test_damaged_finished_file_is_fetched_again(self, index: Index, home: Path, quick_conversion: None) -> None:
+    def test_damaged_finished_file_is_fetched_again(self, index: Index, home: Path, quick_installation: None) -> None:
         (home / "downloads" / "tiny").mkdir(parents=True)
         (home / "downloads" / "tiny" / "tiny.gguf").write_bytes(b"rubbish")
         store.resolve("tiny")
@@ -146,7 +146,7 @@ class TestBrokenDownloads:
 class TestInterruption:
     @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
     def test_finished_parts_are_kept(
-        self, index: Index, home: Path, quick_conversion: None, interruption: type[BaseException]
+        self, index: Index, home: Path, quick_installation: None, interruption: type[BaseException]
     ) -> None:
         def stop(number: int) -> None:
             if number == 2 and index.asked[2] == 1:
@@ -161,23 +161,22 @@ class TestInterruption:
         assert index.asked == {0: 1, 1: 1, 2: 2}
         assert leftovers(home) == []
 
-    def test_half_a_part_is_cut_off(self, index: Index, home: Path, quick_conversion: None) -> None:
+    def test_half_a_part_is_cut_off(self, index: Index, home: Path, quick_installation: None) -> None:
         folder = home / "downloads" / "tiny"
         folder.mkdir(parents=True)
         (folder / "tiny.gguf.partial").write_bytes(index.parts[0] + index.parts[1][:100])
         store.resolve("tiny")
         assert index.asked == {1: 1, 2: 1}
 
-    def test_conversion_starts_again_without_download(
+    def test_installation_starts_again_without_download(
         self, index: Index, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(file: Any, folder: Path, scratch: Path) -> None:
+        def interrupted(file: Any, folder: Path) -> None:
             (folder / "config.json").write_text("{")
-            (scratch / "rubbish").write_text("rubbish")
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(conversion, "convert", interrupted)
+            patch.setattr(gguf_model, "write_folder", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 store.resolve("tiny")
         assert installed_names() == []
@@ -185,7 +184,7 @@ class TestInterruption:
         store.resolve("tiny")
         assert set(index.asked.values()) == {1}
 
-    def test_what_a_killed_run_left_is_cleaned_up(self, index: Index, home: Path, quick_conversion: None) -> None:
+    def test_what_a_killed_run_left_is_cleaned_up(self, index: Index, home: Path, quick_installation: None) -> None:
         stale = home / "temporary" / "tiny" / "model"
         stale.mkdir(parents=True)
         (stale / "config.json").write_text("{}")
@@ -214,14 +213,14 @@ class TestDisk:
         ],
         ids=["system", "safetensors"],
     )
-    def test_disk_fills_up_during_the_conversion(
+    def test_disk_fills_up_during_the_installation(
         self, index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
     ) -> None:
-        def convert(file: Any, folder: Path, scratch: Path) -> None:
-            (folder / "model.safetensors").write_bytes(b"half")
+        def write_folder(file: Any, folder: Path) -> None:
+            (folder / "tokenizer.json").write_bytes(b"half")
             raise failure
 
-        monkeypatch.setattr(conversion, "convert", convert)
+        monkeypatch.setattr(gguf_model, "write_folder", write_folder)
         with pytest.raises(NotEnoughSpace, match="The disk filled up while tiny was installed") as error:
             store.resolve("tiny")
         assert is_one_sentence(error)
@@ -252,7 +251,7 @@ class TestDisk:
 
 
 class TestConcurrency:
-    def test_threads_install_once(self, index: Index, quick_conversion: None) -> None:
+    def test_threads_install_once(self, index: Index, quick_installation: None) -> None:
         index.before = lambda number: time.sleep(0.05)
         start = threading.Barrier(4)
         folders = []
@@ -276,24 +275,26 @@ class TestConcurrency:
         script = f"""
 import os, time
 from pathlib import Path
-from decodery.models import conversion, store
-def convert(file, folder, scratch):
-    with open({str(tmp_path / "conversions")!r}, "a") as log:
+from decodery.models import gguf_model, store
+from decodery.models.gguf_weights import write_pointer
+def write_folder(file, folder):
+    with open({str(tmp_path / "installations")!r}, "a") as log:
         log.write("x")
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json"):
         time.sleep(0.2)
         (folder / name).write_text(str(os.getpid()))
-conversion.convert = convert
+    write_pointer(file, folder)
+gguf_model.write_folder = write_folder
 print(store.resolve({str(path)!r}))
 """
         runs = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
         folders = {run.communicate()[0].strip() for run in runs}
         assert len(folders) == 1
-        assert (tmp_path / "conversions").read_text() == "x"
+        assert (tmp_path / "installations").read_text() == "x"
         folder = Path(folders.pop())
-        assert (folder / "config.json").read_text() == (folder / "model.safetensors").read_text()
+        assert (folder / "config.json").read_text() == (folder / "tokenizer.json").read_text()
 
-    def test_lock_of_a_killed_process_is_free(self, index: Index, home: Path, quick_conversion: None) -> None:
+    def test_lock_of_a_killed_process_is_free(self, index: Index, home: Path, quick_installation: None) -> None:
         script = (
             "import os; from decodery.models.cache import locked; from decodery.models.progress import Silent\n"
             "with locked('tiny', Silent()):\n    os.kill(os.getpid(), 9)\n"

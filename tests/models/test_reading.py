@@ -20,7 +20,7 @@ import decodery
 from decodery.models import store, stored_weights
 from decodery.models.checkpoint import weight_files
 from decodery.models.pages import give_back
-from decodery.models.reading import read_model
+from decodery.models.reading import read_model, transformers_model
 from decodery.models.stored_weights import SafetensorsFile, StoredWeight
 
 MEBIBYTE = 1 << 20
@@ -125,8 +125,9 @@ class TestTheModel:
         assert_same(tmp_path, torch.bfloat16)
 
     @pytest.mark.real_model
-    def test_the_default_model(self) -> None:
-        assert_same(store.resolve("smollm2-135m"), torch.bfloat16)
+    def test_the_default_model(self, tmp_path: Path) -> None:
+        transformers_model(store.resolve("smollm2-135m"), torch.float32).save_pretrained(tmp_path)
+        assert_same(tmp_path, torch.bfloat16)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         make_model("llama").save_pretrained(tmp_path, max_shard_size="40KB")

@@ -17,7 +17,10 @@ import torch
 from store_testing import Index, installed_names, is_one_sentence, leftovers
 
 from decodery.errors import DownloadFailed, ModelNotReadable, UnknownModel
-from decodery.models import catalogue, conversion, store
+from decodery.models import catalogue, store
+from decodery.models.checkpoint import Provenance
+from decodery.models.gguf_weights import weight_source
+from decodery.models.reading import read_model
 
 
 class TestGgufFile:
@@ -27,56 +30,64 @@ class TestGgufFile:
         path.write_bytes(gguf_bytes)
         return path
 
-    def test_is_converted_once_and_gets_a_name(self, file: Path, gguf_bytes: bytes) -> None:
+    def test_is_installed_once_and_gets_a_name(self, file: Path) -> None:
         folder = store.resolve(str(file))
-        name = f"my-tiny-{sha256(gguf_bytes).hexdigest()[:12]}"
-        assert folder.name == name
-        before = (folder / "model.safetensors").stat().st_mtime_ns
+        name = folder.name
+        assert name.startswith("my-tiny-")
+        assert not list(folder.glob("*.safetensors"))
+        assert not list(folder.glob("*.gguf"))
+        before = (folder / "config.json").stat().st_mtime_ns
         assert store.resolve(str(file)) == store.resolve(name) == folder
-        assert (folder / "model.safetensors").stat().st_mtime_ns == before
+        assert (folder / "config.json").stat().st_mtime_ns == before
         info = store.known_models()[-1]
         assert (info.name, info.title, info.licence, info.installed) == (name, "Tiny Llama", "apache-2.0", True)
         assert info.parameters.endswith("K")
         assert store.remove(name) == info.bytes_on_disk
         assert installed_names() == []
 
-    def test_weights_can_be_used(self, file: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    def test_the_folder_can_be_named(self, file: Path) -> None:
         folder = store.resolve(str(file))
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        ids = tokenizer("<|im_start|>the 12", return_tensors="pt").input_ids
-        with torch.no_grad():
-            assert model(ids).logits.isfinite().all()
+        assert store.resolve(str(folder)) == folder
+        file.unlink()
+        with pytest.raises(
+            ModelNotReadable, match=r"the weights of my-tiny-.* are in .*, which cannot be read"
+        ) as error:
+            store.resolve(str(folder))
+        assert is_one_sentence(error)
 
-    def test_same_content_elsewhere_is_not_converted_again(
-        self, file: Path, tmp_path: Path, quick_conversion: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = store.resolve(str(file))
+    def test_files_of_one_name_are_told_apart(self, file: Path, tmp_path: Path, quick_installation: None) -> None:
         (tmp_path / "elsewhere").mkdir()
         copy = tmp_path / "elsewhere" / file.name
         copy.write_bytes(file.read_bytes())
-        monkeypatch.setattr(conversion, "convert", pytest.fail)
-        assert store.resolve(str(copy)) == folder
+        assert store.resolve(str(copy)) != store.resolve(str(file))
 
-    def test_changed_file_is_converted_anew(self, file: Path, quick_conversion: None) -> None:
-        first = store.resolve(str(file))
-        tiny_gguf.write(file, tiny_gguf.byte_level(), seed=1)
-        assert store.resolve(str(file)) != first
-
-    def test_damaged_conversion_is_made_again(self, file: Path, quick_conversion: None) -> None:
+    def test_changed_file_is_installed_anew(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = store.resolve(str(file))
-        (folder / "model.safetensors").write_bytes(b"")
-        assert (store.resolve(folder.name) / "model.safetensors").read_bytes() == b"weights"
+        before = (folder / "gguf.json").read_text()
+        tiny_gguf.write(file, tiny_gguf.byte_level("gpt-2"), seed=1)
+        os.utime(file, ns=(0, 0))
+        assert store.resolve(str(file)) == folder
+        assert (folder / "gguf.json").read_text() != before
 
-    def test_damaged_conversion_without_source(self, file: Path, quick_conversion: None) -> None:
+    def test_damaged_installation_is_made_again(self, file: Path, quick_installation: None) -> None:
         folder = store.resolve(str(file))
-        (folder / "model.safetensors").write_bytes(b"")
+        (folder / "config.json").write_bytes(b"")
+        assert (store.resolve(folder.name) / "config.json").read_bytes() == b"{}"
+
+    def test_installation_without_its_file(self, file: Path, quick_installation: None) -> None:
+        folder = store.resolve(str(file))
         file.unlink()
-        with pytest.raises(ModelNotReadable, match=r"is damaged and its source .* is gone") as error:
+        with pytest.raises(ModelNotReadable, match=r"The file .* of the installed model my-tiny-.* is gone") as error:
             store.resolve(folder.name)
         assert is_one_sentence(error)
+
+    def test_conversion_of_an_older_version_makes_room(self, file: Path, home: Path, quick_installation: None) -> None:
+        old = home / "models" / "my-tiny-0123456789ab"
+        old.mkdir(parents=True)
+        (old / "model.safetensors").write_text("weights in float32")
+        Provenance("my-tiny-0123456789ab", "", "", "", "", {}, origin={"path": str(file), "bytes": 1}).write(old)
+        store.resolve(str(file))
+        assert not old.exists()
 
     def test_missing_file(self, home: Path) -> None:
         with pytest.raises(UnknownModel, match=r"There is no file .*nothing\.gguf"):
@@ -179,7 +190,7 @@ class TestNames:
 
 
 class TestRemove:
-    def test_frees_what_it_says(self, index: Index, home: Path, quick_conversion: None) -> None:
+    def test_frees_what_it_says(self, index: Index, home: Path, quick_installation: None) -> None:
         folder = store.resolve("tiny")
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert store.remove("tiny") == size
@@ -201,6 +212,27 @@ class TestRemove:
             with pytest.raises(UnknownModel):
                 store.remove(name)
         assert (tmp_path / "precious" / "file").exists()
+
+
+WEIGHTS = {
+    "smollm2-135m": "785e20b3e653276b0579b744214a1186d730ba80af04f397f642d6432e5e0154",
+    "gemma3-270m": "2a1b02142882b7f30c4e6d3175b442a05ba1d9c42fde8fa5a0ece107ca301f2e",
+}
+"""SHA-256 of names and float32 weights, in the order of the names, as transformers once dequantised the files."""
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_bundled_models_are_what_they_were(name: str) -> None:
+    if name != "smollm2-135m" and name not in installed_names():
+        pytest.skip(f"{name} is not here, and a quarter of a gigabyte to fetch")
+    source = weight_source(store.resolve(name))
+    assert source is not None
+    digest = sha256()
+    for weight in sorted(source.names()):
+        digest.update(weight.encode())
+        digest.update(source.tensor(weight, torch.float32).numpy().tobytes())
+    assert digest.hexdigest() == WEIGHTS[name]
 
 
 @pytest.mark.real_model
@@ -228,9 +260,7 @@ class TestSmolLM2:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
     def test_answers(self, folder: Path, tokenizer: Any) -> None:
-        from transformers import AutoModelForCausalLM
-
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = read_model(folder, json.loads((folder / "config.json").read_text()), torch.float32)
         question = [{"role": "user", "content": "What is the capital of France?"}]
         inputs = tokenizer.apply_chat_template(
             question, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -118,7 +118,7 @@ def _progress(console: Console, detail: str) -> Progress:
 
 
 class Bars:
-    """Progress of fetching, converting and loading, as `decodery.models.store` reports it.
+    """Progress of fetching and loading, as `decodery.models.store` reports it.
 
     On a terminal a spinner with the stage and a bar, gone when all is done; elsewhere one line per stage.
     """

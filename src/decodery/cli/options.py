@@ -101,7 +101,7 @@ class ModelOptions:
     ] = None
 
     def load(self, *, dtype: str | None = None) -> LanguageModel:
-        """The model; fetched and converted first where need be. dtype: what "auto" means to the verb."""
+        """The model; fetched first where need be. dtype: what "auto" means to the verb."""
         with Bars(f"loading {self.model}") as progress, without_collection():
             return load(self.model, dtype if dtype and self.dtype == "auto" else self.dtype, self, progress)
 

@@ -16,7 +16,7 @@ def pull(
     ] = DEFAULT_MODEL,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a model, check it against its checksum and convert it where need be, so that it loads fast later.
+    """Fetch a model and check it against its checksum, so that it loads fast later.
 
     What is here already is not fetched again; an interrupted download goes on where it stopped.
 

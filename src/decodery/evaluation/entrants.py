@@ -15,6 +15,7 @@ import torch
 from decodery.errors import BadSetting, near
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Attend, Forward, Rows
+from decodery.models.reading import transformers_model
 
 WARM_UP = "benchmark warm-up"
 
@@ -248,10 +249,7 @@ def _complete_model(lm: LanguageModel) -> Any:
     network: Any = lm.network
     if lm.folder is None:
         return network.model
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(lm.folder, dtype=network.dtype)
-    return model.to(network.device).eval()
+    return transformers_model(lm.folder, network.dtype).to(network.device).eval()
 
 
 def timed(entrant: Entrant, ask: Ask, device: torch.device) -> tuple[list[Answer], float]:

@@ -1,6 +1,6 @@
 """The folder in which models are kept, and the one way in which anything gets into it.
 
-    models/      bundled models and converted GGUF files, one folder each
+    models/      bundled models, and what is installed for GGUF files, one folder each
     hub/         models of the hub, one folder each
     downloads/   verified pieces of downloads that are not installed yet
     temporary/   work in progress, one folder per model

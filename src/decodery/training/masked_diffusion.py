@@ -291,8 +291,9 @@ def text_rows(path: Path, tokenizer: Any, end: int, canvas: int, seed: int, pool
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from decodery.models.reading import transformers_model
     from decodery.models.store import resolve
     from decodery.training.adaptation import AdaptedModel, reserved_token
     from decodery.training.networks import Shape, SmallLlama
@@ -325,9 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("the tokenizer names no end token")
     network: Any
     if given.adapt:
-        network = AdaptedModel(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), mask, given.rank, recipe.seed
-        )
+        network = AdaptedModel(transformers_model(folder, torch.float32), mask, given.rank, recipe.seed)
     else:
         network = SmallLlama(Shape(len(tokenizer), given.width, given.layers, given.heads), recipe.seed)
         if given.compile:
