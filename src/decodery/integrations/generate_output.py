@@ -168,8 +168,8 @@ def check_beginning(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, na
         )
     if past >= ids.shape[1]:
         raise BadSetting(
-            f"the cache that was handed in (past_key_values) holds {past} tokens and input_ids has {ids.shape[1]}; decodery needs the whole text in input_ids, with at "
-            "least one token after those in the cache."
+            f"the cache that was handed in (past_key_values) holds {past} tokens and input_ids has {ids.shape[1]}; decodery "
+            "needs the whole text in input_ids, with at least one token after those in the cache."
         )
     beginning = None if mask is None else mask[:, :past]
     anew = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -182,8 +182,8 @@ def check_beginning(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, na
     )
     if not same:
         raise BadSetting(
-            f"the cache that was handed in (past_key_values) holds something else than the first {past} tokens of input_ids, such "
-            "as a soft prompt; decodery decodes after text alone."
+            f"the cache that was handed in (past_key_values) holds something else than the first {past} tokens of "
+            "input_ids, such as a soft prompt; decodery decodes after text alone."
         )
 
 
