@@ -142,6 +142,8 @@ FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
     "watermarking_config": given(watermarking_config=WatermarkingConfig(bias=9.0, seeding_scheme="selfhash")),
     "output_scores": given(return_dict_in_generate=True, output_scores=True, repetition_penalty=1.6),
     "output_logits": given(return_dict_in_generate=True, output_logits=True, repetition_penalty=1.6),
+    "output_attentions": given(return_dict_in_generate=True, output_attentions=True),
+    "output_hidden_states": given(return_dict_in_generate=True, output_hidden_states=True),
     "return_dict_in_generate": given(return_dict_in_generate=True),
     "pad_token_id": lambda: {"pad_token_id": 3, "eos_token_id": end(), "input_ids": prompt(2)},
     "bos_token_id": given(bos_token_id=5, input_ids=None),
@@ -181,8 +183,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "assistant_lookbehind": {"assistant_lookbehind": 5},
     "target_lookbehind": {"target_lookbehind": 5},
     "is_assistant": {"is_assistant": True},
-    "output_attentions": {"output_attentions": True, "return_dict_in_generate": True},
-    "output_hidden_states": {"output_hidden_states": True, "return_dict_in_generate": True},
     "compile_config": {"compile_config": CompileConfig()},
     "prefill_chunk_size": {"prefill_chunk_size": 4},
 }
@@ -238,6 +238,11 @@ REFUSED_PARAMETERS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2, 3], ngram_len=2), "do_sample": True},
         "watermarking_config",
     ),
+    "attentions of windows": (
+        "gemma3",
+        {"output_attentions": True, "return_dict_in_generate": True},
+        "output_attentions",
+    ),
     "a lone n-gram size": ("llama", {"max_matching_ngram_size": 3}, "prompt_lookup_num_tokens"),
     "lookup of too much": ("llama", {"prompt_lookup_num_tokens": 1000}, "prompt_lookup_num_tokens"),
     "two ways of drafting": ("llama", {"prompt_lookup_num_tokens": 3, "assistant_early_exit": 1}, "one of them"),
@@ -274,6 +279,10 @@ def same(ours: Any, theirs: Any, sampled: bool = False) -> None:
     for name in ("scores", "logits"):
         if theirs.get(name) is not None:
             assert len(ours[name]) == len(theirs[name])
+            for found, expected in zip(ours[name], theirs[name], strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for name in ("attentions", "hidden_states"):
+        if theirs.get(name) is not None:
             for found, expected in zip(ours[name], theirs[name], strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     if theirs.cache is not None:

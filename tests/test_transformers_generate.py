@@ -268,7 +268,6 @@ def test_one_loop_serves_several_models() -> None:
     ("arguments", "message"),
     [
         ({"num_beams": 2}, "num_beams=1"),
-        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
     ],
     ids=lambda v: str(v),
 )

@@ -37,8 +37,6 @@ _REFUSED: dict[str, tuple[Container[Any], str]] = {
     "assistant_lookbehind": ((None, 10), "decodery finds its place in the other tokenizer's text without it"),
     "target_lookbehind": ((None, 10), "decodery finds its place in the other tokenizer's text without it"),
     "is_assistant": (_OFF, "decodery runs draft models itself, and none that drafts for others"),
-    "output_attentions": (_OFF, "its passes keep none; call the model on the output"),
-    "output_hidden_states": (_OFF, "its passes keep none; call the model on the output"),
     "compile_config": ((None,), "decodery compiles nothing"),
     "prefill_chunk_size": ((None,), "decodery reads a prompt in one pass here"),
 }
@@ -55,7 +53,16 @@ _STATEFUL = {
 """Processors of transformers that expect to be called once per step and for the whole batch, which no draft can keep; and
 the arguments that bring them."""
 
-_KNOWN = {"attention_mask", "position_ids", "cache_position", "use_cache", "logits_to_keep", *CACHE_NAMES}
+_KNOWN = {
+    "attention_mask",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    *CACHE_NAMES,
+}
 """What `generate` prepares for the model and this loop heeds."""
 
 

@@ -44,6 +44,8 @@ class Steps:
         """For each step the processed scores [rows, vocabulary] float32, where they are wanted."""
         self.logits: tuple[Tensor, ...] | None = () if logits else None
         """The same of the raw scores."""
+        self.attentions: tuple[tuple[Tensor, ...], ...] | None = None
+        self.hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
         self._prompt = input_ids.shape[1]
         self._criteria, self._filler, self._streamer = criteria, filler, streamer
         self._recorded, self._chains = recorded, chains
@@ -100,8 +102,16 @@ class Steps:
         """Whether the scores of all steps are there. Those of rows that were over are not: nobody decoded them."""
         return not self._missing
 
-    def complete_with(self, logits: Tensor) -> None:
-        """Fill in the scores of the steps after a row was over. logits: [rows, steps, vocabulary], of the whole output."""
+    def complete_with(self, outputs: Any, past: int, growing: bool) -> None:
+        """Fill in what only a pass of the model itself over the whole text gives: scores of the steps after a row was over,
+        attentions and hidden states where it has them.
+
+        past: how many tokens of the text it did not read, because a cache held them. growing: `generate` would have kept a
+        cache, so each step after the first has a row of its own token alone; else it has those of all tokens so far.
+        """
+        logits = outputs.logits[:, -self.count :].to(self.ids.device)
+        self.attentions = self._cut(outputs.get("attentions"), past, growing, True)
+        self.hidden_states = self._cut(outputs.get("hidden_states"), past, growing, False)
         for step, row in self._missing:
             raw = logits[row, step].float()
             if self.logits is not None:
@@ -109,6 +119,20 @@ class Steps:
             if self.scores is not None:
                 self.scores[step][row] = self._processed(row, step, raw)
         self._missing = []
+
+    def _cut(self, layers: Any, past: int, growing: bool, square: bool) -> tuple[tuple[Tensor, ...], ...] | None:
+        """Rows [rows, …, n, width] of each layer, as `generate` gives them: for each step a tuple over layers."""
+        if layers is None:
+            return None
+        steps = []
+        for step in range(self.count):
+            until = self._prompt - past + step
+            start = until - 1 if growing and step else 0
+            rows = [layer[..., start:until, :] for layer in layers]
+            # A cache of fixed size is seen whole.
+            exact = square and layers[0].shape[-1] == self._prompt + self.count - 1
+            steps.append(tuple(row[..., : past + until] if exact else row for row in rows))
+        return tuple(steps)
 
     def answer(self, config: Any, cache: Any) -> Any:
         """What `generate` returns: the token ids, or its dictionary."""
@@ -121,6 +145,8 @@ class Steps:
             sequences=self.ids,  # type: ignore[arg-type]
             scores=self.scores,  # type: ignore[arg-type]
             logits=self.logits,  # type: ignore[arg-type]
+            attentions=self.attentions,  # type: ignore[arg-type]
+            hidden_states=self.hidden_states,  # type: ignore[arg-type]
             **{name: cache},
         )
 
@@ -131,11 +157,12 @@ def given_cache(model_kwargs: Mapping[str, Any]) -> tuple[str, Any]:
     return name, model_kwargs.get(name)
 
 
-def read(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, name: str, last: int) -> Tensor:
-    """Have the model itself read a text into a cache, as far as it is not there yet.
+def read(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, name: str, last: int, **wanted: bool) -> Any:
+    """Have the model itself read a text into a cache, as far as it is not there yet; its outputs, with the logits
+    [rows, last, vocabulary] of the last tokens or those of all.
 
     ids: [rows, n]. mask: which of the first of them are padding [rows, up to n], or None. cache: a cache of transformers that
-    the model takes as the argument `name`, or None. Returns the logits [rows, last, vocabulary] of the last tokens.
+    the model takes as the argument `name`, or None. wanted: what else it is to put out.
     """
     if mask is not None:
         mask = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
@@ -148,8 +175,7 @@ def read(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, name: str, la
         name: cache,
     }
     known = inspect.signature(model.forward).parameters
-    logits: Tensor = model(ids[:, past:], **{key: value for key, value in arguments.items() if key in known}).logits
-    return logits[:, -last:].to(ids.device)
+    return model(ids[:, past:], **{key: value for key, value in arguments.items() if key in known}, **wanted)
 
 
 def check_beginning(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, name: str) -> None:

@@ -49,6 +49,10 @@ def transformers_generate(method: str | Method | None = None) -> Callable[..., A
     return _Loop(None if method is None else as_method(method))
 
 
+SHOWN = ("output_attentions", "output_hidden_states")
+"""What a model shows of its passes where it is asked to."""
+
+
 class _NoText:
     """transformers deals with text itself; here only token ids come and go."""
 
@@ -192,6 +196,9 @@ def _decode(
     wanted = {
         kind: config.return_dict_in_generate and getattr(config, f"output_{kind}") for kind in ("scores", "logits")
     }
+    shown = {kind: True for kind in SHOWN if config.return_dict_in_generate and getattr(config, kind)}
+    if "output_attentions" in shown and cache is not None and any(cache.is_sliding):
+        raise BadSetting("output_attentions is not for this loop where attention has a sliding window; leave it out.")
     # Asked once per step about one text, in order, a processor may follow the text; else it must not.
     steady = chosen.name != "autoregressive" or rows > 1 or bool(wanted["scores"])
     laws = chains(processors, [row[~kept] for row, kept in zip(input_ids, seen, strict=True)], steady)
@@ -213,8 +220,10 @@ def _decode(
     steps = Steps(input_ids, criteria, _filler(config, criteria), aside.get("streamer"), recorded, laws, **wanted)
     _run(jobs, chosen, steps)
     keeps = cache is not None and (config.return_dict_in_generate or aside.get("cache"))
-    if keeps or not steps.complete:
-        steps.complete_with(read(model, steps.ids[:, :-1], mask, cache if keeps else None, name, steps.count))
+    if keeps or shown or not steps.complete:
+        past = cache.get_seq_length() if keeps else 0
+        outputs = read(model, steps.ids[:, :-1], mask, cache if keeps else None, name, steps.count, **shown)
+        steps.complete_with(outputs, past, bool(config.use_cache))
     if aside.get("streamer") is not None:
         aside["streamer"].end()
     return steps.answer(config, cache)
