@@ -22,13 +22,14 @@ class Steps:
     is cut where they end it, which changes no token. A row that is over goes on with `filler` where there is one, else with
     tokens of its own, until all are over.
 
-    input_ids: [rows, n]. recorded: for each row the target's raw scores [vocabulary] float32 of its output so far, where
+    input_ids: [rows, n]. seen: which of them are no padding [rows, n] bool. recorded: for each row the target's raw scores [vocabulary] float32 of its output so far, where
     they are wanted. chains: for each row the processors. scores, logits: whether these are wanted.
     """
 
     def __init__(
         self,
         input_ids: Tensor,
+        seen: Tensor,
         criteria: Callable[[Tensor, Any], Tensor],
         filler: int | None,
         streamer: Any = None,
@@ -47,6 +48,7 @@ class Steps:
         self.attentions: tuple[tuple[Tensor, ...], ...] | None = None
         self.hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
         self._prompt = input_ids.shape[1]
+        self._padding = (~seen).sum(dim=1).tolist()
         self._criteria, self._filler, self._streamer = criteria, filler, streamer
         self._recorded, self._chains = recorded, chains
         self._missing: list[tuple[int, int]] = []
@@ -92,7 +94,7 @@ class Steps:
             self.scores += (torch.stack(rows).to(self.ids.device),)
 
     def _processed(self, row: int, step: int, raw: Tensor) -> Tensor:
-        ids, scores = self.ids[row : row + 1, : self._prompt + step], raw.clone()[None]
+        ids, scores = self.ids[row : row + 1, self._padding[row] : self._prompt + step], raw.clone()[None]
         for chain in self._chains[row]:
             scores = chain(ids, scores)
         return scores[0]

@@ -217,7 +217,7 @@ def _decode(
         _check_length(job)
         admit(chosen, job)
         jobs.append(job)
-    steps = Steps(input_ids, criteria, _filler(config, criteria), aside.get("streamer"), recorded, laws, **wanted)
+    steps = Steps(input_ids, seen, criteria, _filler(config, criteria), aside.get("streamer"), recorded, laws, **wanted)
     _run(jobs, chosen, steps)
     keeps = cache is not None and (config.return_dict_in_generate or aside.get("cache"))
     if keeps or shown or not steps.complete:
