@@ -22,8 +22,9 @@ class Steps:
     is cut where they end it, which changes no token. A row that is over goes on with `filler` where there is one, else with
     tokens of its own, until all are over.
 
-    input_ids: [rows, n]. seen: which of them are no padding [rows, n] bool. recorded: for each row the target's raw scores [vocabulary] float32 of its output so far, where
-    they are wanted. chains: for each row the processors. scores, logits: whether these are wanted.
+    input_ids: [rows, n]. seen: which of them are no padding [rows, n] bool. recorded: for each row the target's raw scores
+    [vocabulary] float32 of its output so far, where they are wanted. chains: for each row the processors. scores, logits:
+    whether these are wanted.
     """
 
     def __init__(
