@@ -525,13 +525,24 @@ def test_nothing_is_dropped_at_random_while_it_decodes() -> None:
 
 
 def test_a_loop_keeps_no_model_alive() -> None:
-    loop = decodery.transformers_generate("token-recycling")
-    model = make_model("llama")
-    model.generate(**text(), custom_generate=loop, max_new_tokens=8, do_sample=False, assistant_model=None)
-    dead = weakref.ref(model)
-    del model
+    loop = decodery.transformers_generate()
+    model, drafting = make_model("llama"), make_model("llama", seed=1)
+    for extra in ({"assistant_model": drafting}, {"prompt_lookup_num_tokens": 2}, {}):
+        model.generate(**text(), custom_generate=loop, max_new_tokens=8, do_sample=False, **extra)
+    dead = [weakref.ref(model), weakref.ref(drafting)]
+    del model, drafting, extra
     gc.collect()
-    assert dead() is None
+    assert [reference() for reference in dead] == [None, None]
+
+
+def test_the_draft_model_of_each_call_drafts() -> None:
+    loop, passes = decodery.transformers_generate(), []
+    for seed in (1, 2):
+        drafting = make_model("llama", seed=seed)
+        drafting.register_forward_hook(lambda *_, seed=seed: passes.append(seed))
+        model_of().generate(**text(), custom_generate=loop, max_new_tokens=6, do_sample=False, assistant_model=drafting)
+    assert passes.count(1) > 4
+    assert passes.count(2) > 4
 
 
 def test_a_model_that_changes_between_calls_is_seen_as_it_is() -> None:

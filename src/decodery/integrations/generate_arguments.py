@@ -144,11 +144,11 @@ def seen_and_places(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Ten
     return seen, (seen.long().cumsum(1) - 1).clamp(min=0)
 
 
-def meant_method(given: Method | None, config: Any, assistant: Any) -> Method:
+def meant_method(given: Method | None, config: Any, assistant: Any, same_tokens: bool = True) -> Method:
     """The method that the arguments of `generate` mean, or the one that the loop was made for.
 
-    assistant: the model that is to draft, or None. Raises BadSetting where they contradict each other, or where a number is
-    out of the method's range.
+    assistant: the model that is to draft, or None. same_tokens: its tokens are the target's, for it came without a tokenizer
+    of its own. Raises BadSetting where they contradict each other, or where a number is out of the method's range.
     """
     lookup, ngram = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
     early = getattr(config, "assistant_early_exit", None)
@@ -157,6 +157,8 @@ def meant_method(given: Method | None, config: Any, assistant: Any) -> Method:
     meant: dict[str, tuple[str, dict[str, Any]]] = {}
     if assistant is not None:
         meant[ASSISTANT] = "draft-model", {"draft": ASSISTANT, **_drafted(config, assistant)}
+        if same_tokens and _says_whose_tokens(given or find("draft-model")):
+            meant[ASSISTANT][1]["vocabulary"] = "same"
     if early is not None:
         meant["assistant_early_exit"] = "draft-model", {"layers": early, **_drafted(config, assistant)}
     if lookup is not None:
@@ -187,10 +189,16 @@ def _with(given: Method, name: str, values: Mapping[str, Any]) -> Method:
     """The named method with what the arguments say: the same method, or another that drafts with the same model."""
     known = {item.name: item.default for item in given.parameters()}
     if given.name != name:
-        values = {key: value for key, value in values.items() if key == "draft"}
+        values = {key: value for key, value in values.items() if key in ("draft", "vocabulary")}
     if not values or any(key not in known or getattr(given, key) != known[key] for key in values):
         raise _Contradiction
     return dataclasses.replace(given, **values)
+
+
+def _says_whose_tokens(method: Method | type[Method]) -> bool:
+    """Whether a method still can be told that a draft model has the target's tokens; one without the parameter takes it for
+    granted."""
+    return any(p.name == "vocabulary" and getattr(method, p.name) == p.default for p in method.parameters())
 
 
 USUAL_ASSISTANT_TOKENS = 20

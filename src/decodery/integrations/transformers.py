@@ -116,13 +116,15 @@ class _Loop:
             assistant_model,
             aside.get("synced_gpus", False),
         )
-        chosen = meant_method(self._method, generation_config, assistant_model)
+        chosen = meant_method(self._method, generation_config, assistant_model, assistant_tokenizer is None)
         known = self._known.setdefault(model, _Known())
         with known.lock, _evaluating(model, assistant_model):
-            lm = _language_model(model, tokenizer, known)
-            if assistant_model is not None:
-                drafting = network_for(assistant_model, ASSISTANT, fast="off")
-                lm.companions[ASSISTANT] = LanguageModel(drafting, assistant_tokenizer or tokenizer or _NoText())
+            # Text is of use where two tokenizers meet, and costs time for each token.
+            lm = _language_model(model, tokenizer if assistant_tokenizer is not None else _NoText())
+            if assistant_model is None:
+                lm.memory = known.memories.setdefault((lm.network.vocabulary, lm.network.layers), {})
+            else:  # another one may come with the next call, so what a method learns of this one is not kept
+                lm.companions[ASSISTANT] = _language_model(assistant_model, assistant_tokenizer)
             with lm.working():
                 return _decode(
                     lm,
@@ -165,11 +167,8 @@ def _evaluating(*models: nn.Module | None) -> Iterator[None]:
             module.training = True
 
 
-def _language_model(model: PreTrainedModel, tokenizer: Any, known: _Known) -> LanguageModel:
-    network = network_for(model, type(model).__name__, fast="off")
-    lm = LanguageModel(network, _NoText() if tokenizer is None else tokenizer)
-    lm.memory = known.memories.setdefault((network.vocabulary, network.layers), {})
-    return lm
+def _language_model(model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
+    return LanguageModel(network_for(model, type(model).__name__, fast="off"), tokenizer)
 
 
 def _decode(
