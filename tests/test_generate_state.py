@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_generate_arguments import assistant, same, same_cache
-from tiny_models import byte_level_tokenizer, make_model, random_ids
+from tiny_models import byte_level_tokenizer, make_model, random_ids, sentence_piece_tokenizer
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -27,7 +27,9 @@ from transformers import (
 
 import decodery
 from decodery.engine.autoregressive import Autoregressive
+from decodery.engine.cost import CostCurve
 from decodery.errors import BadSetting, MethodUnavailable
+from decodery.language_model import LanguageModel
 from decodery.speculative.drafters.draft_model import DraftModel
 from decodery.speculative.drafters.prompt_lookup import PromptLookup
 
@@ -64,6 +66,12 @@ def run(method: Any, inputs: dict[str, Tensor], family: str = "llama", **argumen
     arguments = {"max_new_tokens": 12, "do_sample": False, **arguments}
     loop = {} if method == "transformers" else {"custom_generate": decodery.transformers_generate(method)}
     return model_of(family).generate(**inputs, **loop, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _rows_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So all drafts are verified, whatever the machine is busy with, and nothing has to be measured."""
+    monkeypatch.setattr(LanguageModel, "cost", lambda self, network: CostCurve.flat())
 
 
 # Streamers
@@ -443,11 +451,12 @@ def test_arguments_mean_methods(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"prompt_lookup_num_tokens": 5}, PromptLookup(length=5, max_ngram=2)),
         ({"prompt_lookup_num_tokens": 5, "max_matching_ngram_size": 4}, PromptLookup(length=5, max_ngram=4)),
         ({"assistant_early_exit": 1}, DraftModel(layers=1)),
-        ({"assistant_model": assistant()}, DraftModel(draft="assistant_model")),
-        ({"assistant_model": assistant(), "num_assistant_tokens": 7}, DraftModel(draft="assistant_model", length=7)),
     ):
         found = meant(None, monkeypatch, **arguments)
         assert expected in (found, found.name)
+    for count, length in ((20, DraftModel().length), (7, 7)):
+        found = meant(None, monkeypatch, assistant_model=assistant(), num_assistant_tokens=count)
+        assert (found.name, found.draft, found.length) == ("draft-model", "assistant_model", length)
     assert meant("autoregressive", monkeypatch) == Autoregressive()
     assert meant("prompt-lookup(pick=last)", monkeypatch, prompt_lookup_num_tokens=6) == PromptLookup(
         pick="last", length=6, max_ngram=2
@@ -488,6 +497,20 @@ def test_draft_models_of_another_vocabulary_are_refused_before_work() -> None:
     arguments = {"assistant_model": drafting, "tokenizer": byte_level_tokenizer()}
     with pytest.raises((ValueError, MethodUnavailable), match="tokenizer"):
         run(None, text(), **arguments)
+
+
+def test_a_draft_model_with_another_tokenizer_drafts_or_is_refused() -> None:
+    own, other = byte_level_tokenizer(), sentence_piece_tokenizer()
+    drafting = make_model("llama", vocab_size=len(other))
+    model = model_of(vocabulary=330)
+    arguments: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    tokenizers = {"tokenizer": own, "assistant_tokenizer": other}
+    loop = decodery.transformers_generate()
+    try:
+        ours = model.generate(**text(), custom_generate=loop, assistant_model=drafting, **tokenizers, **arguments)
+    except MethodUnavailable:
+        return
+    assert torch.equal(ours, model.generate(**text(), **arguments))
 
 
 # The model

@@ -30,10 +30,13 @@ def _chain(processors: Sequence[Any], place: int, padding: Sequence[Tensor], ste
     calls = [_of_row(processor, place, len(padding), steady) for processor in processors]
 
     def chain(ids: Tensor, scores: Tensor) -> Tensor:
-        padded = torch.cat([padding[place][None].to(ids), ids], dim=1)
+        # They hold tensors where the prompt is, which need not be where the model is.
+        before, device = padding[place], scores.device
+        padded = torch.cat([before[None], ids.to(before)], dim=1)
+        scores = scores.to(before.device)
         for call in calls:
             scores = call(padded, scores)
-        return scores
+        return scores.to(device)
 
     return chain
 
