@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from test_generate_arguments import assistant, same, same_cache
 from tiny_models import byte_level_tokenizer, make_model, random_ids, sentence_piece_tokenizer
 from torch import Tensor
@@ -190,6 +191,19 @@ def test_a_longest_length_of_the_callers_own_holds() -> None:
         ours, theirs = (run(name, text(), stopping_criteria=criteria) for name in (None, "transformers"))
         assert torch.equal(ours, theirs)
         assert ours.shape[1] == longest
+
+
+@every_method
+def test_a_batch_in_which_a_row_fails_fails_whole(method: str) -> None:
+    """As in `generate`, which knows of no results of single rows."""
+
+    def broken(input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] > 11:
+            raise ZeroDivisionError
+        return scores
+
+    with pytest.raises(ZeroDivisionError):
+        run(method, batch(), logits_processor=[broken])
 
 
 @every_method
@@ -415,6 +429,20 @@ def test_caches_that_cannot_be_looked_into_are_refused() -> None:
     longer = {"input_ids": torch.cat([text()["input_ids"], torch.ones(1, 20, dtype=torch.long)], dim=1)}
     with pytest.raises(BadSetting, match="StaticCache"):
         run(None, longer, cache=held)
+
+
+def test_states_that_are_no_keys_cannot_be_looked_into() -> None:
+    from decodery.integrations.generate_output import check_beginning
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    config = transformers.Lfm2Config(vocab_size=99, **shape, **layers)
+    model, ids = transformers.Lfm2ForCausalLM(config).eval(), text()["input_ids"]
+    held = DynamicCache(config=config)
+    with torch.no_grad():
+        model(ids[:, :6], cache=held)
+    with pytest.raises(BadSetting, match="no keys and values"):
+        check_beginning(model, ids, None, held, "cache")
 
 
 def test_a_cache_without_the_text_it_holds_is_refused() -> None:

@@ -104,7 +104,8 @@ def refuse(
     if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
         raise BadPrompt("decodery needs the prompt as input_ids with at least one token each, not as inputs_embeds.")
     for name, value in model_kwargs.items():
-        if name not in _KNOWN and value is not None:
+        nothing = value is None or (isinstance(value, Mapping) and not value)
+        if name not in _KNOWN and not nothing:
             raise BadSetting(f"{name} is not for this loop: decodery gives the model token ids and their places alone.")
     _check_places(input_ids, config, model_kwargs)
 

@@ -203,6 +203,11 @@ def check_beginning(model: Any, ids: Tensor, mask: Tensor | None, cache: Any, na
     beginning = None if mask is None else mask[:, :past]
     anew = DynamicCache(config=model.config.get_text_config(decoder=True))
     read(model, ids[:, :past], beginning, anew, name, 1)
+    if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in anew.layers):
+        raise BadSetting(
+            f"the cache that was handed in (past_key_values) holds states of {type(model).__name__} that are no keys and "
+            "values; decodery cannot tell whether they are those of input_ids, so hand in an empty cache or none."
+        )
     seen = seen_and_places(ids[:, :past], beginning)[0]
     same = len(cache.layers) == len(anew.layers) and all(
         _alike(getattr(held, part, None), getattr(expected, part), seen)

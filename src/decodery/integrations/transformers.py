@@ -234,15 +234,15 @@ def _run(jobs: Sequence[Job], chosen: Method, steps: Steps) -> None:
     try:
         for job in jobs:
             scheduler.submit(job, chosen)
-        while not steps.done:
+        while scheduler.active and not steps.done and all(job.error is None for job in jobs):
             scheduler.step()
-            for job in jobs:
-                if job.error is not None:
-                    raise job.error
             steps.take([job.new_tokens for job in jobs])
             for job in jobs:
                 if not steps.runs(job.request):
                     scheduler.cancel(job)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
     finally:
         for job in jobs:
             scheduler.cancel(job)
