@@ -348,6 +348,15 @@ def test_a_cache_goes_from_turn_to_turn(method: str, family: str) -> None:
         inputs = {"input_ids": torch.cat([ours, text(5, turn)["input_ids"]], dim=1)}
 
 
+def test_a_cache_may_keep_more_than_the_window_asks_for() -> None:
+    """Made without a configuration, it keeps all rows of layers that look at the last ones alone."""
+    own, other, inputs = DynamicCache(), DynamicCache(), text(20)
+    for turn in range(2):
+        ours = run(None, inputs, "gemma3", cache=own)
+        assert torch.equal(ours, run("transformers", inputs, "gemma3", cache=other))
+        inputs = {"input_ids": torch.cat([ours, text(5, turn)["input_ids"]], dim=1)}
+
+
 @every_method
 def test_a_cache_of_a_padded_batch_goes_on(method: str) -> None:
     own, other = DynamicCache(), DynamicCache()
