@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import inspect
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decodery.engine.job import Job
-from decodery.engine.method import Method, refusal
+from decodery.engine.method import Method, admit
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.errors import BadPrompt, BadSetting, Refused
+from decodery.errors import BadPrompt, BadSetting
+from decodery.integrations.generate_arguments import ASSISTANT, CACHE_NAMES, meant_method, refuse, seen_and_places
+from decodery.integrations.generate_output import Steps, check_beginning, given_cache, read
+from decodery.integrations.generate_processors import chains
 from decodery.language_model import LanguageModel
-from decodery.models.network import TransformersNetwork
+from decodery.models.paths import network_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def transformers_generate(method: str | Method | None = None) -> Callable[..., Any]:
+    """A decoding loop for the `custom_generate` argument of transformers' `generate`.
+
+    method: None means the one that the arguments of `generate` name (`assistant_model`, `prompt_lookup_num_tokens`,
+    `assistant_early_exit`), else decodery's default. `assistant_model` also goes with a method that drafts with a model.
+
+    All arguments of `generate` are honoured, or refused by name before work starts. Logits processors shape the law; they
+    are asked about drafts and about one row of the batch at a time, so they must be functions of what they are given.
+    Stopping criteria are called as by `generate`, once per step with the whole batch. Streamers get each step. Batches may be
+    padded on the left; several sequences, scores and raw logits are given as by `generate`, and `torch.manual_seed` fixes
+    sampling. A cache that is handed in, or asked for by `return_dict_in_generate`, holds prompt and output but for its last
+    token afterwards, at the price of one more pass over the text; where it holds something before, that must be the beginning
+    of `input_ids`, which costs another. What methods learn is kept as long as the loop and the model live.
+
+    Raises the errors of `LanguageModel.generate`, and ModelNotReadable where the model is none for decodery.
+    """
+    return _Loop(None if method is None else as_method(method))
+
+
+SHOWN = ("output_attentions", "output_hidden_states")
+"""What a model shows of its passes where it is asked to."""
 
 
 class _NoText:
@@ -29,119 +60,217 @@ class _NoText:
         return ""
 
 
-def transformers_generate(method: str | Method = "cascade") -> Callable[..., Any]:
-    """A decoding loop for the `custom_generate` argument of transformers' `generate`.
+@dataclass
+class _Known:
+    """What is kept of a model between calls: what methods learned of each shape of it. Not the network itself: its dtype,
+    device or weights may be others the next time. One thread at a time uses it."""
 
-    Everything that `generate` prepared is honoured: its logits processors and warpers shape the law, its stopping
-    criteria and end tokens end the output, batches may be padded on the left, num_return_sequences gives several
-    samples, and `torch.manual_seed` fixes sampling. Processors and criteria are called with one row at a time, [1, n].
-    Beam search and processors that keep state from step to step are refused; a streamer hears of the prompt alone, since
-    transformers hands none to loops of others. Raises the errors of `LanguageModel.generate`.
-    """
-    chosen = as_method(method)
-    models: dict[int, LanguageModel] = {}  # lives as long as the loop that is handed out
+    memories: dict[tuple[int, int], dict[Hashable, Any]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def decode(
+
+class _Loop:
+    """The loop that `transformers_generate` hands out."""
+
+    def __init__(self, method: Method | None):
+        self._method = method
+        self._known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the loop, as `inspect.signature` tells them.
+
+        `generate` asks for them right after it has put aside what its own loops get and others do not: streamer, assistant
+        model and tokenizers. This is the one place where a loop of others can ask for them; they would be dropped without
+        a word.
+        """
+        frame = sys._getframe(1)
+        while (caller := frame.f_back) is not None:
+            frame = caller
+            names = frame.f_locals
+            if "generation_mode_kwargs" in names and names.get("custom_generate") is self:
+                _hand_on(names["kwargs"], names["generation_mode_kwargs"])
+                break
+        return _SIGNATURE
+
+    def __call__(
+        self,
         model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
+        tokenizer: Any = None,
+        assistant_model: PreTrainedModel | None = None,
+        assistant_tokenizer: Any = None,
+        put_aside: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        _refuse_the_rest(input_ids, logits_processor, generation_config, model_kwargs)
-        if id(model) not in models:
-            models[id(model)] = LanguageModel(TransformersNetwork(model, type(model).__name__), _NoText())
-        lm = models[id(model)]
-        ends = generation_config.eos_token_id
-        lm.stop_ids = tuple([ends] if isinstance(ends, int) else ends or ())
-        mask = model_kwargs.get("attention_mask")
-        scheduler = Scheduler()
-        jobs = []
-        for place, row in enumerate(input_ids):
-            seen = torch.ones_like(row, dtype=torch.bool) if mask is None else mask[place].bool()
-            prompt = row[seen]
-            own = Settings(
-                temperature=1.0 if generation_config.do_sample else 0.0,
-                processors=_padded([_of_row(p, place, len(input_ids)) for p in logits_processor], row[~seen]),
-                stopping_criteria=_padded(stopping_criteria, row[~seen]),
-                max_new_tokens=generation_config.max_length - input_ids.shape[1],
-                # The user's torch seed decides: each row draws its own.
-                seed=int(torch.randint(2**62, ())),
+        aside = put_aside or {}
+        refuse(
+            model,
+            input_ids,
+            logits_processor,
+            generation_config,
+            model_kwargs,
+            assistant_model,
+            aside.get("synced_gpus", False),
+        )
+        chosen = meant_method(self._method, generation_config, assistant_model, assistant_tokenizer is None)
+        known = self._known.setdefault(model, _Known())
+        with known.lock, _evaluating(model, assistant_model):
+            # Text is of use where two tokenizers meet, and costs time for each token.
+            lm = _language_model(model, tokenizer if assistant_tokenizer is not None else _NoText())
+            if assistant_model is None:
+                lm.memory = known.memories.setdefault((lm.network.vocabulary, lm.network.layers), {})
+            else:  # another one may come with the next call, so what a method learns of this one is not kept
+                lm.companions[ASSISTANT] = _language_model(assistant_model, assistant_tokenizer)
+            with lm.working():
+                return _decode(
+                    lm,
+                    model,
+                    chosen,
+                    input_ids,
+                    logits_processor,
+                    stopping_criteria,
+                    generation_config,
+                    model_kwargs,
+                    aside,
+                )
+
+
+_SIGNATURE = inspect.signature(_Loop(None).__call__)
+
+
+def _hand_on(arguments: dict[str, Any], aside: Mapping[str, Any]) -> None:
+    """Put what `generate` has put aside back among the arguments from which a loop of others gets those it names.
+
+    Arguments that its own loop names too, and a cache, go together under a name of ours.
+    """
+    for name in ("tokenizer", "assistant_tokenizer", ASSISTANT):
+        if name in aside:
+            arguments[name] = aside[name]
+    own = {name: aside[name] for name in ("streamer", "synced_gpus") if name in aside}
+    arguments["put_aside"] = {**own, "cache": any(arguments.get(name) is not None for name in CACHE_NAMES)}
+
+
+@contextlib.contextmanager
+def _evaluating(*models: nn.Module | None) -> Iterator[None]:
+    """Nothing is dropped at random meanwhile. Modules that were in training are so again afterwards."""
+    training = [module for model in models if model is not None for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _language_model(model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
+    return LanguageModel(network_for(model, type(model).__name__, fast="off"), tokenizer)
+
+
+def _decode(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    chosen: Method,
+    input_ids: Tensor,
+    processors: Any,
+    criteria: Any,
+    config: Any,
+    model_kwargs: Mapping[str, Any],
+    aside: Mapping[str, Any],
+) -> Any:
+    rows = len(input_ids)
+    mask = model_kwargs.get("attention_mask")
+    seen, _ = seen_and_places(input_ids, mask)
+    name, cache = given_cache(model_kwargs)
+    if aside.get("cache"):
+        if not config.use_cache:
+            raise BadSetting(
+                "use_cache=False contradicts the cache that was handed in (past_key_values); give one of them."
             )
-            reason = refusal(chosen, own)
-            if reason is not None:
-                raise Refused(reason)
-            job = Job(lm, prompt.tolist(), own, place)
-            chosen.admit(job)
+        check_beginning(model, input_ids, mask, cache, name)
+    wanted = {
+        kind: config.return_dict_in_generate and getattr(config, f"output_{kind}") for kind in ("scores", "logits")
+    }
+    shown = {kind: True for kind in SHOWN if config.return_dict_in_generate and getattr(config, kind)}
+    if "output_attentions" in shown and cache is not None and any(cache.is_sliding):
+        raise BadSetting("output_attentions is not for this loop where attention has a sliding window; leave it out.")
+    # Asked once per step about one text, in order, a processor may follow the text; else it must not.
+    steady = chosen.name != "autoregressive" or rows > 1 or bool(wanted["scores"])
+    laws = chains(processors, [row[~kept] for row, kept in zip(input_ids, seen, strict=True)], steady)
+    recorded: list[list[Tensor]] = [[] for _ in range(rows)]
+    jobs = []
+    for place, row in enumerate(input_ids):
+        own = Settings(
+            temperature=1.0 if config.do_sample else 0.0,
+            processors=laws[place],
+            stopping_criteria=(_recorder(recorded[place]),) if any(wanted.values()) else (),
+            max_new_tokens=max(1, (criteria.max_length or config.max_length) - input_ids.shape[1]),
+            # The user's torch seed decides: each row draws its own.
+            seed=int(torch.randint(2**62, ())) if config.do_sample else 0,
+        )
+        job = Job(lm, row[seen[place]].tolist(), own, place)
+        _check_length(job)
+        admit(chosen, job)
+        jobs.append(job)
+    steps = Steps(input_ids, seen, criteria, _filler(config, criteria), aside.get("streamer"), recorded, laws, **wanted)
+    _run(jobs, chosen, steps)
+    keeps = cache is not None and (config.return_dict_in_generate or aside.get("cache"))
+    if keeps or shown or not steps.complete:
+        past = cache.get_seq_length() if keeps else 0
+        outputs = read(model, steps.ids[:, :-1], mask, cache if keeps else None, name, steps.count, **shown)
+        steps.complete_with(outputs, past, bool(config.use_cache))
+    if aside.get("streamer") is not None:
+        aside["streamer"].end()
+    return steps.answer(config, cache)
+
+
+def _run(jobs: Sequence[Job], chosen: Method, steps: Steps) -> None:
+    """Decode until the steps are over. What stops the output is `generate`'s own criteria, so jobs know of no end tokens."""
+    scheduler = Scheduler()
+    try:
+        for job in jobs:
             scheduler.submit(job, chosen)
-            jobs.append(job)
-        scheduler.run()
+        while scheduler.active and not steps.done and all(job.error is None for job in jobs):
+            scheduler.step()
+            steps.take([job.new_tokens for job in jobs])
+            for job in jobs:
+                if not steps.runs(job.request):
+                    scheduler.cancel(job)
         for job in jobs:
             if job.error is not None:
                 raise job.error
-        width = max(len(job.new_tokens) for job in jobs)
-        pad = generation_config.pad_token_id
-        filler = pad if pad is not None else (lm.stop_ids[0] if lm.stop_ids else 0)
-        rows = [job.new_tokens + [filler] * (width - len(job.new_tokens)) for job in jobs]
-        sequences = torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
-        if generation_config.return_dict_in_generate:
-            from transformers.generation.utils import GenerateDecoderOnlyOutput
-
-            return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
-        return sequences
-
-    return decode
+    finally:
+        for job in jobs:
+            scheduler.cancel(job)
 
 
-def _padded(calls: Iterable[Callable[..., Any]], padding: Tensor) -> tuple[Callable[[Tensor, Tensor], Any], ...]:
-    """Processors or criteria that see the tokens as in `generate`: behind the padding of their row. They count on it."""
-
-    def behind(call: Callable[..., Any]) -> Callable[[Tensor, Tensor], Any]:
-        return lambda ids, scores: call(torch.cat([padding[None].to(ids), ids], dim=1), scores)
-
-    return tuple(behind(call) for call in calls)
-
-
-def _of_row(processor: Any, place: int, rows: int) -> Any:
-    """A processor of transformers as it treats one row of the batch. Some hold something of every row."""
-    ignored = getattr(processor, "prompt_ignore_length", None)
-    prompts = getattr(processor, "encoder_input_ids", None)
-    allowed = getattr(processor, "_prefix_allowed_tokens_fn", None)
-    if not isinstance(ignored, Tensor) and not isinstance(prompts, Tensor) and allowed is None:
-        return processor
-    own = copy.copy(processor)
-    if isinstance(ignored, Tensor):
-        own.prompt_ignore_length = ignored[place : place + 1]
-    if isinstance(prompts, Tensor):
-        own.encoder_input_ids = prompts[place * len(prompts) // rows][None]
-    if allowed is not None:
-        own._prefix_allowed_tokens_fn = lambda _, ids: allowed(place, ids)
-    return own
+def _check_length(job: Job) -> None:
+    network, prompt, longest = job.host.network, len(job.prompt), job.settings.max_new_tokens
+    if prompt + longest > network.context:
+        raise BadPrompt(
+            f"the prompt has {prompt} tokens and up to {longest} are to follow, together {prompt + longest}, but "
+            f"{network.name} has a context of {network.context}; set max_new_tokens."
+        )
 
 
-_STATEFUL = (
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-    "SynthIDTextWatermarkLogitsProcessor",
-    "EncoderNoRepeatNGramLogitsProcessor",
-)
-"""They expect to be called once per step and for the whole batch, which no draft can keep."""
+def _recorder(rows: list[Tensor]) -> Callable[[Tensor, Tensor], bool]:
+    """A stopping criterion that stops nothing: it sees the raw scores [1, vocabulary] by which each token was chosen."""
+
+    def record(ids: Tensor, scores: Tensor) -> bool:
+        rows.append(scores[0].float().clone())
+        return False
+
+    return record
 
 
-def _refuse_the_rest(
-    input_ids: Tensor, logits_processor: Any, generation_config: Any, model_kwargs: Mapping[str, Any]
-) -> None:
-    """Raise BadSetting or BadPrompt for what `generate` offers and this loop does not."""
-    if generation_config.num_beams not in (None, 1):
-        raise BadSetting("decodery decodes without beams here; set num_beams=1.")
-    for processor in logits_processor:
-        if type(processor).__name__ in _STATEFUL:
-            raise BadSetting(f"{type(processor).__name__} keeps state from step to step and is not for this loop.")
-    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
-        if getattr(generation_config, name, None):
-            raise BadSetting(f"{name} is not for this loop; ask decodery.wrap(model, tokenizer).generate for logprobs.")
-    if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
-        raise BadPrompt("decodery needs the prompt as input_ids, with at least one token.")
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and not bool((mask[:, -1] > 0).all() and (mask[:, 1:] >= mask[:, :-1]).all()):
-        raise BadPrompt("decodery needs prompts that are padded on the left, each with at least one token.")
+def _filler(config: Any, criteria: Any) -> int | None:
+    """What rows that are over go on with: the pad token, or the first end token. None where no token ends the output."""
+    ends = next((criterion.eos_token_id for criterion in criteria if hasattr(criterion, "eos_token_id")), None)
+    if ends is None:
+        return None
+    pad = config.pad_token_id
+    return int(torch.as_tensor(ends if pad is None else pad).flatten()[0])
