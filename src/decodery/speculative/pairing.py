@@ -20,8 +20,8 @@ AUTO, SAME, SHARED, TEXT = "auto", "same", "shared", "text"
 class Pair:
     """A draft model and how its tokens stand for the target's.
 
-    tokens: (target's, draft model's), where the tokenizers are not the same. shared: the tokens that it can draft; None where
-    these are all of the target's, or where it writes text.
+    tokens: (target's, draft model's), where these are not taken to be the same. shared: what both have; None where the
+    vocabularies are equal.
     """
 
     draft: Host
@@ -30,9 +30,9 @@ class Pair:
 
     def reading(self) -> Reading:
         """How the draft model reads a request's text, from its beginning."""
-        if self.tokens is None:
+        if self.tokens is None or self.shared is None:
             return SameTokens(self.draft.network.vocabulary)
-        return OtherTokens(*self.tokens, {} if self.shared is None else self.shared.to_draft)
+        return OtherTokens(*self.tokens, self.shared.to_draft)
 
     def rows(self, rows: int) -> int:
         """The most rows of the draft model's cache where the target's has `rows`. Another tokenizer seldom takes more than half
@@ -72,9 +72,7 @@ def pair(target: Host, draft: Host, vocabulary: str, method: str) -> Pair:
                 f"{method}: vocabulary=same needs a draft model with the target's tokenizer, but {found}; "
                 "vocabulary=shared does without."
             )
-    if vocabulary == TEXT:
-        return Pair(draft, tokens)
     shared = SharedTokens.by_words(*tokens)
-    if not len(shared):
+    if not len(shared) and vocabulary != TEXT:
         raise MethodUnavailable(f"{method}: no token says the same to {ours.name} and to {theirs.name}.")
     return Pair(draft, tokens, shared)

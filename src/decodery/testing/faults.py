@@ -18,7 +18,7 @@ from decodery.models.forward import Forward, Scores
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.speculative.draft import ROOT, Draft
 from decodery.speculative.draft_laws import NetworkLaws, Path
-from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel
+from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel, Length
 from decodery.speculative.drafters.token_recycling import TokenRecycling
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.verifiers import TargetLaws, Verdict, Verifier, verifier_for
@@ -267,7 +267,7 @@ class UntruncatedDraft(DraftModel):
 
     def drafter(self, job: Job) -> ChainDrafter:
         return _UntruncatedDrafter(
-            job, _UntruncatedLaws(job, job.host.network, self.first_layers(job)), self.length, self.width
+            job, _UntruncatedLaws(job, job.host.network, self.first_layers(job)), Length(job, self.length), self.width
         )
 
 
