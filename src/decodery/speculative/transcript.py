@@ -108,10 +108,9 @@ class OtherTokens(Reading):
         """How many of the open tokens end with a whole character."""
         for missing in range(min(LONGEST_CHARACTER, len(self._open) + 1)):
             end = len(self._open) - missing
-            last = self._open[max(0, end - LONGEST_CHARACTER) : end]
-            if not self._target.decode_within(last).endswith(REPLACEMENT):
+            if not self._target.decode_within(self._open[:end]).endswith(REPLACEMENT):
                 return end
-        return len(self._open)  # the sign itself stands there
+        return len(self._open)  # no part of a character, but what can never become one
 
 
 class Transcript:

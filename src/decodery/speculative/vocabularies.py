@@ -95,10 +95,10 @@ class Tokens:
 
     @cached_property
     def words(self) -> dict[Word, int]:
-        """The tokens by what they say within a text. Of several that say the same, the last: bytes come before what is
-        written with letters."""
+        """The tokens by what they say within a text. Of several that say the same, the last: bytes have lower
+        ids than letters."""
         words: dict[Word, int] = {}
-        for token, written in self.written().items():
+        for token, written in sorted(self.written().items()):
             text = self.decode_within([token])
             if REPLACEMENT in text:
                 words["part", written] = token
