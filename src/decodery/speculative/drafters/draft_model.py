@@ -39,7 +39,7 @@ class DraftModel(DraftLawMethod):
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
     needs: ClassVar[tuple[str, ...]] = (
-        "a smaller model, best with the target's tokenizer, or the target's first layers",
+        "a smaller model, or the target's first layers",
     )
 
     draft: str = parameter(
