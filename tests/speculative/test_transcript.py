@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from piece_tokenizer import PieceTokenizer
 from tiny_models import byte_level_tokenizer, sentence_piece_tokenizer
@@ -30,6 +30,7 @@ def reading(target, draft) -> OtherTokens:
 
 
 @both
+@settings(max_examples=25)
 @given(text=st.text(alphabet="the quick.\n é", min_size=1, max_size=30))
 def test_a_text_is_read_as_its_own_tokenizer_splits_it(target, draft, text):
     ids = reading(target, draft).read(target.encode(text))
@@ -37,6 +38,7 @@ def test_a_text_is_read_as_its_own_tokenizer_splits_it(target, draft, text):
 
 
 @both
+@settings(max_examples=25)
 @given(pieces=st.lists(st.sampled_from(["the", " the", " quick", " ", "\n", ".", "x", "é", " 🙂"]), max_size=150))
 def test_the_text_may_come_in_any_steps(target, draft, pieces):
     """What is read in the end says the text, and what was settled stays."""

@@ -86,12 +86,20 @@ def test_padding_and_tokens_on_top_make_no_difference():
 
 
 def test_tokens_of_which_one_network_has_no_row_are_not_compared():
-    other = changed(byte_level_tokenizer(), lambda raw: raw.add_special_tokens(["<one>"]))
-    another = changed(byte_level_tokenizer(), lambda raw: raw.add_special_tokens(["<another>"]))
+    other = changed(byte_level_tokenizer(), lambda raw: raw.add_tokens(["<one>"]))
+    another = changed(byte_level_tokenizer(), lambda raw: raw.add_tokens(["<another>"]))
     size = len(byte_level_tokenizer())
     assert difference(tokens_of(other, size), tokens_of(another)) is None
     told = difference(tokens_of(other, name="left"), tokens_of(another, name="right"))
     assert told == f"token {size} is '<one>' to left and '<another>' to right"
+
+
+def test_special_tokens_may_be_renamed():
+    reserved = changed(byte_level_tokenizer(), lambda raw: raw.add_special_tokens(["<reserved>"]))
+    renamed = changed(byte_level_tokenizer(), lambda raw: raw.add_special_tokens(["<turn>"]))
+    spoken = changed(byte_level_tokenizer(), lambda raw: raw.add_tokens(["turn"]))
+    assert difference(tokens_of(reserved), tokens_of(renamed)) is None
+    assert difference(tokens_of(reserved), tokens_of(spoken)) is not None
 
 
 def test_other_tokens_are_told():

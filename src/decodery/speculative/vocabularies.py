@@ -93,7 +93,6 @@ class Tokens:
         count = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else self.vocabulary
         return {token: self.decode([token], special=True) for token in range(min(count, self.vocabulary))}
 
-    @cached_property
     def words(self) -> dict[Word, int]:
         """The tokens by what they say within a text. Of several that say the same, the last: bytes have lower
         ids than letters."""
@@ -110,15 +109,15 @@ class Tokens:
 
 
 def difference(target: Tokens, draft: Tokens) -> str | None:
-    """What tells the tokenizers of two models apart, in words; None where they are the same but for padding and tokens that
-    only one of them was given on top."""
+    """What tells the tokenizers of two models apart, in words; None where they are the same but for padding, tokens on top that
+    only one of them has, and names of special tokens, since reserved ones are renamed in further training."""
     if target.tokenizer is draft.tokenizer:
         return None
     ours, theirs = target.written(), draft.written()
     shorter = min(ours, theirs, key=len)
     for token in shorter:
         one, other = ours.get(token), theirs.get(token)
-        if one != other:
+        if one != other and not (target.special(token) and draft.special(token)):
             return f"token {token} is {_quoted(one)} to {target.name} and {_quoted(other)} to {draft.name}"
     for text in SAMPLES:
         if target.encode(text) != draft.encode(text):
@@ -150,8 +149,8 @@ class SharedTokens:
     @classmethod
     def by_words(cls, target: Tokens, draft: Tokens) -> SharedTokens:
         """Of two tokenizers: the tokens that say the same."""
-        theirs = draft.words
-        pairs = sorted((token, theirs[word]) for word, token in target.words.items() if word in theirs)
+        theirs = draft.words()
+        pairs = sorted((token, theirs[word]) for word, token in target.words().items() if word in theirs)
         ids = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
         return cls(ids[:, 0].contiguous(), ids[:, 1].contiguous(), (target.vocabulary, draft.vocabulary))
 

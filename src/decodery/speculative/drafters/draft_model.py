@@ -38,9 +38,7 @@ class DraftModel(DraftLawMethod):
     paper: ClassVar[str] = "Leviathan et al., ICML 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
-    needs: ClassVar[tuple[str, ...]] = (
-        "a smaller model, or the target's first layers",
-    )
+    needs: ClassVar[tuple[str, ...]] = ("a smaller model, or the target's first layers",)
 
     draft: str = parameter(
         LAYERS, "a model's name, layers (the target's first), ngram (counts and recycled scores), ngram-text (counts)"
