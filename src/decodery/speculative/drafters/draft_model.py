@@ -63,6 +63,11 @@ class DraftModel(DraftLawMethod):
             )
         super().admit(job)
 
+    def laws(self, job: Job) -> DraftLaws:
+        if self.vocabulary == TEXT:
+            raise MethodUnavailable(f"{self.name}: a draft that is text has no draft law; vocabulary=shared gives one.")
+        return super().laws(job)
+
     def drafter(self, job: Job) -> Drafter:
         if self.vocabulary == TEXT:
             pair = self.pair(job)
