@@ -137,6 +137,18 @@ def test_shared_tokens_say_the_same():
     )
 
 
+@pytest.mark.parametrize("pieces", ["~ba", "ab~", "a~b"])
+def test_of_two_tokens_that_say_the_same_the_one_that_is_written_is_shared(pieces):
+    """As of a letter and its byte, which stand in any order."""
+
+    class SaidTwice(PieceTokenizer):
+        def decode(self, token_ids, skip_special_tokens=False):
+            return super().decode(token_ids, skip_special_tokens).replace("~", "a")
+
+    words = tokens_of(SaidTwice(*pieces)).words()
+    assert words == {("text", "a"): pieces.index("a"), ("text", "b"): pieces.index("b")}
+
+
 def test_parts_of_characters_are_shared_where_they_are_written_the_same():
     """The bytes of a character are no text: two byte-level tokenizers share them, one of bytes as words does not."""
 

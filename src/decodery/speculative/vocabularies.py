@@ -94,15 +94,15 @@ class Tokens:
         return {token: self.decode([token], special=True) for token in range(min(count, self.vocabulary))}
 
     def words(self) -> dict[Word, int]:
-        """The tokens by what they say within a text. Of several that say the same, the last: bytes have lower
-        ids than letters."""
+        """The tokens by what they say within a text. Of a letter and its byte, which say the same, the one that is written."""
         words: dict[Word, int] = {}
         for token, written in sorted(self.written().items()):
             text = self.decode_within([token])
             if REPLACEMENT in text:
                 words["part", written] = token
             elif text:
-                words["text", text] = token
+                if ("text", text) not in words or self.encode_within(text) == [token]:
+                    words["text", text] = token
             elif (special := self.special(token)) is not None:
                 words["special", special] = token
         return words
@@ -115,7 +115,7 @@ def difference(target: Tokens, draft: Tokens) -> str | None:
         return None
     ours, theirs = target.written(), draft.written()
     shorter = min(ours, theirs, key=len)
-    for token in shorter:
+    for token in sorted(shorter):
         one, other = ours.get(token), theirs.get(token)
         if one != other and not (target.special(token) and draft.special(token)):
             return f"token {token} is {_quoted(one)} to {target.name} and {_quoted(other)} to {draft.name}"
