@@ -199,8 +199,7 @@ def main() -> None:
             show_drift(rows, "steps_since_prompt", given.block)
             show_drift(rows, "steps_since_block", max(1, given.block // 4))
     else:
-        lm.companion(given.guide)
-        owner = lm.companions[given.guide]
+        owner = lm.companion(given.guide)
         specs = (
             [f"{guided}, gate={gate})" for gate in ("deterministic", "topk", "relative", "threshold", "stochastic")]
             if given.study == "gates"

@@ -363,7 +363,7 @@ class TestHosts:
 
     def test_any_companion_is_the_drafter(self):
         drafter = story_scorer(name="other")
-        assert scripted_language_model(story_scorer(), drafter=drafter).companion("whatever") is drafter
+        assert scripted_language_model(story_scorer(), drafter=drafter).companion("whatever").network is drafter
 
     def test_a_story_depends_on_all_of_its_prefix(self):
         scorer = story_scorer()

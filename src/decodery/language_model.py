@@ -186,14 +186,14 @@ class LanguageModel:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def companion(self, name: str) -> Scorer:
-        """The network of another model, loaded on first use with this one's dtype and device."""
+    def companion(self, name: str) -> LanguageModel:
+        """Another model, loaded on first use with this one's dtype and device."""
         if name not in self.companions:
             from decodery.loading import load
 
             device, dtype = getattr(self.network, "device", "auto"), getattr(self.network, "dtype", "auto")
             self.companions[name] = load(name, dtype=dtype, device=device)
-        return self.companions[name].network
+        return self.companions[name]
 
     def cost(self, network: Scorer) -> CostCurve:
         """The measured cost curves of a network: measured on first use, kept on disk, and measured anew where its path, dtype

@@ -153,7 +153,7 @@ def test_asks_of_two_networks_in_one_step() -> None:
     found: list[Any] = []
 
     def decode(job: Job) -> Decoding:
-        ours, theirs = job.new_sequence(), job.new_sequence(job.host.companion("small"))
+        ours, theirs = job.new_sequence(), job.new_sequence(job.host.companion("small").network)
         for token in (1, 2):
             found.append((yield (Forward(ours, [token]), Forward(theirs, [token, token]))))
 

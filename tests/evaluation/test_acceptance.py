@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from decodery.errors import BadInput, MethodUnavailable
 from decodery.evaluation.acceptance import LawPair, acceptance_report, analyse, log_laws, observe
 from decodery.evaluation.questions import Question
 from decodery.speculative.draft import Siblings
@@ -55,6 +56,18 @@ class TestLogging:
         lm = scripted_language_model(TabularScorer(4, order=1, seed=3))
         pairs = log_laws(lm, DraftModel(draft="ngram-text"), [[0]], 40, temperature=1.0, max_new_tokens=40)
         assert len({pair.q.tobytes() for pair in pairs}) > 20
+
+    def test_positions_without_a_draft_law_are_left_out(self):
+        """The draft model's context ends after four tokens."""
+        lm = _model()
+        lm.drafter.context = 4
+        assert len(log_laws(lm, DraftModel(draft="other"), [[0, 1]], 20, temperature=1.0, max_new_tokens=9)) == 20
+        with pytest.raises(BadInput, match="other cannot draft anywhere in these texts"):
+            log_laws(lm, DraftModel(draft="other"), [[0, 1, 2, 3, 4]], 20, temperature=1.0)
+
+    def test_text_has_no_law_to_log(self):
+        with pytest.raises(MethodUnavailable, match="a draft that is text has no draft law"):
+            log_laws(_model(), DraftModel(draft="other", vocabulary="text"), [[0]], 2, temperature=1.0)
 
 
 def _pairs(count: int, size: int = 30) -> list[LawPair]:

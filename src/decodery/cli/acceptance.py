@@ -28,7 +28,7 @@ def acceptance(
             "--draft",
             metavar="NAME",
             help="Who drafts: ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), "
-            "or a model with the same tokenizer.",
+            "or a model.",
         ),
     ] = "ngram",
     layers: Annotated[

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
-    from decodery.engine.job import Job
+    from decodery.engine.job import Host, Job
     from decodery.models.forward import Scores
     from decodery.models.scorer import Scorer
     from decodery.sampling.noise import Chance
@@ -171,8 +171,9 @@ class GuidedDiffusion(DiffusionMethod):
 
     def admit(self, job: Job) -> None:
         super().admit(job)
-        guide = job.host.companion(self.guide)
-        job.remember(("guide", self.guide), lambda: self._check(job, guide), everywhere=True)
+        partner = job.host.companion(self.guide)
+        job.remember(("guide", self.guide), lambda: self._check(job, partner), everywhere=True)
+        guide = partner.network
         total = len(job.prompt) + self.length(job)
         if total > guide.context:
             raise BadPrompt(
@@ -182,21 +183,20 @@ class GuidedDiffusion(DiffusionMethod):
         if max(job.prompt) >= guide.vocabulary:
             raise BadPrompt(f"the prompt holds token {max(job.prompt)}, which the guide {self.guide} does not know.")
 
-    def _check(self, job: Job, guide: Scorer) -> bool:
+    def _check(self, job: Job, partner: Host) -> bool:
         """Raise Refused where this model cannot be the guide."""
         model, host = model_of(job), job.host
-        partner = host.companions.get(self.guide)
-        if partner is not None and partner.diffusion is not None:
+        if partner.diffusion is not None:
             raise Refused(
                 f"{self.name}: the guide must be a causal model, and {self.guide} is a masked-diffusion model."
             )
-        special = {*model.reserved, *model.end_token_ids, *self._guide_ends(job)}
+        special = {*model.reserved, *model.end_token_ids, *partner.stop_ids}
         for token in range(host.network.vocabulary):
             if token in special:
                 continue
             theirs = None
-            if token < guide.vocabulary:
-                theirs = _written(host if partner is None else partner, token)
+            if token < partner.network.vocabulary:
+                theirs = _written(partner, token)
             if _written(host, token) != theirs:
                 raise Refused(
                     f"{self.name}: token {token} is {_written(host, token)!r} to {host.network.name} and "
@@ -204,19 +204,15 @@ class GuidedDiffusion(DiffusionMethod):
                 )
         return True
 
-    def _guide_ends(self, job: Job) -> tuple[int, ...]:
-        partner = job.host.companions.get(self.guide)
-        ends: tuple[int, ...] = job.host.stop_ids if partner is None else partner.stop_ids
-        return ends
-
     def caches(self, job: Job) -> list[tuple[Scorer, int]]:
         own = super().caches(job)
-        return [*own, (job.host.companion(self.guide), own[0][1])]
+        return [*own, (job.host.companion(self.guide).network, own[0][1])]
 
     def unmasking(self, job: Job) -> Guidance:
-        ends, guide_ends = frozenset(model_of(job).end_token_ids), frozenset(self._guide_ends(job))
+        partner = job.host.companion(self.guide)
+        ends, guide_ends = frozenset(model_of(job).end_token_ids), frozenset(partner.stop_ids)
         gate = Gate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
-        return Guidance(job, job.host.companion(self.guide), gate, self.chunk)
+        return Guidance(job, partner.network, gate, self.chunk)
 
     def claims(self) -> tuple[Claim, ...]:
         never = replace(self, gate="relative", ratio=2.0, cache="none", freeze=FREEZE[0], shrink=False)

@@ -44,11 +44,8 @@ class Host(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def companion(self, name: str) -> Scorer: ...
-
-    @property
-    def companions(self) -> Mapping[str, Any]:
-        """The language models that have been loaded as companions, by name."""
+    def companion(self, name: str) -> Host:
+        """Another model that methods use beside this one, by the name or folder that it is loaded from."""
         ...
 
 

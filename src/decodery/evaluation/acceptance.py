@@ -101,7 +101,9 @@ def log_laws(
         for job in jobs:
             if job.error is not None:
                 raise job.error
-            pairs += logged.pop(job.request)
+            pairs += logged.pop(job.request, [])
+        if not pairs:
+            raise BadInput(f"{drafting.draft} cannot draft anywhere in these texts, so there are no laws to compare.")
         if on_progress is not None:
             on_progress(f"logging laws at temperature {temperature:g}", min(len(pairs), rows), rows)
     return pairs[:rows]
@@ -126,7 +128,8 @@ def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]], support
                 q = yield from laws.root(job.tokens)
                 scores = yield Forward(sequence, job.tokens[sequence.length :], logits=Rows.LAST)
                 p = job.law.log_probabilities(scores.logits[0]).exp()
-                logged.setdefault(job.request, []).append(_pair(p, q, support))
+                if q is not None:
+                    logged.setdefault(job.request, []).append(_pair(p, q, support))
                 before, token = list(job.tokens), job.draw(scores.logits[0])
                 over = job.commit([token], scores.logits)
                 laws.observe(Round(before, EMPTY, Verdict((), token), [token], scores.logits, {}))

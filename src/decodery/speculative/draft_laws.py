@@ -6,6 +6,7 @@ is), level by level as the tree grows, and that it keeps up with the committed t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from decodery.engine.method import parameter
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import ALL_LAYERS, Forward, Layers
 from decodery.speculative.loop import Round, SpeculativeMethod
+from decodery.speculative.pairing import AUTO, SAME, SHARED, Pair, pair
+from decodery.speculative.transcript import SameTokens, Transcript
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.job import Job
+    from decodery.engine.job import Host, Job
     from decodery.models.forward import Scores
     from decodery.models.scorer import Scorer
 
@@ -39,70 +42,89 @@ class DraftLaws(ABC):
     """The draft laws of one request.
 
     A law is a tensor [vocabulary] float32: the probabilities of the processed draft law, or in greedy decoding the
-    processed scores, of which only the order matters.
+    processed scores, of which only the order matters. None in place of a law: nothing can be drafted there, for the drafter
+    cannot read the text or every token that it knows is forbidden.
     """
 
     def __init__(self, job: Job):
         self.job = job
 
     @abstractmethod
-    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor | None]:
         """The law after the committed `tokens`. Begins a new draft."""
 
     @abstractmethod
-    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor]]:
+    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor | None]]:
         """The law after each of `paths`, all of one level of the tree. The level above has been asked for before; equal
         paths are allowed, and cost nothing."""
 
     def observe(self, round: Round) -> None:  # noqa: B027
         """See what became of the draft. Called after every round."""
 
-    def processed(self, row: Tensor, path: Path) -> Tensor:
+    def processed(self, row: Tensor, path: Path) -> Tensor | None:
         """The law of a raw row of scores [vocabulary] after the committed text and `path`: the target's own processing."""
         law = self.job.law
-        if law.greedy:
-            return law.scores(row, path)
-        return law.log_probabilities(row, path).exp()
+        scores = law.scores(row, path)
+        if not math.isfinite(float(scores.max())):
+            return None
+        return scores if law.greedy else torch.log_softmax(scores.float(), dim=-1).exp()
 
 
 class NetworkLaws(DraftLaws):
     """The laws of a network: a smaller model, or some layers of the target.
 
-    Its cache follows the committed text: accepted nodes stay, the rest is dropped.
+    Its cache follows the committed text: accepted nodes stay, the rest is dropped. Beyond its context there are no laws.
+    pair: how its tokens stand for the target's; None where they are the target's.
     """
 
-    def __init__(self, job: Job, network: Scorer, layers: Layers = ALL_LAYERS):
+    def __init__(self, job: Job, network: Scorer, layers: Layers = ALL_LAYERS, pair: Pair | None = None):
         super().__init__(job)
         self.network, self.layers = network, layers
+        self._shared = None if pair is None else pair.shared
         self._sequence = job.new_sequence(network)
+        self._transcript = Transcript(
+            SameTokens(network.vocabulary) if pair is None else pair.reading(), self._sequence
+        )
         self._start = 0
         self._rows: dict[Path, int] = {}
         """Path of a node of the current draft -> its row in the cache."""
 
-    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
-        self._start, self._rows = len(tokens), {}
-        pending = tokens[self._sequence.length :]
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor | None]:
+        pending = self._transcript.pending(tokens)
+        self._start, self._rows = self._sequence.length, {}
+        if pending is None:
+            return None
+        self._start += len(pending)
         scores = yield Forward(self._sequence, pending, layers=self.layers, logits=(len(pending) - 1,))
-        return self.processed(scores.logits[0], ())
+        return self._law(scores.logits[0], ())
 
-    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor]]:
+    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor | None]]:
         fresh = list(dict.fromkeys(paths))
+        if self._start + len(fresh[0]) > self.network.context:
+            return [None] * len(paths)
         scores = yield self._ask(fresh)
-        laws = {path: self.processed(row, path) for path, row in zip(fresh, scores.logits, strict=True)}
+        laws = {path: self._law(row, path) for path, row in zip(fresh, scores.logits, strict=True)}
         return [laws[path] for path in paths]
+
+    def _law(self, row: Tensor, path: Path) -> Tensor | None:
+        return self.processed(row if self._shared is None else self._shared.scores(row), path)
 
     def _ask(self, paths: list[Path]) -> Forward:
         """Score the last token of each path: it sees the committed text, its ancestors and itself."""
         sequence = self._sequence
+        tokens = [path[-1] if self._shared is None else self._shared.to_draft[path[-1]] for path in paths]
+        for place, path in enumerate(paths):
+            self._rows[path] = sequence.length + place
+        if len(paths) == 1 and sequence.length == self._start + len(paths[0]) - 1:  # a chain so far
+            return Forward(sequence, tokens, layers=self.layers)
         mask = torch.zeros(len(paths), sequence.length + len(paths), dtype=torch.bool)
         mask[:, : self._start] = True
         for place, path in enumerate(paths):
-            self._rows[path] = sequence.length + place
             for depth in range(1, len(path) + 1):
                 mask[place, self._rows[path[:depth]]] = True
         last = sequence.positions[self._start - 1]
         positions = [last + len(path) for path in paths]
-        return Forward(sequence, [path[-1] for path in paths], positions, mask, layers=self.layers)
+        return Forward(sequence, tokens, positions, mask, layers=self.layers)
 
     def observe(self, round: Round) -> None:
         accepted = tuple(round.draft.tokens[node] for node in round.verdict.path)
@@ -127,53 +149,72 @@ class DraftLawMethod(SpeculativeMethod):
     layers: int | None = parameter(
         None, "how many first layers draft, with draft=layers", low=1, high=1024, auto="a third of them"
     )
+    vocabulary: str = parameter(
+        AUTO,
+        "how a draft model's tokens stand for the target's; same: they are the same; shared: it drafts the tokens that both "
+        "have; auto: same where they are, else shared",
+        choices=(AUTO, SAME, SHARED),
+    )
 
     @property
     def adaptive(self) -> bool:
         return False  # a draft drawn at random must not depend on other requests
 
+    @property
+    def _has_model(self) -> bool:
+        """Whether `draft` names a model."""
+        return self.draft not in (NGRAM, NGRAM_TEXT, LAYERS)
+
     def admit(self, job: Job) -> None:
-        if self.draft in (NGRAM, NGRAM_TEXT):
-            self._without_layers()
-        else:
-            self.network(job)
-
-    def network(self, job: Job) -> tuple[Scorer, Layers]:
-        """The network that drafts, and those of its layers that run. Raises MethodUnavailable where it cannot."""
-        target = job.host.network
-        if self.draft == LAYERS:
-            count = max(1, target.layers // 3) if self.layers is None else self.layers
-            if count >= target.layers:
-                raise MethodUnavailable(
-                    f"{self.name}: layers={count} leaves nothing to gain, since {target.name} has {target.layers}."
-                )
-            return target, Layers(0, count)
-        self._without_layers()
-        network = job.host.companion(self.draft)
-        if network.vocabulary != target.vocabulary:
-            raise MethodUnavailable(
-                f"{self.name}: {self.draft} has {network.vocabulary} tokens and {target.name} has {target.vocabulary}; "
-                "a draft model needs the target's own tokenizer."
-            )
-        return network, ALL_LAYERS
-
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
-        caches = super().caches(job)
-        if self.draft in (NGRAM, NGRAM_TEXT):
-            return caches
-        return [*caches, (self.network(job)[0], caches[0][1])]
-
-    def _without_layers(self) -> None:
-        if self.layers is not None:
+        if self.layers is not None and self.draft != LAYERS:
             raise MethodUnavailable(
                 f"{self.name}: layers={self.layers} goes with draft=layers, the target's own; draft={self.draft} has "
                 "no use for it."
             )
+        if self.vocabulary != AUTO and not self._has_model:
+            raise MethodUnavailable(
+                f"{self.name}: vocabulary={self.vocabulary} goes with a draft model; draft={self.draft} drafts in the target's "
+                "own tokens."
+            )
+        if self._has_model:
+            self.pair(job)
+        elif self.draft == LAYERS:
+            self.first_layers(job)
+
+    def first_layers(self, job: Job) -> Layers:
+        """The target's layers that draft. Raises MethodUnavailable where these are all."""
+        target = job.host.network
+        count = max(1, target.layers // 3) if self.layers is None else self.layers
+        if count >= target.layers:
+            raise MethodUnavailable(
+                f"{self.name}: layers={count} leaves nothing to gain, since {target.name} has {target.layers}."
+            )
+        return Layers(0, count)
+
+    def pair(self, job: Job) -> Pair:
+        """The draft model and how its tokens stand for the target's. Raises MethodUnavailable where they cannot."""
+        key = ("draft model", self.draft, self.vocabulary)
+
+        def make() -> Pair:
+            draft: Host = job.host.companion(self.draft)
+            return pair(job.host, draft, self.vocabulary, self.name)
+
+        return job.remember(key, make, everywhere=True)
+
+    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+        caches = super().caches(job)
+        if self._has_model:
+            pair = self.pair(job)
+            return [*caches, (pair.draft.network, pair.rows(caches[0][1]))]
+        return [*caches, (job.host.network, caches[0][1])] if self.draft == LAYERS else caches
 
     def laws(self, job: Job) -> DraftLaws:
         """The draft laws of a request."""
-        if self.draft in (NGRAM, NGRAM_TEXT):
-            from decodery.speculative.drafters.ngram_laws import NgramLaws
+        if self._has_model:
+            pair = self.pair(job)
+            return NetworkLaws(job, pair.draft.network, pair=pair)
+        if self.draft == LAYERS:
+            return NetworkLaws(job, job.host.network, self.first_layers(job))
+        from decodery.speculative.drafters.ngram_laws import NgramLaws
 
-            return NgramLaws(job, recycle=self.draft == NGRAM)
-        return NetworkLaws(job, *self.network(job))
+        return NgramLaws(job, recycle=self.draft == NGRAM)

@@ -105,6 +105,8 @@ def grow_branching(
     for level, count in enumerate(branching, start=1):
         fresh: list[int] = []
         for parent, law in frontier.items():
+            if law is None:
+                continue
             if job.law.greedy:
                 children = likeliest(law, count)
             else:

@@ -138,6 +138,8 @@ class MultiDrafter(Drafter):
         for level in range(depth):
             fresh: list[int] = []
             for parent, law in frontier.items():
+                if law is None:
+                    continue
                 drawn = self._draw(law, self._counts(level, through[parent]), job.position + level, parent)
                 if not job.law.greedy:
                     tree.q[parent] = law
@@ -153,7 +155,7 @@ class MultiDrafter(Drafter):
                 break
             rows = yield from self._laws.after([tree.paths[node] for node in fresh])
             frontier = dict(zip(fresh, rows, strict=True))
-        if job.law.greedy:
+        if job.law.greedy or not tree.tokens:
             return Draft(tree.tokens, tree.parents)
         return Draft(tree.tokens, tree.parents, tree.q, self._siblings, draws=draws)
 

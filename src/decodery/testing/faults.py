@@ -18,7 +18,7 @@ from decodery.models.forward import Forward, Scores
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.speculative.draft import ROOT, Draft
 from decodery.speculative.draft_laws import NetworkLaws, Path
-from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel
+from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel, Length
 from decodery.speculative.drafters.token_recycling import TokenRecycling
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.verifiers import TargetLaws, Verdict, Verifier, verifier_for
@@ -163,11 +163,11 @@ class _AcceptsAll:
 class _UntruncatedLaws(NetworkLaws):
     """Remembers what each law was before truncation."""
 
-    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor | None]:
         self.untruncated: dict[Path, Tensor] = {}
         return super().root(tokens)
 
-    def processed(self, row: Tensor, path: Path) -> Tensor:
+    def processed(self, row: Tensor, path: Path) -> Tensor | None:
         if not self.job.law.greedy:
             self.untruncated[path] = (row.float() / self.job.settings.temperature).softmax(dim=-1)
         return super().processed(row, path)
@@ -266,7 +266,9 @@ class UntruncatedDraft(DraftModel):
     name: ClassVar[str] = "fault-untruncated-draft"
 
     def drafter(self, job: Job) -> ChainDrafter:
-        return _UntruncatedDrafter(job, _UntruncatedLaws(job, *self.network(job)), self.length, self.width)
+        return _UntruncatedDrafter(
+            job, _UntruncatedLaws(job, job.host.network, self.first_layers(job)), Length(job, self.length), self.width
+        )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class ByteTokenizer:
 
 
 class SmallLanguageModel(LanguageModel):
-    """A model for tests: any forward costs the same, and any name of a companion means the same draft model."""
+    """A model for tests: any forward costs the same, and any name of a companion means `drafter` with the same tokenizer."""
 
     def __init__(
         self,
@@ -97,8 +97,10 @@ class SmallLanguageModel(LanguageModel):
     def cost(self, network: Scorer) -> CostCurve:
         return CostCurve.flat()
 
-    def companion(self, name: str) -> Scorer:
-        return super().companion(name) if self.drafter is None else self.drafter
+    def companion(self, name: str) -> LanguageModel:
+        if self.drafter is None or name in self.companions:
+            return super().companion(name)
+        return SmallLanguageModel(self.drafter, self.tokenizer, self.stop_ids)
 
 
 def scripted_language_model(

@@ -54,12 +54,12 @@ class NgramLaws(DraftLaws):
         self._scored: dict[Context, tuple[Tensor, Tensor]] = {}
         """Context -> ids and probabilities of the target's likeliest successors, as last scored."""
 
-    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor]:
+    def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor | None]:
         yield from ()  # no network, no forwards
         self._read(tokens[len(self._text) :])
         return self._law(())
 
-    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor]]:
+    def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor | None]]:
         yield from ()
         laws = {path: self._law(path) for path in dict.fromkeys(paths)}
         return [laws[path] for path in paths]
@@ -79,7 +79,7 @@ class NgramLaws(DraftLaws):
         end = (*self._text[-2:], *path)[-2:]
         return [end[-length:] for length in (1, 2) if len(end) >= length]
 
-    def _law(self, path: Path) -> Tensor:
+    def _law(self, path: Path) -> Tensor | None:
         return self.processed(self.probabilities(path).log().float(), path)
 
     def probabilities(self, path: Path = ()) -> Tensor:
