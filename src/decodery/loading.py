@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from decodery.models.masked_diffusion import MaskedDiffusion
-    from decodery.models.network import TransformersNetwork
+    from decodery.models.scorer import Network
 
 
 @without_collection()
@@ -106,7 +106,7 @@ def wrap(
 
 
 def _combined(
-    network: TransformersNetwork,
+    network: Network,
     model: Any,
     tokenizer: Any,
     folder: Path | None,

@@ -4,7 +4,10 @@
   quantised. The scores are native's, bit for bit; less memory is read.
 - native: a whole pass in one call of compiled code; bfloat16 on a CPU, common layouts.
 - fused: the blocks of common layouts in few operations of torch.
-- off: transformers' own modules, which run every family.
+- off: transformers' own modules, which run every family whose attention can be told what each row sees.
+
+What no path can pack is run one text at a time with transformers' own cache (`own_cache.py`), whatever path was asked for, but for
+those that are asked for by name.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from decodery.models.network import TransformersNetwork
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from decodery.models.scorer import Network
+
 log = logging.getLogger("decodery")
 
 PATHS = ("auto", "packed", "native", "fused", "off")
@@ -27,13 +32,14 @@ AUTOMATIC = ("packed", "fused")
 
 def network_for(
     model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False, bidirectional: bool = False
-) -> TransformersNetwork:
+) -> Network:
     """A network over a model.
 
     fast: one of PATHS; "auto" (or True) takes the first that can run this model here, False means "off". owned: nobody
     else uses the model, so weights that a path keeps in another layout may be dropped from it. bidirectional: its forwards are
     whole canvases, for which "auto" leaves out the native code: it is built for few rows, and gains nothing on many.
-    Raises BadSetting for another word, and where the path that was asked for cannot run the model here.
+    Raises BadSetting for another word, and where the path that was asked for cannot run the model here; ModelNotReadable where
+    nothing can.
     """
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:
@@ -46,7 +52,17 @@ def network_for(
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
-    return TransformersNetwork(model, name)
+    try:
+        return TransformersNetwork(model, name)
+    except (
+        Exception
+    ) as reason:  # a probe runs the family's own code, which raises what it likes where it cannot be packed
+        if bidirectional:
+            raise
+        log.info("%s cannot be packed and runs one text at a time: %s", name, reason)
+    from decodery.models.own_cache import OwnCacheNetwork
+
+    return OwnCacheNetwork(model, name)
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:
