@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 MOST_CHECKPOINTS = 32
 """More are never kept of one text."""
 MOST_BYTES = 1 << 26
-"""What the checkpoints of a text take together, unless two of them take more: states at the last two lengths are always kept."""
+"""What the checkpoints of a text take together, unless two of them take more: two are always kept."""
 
 Trunk: TypeAlias = "dict[int, tuple[Tensor, Tensor]]"
 """Layer -> keys and values of all tokens of a text, [..., tokens, width]; never written to."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,8 +51,8 @@ HALF_TOLERANCE = 0.1
 class Use:
     """A way of using a model's cache.
 
-    path: its name. rows: how many tokens a pass may have once there is a state; None: any number. placed: positions and mask are
-    handed over, and not left to the model. cached: there is a cache at all; otherwise the text is read anew for every pass.
+    path: its name. rows: how many tokens a pass may have once there is a state; None: any number. placed: positions and mask
+    are handed over, and not left to the model. cached: there is a cache at all; otherwise every pass reads the text anew.
     """
 
     path: str
@@ -285,7 +286,7 @@ class OwnCacheNetwork(Network):
 
     def _same(self, sequence: Sequence, text: Listing[int], whole: Tensor, edges: Listing[int]) -> None:
         """Append the tokens of a text piece by piece. Raises ValueError where a piece's scores are not those of the whole."""
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             [scores] = self.run_pass([Forward(sequence, text[start:stop])])
             if not self._agree(scores.logits, whole[start:stop]):
                 raise ValueError(f"tokens {start} to {stop - 1} have other scores than in the whole text")

@@ -6,8 +6,8 @@
 - fused: the blocks of common layouts in few operations of torch.
 - off: transformers' own modules, which run every family whose attention can be told what each row sees.
 
-What no path can pack is run one text at a time with transformers' own cache (`own_cache.py`), whatever path was asked for, but for
-those that are asked for by name.
+What cannot be packed is run one text at a time with transformers' own cache (`own_cache.py`), unless a path was asked for by
+its name.
 """
 
 from __future__ import annotations

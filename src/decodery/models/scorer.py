@@ -69,8 +69,8 @@ class Scorer(ABC):
     stability: Stability | None = None
     """Set where rounding depends on the company of a row unless this is heeded; None where it does not or always does."""
     chains_only: bool = False
-    """It answers forwards of token ids that are appended in order, each seeing all before it, by all layers, and no others: drafts
-    can be chains, but no trees; there are no masks, no rewritten rows, no parts of the network."""
+    """It answers forwards of token ids that are appended in order, each seeing all before it, by all layers, and no others:
+    drafts can be chains, but no trees; there are no masks, no rewritten rows, no parts of the network."""
     measured_rows: int = 256
     """Most rows of the passes that a cost curve is measured of; beyond, it goes on as a line."""
 
