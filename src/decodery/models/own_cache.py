@@ -107,7 +107,9 @@ class OwnCacheNetwork(Network):
         self._argument = next((argument for argument in CACHE_ARGUMENTS if argument in accepted), "")
         self._fixed = {"return_dict": True} if "return_dict" in accepted else {}
         self._keeps = "logits_to_keep" in accepted
-        self._caches = "use_cache" in accepted
+        # Some hand the word on to their base model.
+        onward = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        self._caches = "use_cache" in accepted or (bool(self._argument) and onward)
         self._places = [argument for argument in ("position_ids", "attention_mask") if argument in accepted]
         self._use, self._room, self._divisible = USES[-1], MOST_CHECKPOINTS, False
         self._row_bytes, self._state_bytes, self._growth = 0.0, 0, 0.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import torch
-from decodery.engine.method import parameter
-from decodery.errors import MethodUnavailable
+from decodery.engine.method import APPENDED_ONLY, parameter
+from decodery.errors import MethodUnavailable, Refused
 from decodery.models.forward import ALL_LAYERS, Forward, Layers
 from decodery.speculative.loop import Round, SpeculativeMethod
 
@@ -132,11 +132,24 @@ class DraftLawMethod(SpeculativeMethod):
     def adaptive(self) -> bool:
         return False  # a draft drawn at random must not depend on other requests
 
+    @property
+    def chain_setting(self) -> str:
+        """What to set so that its drafts are chains; empty where they are."""
+        return ""
+
+    @property
+    def beyond_chains(self) -> str:
+        if self.draft == LAYERS:
+            return "with draft=layers drafts with the target's first layers"
+        return f"draws draft trees, unless {self.chain_setting}" if self.chain_setting else ""
+
     def admit(self, job: Job) -> None:
         if self.draft in (NGRAM, NGRAM_TEXT):
             self._without_layers()
-        else:
-            self.network(job)
+            return
+        network, _ = self.network(job)
+        if network.chains_only and self.chain_setting:
+            raise Refused(f"{self.name} {self.beyond_chains}, and {network.name} {APPENDED_ONLY}.")
 
     def network(self, job: Job) -> tuple[Scorer, Layers]:
         """The network that drafts, and those of its layers that run. Raises MethodUnavailable where it cannot."""

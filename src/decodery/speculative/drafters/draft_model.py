@@ -41,6 +41,10 @@ class DraftModel(DraftLawMethod):
     length: int | None = parameter(4, "tokens drafted per round", low=1, high=32, auto="what pays, from its acceptance")
     width: int = parameter(1, "draws after the last committed token; more than one makes a tree", low=1, high=16)
 
+    @property
+    def chain_setting(self) -> str:
+        return "" if self.width == 1 else "width=1"
+
     def most_nodes(self) -> int:
         return self.width * (self.length or LONGEST)
 
