@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from decodery.errors import BadSetting
+from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models.network import TransformersNetwork
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ def network_for(
         if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "packed")):
             try:
                 return _fast_network(path, model, name, owned, wanted == path)
-            except (ValueError, RuntimeError, OSError) as reason:  # RuntimeError: shapes that do not fit
+            except (
+                ValueError,
+                RuntimeError,
+                OSError,
+                ModelNotReadable,
+            ) as reason:  # RuntimeError: shapes that do not fit
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
