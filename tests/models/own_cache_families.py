@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_IDS, "hidden_size": 128, "embedding_dim": 128, "num_hidden_layers": 2, "num_blocks": 2, "num_heads": 2,
          "chunk_size": 16, "mode": "inference"},
     ),
-    "Zamba": (ROWS, {**_USUAL, **_ZAMBA, "mamba_d_state": 4, "n_mamba_heads": 2, "use_mamba_kernels": False}),
+    "Zamba": (ONE_ROW, {**_USUAL, **_ZAMBA, "mamba_d_state": 4, "n_mamba_heads": 2, "use_mamba_kernels": False}),
     "Zamba2": (
         ROWS,
         {**_USUAL, **_ZAMBA, "mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1,

@@ -28,7 +28,12 @@ from decodery.testing.hosts import LetterTokenizer, SmallLanguageModel
 BOUND = 1e-3
 PROMPT = random_ids(9, seed=4) * 2 + random_ids(5, seed=4)
 NEW = 12
-CHAINS = ("cascade(nodes=8)", "prompt-lookup(adapt=false)", "token-recycling(nodes=12)", "draft-model(draft=other)")
+CHAINS = (
+    "cascade(nodes=8)",
+    "prompt-lookup(adapt=false)",
+    "token-recycling(nodes=12, seed_from_prompt=true)",
+    "draft-model(draft=other)",
+)
 MORE_CHAINS = (
     "cascade",
     "suffix-automaton",

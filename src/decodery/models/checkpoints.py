@@ -7,6 +7,7 @@ values that only grow are kept once, for all lengths together: they are the bulk
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
@@ -134,6 +135,20 @@ class TextCache:
 def room(size: int) -> int:
     """How many checkpoints of so many bytes are kept of a text."""
     return max(2, min(MOST_CHECKPOINTS, MOST_BYTES // max(1, size)))
+
+
+def differ(one: Any, other: Any) -> float:
+    """How much the tensors of two caches of the same text differ: of each the root mean square of the difference, as a share of
+    its own; the largest. Infinite where they are not of the same shapes."""
+    pairs = [[t for t in _tensors(cache, set()) if t.is_floating_point()] for cache in (one, other)]
+    if [tensor.shape for tensor in pairs[0]] != [tensor.shape for tensor in pairs[1]]:
+        return math.inf
+    shares = [
+        float((mine.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-9))
+        for mine, theirs in zip(*pairs, strict=True)
+        if theirs.numel()
+    ]
+    return max((math.inf if math.isnan(share) else share for share in shares), default=0.0)
 
 
 def _common(one: Listing[int], other: Listing[int]) -> int:

@@ -57,17 +57,33 @@ def network_for(
                 if wanted == path:
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
+    if bidirectional:
+        return TransformersNetwork(model, name)
     try:
+        if _recurrent(model):
+            raise ModelNotReadable(
+                f"{name} ({type(model).__name__}) keeps a recurrent state, so its rows cannot be packed."
+            )
         return TransformersNetwork(model, name)
     except (
         Exception
     ) as reason:  # a probe runs the family's own code, which raises what it likes where it cannot be packed
-        if bidirectional:
-            raise
         log.info("%s cannot be packed and runs one text at a time: %s", name, reason)
     from decodery.models.own_cache import OwnCacheNetwork
 
     return OwnCacheNetwork(model, name)
+
+
+def _recurrent(model: PreTrainedModel) -> bool:
+    """Whether transformers' cache for a model has recurrent states. It is not left to a comparison of scores: in a model that is
+    not trained they hardly depend on a state."""
+    from transformers import DynamicCache
+
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except Exception:  # a configuration that says nothing of its layers' caches
+        return False
+    return any(hasattr(layer, "recurrent_states") for layer in layers)
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:
