@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -383,18 +384,57 @@ def test_a_pass_that_fails_leaves_every_text_as_it_was() -> None:
 def test_models_that_give_no_causal_scores_are_refused() -> None:
     with pytest.raises(ModelNotReadable, match="scores a token by what comes after it too"):
         OwnCacheNetwork(make("Bert", is_decoder=False), "bert")
-    model = make("Mamba")
-    model.train()
-    with pytest.raises(ModelNotReadable, match="training mode"):
-        OwnCacheNetwork(model, "mamba")
 
 
-def test_a_model_in_training_mode_is_not_sampled_from() -> None:
-    model = make("Mamba")
-    network = OwnCacheNetwork(model, "mamba")
+def test_a_model_that_is_being_trained_is_decoded_with_as_it_is() -> None:
+    model = make("GPTJ", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    network, ids = OwnCacheNetwork(model, "gptj"), random_ids(12, seed=16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model.train()
+        model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sequence = network.new_sequence()
+        found = torch.cat([ask(sequence, ids[:5]), ask(sequence, ids[5:])])
+        assert all(module.training for module in model.modules())
+        model.eval()
+        with torch.inference_mode():
+            assert worst(found, model(torch.tensor([ids])).logits[0]) < BOUND
     model.train()
-    with pytest.raises(Refused, match=r"training mode.*eval\(\)"):
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    found = ask(network.new_sequence(), ids)
+    model.eval()
+    with torch.inference_mode():
+        assert worst(found, model(torch.tensor([ids])).logits[0]) < BOUND
+
+
+def test_a_model_with_other_weights_in_training_is_refused_there() -> None:
+    model = make("Rwkv")
+    network = OwnCacheNetwork(model, "rwkv")
+    model.train()
+    with pytest.raises(Refused, match=r"other weights in training mode; call its eval\(\)"):
         ask(network.new_sequence(), [1, 2])
+
+
+def test_a_wrapped_model_is_still_its_owners() -> None:
+    model = make("FalconH1")
+    network, ids = OwnCacheNetwork(model, "falcon"), random_ids(20, seed=17)
+    expected = whole("FalconH1", ids)
+    generated: list[list[int]] = []
+    prompt, arguments = torch.tensor([ids]), {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+
+    def generate() -> None:
+        for _ in range(4):
+            generated.append(model.generate(prompt, **arguments)[0].tolist())
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    while thread.is_alive():
+        sequence = network.new_sequence()
+        found = torch.cat([ask(sequence, ids[a:b]) for a, b in ((0, 9), (9, 10), (10, 20))])
+        assert worst(found, expected) < BOUND
+    assert generated == [model.generate(prompt, **arguments)[0].tolist()] * 4
 
 
 # What a network is made of

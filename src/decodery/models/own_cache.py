@@ -7,6 +7,7 @@ from class to class, and some classes forget their state without a word; so it i
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import threading
@@ -83,8 +84,9 @@ class _Reading:
 class OwnCacheNetwork(Network):
     """A transformers causal language model as a scorer, one text at a time.
 
-    model: a `PreTrainedModel` with a language-model head, in eval mode. It is called and nothing else: neither it nor its
-    configuration is changed. name: how statistics and error messages call it.
+    model: a `PreTrainedModel` with a language-model head. It is called and nothing else: neither it nor its configuration is
+    changed. While its owner has it in training mode, a copy of its modules that shares its weights is called. name: how
+    statistics and error messages call it.
     Raises ModelNotReadable where token ids alone do not give scores, or where these depend on later tokens.
     """
 
@@ -92,8 +94,7 @@ class OwnCacheNetwork(Network):
 
     def __init__(self, model: PreTrainedModel, name: str):
         self.model, self.name = model, name
-        if model.training:
-            raise ModelNotReadable(f"{name} is in training mode, in which scores are random; call its eval() first.")
+        self._apart: tuple[list[int], Any] = [], None
         config = model.config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         self.layers = int(getattr(config, "num_hidden_layers", None) or 1)
@@ -142,10 +143,6 @@ class OwnCacheNetwork(Network):
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         for forward in forwards:
             self.check(forward)
-        if self.model.training:
-            raise Refused(
-                f"{self.name} is in training mode, in which scores are random; call its eval() before decoding."
-            )
         with self._lock, torch.inference_mode():
             readings = [self._read(forward) for forward in forwards]
         # Only now that all is well: who failed in company is tried again alone.
@@ -220,11 +217,24 @@ class OwnCacheNetwork(Network):
         rows = torch.tensor(list(wanted) or [len(tokens) - 1], device=self.device)
         if self._keeps:
             inputs["logits_to_keep"] = rows
-        answer = self.model(**inputs)
+        answer = self._evaluated()(**inputs)
         logits: Tensor = answer.logits[0]
         if logits.shape[0] != len(rows) or not self._keeps:
             logits = logits[rows]
         return logits[: len(wanted)].float(), getattr(answer, self._argument, None) if use.cached else None
+
+    def _evaluated(self) -> Any:
+        """The model in eval mode: itself, or modules of our own with its present weights. Raises Refused where it has other
+        weights in training mode."""
+        if not self.model.training:
+            return self.model
+        if any(hasattr(module, "layers_are_rescaled") for module in self.model.modules()):  # RWKV, in place
+            raise Refused(f"{self.name} has other weights in training mode; call its eval() before decoding.")
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        if self._apart[0] != [id(weight) for weight in weights]:
+            twin = copy.deepcopy(self.model, {id(weight): weight for weight in weights})
+            self._apart = [id(weight) for weight in weights], twin.eval()
+        return self._apart[1]
 
     # Which way of using the cache is right
 

@@ -65,9 +65,7 @@ def network_for(
                 f"{name} ({type(model).__name__}) keeps a recurrent state, so its rows cannot be packed."
             )
         return TransformersNetwork(model, name)
-    except (
-        Exception
-    ) as reason:  # a probe runs the family's own code, which raises what it likes where it cannot be packed
+    except Exception as reason:  # the family's own code raises what it likes where it is probed
         log.info("%s cannot be packed and runs one text at a time: %s", name, reason)
     from decodery.models.own_cache import OwnCacheNetwork
 
@@ -75,8 +73,8 @@ def network_for(
 
 
 def _recurrent(model: PreTrainedModel) -> bool:
-    """Whether transformers' cache for a model has recurrent states. It is not left to a comparison of scores: in a model that is
-    not trained they hardly depend on a state."""
+    """Whether transformers' cache for a model has recurrent states. A comparison of scores does not always tell: without
+    training they hardly depend on a state."""
     from transformers import DynamicCache
 
     try:
