@@ -250,6 +250,20 @@ def test_plain_decoding_runs_one_row_a_token_and_keeps_keys_once() -> None:
     assert sequence.fork().cache._trunk is cache._trunk  # what is shared is not copied
 
 
+@pytest.mark.parametrize(
+    ("family", "stop", "expected"), [("FalconH1", 20, 1), ("FalconH1", 19, 20), ("Bloom", 19, 1), ("Mamba", 21, 1)]
+)
+def test_what_is_taken_from_another_text_is_not_read_again(family: str, stop: int, expected: int) -> None:
+    network, calls = counted(family)
+    first, second, ids = network.new_sequence(), network.new_sequence(), random_ids(30, seed=18)
+    ask(first, ids[:20], logits=Rows.LAST)
+    ask(first, ids[20:21])
+    second.take(first, stop)
+    found = ask(second, ids[stop : stop + 1])
+    assert calls == [20, 1, expected]
+    assert worst(found, whole(family, ids)[stop : stop + 1]) < BOUND
+
+
 def test_large_states_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("decodery.models.checkpoints.MOST_BYTES", 1)
     network = OwnCacheNetwork(shared_model("Mamba"), "Mamba")
