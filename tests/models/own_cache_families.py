@@ -185,3 +185,11 @@ def _other(family: str, kind: Any) -> Any:
         for weight in model.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
     return kind(model, "other")
+
+
+def ask(sequence: Any, ids: Any, **arguments: Any) -> torch.Tensor:
+    """The logits of one forward of `ids` after what is in `sequence`."""
+    from decodery.models.forward import Forward
+
+    [scores] = sequence.owner.run([Forward(sequence, ids, **arguments)])
+    return scores.logits
