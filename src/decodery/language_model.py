@@ -23,8 +23,7 @@ from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.errors import BadPrompt, BadSetting
 from decodery.models import store
-from decodery.models.key_value_network import KeyValueNetwork
-from decodery.models.scorer import Scorer
+from decodery.models.scorer import Network, Scorer
 from decodery.replies import Reply, Stream
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ class LanguageModel:
     def cost(self, network: Scorer) -> CostCurve:
         """The measured cost curves of a network: measured on first use, kept on disk, and measured anew where its path, dtype
         or number of threads is another."""
-        if not isinstance(network, KeyValueNetwork):
+        if not isinstance(network, Network):
             return CostCurve.flat()
         owner = next((m for m in self.companions.values() if m.network is network), self)
         described = {

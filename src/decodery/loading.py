@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from decodery.models.masked_diffusion import MaskedDiffusion
-    from decodery.models.network import TransformersNetwork
+    from decodery.models.scorer import Network
 
 
 @without_collection()
@@ -110,7 +110,7 @@ def wrap(
 
 
 def _combined(
-    network: TransformersNetwork,
+    network: Network,
     model: Any,
     tokenizer: Any,
     folder: Path | None,
@@ -145,7 +145,7 @@ def _end_tokens(model: Any, label: str) -> list[int]:
     return ends
 
 
-def _check_belongs(tokenizer: Any, network: TransformersNetwork) -> None:
+def _check_belongs(tokenizer: Any, network: Network) -> None:
     """Raise ModelNotReadable where a tokenizer has more tokens than the network, beside those that were added to it later: a
     `[PAD]` without a row of its own is harmless as long as nobody uses it, and `LanguageModel.tokenize` sees to that."""
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0

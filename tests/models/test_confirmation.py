@@ -20,6 +20,7 @@ from decodery.models import confirmation
 from decodery.models.confirmation import NotConfirmed, confirm
 from decodery.models.forward import Attend, Forward, Scores, Tree
 from decodery.models.network import TransformersNetwork
+from decodery.models.paths import network_for
 from decodery.models.twin import BORDERS, CLOSE_WINDOW, borders, kinds_of_layers, reduced, shared, weights
 from decodery.testing import LetterTokenizer
 
@@ -184,10 +185,17 @@ def test_nothing_is_kept_where_a_path_cannot_run_here(tmp_path: Path) -> None:
     assert not (tmp_path / "confirmed").exists()
 
 
-def test_what_cannot_be_packed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_confirmed_goes_on_by_a_slower_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(confirmation, "SAME", 0.0)
+    with caplog.at_level("INFO", "decodery"):
+        lm = decodery.wrap(model_of("llama"), LetterTokenizer(99), fast="auto")
+    assert lm.network.path == "own-cache"
+    assert "does not run on the fused path: a whole text: row" in caplog.text
+    assert "runs one text at a time: packed rows of" in caplog.text
     with pytest.raises(ModelNotReadable, match="get other scores than transformers gives: a whole text: row"):
-        decodery.wrap(model_of("llama"), LetterTokenizer(99))
+        network_for(model_of("llama"), "canvas", "off", bidirectional=True)
 
 
 # The small copy

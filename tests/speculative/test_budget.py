@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.engine.cost import CostCurve
-from decodery.speculative.budget import MEMORY, Acceptance, within, worthwhile
+from decodery.speculative.budget import MEMORY, Acceptance, best_path, within, worthwhile
 from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
 
 STEEP = CostCurve((1, 2), (1.0, 2.0))
@@ -115,3 +115,16 @@ class TestWithin:
         cut = within(draft, 9, frozenset({2, 4}))
         assert cut.tokens == [1, 2, 4]
         assert cut.parents == [ROOT, 0, ROOT]
+
+
+def test_of_a_tree_the_path_with_the_most_expected_tokens_is_kept() -> None:
+    acceptance = Acceptance()
+    acceptance._counts = {"good": [90.0, 100.0], "bad": [10.0, 100.0]}
+    tree = Draft([1, 2, 3, 4, 5], [-1, -1, 0, 1, 3], kinds=["bad", "good", "good", "bad", "bad"])
+    found = best_path(tree, acceptance)
+    assert found.is_chain
+    assert found.tokens == [2, 4, 5]
+    assert found.kinds == ["good", "bad", "bad"]
+    # Nothing being known, the longest, and of equals the first.
+    assert best_path(Draft([1, 2, 3, 4], [-1, -1, 0, 1]), acceptance).tokens == [1, 3]
+    assert best_path(Draft([1, 2, 3], [-1, -1, 1]), acceptance).tokens == [2, 3]

@@ -129,7 +129,8 @@ def measure(network: Scorer) -> ContextCosts:
     """Time forwards of `network` after contexts of several lengths. Takes some seconds."""
     room = network.context // 2
     contexts = [context for context in CALIBRATION_CONTEXTS if context <= room] or [room]
-    sizes = tuple(rows for rows in CALIBRATION_ROWS if contexts[-1] + rows <= network.context)
+    most = min(network.measured_rows, network.context - contexts[-1])
+    sizes = tuple(rows for rows in CALIBRATION_ROWS if rows <= most)
     return ContextCosts.of({context: _measure(network, context, sizes) for context in contexts})
 
 

@@ -116,6 +116,12 @@ class Method(ABC):
     def decode(self, job: Job) -> Decoding:
         """Decode one request."""
 
+    @property
+    def beyond_chains(self) -> str:
+        """What it asks of the target that a network of chains alone does not answer (`Scorer.chains_only`), as the rest of a
+        sentence that begins with its name; empty where it asks nothing of the kind, or drafts chains there."""
+        return ""
+
     def admit(self, job: Job) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
 
@@ -265,6 +271,10 @@ DIFFUSION = "diffusion"
 """The family of the methods that fill a canvas."""
 
 
+APPENDED_ONLY = "keeps a cache of its own for each text, which whole tokens can be appended to and nothing else"
+"""What there is to say of a network of chains alone."""
+
+
 def admit(method: Method, job: Job) -> None:
     """Raise Refused, BadParameter, BadPrompt or MethodUnavailable where a method does not run this request."""
     network = job.host.network.name
@@ -274,6 +284,8 @@ def admit(method: Method, job: Job) -> None:
         raise Refused(
             f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
         )
+    if job.host.network.chains_only and method.beyond_chains:
+        raise Refused(f"{method.name} {method.beyond_chains}, and {network} {APPENDED_ONLY}.")
     reason = refusal(method, job.settings)
     if reason is not None:
         raise Refused(reason)

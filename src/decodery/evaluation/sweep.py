@@ -95,7 +95,7 @@ def try_family(kind: str) -> Outcome:
             return Outcome(kind, family, UNTYPED, ", ".join(paths), detail=_line(error))
         if fault:
             return Outcome(kind, family, WRONG, ", ".join(paths), detail=fault)
-        drafts = "trees" if lm.network.trees else "chains"
+        drafts = "chains" if lm.network.chains_only else "trees"
     return Outcome(kind, family, RIGHT, ", ".join(paths), drafts)
 
 

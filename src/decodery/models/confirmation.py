@@ -293,7 +293,7 @@ def _ways(network: Scorer, length: int) -> list[Asked]:
     scores = network.run([Forward(first, branch), Forward(second, branch[:1])])
     together |= _by_text(tuple(whole), branch, scores[0].logits) | _by_text(tuple(other), branch[:1], scores[1].logits)
     found.append(Asked("two texts in one pass", together))
-    if network.trees:
+    if not network.chains_only:
         found.append(Asked("a draft tree", _tree(network, whole, branch, cut)))
     return found
 

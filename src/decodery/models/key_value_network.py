@@ -11,25 +11,17 @@ from torch import Tensor
 
 from decodery.models.attention import Pack
 from decodery.models.forward import Forward, Layers, Ranking, Rows, Scores
-from decodery.models.scorer import Scorer
+from decodery.models.scorer import Network
 from decodery.models.sequence import KeyValueCache, Sequence
 
 CACHE_GRAIN = 64
 """Caches have room for a multiple of so many rows: attention reads them in blocks."""
 
 
-class KeyValueNetwork(Scorer):
-    """A network of decoder layers, each with keys and values per row. Subclasses set the attributes and give `_pass`.
-
-    device, dtype: of the hidden rows. threads: processor
-    threads of its passes. parameters: how many weights it has.
-    """
+class KeyValueNetwork(Network):
+    """A network of decoder layers, each with keys and values per row. Subclasses set the attributes and give `_pass`."""
 
     hidden: int
-    device: torch.device
-    dtype: torch.dtype
-    threads: int
-    parameters: int
     _lock: threading.RLock
     """Held during a pass."""
     _cache_shapes: tuple[tuple[int, int], ...]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from decodery.errors import ModelNotReadable
+from decodery.errors import ModelNotReadable, reason
 from decodery.models.angles import Angles, by_row, crosses, note, read_again
 from decodery.models.attention import ATTENTION_NAME, Pack, packing
 from decodery.models.forward import POST_NORM, Forward, Layers, Scores
@@ -59,12 +59,6 @@ class _Nothing(nn.Module):
 
 ATTENTION_NAMES = ("self_attn", "attn", "self_attention", "attention")
 FEED_FORWARD_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-
-
-def sentence(error: Exception) -> str:
-    """The first line of an error, to stand in a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _sublayer(layer: nn.Module, names: Listing[str]) -> str:
@@ -114,7 +108,7 @@ class TransformersNetwork(KeyValueNetwork):
             raise
         except Exception as error:  # whatever the family's code does with what it did not expect
             raise ModelNotReadable(
-                f"the rows of {name} ({type(model).__name__}) cannot be packed: {sentence(error)}."
+                f"the rows of {name} ({type(model).__name__}) cannot be packed: {reason(error)}."
             ) from error
 
     def _find_layers(self, count: int) -> tuple[nn.Module, str]:

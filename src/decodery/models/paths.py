@@ -4,7 +4,10 @@
   quantised. The scores are native's, bit for bit; less memory is read.
 - native: a whole pass in one call of compiled code; bfloat16 on a CPU, common layouts.
 - fused: the blocks of common layouts in few operations of torch.
-- off: transformers' own modules, which run every family.
+- off: transformers' own modules, which run every family whose attention can be told what each row sees.
+
+What cannot be packed is run one text at a time with transformers' own cache (`own_cache.py`), unless a path was asked for by
+its name.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from decodery.models.network import TransformersNetwork
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from decodery.models.scorer import Network
+
 log = logging.getLogger("decodery")
 
 PATHS = ("auto", "packed", "native", "fused", "off")
@@ -29,13 +34,14 @@ AUTOMATIC = ("packed", "fused")
 
 def network_for(
     model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False, bidirectional: bool = False
-) -> TransformersNetwork:
+) -> Network:
     """A network over a model.
 
     fast: one of PATHS; "auto" (or True) takes the first that can run this model here, False means "off". owned: nobody
     else uses the model, so weights that a path keeps in another layout may be dropped from it. bidirectional: its forwards are
     whole canvases, for which "auto" leaves out the native code: it is built for few rows, and gains nothing on many.
-    Raises BadSetting for another word, and where the path that was asked for cannot run the model here.
+    Raises BadSetting for another word, and where the path that was asked for cannot run the model here; ModelNotReadable where
+    nothing can.
     """
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:
@@ -56,7 +62,9 @@ def network_for(
                     raise BadSetting(f"{name} cannot run on the {path} path here: {reason}.") from reason
                 log.info("%s does not run on the %s path: %s", name, path, reason)
     reasons = []
-    for counting in (False, True):
+    if _recurrent(model):
+        reasons.append(f"{name} ({type(model).__name__}) keeps a recurrent state, so its rows cannot be packed.")
+    for counting in () if reasons else (False, True):
         packed = partial(TransformersNetwork, name=name, counting=counting)
         try:
             confirm(packed, model, f"off {counting}")
@@ -67,7 +75,24 @@ def network_for(
             )
         except ModelNotReadable as reason:
             reasons.append(str(reason))
-    raise ModelNotReadable(reasons[0])
+    if bidirectional:
+        raise ModelNotReadable(reasons[0])
+    log.info("%s runs one text at a time: %s", name, reasons[0])
+    from decodery.models.own_cache import OwnCacheNetwork
+
+    return OwnCacheNetwork(model, name)
+
+
+def _recurrent(model: PreTrainedModel) -> bool:
+    """Whether transformers' cache for a model has recurrent states. A comparison of scores does not always tell: without
+    training they hardly depend on a state."""
+    from transformers import DynamicCache
+
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except Exception:  # a configuration that says nothing of its layers' caches
+        return False
+    return any(hasattr(layer, "recurrent_states") for layer in layers)
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from decodery.models.forward import Forward, Layers, Ranking, Scores
@@ -67,10 +68,13 @@ class Scorer(ABC):
     layers: int
     hidden: int | None = None
     """Width of the hidden rows; None where there are none."""
-    trees: bool = True
-    """Whether rows may branch, or see anything else than all rows before them."""
     stability: Stability | None = None
     """Set where rounding depends on the company of a row unless this is heeded; None where it does not or always does."""
+    chains_only: bool = False
+    """It answers forwards of token ids that are appended in order, each seeing all before it, by all layers, and no others:
+    drafts can be chains, but no trees; there are no masks, no rewritten rows, no parts of the network."""
+    measured_rows: int = 256
+    """Most rows of the passes that a cost curve is measured of; beyond, it goes on as a line."""
 
     @property
     def border(self) -> int | None:
@@ -141,3 +145,17 @@ class Scorer(ABC):
             for place, scores in zip(places, self.run_pass([forwards[i] for i in places]), strict=True):
                 answers[place] = scores
         return answers  # type: ignore[return-value]
+
+
+class Network(Scorer):
+    """A scorer that runs a network, and whose passes therefore cost time.
+
+    path: how passes are run; part of what a cost curve was measured of. device, dtype: of the hidden rows. threads: processor
+    threads of its passes. parameters: how many weights it has.
+    """
+
+    path: str
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    parameters: int

@@ -28,10 +28,18 @@ def shared(model: PreTrainedModel, attention: str) -> Any:
     attention: the name of its attention function. Buffers that no checkpoint holds are copied: rotary embeddings write into
     theirs.
     """
+    _check(model)
     held = {id(weight): weight for weight in weights(model).values()}
     twin = copy.deepcopy(model, dict(held)).eval()
     _attend_with(twin, attention)
     return twin
+
+
+def _check(model: nn.Module) -> None:
+    if any(hasattr(module, "layers_are_rescaled") for module in model.modules()):
+        raise ValueError(
+            "it divides its weights in place, which no copy may share with it"
+        )  # RWKV, when it is run in eval mode
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -68,6 +76,7 @@ def reduced(model: PreTrainedModel, layers: int, close: bool) -> Any:
     """
     from transformers import initialization
 
+    _check(model)
     config = copy.deepcopy(model.config)
     _cut(config.get_text_config(), layers)
     if close:

@@ -90,6 +90,15 @@ def worthwhile(
     return draft.select(sorted(order[:best_size]))
 
 
+def best_path(draft: Draft, acceptance: Acceptance) -> Draft:
+    """Of a deterministic tree the path with the most expected accepted tokens, as a chain."""
+    values = acceptance.values(draft) if draft.kinds else [acceptance.prior**depth for depth in draft.depths()]
+    totals: list[float] = []
+    for value, parent in zip(values, draft.parents, strict=True):
+        totals.append(value + (0.0 if parent == ROOT else totals[parent]))
+    return draft.select(draft.path(max(range(len(draft)), key=totals.__getitem__)))
+
+
 def best_chain(rate: float, target: CostCurve, step: float, most: int) -> tuple[int, float]:
     """The length of a chain with the most expected tokens per second, and its speed-up over plain decoding; (0, 1.0) where
     drafting does not pay.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import torch
-from decodery.engine.method import parameter
-from decodery.errors import MethodUnavailable
+from decodery.engine.method import APPENDED_ONLY, parameter
+from decodery.errors import MethodUnavailable, Refused
 from decodery.models.forward import ALL_LAYERS, Forward, Layers
 from decodery.speculative.loop import Round, SpeculativeMethod
 from decodery.speculative.pairing import AUTO, SAME, SHARED, Pair, pair
@@ -161,6 +161,17 @@ class DraftLawMethod(SpeculativeMethod):
         return False  # a draft drawn at random must not depend on other requests
 
     @property
+    def chain_setting(self) -> str:
+        """What to set so that its drafts are chains; empty where they are."""
+        return ""
+
+    @property
+    def beyond_chains(self) -> str:
+        if self.draft == LAYERS:
+            return "with draft=layers drafts with the target's first layers"
+        return f"draws draft trees, unless {self.chain_setting}" if self.chain_setting else ""
+
+    @property
     def _has_model(self) -> bool:
         """Whether `draft` names a model."""
         return self.draft not in (NGRAM, NGRAM_TEXT, LAYERS)
@@ -177,7 +188,9 @@ class DraftLawMethod(SpeculativeMethod):
                 "own tokens."
             )
         if self._has_model:
-            self.pair(job)
+            network = self.pair(job).draft.network
+            if network.chains_only and self.chain_setting:
+                raise Refused(f"{self.name} {self.beyond_chains}, and {network.name} {APPENDED_ONLY}.")
         elif self.draft == LAYERS:
             self.first_layers(job)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from decodery.engine.method import Decoding, Method
 from decodery.errors import ScoresNotNumbers
 from decodery.models.forward import Attend, Forward, Tree
-from decodery.speculative.budget import Acceptance, within, worthwhile
+from decodery.speculative.budget import Acceptance, best_path, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
 
 if TYPE_CHECKING:
@@ -168,11 +168,13 @@ def speculate(
         proposal: Any = drafter.propose(job.tokens, depth) if depth > 0 else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
         proposed = within(proposed, depth, job.stop_ids)
-        # 2. Keep what is worth its rows. A tree below a long prompt never is: all the prompt's rows would need a mask.
-        if len(pending) >= LONG_PROMPT and not proposed.is_chain:
-            proposed = EMPTY
         random = proposed.siblings is not Siblings.DETERMINISTIC
         acceptance = alone if random else shared
+        # 2. Keep what is worth its rows. A tree below a long prompt never is: all the prompt's rows would need a mask.
+        if sequence.owner.chains_only and not random and not proposed.is_chain:
+            proposed = best_path(proposed, acceptance)
+        if len(pending) >= LONG_PROMPT and not proposed.is_chain:
+            proposed = EMPTY
         draft = proposed
         if cost is not None and not random:
             most = len(proposed) if stability is None else stability.rows - len(pending)

@@ -193,11 +193,14 @@ class CascadeDrafter(Drafter):
                     heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
 
         floor, expected, stops = LEAST, 1.0, self._job.stop_ids
+        chains_only = self._job.host.network.chains_only
         seconds, plain = self._seconds(self._job.company)
         look(tuple(tokens[-LONGEST:]), ROOT, 0, 1.0)
         while heap and len(drafted) < self._nodes:
             reached, _, token, parent, kind, tail, deep = heapq.heappop(heap)
             node = len(drafted)
+            if chains_only and parent != node - 1:
+                continue
             # What a further node costs as a share of the round, averaged over the next few.
             floor = max(LEAST, expected * (seconds[node + 4] - seconds[node]) / (4 * seconds[node]))
             if -reached < floor:

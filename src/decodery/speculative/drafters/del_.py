@@ -67,6 +67,10 @@ class DynamicExit(SpeculativeMethod):
     def adaptive(self) -> bool:
         return False  # the length is chosen before drafting, since drafting is what costs
 
+    @property
+    def beyond_chains(self) -> str:
+        return "drafts with the target's first layers"
+
     def admit(self, job: Job) -> None:
         adapters = self._adapters(job)
         self._spoken(self._exits(job, adapters), adapters)

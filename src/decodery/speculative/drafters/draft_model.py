@@ -53,6 +53,10 @@ class DraftModel(DraftLawMethod):
         choices=(AUTO, SAME, SHARED, TEXT),
     )
 
+    @property
+    def chain_setting(self) -> str:
+        return "" if self.width == 1 else "width=1"
+
     def most_nodes(self) -> int:
         return self.width * (self.length or LONGEST)
 

@@ -55,6 +55,10 @@ class OptimalMultiDraft(MultiDraftMethod):
     def siblings(self) -> Siblings:
         return MODES[self.mode]
 
+    @property
+    def chain_setting(self) -> str:
+        return "" if set(self.counts()) == {1} else "widths=1x1x1"
+
     def most_nodes(self) -> int:
         return level_sizes(self.counts())
 

@@ -60,6 +60,12 @@ class RecursiveSpeculativeDecoding(DraftLawMethod):
             )
         return counts
 
+    @property
+    def chain_setting(self) -> str:
+        if self.tree == BEAM:
+            return "" if self.width == 1 else "width=1"
+        return "" if set(self.levels()) == {1} else "branching=1x1x1"
+
     def most_nodes(self) -> int:
         return self.width * self.length if self.tree == BEAM else level_sizes(self.levels())
 

@@ -35,6 +35,10 @@ class Spectr(MultiDraftMethod):
     def siblings(self) -> Siblings:
         return Siblings.WITH_REPLACEMENT
 
+    @property
+    def chain_setting(self) -> str:
+        return "" if self.drafts == 1 else "drafts=1"
+
     def most_nodes(self) -> int:
         return self.drafts * self.length
 

@@ -90,6 +90,10 @@ class Swift(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.bypass
 
+    @property
+    def beyond_chains(self) -> str:
+        return "drafts with some of the target's layers"
+
     def admit(self, job: Job) -> None:
         self._stored(job)
 
