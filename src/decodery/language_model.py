@@ -331,9 +331,8 @@ class LanguageModel:
         assert job.finish_reason is not None
         wanted = settings.logprobs is not None
         tokens = [event for event in job.events if isinstance(event, Token)]
-        echo = self.tokenizer.decode(list(job.prompt), skip_special_tokens=True) if settings.echo else ""
         return Reply(
-            text=echo + job.text,
+            text=(job.prompt_text if settings.echo else "") + job.text,
             token_ids=job.new_tokens,
             finish_reason=job.finish_reason,
             exactness=method.exactness,
