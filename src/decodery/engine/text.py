@@ -8,7 +8,6 @@ later tokens may still change is kept until they are there.
 from __future__ import annotations
 
 import codecs
-import os.path
 from collections.abc import Sequence
 
 from decodery.engine.spelling import REPLACEMENT, Decoder, Spelling
@@ -16,8 +15,8 @@ from decodery.engine.stop_strings import StopStrings, unsettled
 
 __all__ = ["REPLACEMENT", "Decoder", "TextStream"]
 
-CONTEXT = 8
-"""Tokens that are decoded before new ones. Four bytes make the longest character."""
+CONTEXT = 12
+"""Tokens that are decoded before new ones: of a character each, they hold CERTAIN and those that may still change."""
 CERTAIN = 8
 """Characters of their text that must be certain; the longest thing that decoding rewrites is shorter."""
 MOST_BYTES = 3
@@ -36,10 +35,11 @@ class TextStream:
         self._spelling = Spelling.of(tokenizer)
         self._stops = StopStrings(stop)
         self._ids, text = self._context(context)
-        self._before = text
         self.unfinished = self._spelling.incomplete(self._ids, text)
         """How many signs at the end of the prompt's text stand for what the output completes; they belong to the output."""
         self._taken = len(text) - self.unfinished
+        self._before = text[: self._taken] if self._spelling.rewritten else None
+        """The prompt's text, where decoding may still rewrite it: until something of the output has been passed on."""
         self._most = 2 * max(CONTEXT, len(self._ids))
         self._run = _ByteRun()
         self._continue_run()
@@ -80,7 +80,8 @@ class TextStream:
         """The text that was held back, when no more tokens come."""
         if self.stopped_by is not None:
             return ""
-        self._stops.put(self._spelling.text(self._ids)[self._taken :])
+        text = self._spelling.text(self._ids)
+        self._stops.put(text[self._place(text) :])
         shown = self._show()
         if self.stopped_by is None:
             rest = self._stops.rest()
@@ -96,17 +97,20 @@ class TextStream:
     def _read(self) -> None:
         """Decode what is there, and pass on what has become certain."""
         text = self._spelling.text(self._ids)
-        if self._spelling.rewritten and self._before:
-            # The first token of the output may rewrite the end of the prompt; nothing of what it says is lost.
-            self._taken, self._before = min(self._taken, len(os.path.commonprefix([self._before, text]))), ""
+        self._taken = self._place(text)
         certain = text.rstrip(REPLACEMENT)
         certain = text[: max(len(certain), len(text) - MOST_BYTES)]
         certain = certain[: len(certain) - unsettled(certain, self._spelling.rewritten)]
         settled = certain[self._taken :]
         self._stops.put(settled, text[max(self._taken, len(certain)) :].rstrip(REPLACEMENT))
-        self._taken = max(self._taken, len(certain))
-        if len(self._ids) >= self._most:
+        if settled:
+            self._taken, self._before = len(certain), None
+        if len(self._ids) >= self._most and self._before is None:
             self._forget(text)
+
+    def _place(self, text: str) -> int:
+        """Where in the text that begins which has not been passed on."""
+        return self._taken if self._before is None else behind(self._before, text)
 
     def _forget(self, text: str) -> None:
         """Go on with fewer tokens before the new ones, where these alone say the same."""
@@ -149,6 +153,18 @@ class TextStream:
             self._run.add(self._spelling.byte(token) or 0)
         if not self.unfinished:
             self._run.text = ""  # these characters are the prompt's
+
+
+def behind(before: str, text: str) -> int:
+    """Where in a text that which stood before it ends, though decoding may have taken spaces out of it since."""
+    if text.startswith(before):
+        return len(before)
+    signs = len(before) - before.count(" ")
+    for place, sign in enumerate(text):
+        if not signs:
+            return place
+        signs -= sign != " "
+    return len(text)
 
 
 class _ByteRun:
