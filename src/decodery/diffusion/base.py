@@ -124,7 +124,9 @@ class DiffusionMethod(Method):
                 f"{job.host.network.name} has a context of {job.host.network.context}."
             )
         if length < settings.min_new_tokens:
-            raise BadSetting(f"min_new_tokens is {settings.min_new_tokens}, but the canvas has only {length} positions.")
+            raise BadSetting(
+                f"min_new_tokens is {settings.min_new_tokens}, but the canvas has only {length} positions."
+            )
         if settings.echo and settings.logprobs is not None:
             raise Refused(
                 f"{self.name} does not run with echo and logprobs together: a canvas is filled behind a given prompt, whose "

@@ -30,9 +30,9 @@ class Settings(LawSettings):
     """Settings of one request: those of the law (`LawSettings`) and those of the output.
 
     max_new_tokens: most tokens to generate. min_new_tokens: no end token, stop string or stopping criterion ends the output
-    before that many; a stop string that is complete earlier is a part of the text. seed: fixes every random draw; None draws a fresh seed, which the reply names.
-    stop: strings that end the output (not included in it); they may hold special tokens, which the output does not show.
-    stop_token_ids: further tokens that end it.
+    before that many; a stop string that is complete earlier is a part of the text. seed: fixes every random draw; None draws a
+    fresh seed, which the reply names. stop: strings that end the output (not included in it); they may hold special tokens,
+    which the output does not show. stop_token_ids: further tokens that end it.
     ignore_eos: the model's own end tokens do not end the output. echo: the reply's text begins with the prompt.
     n: how many independent samples. logprobs: None, or how many alternatives to report with each token's own log
     probabilities (0: none), always the target's, raw and processed. stopping_criteria: callables (input_ids [1, n],
