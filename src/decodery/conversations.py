@@ -43,7 +43,9 @@ class Conversations:
         try:
             text = self._text(checked, tools)
         except Exception as error:  # a template raises what it likes where it does not know a role
-            reason = str(error).strip().rstrip(".") or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            if tools and self._marked(checked, None) is not None:
+                raise BadPrompt(f"the chat template of {self._name} does not take these tools: {reason}.") from error
             raise BadPrompt(f"the chat template of {self._name} refuses this conversation: {reason}.") from error
         if tools:
             self._check_tools(checked, tools, text)
@@ -165,7 +167,7 @@ def _checked_tools(tools: Sequence[Tool] | None) -> list[Tool] | None:
             raise BadPrompt(
                 f"a tool is a JSON schema with the name of a function, or a function; this is {_shown(tool)}."
             )
-    return list(tools) or None
+    return [dict(tool) if isinstance(tool, Mapping) else tool for tool in tools] or None
 
 
 def _tool_name(tool: Tool) -> str:

@@ -244,7 +244,8 @@ class LanguageModel:
         seeds = _spread("seed", seed.tolist() if getattr(seed, "ndim", 0) == 1 else seed, len(prompts), batch)
         if not prompts:  # nothing to do, but what was asked for must be right all the same
             Settings.of({**settings, "seed": None if isinstance(seed, list) else seed}, self.network.vocabulary)
-            as_method(method)
+            if not isinstance(method, list):
+                as_method(method)
         chosen = {id(m): as_method(m) for m in methods}
         groups: list[list[tuple[Job, Method]]] = []
         request = 0

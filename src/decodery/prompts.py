@@ -7,6 +7,7 @@ from typing import Any
 
 from decodery.conversations import Conversations, Message, Tool
 from decodery.engine.plain import plain
+from decodery.engine.spelling import REPLACEMENT
 from decodery.errors import BadPrompt
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -110,12 +111,16 @@ def _ids(prompt: Any) -> list[int]:
 
 
 def _lost(tokenizer: Any, text: str) -> str:
-    """The first character that a tokenizer drops without a word: of byte pairs without bytes, and without an unknown token."""
+    """A character that a tokenizer drops without a word: of byte pairs without an unknown token, where bytes are missing."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     model: Any = getattr(backend, "model", None)
     if type(model).__name__ != "BPE" or model.unk_token is not None or model.byte_fallback:
         return ""
-    read: set[int] = set()
-    for start, end in backend.encode(text, add_special_tokens=False).offsets:
-        read.update(range(start, end))
-    return next((sign for place, sign in enumerate(text) if place not in read and not sign.isspace()), "")
+    normal = backend.normalizer.normalize_str if backend.normalizer is not None else str
+    for sign in dict.fromkeys(text):
+        if sign.isspace() or sign == REPLACEMENT or not normal(sign):
+            continue
+        ids = backend.encode(sign, add_special_tokens=False).ids
+        if not ids or REPLACEMENT in backend.decode(ids):
+            return sign
+    return ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
-from decodery.engine.text import Decoder, TextStream
+from decodery.engine.text import Decoder, TextStream, prompt_text
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance, Noise, Stage
@@ -245,8 +245,7 @@ class Job:
     @property
     def prompt_text(self) -> str:
         """The visible text of the prompt; without a character that it leaves incomplete, which the output tells of."""
-        text = self.host.tokenizer.decode(list(self.prompt), skip_special_tokens=True)
-        return text[: len(text) - self._text.unfinished]
+        return prompt_text(self.host.tokenizer, self.prompt)
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)

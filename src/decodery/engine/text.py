@@ -35,9 +35,9 @@ class TextStream:
         self._spelling = Spelling.of(tokenizer)
         self._stops = StopStrings(stop)
         self._ids, text = self._context(context)
-        self.unfinished = self._spelling.incomplete(self._ids, text)
+        self._unfinished = self._spelling.incomplete(self._ids, text)
         """How many signs at the end of the prompt's text stand for what the output completes; they belong to the output."""
-        self._taken = len(text) - self.unfinished
+        self._taken = len(text) - self._unfinished
         self._before = text[: self._taken] if self._spelling.rewritten else None
         """The prompt's text, where decoding may still rewrite it: until something of the output has been passed on."""
         self._most = 2 * max(CONTEXT, len(self._ids))
@@ -151,8 +151,16 @@ class TextStream:
             size -= 1
         for token in self._ids[size:]:
             self._run.add(self._spelling.byte(token) or 0)
-        if not self.unfinished:
+        if not self._unfinished:
             self._run.text = ""  # these characters are the prompt's
+
+
+def prompt_text(tokenizer: Decoder, prompt: Sequence[int]) -> str:
+    """The visible text of a prompt; without what it leaves incomplete at its end, which the output's text begins with."""
+    spelling = Spelling.of(tokenizer)
+    text = spelling.text(list(prompt))
+    ids = [token for token in prompt if spelling.unseen(token) is None]
+    return text[: len(text) - spelling.incomplete(ids, text)]
 
 
 def behind(before: str, text: str) -> int:
