@@ -108,6 +108,15 @@ def test_what_a_template_would_drop_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+def test_thoughts_before_former_answers_may_be_left_out() -> None:
+    """As Qwen 3 does on purpose: only those of the last answer are read."""
+    template = PLAIN.replace("{{ m['content'] }}", "{{ m.thoughts if loop.last }}{{ m['content'] }}")
+    said = {"role": "assistant", "content": "No.", "thoughts": "It is dry."}
+    assert rendered(template, [ASK, said, ASK]) == rendered(PLAIN, [ASK, {**said, "thoughts": ""}, ASK])
+    with pytest.raises(BadPrompt, match="'thought'"):
+        _lm(template).tokenize([ASK, {**said, "thought": "x"}, ASK])
+
+
 def test_templates_that_refuse_say_so_themselves() -> None:
     template = "{{ raise_exception('Only users.\nNo tools.') }}"
     with pytest.raises(BadPrompt, match=r"refuses this conversation: Only users\. No tools\.$"):

@@ -83,10 +83,12 @@ class Conversations:
                 if key == "role" or (key in METADATA and message["role"] == "tool") or _blank(value):
                     continue
                 mark, unread = f"{MARK}{place}01", f"{MARK}{place}02"
-                marked = {**message, key: _with_mark(key, value, mark, unread)}
-                text = self._marked([*messages[:place], marked, *messages[place + 1 :]], tools)
+                marked = [*messages[:place], {**message, key: _with_mark(key, value, mark, unread)}]
+                text = self._marked([*marked, *messages[place + 1 :]], tools)
                 if text is None or (mark in text and unread not in text):
                     continue
+                if key not in ("content", "tool_calls") and mark in (self._marked(marked, tools) or mark):
+                    continue  # read where it matters: thoughts before former answers are left out on purpose
                 role = message["role"]
                 if key == "content" and isinstance(value, list):
                     what = "contents in parts; give each content as one string"

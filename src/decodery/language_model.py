@@ -251,7 +251,12 @@ class LanguageModel:
         request = 0
         for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
             checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
-            ids = self.tokenize(one, tools)
+            try:
+                ids = self.tokenize(one, tools)
+            except BadPrompt as error:
+                if len(prompts) == 1:
+                    raise
+                raise BadPrompt(f"prompt {len(groups) + 1} of {len(prompts)}: {error}") from error
             if self.diffusion is None:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
             group = []

@@ -95,6 +95,14 @@ def word_ends() -> Any:
 
 
 @cache
+def byte_tokens() -> Any:
+    """ByT5's kind: a byte a token, and bytes that are no character are left out."""
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
+
+
+@cache
 def bundled(name: str) -> Any:
     from transformers import AutoTokenizer
 
@@ -109,6 +117,7 @@ KINDS = {
     "unigram cleaned": unigram_cleaned,
     "word pieces": word_piece,
     "word ends": word_ends,
+    "byte tokens": byte_tokens,
     "diffusion-lists": lambda: bundled("diffusion-lists"),
     "diffusion-stories": lambda: bundled("diffusion-stories"),
 }
@@ -126,12 +135,14 @@ def said_after(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str
     Bytes that are no character at the prompt's end belong to the output, a character of that look does not. Where the output
     makes decoding take spaces out of the prompt's text, the output begins behind the prompt's last other sign.
     """
-    prompt = [token for token in prompt if whole(tokenizer, [token] * 2)]
+    prompt = [
+        token for token in prompt if whole(tokenizer, [token]) or not tokenizer.decode([token])
+    ]  # no special ones
     before, text = whole(tokenizer, prompt), whole(tokenizer, [*prompt, *ids])
     written = "".join(tokenizer.convert_ids_to_tokens(prompt[-3:]))
     if not written.endswith((REPLACEMENT, "ï¿½", "<0xEF><0xBF><0xBD>")):
         before = before.rstrip(REPLACEMENT)
-    if tokenizer.backend_tokenizer.decoder.__class__.__name__ == "Sequence" and "<0x00>" in tokenizer.get_vocab():
+    if "<0x00>" in tokenizer.get_vocab():
         return text[len(before) :]  # a run of bytes is read anew as a whole
     if text.startswith(before):
         return text[len(before) :]

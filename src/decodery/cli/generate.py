@@ -52,7 +52,9 @@ def generate(
     prompts: Annotated[
         Path | None,
         Option(
-            "--prompts", metavar="FILE", help='JSONL, per line {"prompt": …} or {"messages": …}; one result per line.'
+            "--prompts",
+            metavar="FILE",
+            help='JSONL, per line {"prompt": …} or {"messages": …, "tools": …}; one result per line.',
         ),
     ] = None,
     batch_size: Annotated[int, Option("--batch-size", help="Lines of --prompts decoded together.")] = 8,

@@ -55,8 +55,9 @@ class Spelling:
         if token not in self._unseen:
             hidden = self.text([token]) == ""
             text = self._decode([token], skip_special_tokens=False) if hidden else ""
-            nothing = hidden and self._name is not None and not self._name(token)
-            self._unseen[token] = text if text or nothing else None
+            if hidden and not text and self._name is not None and not self._name(token):
+                return ""  # not for ever: tokenizers can be given more tokens
+            self._unseen[token] = text or None
         return self._unseen[token]
 
     def byte(self, token: int) -> int | None:
