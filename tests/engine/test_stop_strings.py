@@ -124,3 +124,41 @@ def test_a_stop_string_that_the_prompts_last_character_begins() -> None:
     stream = TextStream(llama(), ["🙂"], context=half[:2])
     assert [stream.push(token) for token in half[2:]] == ["", ""]
     assert (stream.stopped_by, stream.text) == ("🙂", "")
+
+
+@pytest.mark.parametrize(
+    ("ids", "stop", "shown", "by"),
+    [
+        # Begun before a special token that it does not hold: held back all the same.
+        ([*b"xa", END, *b"bb"], ["abb"], ["x", "", "", "", ""], "abb"),
+        ([*b"xa", END, *b"bx"], ["abb", "<|end|>bb"], ["x", "", "", "", "abx"], None),
+        # Complete at the same place: the one that begins first, with special tokens or without.
+        ([END, *b"ab"], ["<|end|>ab", "b"], ["", "", ""], "<|end|>ab"),
+        ([*b"a", END, *b"b"], ["ab", "<|end|>b"], ["", "", ""], "ab"),
+        ([*b"a", END, *b"b"], ["b", "<|end|>b"], ["a", "", ""], "<|end|>b"),
+        ([END, USER, *b"a"], ["<|user|>a", "<|end|><|user|>a"], ["", "", ""], "<|end|><|user|>a"),
+    ],
+)
+def test_in_the_text_and_in_the_tokens_at_once(
+    ids: list[int], stop: list[str], shown: list[str], by: str | None
+) -> None:
+    stream = TextStream(ByteTokenizer(), stop)
+    assert [stream.push(token) for token in ids] == shown
+    assert stream.stopped_by == by
+
+
+def test_the_one_that_is_complete_first_within_a_token() -> None:
+    class Words:
+        def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+            words = ["a", "bcd"] if skip_special_tokens else ["a", "bcd", "<end>"]
+            return "".join(words[token] for token in token_ids if token < len(words))
+
+    for stop, text, by in (
+        (["bc", "<end>bcd"], "a", "bc"),
+        (["<end>b", "bcd"], "a", "<end>b"),
+        (["c", "<end>bcd"], "ab", "c"),
+    ):
+        stream = TextStream(Words(), stop)
+        for token in (0, 2, 1):
+            stream.push(token)
+        assert (stream.text, stream.stopped_by) == (text, by)
