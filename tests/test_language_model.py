@@ -202,8 +202,9 @@ def test_an_error_within_a_batch_is_that_of_its_reply(lm: LanguageModel) -> None
     "prompt",
     [
         "",
-        [],
         [""],
+        [[]],
+        ["the", []],
         None,
         5,
         [None],

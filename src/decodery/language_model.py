@@ -8,10 +8,9 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from decodery.conversations import Message, Tool
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, Token
 from decodery.engine.job import Job
@@ -24,16 +23,13 @@ from decodery.engine.settings import Settings
 from decodery.errors import BadPrompt, BadSetting
 from decodery.models import store
 from decodery.models.scorer import Network, Scorer
+from decodery.prompts import Prompt, PromptReader, is_batch
 from decodery.replies import Reply, Stream
 
 if TYPE_CHECKING:
     from decodery.models.masked_diffusion import MaskedDiffusion
 
 log = logging.getLogger("decodery")
-
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message] | Sequence[int]
-"""A text, a conversation ({"role", "content"} per message), or token ids."""
 
 
 class LanguageModel:
@@ -100,19 +96,27 @@ class LanguageModel:
 
     # The public calls
 
-    def generate(self, prompt: Any, method: Any = None, *, seed: Any = None, **settings: Any) -> Any:
+    def generate(
+        self,
+        prompt: Any,
+        method: Any = None,
+        *,
+        seed: Any = None,
+        tools: Sequence[Tool] | None = None,
+        **settings: Any,
+    ) -> Any:
         """Decode a prompt, or a list of prompts as one packed batch.
 
-        prompt: a string, a conversation, token ids, or a list of any of these. method: a name, "name(key=value)", or a
-        Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a list. settings: see
-        `Settings`.
+        prompt: a string, a conversation, token ids, or a list of any of these; [] is a list of none. method: a name,
+        "name(key=value)", or a Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a
+        list. tools: what conversations may call, see `tokenize`. settings: see `Settings`.
         Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives.
         Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable, Refused or NotEnoughMemory before work
         starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later raises
         its own error; within a batch it becomes the `error` of its reply alone.
         """
-        batch = self._is_batch(prompt)
-        jobs = self._jobs(prompt, method, seed, settings)
+        batch = is_batch(prompt)
+        jobs = self._jobs(prompt, method, seed, tools, settings)
         with self.working():
             scheduler = self.scheduler(watched=False)
             for group in jobs:
@@ -127,14 +131,22 @@ class LanguageModel:
         answers = [group if len(group) > 1 else group[0] for group in replies]
         return answers if batch else answers[0]
 
-    def stream(self, prompt: Any, method: Any = None, *, seed: Any = None, **settings: Any) -> Stream:
+    def stream(
+        self,
+        prompt: Any,
+        method: Any = None,
+        *,
+        seed: Any = None,
+        tools: Sequence[Tool] | None = None,
+        **settings: Any,
+    ) -> Stream:
         """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
 
         Same arguments and errors as `generate`. Closing the stream cancels what is still running; its `replies()` tell
         at any time what there is.
         """
         pending: list[Event] = []
-        jobs = [entry for group in self._jobs(prompt, method, seed, settings, pending.append) for entry in group]
+        jobs = [entry for group in self._jobs(prompt, method, seed, tools, settings, pending.append) for entry in group]
 
         def conclude() -> list[Reply]:
             for job, _ in jobs:
@@ -182,8 +194,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens around it."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).encode(text, add_special_tokens=False)
 
     def companion(self, name: str) -> LanguageModel:
         """Another model, loaded on first use with this one's dtype and device."""
@@ -221,19 +232,30 @@ class LanguageModel:
         prompt: Any,
         method: Any,
         seed: Any,
+        tools: Sequence[Tool] | None,
         settings: Mapping[str, Any],
         listener: Callable[[Event], None] | None = None,
     ) -> list[list[tuple[Job, Method]]]:
-        prompts = list(prompt) if self._is_batch(prompt) else [prompt]
+        batch = is_batch(prompt)
+        prompts = list(prompt) if batch else [prompt]
         method = self.default_method if method is None else method
-        methods = _spread("method", method, len(prompts), self._is_batch(prompt))
-        seeds = _spread("seed", seed, len(prompts), self._is_batch(prompt))
+        methods = _spread("method", method, len(prompts), batch)
+        seeds = _spread("seed", seed.tolist() if getattr(seed, "ndim", 0) == 1 else seed, len(prompts), batch)
+        if not prompts:  # nothing to do, but what was asked for must be right all the same
+            Settings.of({**settings, "seed": None if isinstance(seed, list) else seed}, self.network.vocabulary)
+            if not isinstance(method, list):
+                as_method(method)
         chosen = {id(m): as_method(m) for m in methods}
         groups: list[list[tuple[Job, Method]]] = []
         request = 0
         for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
             checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
-            ids = self.tokenize(one)
+            try:
+                ids = self.tokenize(one, tools)
+            except BadPrompt as error:
+                if len(prompts) == 1:
+                    raise
+                raise BadPrompt(f"prompt {len(groups) + 1} of {len(prompts)}: {error}") from error
             if self.diffusion is None:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
             group = []
@@ -254,81 +276,15 @@ class LanguageModel:
                 f"but {self.name} has a context of {self.network.context}."
             )
 
-    @staticmethod
-    def _is_batch(prompt: Any) -> bool:
-        if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
-            return False
-        first = prompt[0]
-        return isinstance(first, str) or (isinstance(first, Sequence) and not isinstance(first, Mapping))
-
-    def tokenize(self, prompt: Prompt) -> list[int]:
+    def tokenize(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
         """Token ids of a prompt: a text with the tokenizer's usual special tokens, a conversation with its template.
 
-        Raises BadPrompt where it is empty or malformed, or the model has no chat template.
+        Contents of messages may be lists of parts {"type": "text", "text": …}; assistants may call tools and tools answer.
+        tools: what may be called, as JSON schemas or documented functions.
+        Raises BadPrompt where it is empty or malformed, the tokenizer has no tokens for it, or the model's chat template is
+        missing or does not read all of it.
         """
-        if isinstance(prompt, str):
-            if not prompt:
-                raise BadPrompt("the prompt is empty; give at least one character.")
-            ids = self._encode(prompt)
-        elif isinstance(prompt, torch.Tensor):
-            if (
-                prompt.is_floating_point()
-                or prompt.dtype is torch.bool
-                or prompt.dim() not in (1, 2)
-                or prompt.numel() != prompt.shape[-1]
-            ):
-                raise BadPrompt(
-                    f"a tensor prompt holds the token ids of one text, not {prompt.dtype} {list(prompt.shape)}."
-                )
-            ids = prompt.flatten().tolist()
-        elif isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
-            ids = self._template(cast(Sequence[Message], prompt))
-        elif (
-            isinstance(prompt, Sequence)
-            and not isinstance(prompt, bytes | bytearray)
-            and all(isinstance(t, int) and not isinstance(t, bool) for t in prompt)
-        ):
-            ids = list(cast(Sequence[int], prompt))
-        else:
-            raise BadPrompt(
-                "a prompt is a string, a list of messages with role and content, or a list of token ids, "
-                f"not {type(prompt).__name__}."
-            )
-        if not ids:
-            raise BadPrompt("the prompt is empty; give at least one token.")
-        if min(ids) < 0 or max(ids) >= self.network.vocabulary:
-            unknown = max(ids) if min(ids) >= 0 else min(ids)
-            raise BadPrompt(
-                f"the prompt holds token {unknown}{self._text_of(unknown)}, but the tokens of {self.name} are "
-                f"0 to {self.network.vocabulary - 1}."
-            )
-        return ids
-
-    def _text_of(self, token: int) -> str:
-        """How the tokenizer writes a token that it may have beyond the network's, in brackets; nothing where it has none."""
-        added: Mapping[str, int] = getattr(self.tokenizer, "get_added_vocab", dict)()
-        return next((f" ({text!r})" for text, place in added.items() if place == token), "")
-
-    def _encode(self, text: str, **arguments: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadPrompt(
-                f"the prompt is not valid Unicode: half a surrogate pair at character {error.start}."
-            ) from None
-        return list(self.tokenizer.encode(text, **arguments))
-
-    def _template(self, messages: Sequence[Message]) -> list[int]:
-        for message in messages:
-            if set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
-                raise BadPrompt(f"a message has a role and a content, both strings; this one is {dict(message)!r}.")
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise BadPrompt(f"{self.name} has no chat template; give the prompt as a plain string.")
-        try:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template raises what it likes where it does not know a role
-            raise BadPrompt(f"the chat template of {self.name} refuses this conversation: {error}.") from error
-        return self._encode(text, add_special_tokens=False)
+        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(prompt, tools)
 
     def _reply(self, job: Job, method: Method) -> Reply:
         settings = job.settings
@@ -336,9 +292,8 @@ class LanguageModel:
         assert job.finish_reason is not None
         wanted = settings.logprobs is not None
         tokens = [event for event in job.events if isinstance(event, Token)]
-        echo = self.tokenizer.decode(list(job.prompt), skip_special_tokens=True) if settings.echo else ""
         return Reply(
-            text=echo + job.text,
+            text=(job.prompt_text if settings.echo else "") + job.text,
             token_ids=job.new_tokens,
             finish_reason=job.finish_reason,
             exactness=method.exactness,

@@ -331,6 +331,63 @@ class TestPromptsFile:
         result = command("generate", "--prompts", "-", "--max-new-tokens", "3", stdin='{"prompt": "a"}\n')
         assert len(lines_of(result.out)) == 1
 
+    def test_a_byte_order_mark_is_no_text(self, command: Any, toy: Any, tmp_path: Path) -> None:
+        file = tmp_path / "prompts.jsonl"
+        lines = '\ufeff{"prompt": "a"}\n\ufeff{"prompt": "b"}\n'  # of two files put together
+        file.write_text(lines)
+        from_file = lines_of(command("generate", "--prompts", str(file), "--max-new-tokens", "3").out)
+        piped = lines_of(command("generate", "--prompts", "-", "--max-new-tokens", "3", stdin=lines).out)
+        expected = [toy.generate(prompt, max_new_tokens=3).text for prompt in "ab"]
+        assert [value["text"] for value in from_file] == [value["text"] for value in piped] == expected
+        for arguments in (["-"], []):
+            result = command("generate", *arguments, "--max-new-tokens", "3", stdin="\ufeffa\n")
+            assert result.out == expected[0] + "\n"
+
+    def test_lines_with_tools(self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each line may have its own; a template that takes none has only these lines refused."""
+        template = toy.tokenizer.apply_chat_template
+
+        def with_tools(messages: Any, tools: Any = (), **options: Any) -> Any:
+            return "".join(tool["name"] for tool in tools) + template(messages, **options)
+
+        messages = [{"role": "user", "content": "Hi"}]
+        file, common = tmp_path / "prompts.jsonl", tmp_path / "tools.json"
+        file.write_text(
+            "\n".join(json.dumps({"messages": messages, **more}) for more in ({}, {"tools": [{"name": "mine"}]}))
+        )
+        common.write_text('[{"name": "ours"}]')
+        arguments = ["generate", "--prompts", str(file), "--max-new-tokens", "3"]
+        refused = command(*arguments)
+        assert refused.code == 2
+        assert [set(value) >= {"error"} for value in lines_of(refused.out)] == [False, True]
+        monkeypatch.setattr(toy.tokenizer, "apply_chat_template", with_tools)
+        for more, names in (([], ["", "mine"]), (["--tools", str(common)], ["ours", "mine"])):
+            values = lines_of(command(*arguments, *more).out)
+            expected = [toy.generate(f"{name}<|user|>Hi<|end|><|assistant|>", max_new_tokens=3) for name in names]
+            assert [value["text"] for value in values] == [reply.text for reply in expected]
+        result = command("generate", "--chat", "Hi", "--tools", str(common), "--max-new-tokens", "3")
+        assert result.out == toy.generate("ours<|user|>Hi<|end|><|assistant|>", max_new_tokens=3).text + "\n"
+
+    def test_a_line_without_tokens_fails_alone(
+        self, command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encode = toy.tokenizer.encode
+
+        def words(text: str, **options: Any) -> Any:
+            if "?" in text:
+                raise Exception("Missing [UNK] token")
+            return encode(text, **options)
+
+        monkeypatch.setattr(toy.tokenizer, "encode", words)
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("\n".join(json.dumps({"prompt": text}) for text in ("a", "why ?", "b")))
+        result = command("generate", "--prompts", str(file), "--max-new-tokens", "3")
+        values = lines_of(result.out)
+        assert result.code == 2
+        assert [sorted(value)[0] for value in values] == ["exactness", "error", "exactness"]
+        assert values[1]["error"].count("'?'") == 1
+        assert values[2]["text"] == toy.generate("b", max_new_tokens=3).text
+
 
 class TestRefusals:
     """One sentence on standard error, exit code 2, nothing on standard output, and no traceback."""
@@ -369,6 +426,11 @@ class TestRefusals:
             (["--prompts", "binary"], "not a text file in UTF-8"),
             (["--prompts", "empty"], "holds no prompts"),
             (["a", "--prompts", "empty"], "no other prompt"),
+            (["a", "--min-new-tokens", "9", "--max-new-tokens", "8"], "min_new_tokens is 9"),
+            (["a", "--chat", "--tools", "empty"], "is not JSON"),
+            (["a", "--chat", "--tools", "object"], "must hold a list of JSON schemas"),
+            (["a", "--chat", "--tools", "tools"], "does not take these tools"),
+            (["a", "--tools", "tools"], "tools go with a conversation"),
         ],
     )
     def test_refused(
@@ -383,6 +445,8 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "binary").write_bytes(b"\x93\xff\x00")
         (tmp_path / "empty").write_text("\n \n")
+        (tmp_path / "object").write_text("{}")
+        (tmp_path / "tools").write_text('[{"name": "weather"}]')
         result = command("generate", *arguments)
         assert result.code == 2
         assert told in result.err

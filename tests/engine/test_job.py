@@ -124,6 +124,45 @@ def test_before_the_least_length_a_stop_token_does_not_end() -> None:
     assert job.new_tokens == [0x61, END, 0x62, END]
 
 
+def test_before_the_least_length_a_stop_string_is_text() -> None:
+    job = make_job(min_new_tokens=5, stop=["b", "<|user|>", "e!"])
+    assert not commit(job, [*b"ab", 257, *b"c"])
+    assert job.finish_reason is None
+    assert job.text == texts(job) == "abc"
+    assert commit(job, list(b"bcd"))
+    assert job.new_tokens == [*b"ab", 257, *b"cb"]
+    assert (job.text, texts(job), job.finish_reason) == ("abc", "abc", "stop")
+    # One that is begun before and complete at the border is cut whole.
+    job = make_job(min_new_tokens=3, stop="bcd")
+    assert commit(job, list(b"abcde"))
+    assert (job.text, job.new_tokens) == ("a", list(b"abcd"))
+
+
+def test_before_the_least_length_criteria_are_not_asked() -> None:
+    asked: list[int] = []
+
+    def at_once(ids: Tensor, scores: Tensor) -> bool:
+        asked.append(ids.shape[1])
+        return True
+
+    job = make_job(min_new_tokens=3, stopping_criteria=[at_once])
+    assert commit(job, list(b"abcd"))
+    assert job.new_tokens == list(b"abc")
+    assert asked == [len(PROMPT) + 3]
+
+
+def test_an_end_token_before_the_least_length_shows_its_text() -> None:
+    job = make_job(stop_token_ids=[0x62], min_new_tokens=3)
+    assert commit(job, list(b"abcb"))
+    assert (job.text, job.new_tokens) == ("abc", list(b"abcb"))
+
+
+def test_an_end_token_completes_a_stop_string() -> None:
+    job = make_job(stop="b<|end|>")
+    assert commit(job, [*b"ab", END])
+    assert (job.text, texts(job), job.finish_reason) == ("a", "a", "stop")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_before_the_least_length_stop_tokens_are_impossible(temperature: float) -> None:
     job = make_job(min_new_tokens=2, temperature=temperature, seed=0, stop_token_ids=[5])

@@ -149,6 +149,13 @@ def test_every_setting_is_tested() -> None:
     assert {name for name, _, _ in GOOD} == names
 
 
+def test_a_least_length_beyond_the_most_is_refused() -> None:
+    assert of(min_new_tokens=5, max_new_tokens=5).min_new_tokens == 5
+    for values in ({"min_new_tokens": 6, "max_new_tokens": 5}, {"min_tokens": 200}):
+        with pytest.raises(BadSetting, match="max_new_tokens is only"):
+            of(**values)
+
+
 def test_defaults_are_neutral_and_greedy() -> None:
     assert of() == Settings()
     assert Settings().temperature == 0.0

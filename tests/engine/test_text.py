@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
-from hypothesis import given
+import text_tokenizers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import byte_level_tokenizer, sentence_piece_tokenizer
 
@@ -121,6 +123,100 @@ def test_special_tokens_are_not_shown() -> None:
     tokenizer = byte_level_tokenizer()
     ids = [*tokenizer.encode("a"), tokenizer.eos_token_id, *tokenizer.encode("b")]
     assert "".join(stream(tokenizer, ids)) == "ab"
+
+
+# Random tokens of tokenizers of every kind
+
+
+def test_llama_keeps_spaces_and_characters() -> None:
+    """Words after special tokens, runs of bytes longer than the window, characters that the prompt begins."""
+    tokenizer = text_tokenizers.llama()
+    ids = tokenizer.convert_tokens_to_ids
+    start, tool, hello, world = ids("<s>"), ids("<|tool|>"), ids("▁hello"), ids("▁world")
+    signs = [ids(f"<0x{byte:02X}>") for byte in "강🙂갂갃간".encode()]
+    assert "".join(stream(tokenizer, [hello, tool, world], context=[start, hello])) == " hello world"
+    assert "".join(stream(tokenizer, [world], context=[hello, *[start] * 40])) == " world"
+    for place in (3, 7, 10, 13):
+        assert "".join(stream(tokenizer, [*signs[place:], world], context=signs[:place])).endswith("간 world")
+    assert "".join(stream(tokenizer, [*signs[3:], world], context=[hello, *signs[:3]])) == "🙂갂갃간 world"
+    assert "".join(stream(tokenizer, signs[5:7], context=[hello, *signs[3:5]])) == "🙂"
+
+
+def pushed(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int] = ()) -> str:
+    return "".join(stream(tokenizer, ids, context=prompt))
+
+
+every_kind = pytest.mark.parametrize("kind", text_tokenizers.KINDS)
+
+
+@every_kind
+@settings(max_examples=60)
+@given(st.data())
+def test_any_tokens_split_anywhere_are_what_the_whole_says(kind: str, data: st.DataObject) -> None:
+    tokenizer = text_tokenizers.KINDS[kind]()
+    anything = st.integers(0, len(tokenizer) - 1)
+    few = data.draw(st.lists(anything, min_size=1, max_size=5), label="few")
+    ids = data.draw(st.lists(st.sampled_from(few), max_size=40) | st.lists(anything, max_size=40), label="ids")
+    place = data.draw(st.integers(0, len(ids)), label="place")
+    assert pushed(tokenizer, ids) == text_tokenizers.whole(tokenizer, ids)
+    prompt, output = ids[:place], ids[place:]
+    assert pushed(tokenizer, output, prompt) == text_tokenizers.said_after(tokenizer, prompt, output)
+
+
+NASTY = (
+    *(
+        "👩‍👩‍👧",
+        "❤️",
+        "👍🏽",
+        "각",
+        "ㄱㅏ",
+        "e\u0301",
+        "a\u0300\u0316",
+        "\u0000",
+        "\ufffd",
+        "\ufeff",
+        "\u200d",
+        "\u202e",
+        "עברית",
+    ),
+    *(" " * 9, "\n\n", "\r\n", "\t", "\u00a0", "\u3000", "नि", "ไทย", "𝒳", "I've", "don't", "x ' y", " .", "word"),
+)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "llama", "gemma", "diffusion-stories"])
+@settings(max_examples=60)
+@given(st.data())
+def test_nasty_texts_split_within_characters(kind: str, data: st.DataObject) -> None:
+    tokenizer = text_tokenizers.KINDS[kind]()
+    text = data.draw(st.lists(st.sampled_from(NASTY) | st.text(max_size=3), max_size=8).map("".join), label="text")
+    ids = tokenizer.encode(text)
+    place = data.draw(st.integers(0, len(ids)), label="place")
+    assert pushed(tokenizer, ids) == text_tokenizers.whole(tokenizer, ids)
+    prompt, output = ids[:place], ids[place:]
+    assert pushed(tokenizer, output, prompt) == text_tokenizers.said_after(tokenizer, prompt, output)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "llama", "diffusion-lists"])
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_token_costs_the_same_after_many(kind: str, repeated: bool) -> None:
+    """Counted in tokens decoded: whatever comes, even bytes that never become a character."""
+    tokenizer = text_tokenizers.KINDS[kind]()
+    decoded = 0
+
+    class Counting:
+        convert_ids_to_tokens = staticmethod(tokenizer.convert_ids_to_tokens)
+        backend_tokenizer = tokenizer.backend_tokenizer
+
+        def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+            nonlocal decoded
+            decoded += len(token_ids)
+            return str(tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    count = 2000
+    ids = [5 + 251] * count if repeated else [place % (len(tokenizer) - 5) + 5 for place in range(count)]
+    ids = [token % len(tokenizer) for token in ids]
+    "".join(stream(Counting(), ids))
+    assert decoded < 40 * count
 
 
 # Stop strings

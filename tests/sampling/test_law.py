@@ -108,6 +108,39 @@ def test_min_new_tokens(row: Tensor, output: list[int], least: int, stop_ids: se
     assert torch.equal(found, expected)
 
 
+def test_a_processor_that_wants_the_end_waits_for_the_least_length() -> None:
+    row = torch.arange(VOCABULARY, dtype=torch.float32)
+
+    def prefers(ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, 5] = 1000.0  # in place, as many do
+        scores[:, 7] = 999.0
+        return scores
+
+    def forces(ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, MINUS_INFINITY)
+        forced[:, 5] = 0.0
+        return forced
+
+    def forbids(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, MINUS_INFINITY)
+
+    for order in (DEFAULT_ORDER, DEFAULT_ORDER[::-1]):
+        for temperature in (0.0, 1.0):
+            values = {"min_new_tokens": 2, "temperature": temperature, "order": order}
+            early, late = (
+                law_of([9], [5], processors=(prefers,), **values),
+                law_of([9, 9], [5], processors=(prefers,), **values),
+            )
+            assert early.scores(row).argmax() == 7
+            assert late.scores(row).argmax() == 5
+            # Nothing but the end: not heard before, not a token of its own choice.
+            found = law_of([9], [5], processors=(forces,), **values).scores(row)
+            assert torch.equal(found, law_of([9], [5], **values).scores(row))
+            assert law_of([9, 9], [5], processors=(forces,), **values).scores(row).argmax() == 5
+            assert (law_of([9], [5], processors=(forbids,), **values).scores(row) == MINUS_INFINITY).all()
+    assert torch.equal(row, torch.arange(VOCABULARY, dtype=torch.float32))
+
+
 @given(rows, paths, st.data())
 def test_everything_together_as_generate_does_it(row: Tensor, output: list[int], data: st.DataObject) -> None:
     values = {

@@ -205,6 +205,10 @@ def size(count: float) -> str:
     return decimal(int(count))
 
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors and shells begin a text with; it is no part of it."""
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8; raises BadInput where it cannot be read."""
     try:

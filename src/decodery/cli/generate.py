@@ -33,7 +33,7 @@ from decodery.cli.options import (
     with_seed,
 )
 from decodery.cli.outcome import Outcome
-from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt
+from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt, read_tools
 from decodery.errors import BadInput, BadPrompt, BadSetting, NotEnoughMemory
 
 if TYPE_CHECKING:
@@ -52,12 +52,20 @@ def generate(
     prompts: Annotated[
         Path | None,
         Option(
-            "--prompts", metavar="FILE", help='JSONL, per line {"prompt": …} or {"messages": …}; one result per line.'
+            "--prompts",
+            metavar="FILE",
+            help='JSONL, per line {"prompt": …} or {"messages": …, "tools": …}; one result per line.',
         ),
     ] = None,
     batch_size: Annotated[int, Option("--batch-size", help="Lines of --prompts decoded together.")] = 8,
     chat: Annotated[bool, Option("--chat", help="The prompt is what a user says to the model.")] = False,
     system: Annotated[str | None, Option("--system", metavar="TEXT", help="System message; implies --chat.")] = None,
+    tools: Annotated[
+        Path | None,
+        Option(
+            "--tools", metavar="FILE", help="JSON schemas of what the model may call; a line's own tools go before."
+        ),
+    ] = None,
     method: MethodOption = None,
     n: Annotated[int, Option("--n", "-n", help="How many independent samples.")] = 1,
     echo: Annotated[bool, Option("--echo", help="Begin the text with the prompt.")] = False,
@@ -91,17 +99,20 @@ def generate(
     values.update({"n": n} if n != 1 else {}, **({"echo": True} if echo else {}))
     if logprobs is not None:
         values["logprobs"] = logprobs
+    callable_tools = read_tools(tools)
     if prompts is not None:
         if prompt is not None or file is not None:
             raise BadInput("--prompts brings its own prompts; give no other prompt with it.")
         lines = read_lines(prompts)
         named = check_early(method, values)
         lm = model.load()
+        lines = [replace(line, tools=line.tools or callable_tools) for line in lines]
         _many(lm, str(prompts), lines, named, values, batch_size, chat, system)
         return
-    text = as_conversation(read_prompt(prompt, file), chat, system)
+    asked = as_conversation(read_prompt(prompt, file), chat, system)
     named = check_early(method, values)
     lm = model.load()
+    text = lm.tokenize(asked, callable_tools)
     if show or show_html is not None:
         _one_canvas(lm, text, named, with_seed(values), show, show_html)
     elif as_json:
@@ -110,11 +121,13 @@ def generate(
         _one_as_text(lm, text, named, with_seed(values))
 
 
-def _one_as_text(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
+def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, settings: dict[str, Any]) -> None:
+    from decodery.engine.text import prompt_text
+
     stream = lm.stream(prompt, method, **settings)
     live = LiveText()
     interrupted = False
-    echo = lm.tokenizer.decode(lm.tokenize(prompt), skip_special_tokens=True) if settings.get("echo") else ""
+    echo = prompt_text(lm.tokenizer, prompt) if settings.get("echo") else ""
     try:
         live.follow(stream, echo)
     except KeyboardInterrupt:
@@ -219,6 +232,8 @@ def _admitted(
     if not line.error:
         line = replace(line, prompt=as_conversation(line.prompt, chat, system))
         try:
+            if line.tools:  # each line has its own
+                line = replace(line, prompt=lm.tokenize(line.prompt, line.tools))
             # Checks everything and starts nothing until it is iterated. An error that is not the prompt's own is
             # one of the whole command.
             lm.stream(line.prompt, method, **settings)

@@ -9,13 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decodery.cli.console import read_text
+from decodery.cli.console import BYTE_ORDER_MARK, read_text
 from decodery.errors import BadInput, BadPrompt
 
 STANDARD_INPUT = "-"
 SETTINGS = frozenset(
     {"method", "model", "seed", "n", "stop", "logprobs", "max_tokens", "max_new_tokens", "min_new_tokens", "top_k"}
-    | {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
+    | {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
+    | {
+        "max_completion_tokens",
+        "min_tokens",
+        "stop_token_ids",
+        "ignore_eos",
+        "echo",
+        "top_logprobs",
+        "best_of",
+        "suffix",
+    }
+    | {"tool_choice", "response_format", "functions", "function_call"}
 )
 """Keys that mean something in other tools' batch files. Ignoring them in a line would give another text than asked."""
 
@@ -29,6 +40,8 @@ class Line:
     error: str = ""
     labels: Mapping[str, Any] = field(default_factory=dict)
     """The "id" of the line, where it has one; repeated in its result."""
+    tools: Any = None
+    """What its conversation may call."""
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -59,7 +72,7 @@ def characters(text: str) -> str:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise BadInput(f"standard input is not text in {error.encoding.upper()} (byte {error.start}).") from None
 
@@ -86,6 +99,21 @@ def as_conversation(prompt: Any, chat: bool, system: str | None) -> Any:
     return messages
 
 
+def read_tools(file: Path | None) -> Any:
+    """The tools in a JSON file: a list of schemas. None without a file. Raises BadInput."""
+    if file is None:
+        return None
+    try:
+        tools = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file} is not JSON ({error.msg} in line {error.lineno}).") from None
+    except RecursionError:
+        raise BadInput(f"{file} is nested too deeply.") from None
+    if not isinstance(tools, list):
+        raise BadInput(f"{file} must hold a list of JSON schemas, one for each tool, not {_kind(tools)}.")
+    return tools
+
+
 def read_lines(file: Path) -> list[Line]:
     """The lines of a JSONL file of prompts; "-" is standard input. Empty lines are skipped, bad ones keep their error.
 
@@ -100,7 +128,7 @@ def read_lines(file: Path) -> list[Line]:
 
 def _line(number: int, text: str) -> Line:
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix(BYTE_ORDER_MARK))  # files put together have one in the middle
     except json.JSONDecodeError as error:
         return Line(number, error=f"it is not JSON ({error.msg} at column {error.colno}).")
     except RecursionError:
@@ -109,7 +137,7 @@ def _line(number: int, text: str) -> Line:
         return Line(number, error=f"it must be an object with a prompt or messages, not {_kind(value)}.")
     labels = {"id": value["id"]} if "id" in value else {}
     try:
-        return Line(number, _prompt(value), labels=labels)
+        return Line(number, _prompt(value), labels=labels, tools=value.get("tools"))
     except BadPrompt as error:
         return Line(number, error=str(error), labels=labels)
 
@@ -120,13 +148,14 @@ def _prompt(value: Mapping[str, Any]) -> Any:
     own = sorted(SETTINGS & set(value))
     if own:
         raise BadPrompt(f"it sets {', '.join(own)}, which only options of the command can set, for all lines.")
+    if "tools" in value and not isinstance(value["tools"], list):
+        raise BadPrompt(f"tools must be a list of JSON schemas, not {_kind(value['tools'])}.")
     if "messages" in value:
         if not isinstance(value["messages"], list) or not value["messages"]:
             raise BadPrompt(f"messages must be a list of messages, not {_kind(value['messages'])}.")
         if not all(isinstance(message, dict) for message in value["messages"]):
             raise BadPrompt("each message must be an object with role and content.")
-        for message in value["messages"]:
-            characters(str(message.get("content")))
+        characters(json.dumps([value["messages"], value.get("tools")], ensure_ascii=False))
         return value["messages"]
     prompt = value["prompt"]
     ids = isinstance(prompt, list) and all(isinstance(id, int) and not isinstance(id, bool) for id in prompt)

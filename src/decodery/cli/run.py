@@ -9,7 +9,7 @@ from typer import Option
 
 from decodery.cli import options
 from decodery.cli.chat_commands import Leave, Retry, obey
-from decodery.cli.console import Bars, notice, remark
+from decodery.cli.console import BYTE_ORDER_MARK, Bars, notice, remark
 from decodery.cli.conversation import Conversation
 from decodery.cli.live_text import LiveText, legend, statistic
 from decodery.cli.options import MethodOption, ModelOptions, SettingOptions, check_early, with_option_groups
@@ -138,7 +138,7 @@ class _Lines:
             if self._typed:
                 return input(prompt)
             line = sys.stdin.readline()
-            return line.rstrip("\r\n") if line else None
+            return line.removeprefix(BYTE_ORDER_MARK).rstrip("\r\n") if line else None
         except (EOFError, KeyboardInterrupt):
             print()
             return None

@@ -13,7 +13,7 @@ from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
 from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.loop import Denoising, Plan, model_of
 from decodery.engine.method import Decoding, Method, parameter
-from decodery.errors import BadParameter, BadPrompt
+from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
 
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
@@ -117,11 +117,20 @@ class DiffusionMethod(Method):
         )
 
     def admit(self, job: Job) -> None:
-        length, prompt = self.length(job), len(job.prompt)
+        length, prompt, settings = self.length(job), len(job.prompt), job.settings
         if prompt + length > job.host.network.context:
             raise BadPrompt(
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
                 f"{job.host.network.name} has a context of {job.host.network.context}."
+            )
+        if length < settings.min_new_tokens:
+            raise BadSetting(
+                f"min_new_tokens is {settings.min_new_tokens}, but the canvas has only {length} positions."
+            )
+        if settings.echo and settings.logprobs is not None:
+            raise Refused(
+                f"{self.name} does not run with echo and logprobs together: a canvas is filled behind a given prompt, whose "
+                "own tokens are never scored."
             )
         if self.cache != "freecache" and (self.freeze != FREEZE[0] or self.shrink):
             raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")

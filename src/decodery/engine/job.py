@@ -12,7 +12,7 @@ from torch import Tensor
 from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
-from decodery.engine.text import Decoder, TextStream
+from decodery.engine.text import Decoder, TextStream, prompt_text
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance, Noise, Stage
@@ -201,9 +201,12 @@ class Job:
                 self.statistics.accepted += 1
             else:
                 self.statistics.bonus += 1
-            visible = "" if token in self.stop_ids else self._text.push(token)
+            # Before the least length nothing ends the output, and an end token is a token like others.
+            early = count < self.settings.min_new_tokens
+            ends = token in self.stop_ids and not early
+            visible = self._text.push(token, shown=not ends, may_stop=not early)
             self._emit(Token(self.request, count - 1, token, visible, place < accepted, logprobs))
-            reason = self._stop_reason(token, count, rows, place)
+            reason = "stop" if ends else self._stop_reason(count, early, rows, place)
             if reason is not None:
                 self.finish(reason)
                 return True
@@ -211,13 +214,10 @@ class Job:
 
     # What the engine uses
 
-    def _stop_reason(self, token: int, count: int, rows: Tensor | Sequence[Tensor], place: int) -> str | None:
-        early = count < self.settings.min_new_tokens
-        if token in self.stop_ids and not early:
-            return "stop"
+    def _stop_reason(self, count: int, early: bool, rows: Tensor | Sequence[Tensor], place: int) -> str | None:
         if self._text.stopped_by is not None:
             return "stop"
-        if self.settings.stopping_criteria:
+        if self.settings.stopping_criteria and not early:
             ids, row = torch.tensor([self.tokens]), rows[place][None]
             if any(bool(torch.as_tensor(c(ids, row)).any()) for c in self.settings.stopping_criteria):
                 return "stop"
@@ -237,6 +237,11 @@ class Job:
     def text(self) -> str:
         """The visible output so far."""
         return self._text.text
+
+    @property
+    def prompt_text(self) -> str:
+        """The visible text of the prompt; without a character that it leaves incomplete, which the output tells of."""
+        return prompt_text(self.host.tokenizer, self.prompt)
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decodery.engine.plain import plain
 from decodery.errors import BadSetting, NotEnoughMemory
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def parse_size(name: str, value: object) -> int:
 
     name: of the setting, for the message. Raises BadSetting.
     """
+    value = plain(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 1:
         return int(value)
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):

@@ -19,6 +19,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from decodery.engine.plain import plain
 from decodery.errors import BadParameter, Refused, near
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), 
 def _checked(method: str, item: Parameter, value: Any) -> Any:
     """The value of a parameter, or BadParameter."""
     names = item.type.split(" | ")
+    value = plain(value)
     if value is None and "none" in item.choices:
         return "none"  # written as a bare word, it is read as Python's None
     if value is None and "auto" in names:

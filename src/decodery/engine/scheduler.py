@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
+from decodery.engine.plain import plain
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
 from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
 from decodery.models.forward import Forward, Scores, Slots
@@ -49,7 +50,8 @@ class Scheduling:
     prefix_cache: int = 0
 
     def __post_init__(self) -> None:
-        chunk = self.chunk
+        chunk = plain(self.chunk)
+        object.__setattr__(self, "chunk", chunk)
         if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0):
             raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {chunk!r}.")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from decodery.engine.plain import plain
 from decodery.errors import BadSetting, near
 from decodery.sampling.law import _STEPS, LawSettings
 
@@ -28,8 +29,10 @@ ALIASES = {
 class Settings(LawSettings):
     """Settings of one request: those of the law (`LawSettings`) and those of the output.
 
-    max_new_tokens: most tokens to generate. seed: fixes every random draw; None draws a fresh seed, which the reply names.
-    stop: strings that end the output (not included in it). stop_token_ids: further tokens that end it.
+    max_new_tokens: most tokens to generate. min_new_tokens: no end token, stop string or stopping criterion ends the output
+    before that many; a stop string that is complete earlier is a part of the text. seed: fixes every random draw; None draws a
+    fresh seed, which the reply names. stop: strings that end the output (not included in it); they may hold special tokens,
+    which the output does not show. stop_token_ids: further tokens that end it.
     ignore_eos: the model's own end tokens do not end the output. echo: the reply's text begins with the prompt.
     n: how many independent samples. logprobs: None, or how many alternatives to report with each token's own log
     probabilities (0: none), always the target's, raw and processed. stopping_criteria: callables (input_ids [1, n],
@@ -61,6 +64,7 @@ class Settings(LawSettings):
             if ours in given:
                 raise BadSetting(f"{names[ours]} and {name} mean the same setting; give one of them.")
             given[ours], names[ours] = value, name
+        given = {name: plain(value) for name, value in given.items()}
         sample = given.pop("do_sample", None)
         if sample is not None:
             if not isinstance(sample, bool):
@@ -72,7 +76,11 @@ class Settings(LawSettings):
         for name in given:
             if name not in known:
                 raise BadSetting(f"{name!r} is not a setting; {near(name, known | set(ALIASES))}")
-        return cls(**{name: _convert(name, value, vocabulary) for name, value in given.items()})
+        settings = cls(**{name: _convert(name, value, vocabulary) for name, value in given.items()})
+        if settings.min_new_tokens > settings.max_new_tokens:
+            least, most = settings.min_new_tokens, settings.max_new_tokens
+            raise BadSetting(f"min_new_tokens is {least}, but max_new_tokens is only {most}.")
+        return settings
 
     def with_seed(self) -> Settings:
         """These settings with a seed: the given one, or a fresh one."""
@@ -115,18 +123,24 @@ def _flag(name: str, value: Any, vocabulary: int) -> bool:
 
 
 def _stop(name: str, value: Any, vocabulary: int) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else tuple(value or ())
+    strings = (value,) if isinstance(value, str) else tuple(() if value is None else value)
     if any(not isinstance(text, str) or not text for text in strings):
         raise BadSetting(f"stop must be one or more non-empty strings, not {value!r}.")
+    for text in strings:
+        if any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise BadSetting(f"stop must be valid Unicode, which {text!r} is not: it holds half a surrogate pair.")
     return strings
 
 
 def _token(name: str, value: Any, vocabulary: int) -> int:
+    value = plain(value)
     try:
+        if isinstance(value, float | bool):
+            raise ValueError
         token = int(value)  # keys of JSON objects are strings
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.") from None
-    if isinstance(value, float | bool) or not 0 <= token < vocabulary:
+    if not 0 <= token < vocabulary:
         raise BadSetting(f"{name} names token {value!r}, but the model's tokens are 0 to {vocabulary - 1}.")
     return token
 
@@ -134,7 +148,7 @@ def _token(name: str, value: Any, vocabulary: int) -> int:
 def _tokens(name: str, value: Any, vocabulary: int) -> tuple[int, ...]:
     if isinstance(value, str):
         raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.")
-    ids = (value,) if isinstance(value, int) else tuple(value or ())
+    ids = (value,) if isinstance(value, int) else tuple(() if value is None else value)
     return tuple(_token(name, token, vocabulary) for token in ids)
 
 
@@ -142,7 +156,8 @@ def _bias(name: str, value: Any, vocabulary: int) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise BadSetting(f"logit_bias must map token ids to numbers, not be {value!r}.")
     bias = {}
-    for token, number in value.items():
+    for token, given in value.items():
+        number = plain(given)
         if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number) or number == math.inf:
             raise BadSetting(f"logit_bias of token {token} must be a number below infinity, not {number!r}.")
         bias[_token(name, token, vocabulary)] = float(number)

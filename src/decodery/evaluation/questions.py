@@ -50,7 +50,7 @@ def load_questions(
     else:
         name = str(path)
         try:
-            text = Path(path).expanduser().read_text("utf-8")
+            text = Path(path).expanduser().read_text("utf-8-sig")
         except OSError as error:
             raise BadInput(f"the questions {name} cannot be read: {error.strerror or error}.") from None
         except UnicodeDecodeError as error:

@@ -49,7 +49,8 @@ class LawSettings:
     repetition_penalty: divide positive and multiply negative scores of tokens seen in prompt or output (CTRL, 2019).
     presence_penalty, frequency_penalty: subtract once, or per occurrence, for tokens seen in the output (OpenAI).
     logit_bias: token id -> value added to its score.
-    min_new_tokens: stop tokens are impossible before this many new tokens.
+    min_new_tokens: stop tokens are impossible before this many new tokens, whatever processors say. Where processors leave
+        nothing but stop tokens, they are not heard before.
     processors: callables (input_ids [1, n], scores [1, vocabulary]) -> scores, as in transformers.
     order: names of the steps in the order in which they are applied.
     """
@@ -234,10 +235,19 @@ def _min_new_tokens(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
 
 def _processors(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:
     ids = torch.tensor([prefix.tokens()], device=scores.device)
-    rows = scores[None]
+    early = prefix.new_tokens < settings.min_new_tokens and bool(prefix.stop_ids)
+    rows = scores[None].clone() if early else scores[None]  # processors may work in place
     for processor in settings.processors:
         rows = processor(ids, rows)
-    return rows[0]
+    return _without_ends(rows[0], scores, prefix) if early else rows[0]
+
+
+def _without_ends(wanted: Row, before: Row, prefix: _Prefix) -> Row:
+    """Processed scores with the stop tokens forbidden; the scores before, where only stop tokens were allowed."""
+    stops = torch.tensor(prefix.stop_ids, device=wanted.device)
+    scores = wanted.index_fill(0, stops, MINUS_INFINITY)
+    forced = bool((scores == MINUS_INFINITY).all()) and bool((wanted[stops] > MINUS_INFINITY).any())
+    return before.index_fill(0, stops, MINUS_INFINITY) if forced else scores
 
 
 def _temperature(scores: Row, prefix: _Prefix, settings: LawSettings) -> Row:

@@ -68,7 +68,7 @@ def calibrate(
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line, or {"prompt": "..."} a line where the name ends in .jsonl. Raises BadInput."""
     try:
-        lines = [line for line in path.expanduser().read_text("utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.expanduser().read_text("utf-8-sig").split("\n") if line.strip()]
         prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"the prompts {path} cannot be read: {error}.") from None

@@ -258,7 +258,7 @@ def text_rows(path: Path, tokenizer: Any, end: int, canvas: int, seed: int, pool
     the line, where a line is not such an object or an answer does not fit.
     """
     found: list[Row] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -29,7 +29,7 @@ PIECE = 1 << 14
 def text_tokens(lm: LanguageModel, path: Path) -> Iterator[list[int]]:
     """Token ids of a UTF-8 text, piece by piece. Raises BadInput where it cannot be read."""
     try:
-        text = path.expanduser().read_text("utf-8")
+        text = path.expanduser().read_text("utf-8-sig")
     except OSError as error:
         raise BadInput(f"the text {path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in given.texts:
             yield from text_tokens(lm, path)
         if given.prompts is not None:
-            prompts = [line for line in given.prompts.read_text("utf-8").splitlines() if line.strip()]
+            prompts = [line for line in given.prompts.read_text("utf-8-sig").split("\n") if line.strip()]
             yield from own_tokens(
                 lm, prompts, given.max_new_tokens, lambda done, total: _say(f"{done} of {total} answers")
             )

@@ -211,7 +211,7 @@ def read_items(path: Path, task: str | None = None) -> list[Item]:
     if name not in PUBLISHED_TASKS:
         raise BadInput(f"{name} is no task of ParallelBench; known: {', '.join(PUBLISHED_TASKS)}.")
     try:
-        lines = path.expanduser().read_text("utf-8").splitlines()
+        lines = path.expanduser().read_text("utf-8-sig").split("\n")
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
