@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,19 @@ from decodery.engine.scheduler import Scheduling
 from decodery.errors import BadSetting, ModelNotReadable
 from decodery.language_model import LanguageModel
 from decodery.models import masked_diffusion, store
+from decodery.models.known import Known
+from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
-from decodery.models.reading import read_model
+from decodery.models.reading import is_usual, read_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from decodery.models.key_value_network import KeyValueNetwork
     from decodery.models.masked_diffusion import MaskedDiffusion
-    from decodery.models.network import TransformersNetwork
+
+NATIVE = {"auto": True, "True": True, "packed": True, "native": False}
+"""By the word for the path: whether the native code may pack weights, where it is tried at all."""
 
 
 @without_collection()
@@ -48,8 +55,6 @@ def load(
     whole prompts. progress: told about downloads and conversions.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
-    from transformers import AutoTokenizer
-
     parse_budget(kv_budget)
     Scheduling(chunk=prefill_chunk)
     if threads is not None:
@@ -59,22 +64,38 @@ def load(
     where = _device(device)
     folder = store.resolve(str(name), progress=progress)
     kind = _dtype(dtype, where, folder)
+    label = Path(name).name if Path(name).exists() else str(name)
     try:
         config = masked_diffusion.read_config(folder)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
-        if masked_diffusion.is_foreign(config):
-            model = masked_diffusion.load_foreign(folder, config, kind)
+        foreign = masked_diffusion.is_foreign(config)
+
+        def complete() -> Any:
+            return (masked_diffusion.load_foreign if foreign else read_model)(folder, config, kind)
+
+        native = diffusion is None and where.type == "cpu" and kind == torch.bfloat16 and is_usual(folder, config)
+        packed = NATIVE.get(str(fast)) if native else None
+        known = Known(folder)
+        found = None if packed is None else known.network(label, packed)
+        if foreign:
             tokenizer = masked_diffusion.load_foreign_tokenizer(folder)
         else:
-            model = read_model(folder, config, kind)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = known.tokenizer(partial(_read_tokenizer, folder))
+        if found is not None and (fast != "packed" or found[0].path == "packed"):
+            found[0].complete = complete
+            return _combined(*found, tokenizer, folder, None, kv_budget, prefill_chunk)
+        model = complete()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
     model = model.to(where)
-    label = Path(name).name if Path(name).exists() else str(name)
     network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    ends = _ends(model)
+    if isinstance(network, NativeNetwork):
+        network.complete = complete
+        if packed is not None:
+            known.keep_network(network, packed, ends)
+    return _combined(network, ends, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def wrap(
@@ -102,12 +123,12 @@ def wrap(
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
     network = network_for(model, label, fast, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    return _combined(network, _ends(model), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def _combined(
-    network: TransformersNetwork,
-    model: Any,
+    network: KeyValueNetwork,
+    ends: Iterable[int],
     tokenizer: Any,
     folder: Path | None,
     diffusion: MaskedDiffusion | None = None,
@@ -120,9 +141,7 @@ def _combined(
         raise ModelNotReadable(
             f"the tokenizer has {size} tokens but {label} scores only {network.vocabulary}; they do not belong together."
         )
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ids = {*([ends] if isinstance(ends, int) else ends or []), getattr(tokenizer, "eos_token_id", None)} - {None}
+    ids = {*ends, *({tokenizer.eos_token_id} if getattr(tokenizer, "eos_token_id", None) is not None else ())}
     if diffusion is not None:
         ids |= set(diffusion.end_token_ids)
         if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:
@@ -131,6 +150,18 @@ def _combined(
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
     identity = str(folder or label)
     return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+
+
+def _ends(model: Any) -> tuple[int, ...]:
+    """The tokens that end a text, by the model's generation config."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return (ends,) if isinstance(ends, int) else tuple(ends or ())
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -9,7 +9,6 @@ that uses transformers' attention interface runs without code of ours.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import weakref
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable
-from decodery.models.attention import ATTENTION_NAME, Pack, packing
+from decodery.models.attention import ATTENTION_NAME, Pack, packing, register
 from decodery.models.forward import POST_NORM, Layers, Scores
-from decodery.models.key_value_network import KeyValueNetwork
+from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of
 from decodery.models.scorer import Head, Work
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ class TransformersNetwork(KeyValueNetwork):
     """
 
     def __init__(self, model: PreTrainedModel, name: str):
+        register()
         self.model, self.name = model.eval(), name
         self.path = "eager"
         """How passes are run; part of what a cost curve was measured of."""
@@ -157,12 +157,7 @@ class TransformersNetwork(KeyValueNetwork):
     def fingerprint(self) -> str:
         if self._fingerprint:
             return self._fingerprint
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {list(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-        self._fingerprint = digest.hexdigest()[:16]
+        self._fingerprint = fingerprint_of(sorted(self.model.named_parameters()))
         return self._fingerprint
 
     @property

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from decodery.errors import BadSetting
+from decodery.models.key_value_network import KeyValueNetwork
 from decodery.models.network import TransformersNetwork
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ AUTOMATIC = ("packed", "fused")
 
 def network_for(
     model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False, bidirectional: bool = False
-) -> TransformersNetwork:
+) -> KeyValueNetwork:
     """A network over a model.
 
     fast: one of PATHS; "auto" (or True) takes the first that can run this model here, False means "off". owned: nobody
@@ -49,11 +50,11 @@ def network_for(
     return TransformersNetwork(model, name)
 
 
-def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:
+def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> KeyValueNetwork:
     if path in ("packed", "native"):
         from decodery.models.native.network import NativeNetwork
 
-        network = NativeNetwork(model, name, owned, packed=path == "packed")
+        network = NativeNetwork.of(model, name, owned, packed=path == "packed")
         if network.path != path and required:
             raise ValueError("its weights do not fit into four or eight bits")
         return network

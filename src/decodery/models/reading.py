@@ -9,7 +9,7 @@ and tied weights, is left to transformers, which is handed the weights as a stat
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from decodery.models.checkpoint import weight_files
+from decodery.models.weight_source import Blocks
 
 MAP = 32 << 20
 """Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
@@ -63,6 +64,29 @@ class StoredWeight:
         return self._file.take(self._name, place)
 
 
+class StoredWeights:
+    """The weights in the safetensors files of a folder, a `WeightSource`. Raises ModelNotReadable where files are missing."""
+
+    def __init__(self, folder: Path):
+        files = [WeightFile(path) for path in weight_files(folder)]
+        self._stored = {name: StoredWeight(file, name) for file in files for name in file.dtypes()}
+
+    def names(self) -> Iterable[str]:
+        return self._stored
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        weight = self._stored[name][...]
+        if weight.dtype not in DTYPES:
+            raise ValueError(f"{name} is kept as {weight.dtype}, which is no number of a usual checkpoint")
+        return weight.to(dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
+    def release(self, name: str) -> None:
+        pass
+
+
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """What `AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)` gives, bit for bit: on the CPU, in eval mode.
 
@@ -82,9 +106,14 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     return model
 
 
+def is_usual(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the weights are those in the folder's files, as they stand there. config: the folder's `config.json`."""
+    return not any(config.get(entry) for entry in OWN_WAYS) and not (folder / "adapter_config.json").exists()
+
+
 def _converted_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StoredWeight]:
     """The weights of a folder by name; none where all have this dtype already, or the folder is not of the usual form."""
-    if any(config.get(entry) for entry in OWN_WAYS) or (folder / "adapter_config.json").exists():
+    if not is_usual(folder, config):
         return {}
     if not (folder / "generation_config.json").is_file():
         return {}
