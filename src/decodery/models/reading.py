@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from decodery.models.checkpoint import weight_files
-from decodery.models.weight_source import Blocks
+from decodery.models.weight_source import Blocks, WeightSource
 
 MAP = 32 << 20
 """Bytes of weights after which a file is mapped anew. Opening takes a quarter of a millisecond."""
@@ -104,6 +104,23 @@ def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> A
     model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model
+
+
+def empty_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The model of a folder without its weights, in eval mode. Their memory is not written to, and so takes none until `fill`
+    does; what a model computes for itself, such as the angles of rotations, is there."""
+    from transformers import AutoConfig, AutoModelForCausalLM, initialization
+
+    with initialization.no_init_weights():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+
+
+def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
+    """Read weights of a model from a source, one after the other."""
+    with torch.no_grad():
+        for name in names:
+            weight = model.get_parameter(name)
+            weight.copy_(source.tensor(name, weight.dtype))
 
 
 def is_usual(folder: Path, config: Mapping[str, Any]) -> bool:

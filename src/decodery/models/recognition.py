@@ -9,7 +9,6 @@ names.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence as Listing
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ ATTENTION_NAMES = frozenset(
         *("shape", "view", "transpose", "reshape", "contiguous", "apply_rotary_pos_emb", "use_rope"),
         *("update", "layer_idx", "config", "_attn_implementation", "ALL_ATTENTION_FUNCTIONS", "get_interface"),
         *("eager_attention_forward", "training", "attention_dropout", "getattr"),
+        *("nn", "functional", "dropout", "residual_dropout"),
     }
 )
 LAYER_NAMES = frozenset(LAYER_PARTS | set(SANDWICH_NORMS))
@@ -41,13 +41,13 @@ BASE_NAMES = frozenset(
         *("has_sliding_layers", "sliding_window", "create_causal_mask", "create_sliding_window_causal_mask"),
         *("use_bidirectional_attention", "_bidirectional_window_overlay"),
         *("ValueError", "DynamicCache", "get_seq_length", "torch", "arange", "shape", "device", "unsqueeze"),
-        *("isinstance", "dict", "enumerate", "set", "copy", "tensor", "bool", "BaseModelOutputWithPast"),
+        *("isinstance", "dict", "enumerate", "set", "copy", "tensor", "bool"),
     }
 )
 MODEL_NAMES = frozenset(
     {
         *("model", "last_hidden_state", "slice_logits_to_keep", "lm_head", "config", "vocab_size"),
-        *("final_logit_softcapping", "torch", "tanh", "loss_function", "CausalLMOutputWithPast"),
+        *("final_logit_softcapping", "torch", "tanh", "loss_function"),
         *("cache", "past_key_values", "hidden_states", "attentions"),
     }
 )
@@ -55,11 +55,8 @@ SWITCHES = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectio
 """Entries of a configuration that change what a forward of these names computes, unless they are off."""
 
 
-def recognised(model: PreTrainedModel, windows: Listing[int | None]) -> Layout:
-    """The layout of a model. windows: the sliding window of each layer, as attention was told.
-
-    Raises ValueError, which says why, where the model is of another kind.
-    """
+def recognised(model: PreTrainedModel) -> Layout:
+    """The layout of a model; its matrices are not looked at. Raises ValueError, which says why, where it is of another kind."""
     base: Any = model.base_model
     kind = type(model).__name__
     output: Any = model.get_output_embeddings()
@@ -102,7 +99,7 @@ def recognised(model: PreTrainedModel, windows: Listing[int | None]) -> Layout:
         rotations=rotations,
         layers=tuple(
             LayerLayout(window, by_kind(config, index) if getattr(layer.self_attn, "use_rope", True) else None)
-            for index, (layer, window) in enumerate(zip(base.layers, windows, strict=True))
+            for index, (layer, window) in enumerate(zip(base.layers, _windows(base, config), strict=True))
         ),
     )  # fmt: skip
     _check_weights(model, layout)
@@ -141,7 +138,7 @@ def _check_code(module: nn.Module, known: frozenset[str]) -> None:
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     if code is None:
         raise ValueError(f"the forward of {kind} cannot be looked at")
-    foreign = sorted(_names(code) - known)
+    foreign = sorted(name for name in _names(code) - known if not name.endswith("OutputWithPast"))
     if foreign:
         raise ValueError(f"{kind} makes use of {', '.join(foreign)}, which the usual decoder has not")
 
@@ -204,6 +201,22 @@ def _rotations(rotary: Any, width: int, context: int) -> tuple[tuple[Rotation, .
     return tuple(found), used
 
 
+def _windows(base: Any, config: Any) -> list[int | None]:
+    """The sliding window of each layer: what its attention passes on, or the configuration's where it asks there."""
+    code = inspect.unwrap(type(base.layers[0].self_attn).forward).__code__
+    if "sliding_window" in code.co_names:
+        windows = [layer.self_attn.sliding_window for layer in base.layers]
+    else:
+        asked = "sliding_window" in _names(code)
+        windows = [getattr(config, "sliding_window", None) if asked else None for _ in base.layers]
+    # Masks are made by the kinds of layers, attention by its own window: where the two differ, something else is meant.
+    if "layer_types" in _names(inspect.unwrap(type(base).forward).__code__):
+        kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        if kinds != list(config.layer_types[: len(kinds)]):
+            raise ValueError("its layers have other windows than their kinds say")
+    return windows
+
+
 def _activation(layers: Any) -> str:
     x = torch.linspace(-8, 8, 101)
     known = dict(zip(ACTIVATIONS, (nn.functional.silu(x), nn.functional.gelu(x, approximate="tanh")), strict=True))
@@ -218,9 +231,7 @@ def _activation(layers: Any) -> str:
 
 
 def _norms(layer: nn.Module) -> list[nn.Module]:
-    """All parts of a layer that have weights and are no products."""
-    kept = [module for module in layer.modules() if any(True for _ in module.parameters(recurse=False))]
-    return [module for module in kept if type(module) is not nn.Linear]
+    return [module for name, module in layer.named_modules() if name.endswith(("layernorm", "_norm"))]
 
 
 def _epsilon(norm: Any) -> float:

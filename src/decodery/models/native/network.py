@@ -11,7 +11,7 @@ import ctypes
 import math
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Listing
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -34,7 +34,7 @@ from decodery.models.sequence import Sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from decodery.models.weight_source import WeightSource
+    from decodery.models.weight_source import Blocks, WeightSource
 
 QUERIES_KEYS_VALUES = ("q_proj", "k_proj", "v_proj")
 _usual_threads: int | None = None
@@ -55,6 +55,37 @@ class _Ranked:
     def ranking(self) -> Ranking:
         ids, shares, starts = self._ids.tolist(), self._shares.tolist(), range(0, len(self._ids), self.k)
         return Ranking([ids[i : i + self.k] for i in starts], [shares[i : i + self.k] for i in starts])
+
+
+class Checked:
+    """A source whose weights have the shapes that a layout wants: raises ValueError where one has another."""
+
+    def __init__(self, source: WeightSource, layout: Layout):
+        self._source, self._shapes = source, dict(layout.shapes())
+        odd = {*source.names()} ^ set(self._shapes)
+        if odd:
+            raise ValueError(f"its weights are not those of its layout: {min(odd)}")
+
+    def names(self) -> Iterable[str]:
+        return self._shapes
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        weight = self._source.tensor(name, dtype)
+        self._check(name, tuple(weight.shape))
+        return weight
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self._source.blocks(name)
+        if blocks is not None:
+            self._check(name, (len(blocks.rows), blocks.inputs))
+        return blocks
+
+    def release(self, name: str) -> None:
+        self._source.release(name)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape != self._shapes[name]:
+            raise ValueError(f"{name} has the shape {list(shape)}, not {list(self._shapes[name])}")
 
 
 class NativeNetwork(KeyValueNetwork):
@@ -90,15 +121,12 @@ class NativeNetwork(KeyValueNetwork):
             raise ValueError("the layers have sliding windows of several sizes")
         if len(layout.rotations) > 2:
             raise ValueError("the layers have more than two kinds of rotation")
-        odd = {*source.names()} ^ {name for name, _ in layout.shapes()}
-        if odd:
-            raise ValueError(f"its weights are not those of its layout: {min(odd)}")
         matrices = [math.prod(shape) for _, shape in layout.shapes() if len(shape) > 1]
         # The last form takes two bytes a weight.
         room = large(2 * sum(matrices) + LINES * len(matrices))
         self._weights = Weights(FORMS if packed else FORMS[-1:], room, self.threads)
         with torch.inference_mode(), _calling:
-            self._model = self._describe(source)
+            self._model = self._describe(Checked(source, layout))
         self.path = "packed" if self._weights.shortened else "native"
 
     @classmethod
@@ -109,14 +137,12 @@ class NativeNetwork(KeyValueNetwork):
         does not qualify.
         """
         from decodery.models.blocks import confirm
-        from decodery.models.network import TransformersNetwork
         from decodery.models.recognition import recognised
         from decodery.models.weight_source import ModelWeights
 
         if model.device.type != "cpu" or model.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
-        plain = TransformersNetwork(model, name)
-        network = cls(recognised(model, plain._windows), ModelWeights(model), name, packed)
+        network = cls(recognised(model), ModelWeights(model), name, packed)
         network._transformers = model
         confirm(cast(Any, network))
         if owned:
