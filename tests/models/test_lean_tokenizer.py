@@ -70,6 +70,13 @@ def test_facts(pair: tuple[Any, Any, Whole]) -> None:
     ours, whole, read = pair
     assert len(ours) == len(whole)
     assert ours.get_vocab() == whole.get_vocab()
+    assert ours.get_added_vocab() == whole.get_added_vocab()
+    assert {place: str(token) for place, token in ours.added_tokens_decoder.items()} == {
+        place: str(token) for place, token in whole.added_tokens_decoder.items()
+    }
+    assert ours.backend_tokenizer.to_str() == whole.backend_tokenizer.to_str()
+    for ids in (3, 100_000, [0, 5, 7], []):
+        assert ours.convert_ids_to_tokens(ids) == whole.convert_ids_to_tokens(ids)
     for name in (*lean.FACTS, "chat_template", "special_tokens_map"):
         assert getattr(ours, name) == getattr(whole, name)
     assert read.reads == 0
@@ -82,6 +89,7 @@ def test_conversations(pair: tuple[Any, Any, Whole], prompt: bool) -> None:
     for messages in (chat, chat[:1]):
         expected = whole.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
         assert ours.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) == expected
+        assert ours.apply_chat_template(messages, tools=None, add_generation_prompt=prompt, tokenize=False) == expected
     refused = [{"role": "system", "content": "x"}]
     with pytest.raises(Exception, match="no system"):
         ours.apply_chat_template(refused, add_generation_prompt=prompt, tokenize=False)
@@ -96,6 +104,7 @@ def test_whatever_else_is_asked_of_the_whole_tokenizer(tmp_path: Path) -> None:
     assert ours.encode(["the", "dog"]) == whole.encode(["the", "dog"])
     assert ours.decode(3) == whole.decode(3)
     assert ours.decode([[3], [4]]) == whole.decode([[3], [4]])
+    assert ours.convert_ids_to_tokens([0, 5], skip_special_tokens=True) == whole.convert_ids_to_tokens([5])
     assert ours.convert_tokens_to_ids("<end>") == whole.convert_tokens_to_ids("<end>")
     chat = [{"role": "user", "content": "x"}]
     assert ours.apply_chat_template(chat) == whole.apply_chat_template(chat)
@@ -111,7 +120,8 @@ def test_what_is_changed_holds_from_then_on(tmp_path: Path) -> None:
     assert len(ours) == len(whole) == size + 1
     assert ours.encode("quickbrown") == [size]
     assert ours.decode([size]) == "quickbrown"
-    assert ours.get_vocab()["quickbrown"] == size
+    assert ours.get_vocab()["quickbrown"] == ours.get_added_vocab()["quickbrown"] == size
+    assert ours.convert_ids_to_tokens(size) == "quickbrown"
     ours.chat_template = "{{ messages[0].content }}!"
     chat = [{"role": "user", "content": "x"}]
     assert whole.chat_template == ours.chat_template

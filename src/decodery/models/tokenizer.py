@@ -13,7 +13,8 @@ from typing import Any
 
 PLAIN_CALLS = (
     *("encode", "_encode_plus", "decode", "_decode", "apply_chat_template", "get_chat_template"),
-    *("convert_ids_to_tokens", "get_vocab", "__len__", "__call__"),
+    *("convert_ids_to_tokens", "_convert_id_to_token", "get_vocab", "get_added_vocab", "__len__", "__call__"),
+    *("added_tokens_decoder", "backend_tokenizer"),
 )
 """Methods that a class of tokenizers must not have changed."""
 PROBES = (
@@ -27,7 +28,10 @@ PROBES = (
     "def f(x):\n    return x ** 2  # comment",
     "<s></s><|im_start|>user<|endoftext|>[MASK]",
 )
-FACTS = ("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id", "mask_token_id", "all_special_ids")
+FACTS = (
+    *("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id", "mask_token_id", "all_special_ids"),
+    "clean_up_tokenization_spaces",
+)
 
 
 class LeanTokenizer:
@@ -58,7 +62,8 @@ class LeanTokenizer:
 
     def apply_chat_template(self, conversation: Any, *others: Any, **more: Any) -> Any:
         template = self._facts["chat_template"]
-        rest = {key: value for key, value in more.items() if key not in ("add_generation_prompt", "tokenize")}
+        known = ("add_generation_prompt", "tokenize")
+        rest = {key: value for key, value in more.items() if key not in known and (key, value) != ("tools", None)}
         plain = (
             isinstance(conversation, list) and conversation and all(type(message) is dict for message in conversation)
         )
@@ -73,6 +78,25 @@ class LeanTokenizer:
             **self._facts["special_tokens_map"],
         )
         return written[0][0]
+
+    def convert_ids_to_tokens(self, ids: Any, *others: Any, **more: Any) -> Any:
+        several = type(ids) is list and all(type(token) is int for token in ids)
+        if self._whole is not None or others or more or not (several or type(ids) is int):
+            return self.whole.convert_ids_to_tokens(ids, *others, **more)
+        return [self._backend.id_to_token(token) for token in ids] if several else self._backend.id_to_token(ids)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {token.content: place for place, token in sorted(self.added_tokens_decoder.items())}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        found: dict[int, Any] = self.backend_tokenizer.get_added_tokens_decoder()
+        return found
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` that does the work."""
+        return self._backend if self._whole is None else self._whole.backend_tokenizer
 
     def get_vocab(self) -> dict[str, int]:
         vocabulary: dict[str, int] = (
