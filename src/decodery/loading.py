@@ -90,12 +90,9 @@ def load(
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason}") from error
     model = model.to(where)
     network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
-    ends = _ends(model)
     if isinstance(network, NativeNetwork):
         network.complete = complete
-        if packed is not None:
-            known.keep_network(network, packed, ends)
-    return _combined(network, ends, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    return _combined(network, _ends(model), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def wrap(

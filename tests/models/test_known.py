@@ -16,6 +16,7 @@ from tiny_models import byte_level_tokenizer
 
 import decodery
 from decodery.loading import load
+from decodery.models.forward import Forward
 from decodery.models.known import Known
 from decodery.models.native.network import NativeNetwork
 
@@ -83,7 +84,7 @@ def test_the_transformers_model_is_built_when_it_is_asked_for(folder: Path) -> N
 
 
 def known(folder: Path, packed: bool = True) -> bool:
-    return Known(folder).network("name", packed) is not None
+    return Known(folder)._recorded(packed) is not None
 
 
 def test_anything_that_changes_is_looked_at_again(folder: Path) -> None:
@@ -114,7 +115,48 @@ def test_weights_that_do_not_fit_what_is_known_are_read_the_long_way(folder: Pat
     load(folder, dtype="bfloat16")
     other = saved(tmp_path / "other", "llama-biases")
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert known(folder)
+    assert Known(folder).network("name", True) is None
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2-sliding", "smollm3", "llama-biases"])
+def test_the_first_load_confirms_the_first_layers_alone(
+    family: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / family, family)
+    built: list[int] = []
+
+    def of(model: Any, *arguments: Any, **more: Any) -> NativeNetwork:
+        built.append(len(model.base_model.layers))
+        return whole(model, *arguments, **more)
+
+    whole = NativeNetwork.of
+    monkeypatch.setattr(NativeNetwork, "of", of)
+    network: Any = load(folder, dtype="bfloat16").network
+    assert built == [1 if family == "llama-biases" else 2]
+    assert network.layers == 4
+    ids = list(range(60))
+    ours = network.run([Forward(network.new_sequence(), ids)])[0].logits
+    through = NativeNetwork.of(network.model, family, packed=True)
+    assert torch.equal(through.run([Forward(through.new_sequence(), ids)])[0].logits, ours)
+
+
+def test_a_model_whose_first_layers_score_otherwise_is_not_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(network: Any) -> None:
+        raise ValueError("it computes something else")
+
+    monkeypatch.setattr("decodery.models.blocks.confirm", refuse)
+    assert load(folder, dtype="bfloat16").network.path == "eager"  # type: ignore[attr-defined]
     assert not known(folder)
+
+
+def test_end_tokens_of_a_folder_without_a_generation_config(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [7, 9]}))
+    for _ in range(2):
+        assert load(folder, dtype="bfloat16").stop_ids == (0, 7, 9)
+    assert known(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"layout": "{}", "ends": []}', "[]", '{"layout": "[1]"}'])
@@ -126,6 +168,16 @@ def test_a_damaged_record_is_looked_at_again(folder: Path, content: str) -> None
     assert not known(folder)
     load(folder, dtype="bfloat16")
     assert record.read_text() == whole
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_facts.json"])
+def test_a_damaged_tokenizer_is_read_again(folder: Path, file: str) -> None:
+    expected = load(folder, dtype="bfloat16").encode(PROMPT)
+    kept = Known(folder).place / file
+    whole = kept.read_text()
+    kept.write_text("{")
+    assert load(folder, dtype="bfloat16").encode(PROMPT) == expected
+    assert kept.read_text() == whole
 
 
 def test_a_home_that_cannot_be_written_is_no_error(folder: Path, home: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from decodery.models.layout import Layout
 
 if TYPE_CHECKING:
     from decodery.models.native.network import NativeNetwork
+    from decodery.models.weight_source import WeightSource
 
 log = logging.getLogger("decodery")
 
@@ -53,34 +54,69 @@ class Known:
         return home() / "known" / digest.hexdigest()[:32]
 
     def network(self, name: str, packed: bool) -> tuple[NativeNetwork, tuple[int, ...]] | None:
-        """The network on the native path, and the tokens that end its text; None where no earlier load has confirmed it, or
-        these weights are others than its layout's."""
-        from decodery.models.native.build import NotBuilt
+        """The network on the native path, and the tokens that end its text; None where the model does not qualify.
+
+        Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
+        the first layers alone.
+        """
         from decodery.models.native.network import NativeNetwork
         from decodery.models.reading import StoredWeights
 
         try:
+            record = self._recorded(packed)
+            if record is not None:
+                return NativeNetwork(record[0], StoredWeights(self.folder), name, packed), record[1]
+            source = StoredWeights(self.folder)
+            layout, ends = self._learnt(source, name, packed)
+            network = NativeNetwork(layout, source, name, packed)
+        except (
+            Exception
+        ) as reason:  # of whatever kind: the model is read by transformers then, which says what is wrong
+            log.info("%s is read through transformers: %s", self.folder, reason)
+            return None
+        record_text = json.dumps({"layout": layout.as_json(), "ends": ends})
+        record_name = self._layout(packed).name
+        self._keep(record_name, lambda folder: bool((folder / record_name).write_text(record_text)))
+        return network, ends
+
+    def _recorded(self, packed: bool) -> tuple[Layout, tuple[int, ...]] | None:
+        """The layout that an earlier load has confirmed, and the tokens that end a text."""
+        try:
             record = json.loads(self._layout(packed).read_text(encoding="utf-8"))
-            layout = Layout.from_json(record["layout"])
-            return NativeNetwork(layout, StoredWeights(self.folder), name, packed), tuple(record["ends"])
+            return Layout.from_json(record["layout"]), tuple(record["ends"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError, NotBuilt) as reason:
-            log.info("%s is read anew: %s", self.folder, reason)
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            log.info("what was found out about %s cannot be read: %s", self.folder, reason)
             return None
 
-    def keep_network(self, network: NativeNetwork, packed: bool, ends: Iterable[int]) -> None:
-        """Remember a network that was confirmed."""
-        record = json.dumps({"layout": network.layout.as_json(), "ends": sorted(ends)})
-        self._keep(
-            self._layout(packed).name, lambda folder: bool((folder / self._layout(packed).name).write_text(record))
-        )
+    def _learnt(self, source: WeightSource, name: str, packed: bool) -> tuple[Layout, tuple[int, ...]]:
+        """The layout of the folder's model, confirmed against transformers, and the tokens that end a text. Raises ValueError,
+        or whatever a family's code raises, where the model does not qualify."""
+        import torch
+
+        from decodery.models.native.network import Checked, NativeNetwork
+        from decodery.models.pages import give_back
+        from decodery.models.reading import cut, empty_model, end_tokens, fill
+        from decodery.models.recognition import recognised
+
+        model = empty_model(self.folder, torch.bfloat16)
+        layout, ends = recognised(model), end_tokens(model, self.folder)
+        fill(model, Checked(source, layout), layout.first(layout.varied))
+        cut(model, layout.varied)
+        NativeNetwork.of(model, name, packed=packed)
+        del model
+        give_back()
+        return layout, ends
 
     def tokenizer(self, read_whole: Callable[[], Any]) -> Any:
         """The tokenizer; read_whole: reads it through transformers, where that is needed, now or later."""
-        found = lean.read(self.place, read_whole)
-        if found is not None:
-            return found
+        try:
+            found = lean.read(self.place, read_whole)
+            if found is not None:
+                return found
+        except Exception as reason:  # tokenizers raises nothing more special
+            log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
         whole = read_whole()
         self._keep("tokenizer_facts.json", lambda folder: lean.write(whole, folder))
         return whole

@@ -123,6 +123,28 @@ def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
             weight.copy_(source.tensor(name, weight.dtype))
 
 
+def cut(model: Any, layers: int) -> None:
+    """Leave only the first layers of a model of the usual kind, and of what its configuration says of each layer."""
+    config: Any = model.config.get_text_config()
+    count = config.num_hidden_layers
+    for entry, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(config, entry, value[:layers])
+    config.num_hidden_layers = layers
+    model.base_model.layers = model.base_model.layers[:layers]
+
+
+def end_tokens(model: Any, folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text, by the folder's generation config, or else by its model's configuration."""
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    if (folder / "generation_config.json").is_file():
+        given = GenerationConfig.from_pretrained(folder)
+    ends = given.eos_token_id
+    return (ends,) if isinstance(ends, int) else tuple(ends or ())
+
+
 def is_usual(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether the weights are those in the folder's files, as they stand there. config: the folder's `config.json`."""
     return not any(config.get(entry) for entry in OWN_WAYS) and not (folder / "adapter_config.json").exists()
