@@ -63,20 +63,16 @@ class Known:
         from decodery.models.reading import StoredWeights
 
         try:
-            record = self._recorded(packed)
-            if record is not None:
-                return NativeNetwork(record[0], StoredWeights(self.folder), name, packed), record[1]
             source = StoredWeights(self.folder)
-            layout, ends = self._learnt(source, name, packed)
+            record = self._recorded(packed)
+            layout, ends = record or self._learnt(source, name, packed)
             network = NativeNetwork(layout, source, name, packed)
-        except (
-            Exception
-        ) as reason:  # of whatever kind: the model is read by transformers then, which says what is wrong
+        except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
             log.info("%s is read through transformers: %s", self.folder, reason)
             return None
-        record_text = json.dumps({"layout": layout.as_json(), "ends": ends})
-        record_name = self._layout(packed).name
-        self._keep(record_name, lambda folder: bool((folder / record_name).write_text(record_text)))
+        if record is None:
+            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(packed).name
+            self._keep(name, lambda folder: bool((folder / name).write_text(text)))
         return network, ends
 
     def _recorded(self, packed: bool) -> tuple[Layout, tuple[int, ...]] | None:
