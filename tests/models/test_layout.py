@@ -221,6 +221,20 @@ def test_layout_and_files_give_the_bits_of_the_model(family: str, packed: bool, 
 
 
 @pytest.mark.usefixtures("native_decoder")
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_tied_matrix_is_kept_once(packed: bool, tmp_path: Path) -> None:
+    model = make_model("gemma3", **{**SHAPE, "tie_word_embeddings": True}).to(torch.bfloat16)
+    network = NativeNetwork.of(model, "tied", packed=packed)
+    assert network.layout.tied
+    assert network._model.embedding.tiles == network._model.head.tiles
+    assert torch.equal(network.embedding, model.get_input_embeddings()(torch.arange(208)))
+    again = NativeNetwork(network.layout, StoredWeights(_saved(model, tmp_path)), "again", packed)
+    ours, theirs = (n.run([Forward(n.new_sequence(), random_ids(40, 1, 200))])[0].logits for n in (network, again))
+    assert torch.equal(ours, theirs)
+    assert _off(ours, reference_logits(model, random_ids(40, 1, 200))) < 0.1 * float(ours.std())
+
+
+@pytest.mark.usefixtures("native_decoder")
 def test_weights_that_are_not_those_of_the_layout_are_refused(tmp_path: Path) -> None:
     model = make("llama")
     layout = recognised(model)
@@ -231,14 +245,18 @@ def test_weights_that_are_not_those_of_the_layout_are_refused(tmp_path: Path) ->
         NativeNetwork(layout, StoredWeights(_saved(smaller, tmp_path / "less")), "less")
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "smollm3"])
-def test_an_empty_model_shows_its_layout_and_can_be_filled(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "gemma3", "smollm3"])
+def test_an_empty_model_shows_its_layout_and_can_be_filled(family: str, tied: bool, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    empty = empty_model(_saved(make(family), tmp_path), torch.bfloat16)
+    hidden = 384 if family.startswith("qwen2") else 192
+    model = make_model(family, **{**SHAPE, "hidden_size": hidden, "tie_word_embeddings": tied}).to(torch.bfloat16)
+    empty = empty_model(_saved(model, tmp_path), torch.bfloat16)
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     layout = recognised(empty)
     assert layout == recognised(loaded)
+    assert layout.tied == tied
     source = StoredWeights(tmp_path)
     fill(empty, source, source.names())
     assert torch.equal(reference_logits(empty, [1, 2, 3]), reference_logits(loaded, [1, 2, 3]))

@@ -112,7 +112,9 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, initialization
 
     with initialization.no_init_weights():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+    model.tie_weights()  # a part of making weights, which was left out
+    return model
 
 
 def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
