@@ -7,6 +7,7 @@ and its tokenizer. Delete the folder to look again.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -102,6 +103,7 @@ class Known:
         cut(model, layout.varied)
         NativeNetwork.of(model, name, packed=packed)
         del model
+        gc.collect()  # modules refer to each other in circles
         give_back()
         return layout, ends
 

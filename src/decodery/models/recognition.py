@@ -8,6 +8,7 @@ names.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -245,27 +246,34 @@ def norm_offset(norm: nn.Module) -> float:
     """What a root-mean-square norm adds to its weights, 0 or 1. Raises ValueError where it is another kind of norm."""
     weight = getattr(norm, "weight", None)
     if isinstance(weight, Tensor) and {name for name, _ in norm.named_parameters()} == {"weight"}:
-        weight = weight.detach().float()
         row = torch.linspace(-1, 2, weight.numel())
+        weight = row.flip(0).to(weight.dtype)
         normed = row * torch.rsqrt(row.square().mean() + _epsilon(norm))
-        scored: Tensor = norm(row).float()
+        scored: Tensor = _with_weight(norm, weight)(row).float()
         for offset in (0.0, 1.0):
             if torch.allclose(scored, normed * (weight + offset), rtol=1e-2, atol=1e-3):
                 return offset
     raise ValueError(f"{type(norm).__name__} is another kind of norm")
 
 
+def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """The same module over another weight: one's own may be anything, and that of an empty model is."""
+    twin = copy.copy(module)
+    twin._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
+    return twin
+
+
 def _embedding_scale(embedding: Any) -> float:
     """What the rows of an embedding are multiplied with. Raises ValueError where something else is done to them."""
     if type(embedding) is nn.Embedding:
         return 1.0
-    ids = torch.arange(min(64, embedding.weight.shape[0]))
     scale = getattr(embedding, "embed_scale", None)
     if scale is None:
         raise ValueError(f"{type(embedding).__name__} is another kind of embedding")
     factor = torch.as_tensor(scale).to(embedding.weight.dtype)
+    rows = torch.linspace(-1, 2, 4 * embedding.weight.shape[1]).reshape(4, -1).to(embedding.weight.dtype)
     with torch.no_grad():
-        if not torch.equal(embedding(ids), embedding.weight[ids] * factor):
+        if not torch.equal(_with_weight(embedding, rows)(torch.arange(4)), rows * factor):
             raise ValueError(f"{type(embedding).__name__} is another kind of embedding")
     return float(factor)
 
