@@ -259,7 +259,7 @@ def norm_offset(norm: nn.Module) -> float:
 def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
     """The same module over another weight: one's own may be anything, and that of an empty model is."""
     twin = copy.copy(module)
-    twin._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
+    twin._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     return twin
 
 
