@@ -109,15 +109,21 @@ class Known:
 
     def tokenizer(self, read_whole: Callable[[], Any]) -> Any:
         """The tokenizer; read_whole: reads it through transformers, where that is needed, now or later."""
-        try:
-            found = lean.read(self.place, read_whole)
-            if found is not None:
-                return found
-        except Exception as reason:  # tokenizers raises nothing more special
-            log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
+        found = self._kept_tokenizer(read_whole)
+        if found is not None:
+            return found
         whole = read_whole()
         self._keep("tokenizer_facts.json", lambda folder: lean.write(whole, folder))
-        return whole
+        # The first load hands out the same as later ones, and the whole tokenizer's memory is free again.
+        found = self._kept_tokenizer(read_whole)
+        return whole if found is None else found
+
+    def _kept_tokenizer(self, read_whole: Callable[[], Any]) -> lean.LeanTokenizer | None:
+        try:
+            return lean.read(self.place, read_whole)
+        except Exception as reason:  # tokenizers raises nothing more special
+            log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
+            return None
 
     def _layout(self, packed: bool) -> Path:
         """The record of a path on this machine's compiled decoder."""
