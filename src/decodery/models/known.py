@@ -92,10 +92,11 @@ class Known:
         or whatever a family's code raises, where the model does not qualify."""
         import torch
 
-        from decodery.models.native.network import Checked, NativeNetwork
+        from decodery.models.native.network import NativeNetwork
         from decodery.models.pages import give_back
         from decodery.models.reading import cut, empty_model, end_tokens, fill
         from decodery.models.recognition import recognised
+        from decodery.models.weight_source import Checked
 
         model = empty_model(self.folder, torch.bfloat16)
         layout, ends = recognised(model), end_tokens(model, self.folder)

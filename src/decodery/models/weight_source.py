@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from decodery.models.layout import Layout
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
@@ -46,6 +48,37 @@ class WeightSource(Protocol):
     def release(self, name: str) -> None:
         """Nobody looks at the blocks of a weight any more."""
         ...
+
+
+class Checked:
+    """A source whose weights have the shapes that a layout wants: raises ValueError where one has another."""
+
+    def __init__(self, source: WeightSource, layout: Layout):
+        self._source, self._shapes = source, dict(layout.shapes())
+        odd = {*source.names()} ^ set(self._shapes)
+        if odd:
+            raise ValueError(f"its weights are not those of its layout: {min(odd)}")
+
+    def names(self) -> Iterable[str]:
+        return self._shapes
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        weight = self._source.tensor(name, dtype)
+        self._check(name, tuple(weight.shape))
+        return weight
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self._source.blocks(name)
+        if blocks is not None:
+            self._check(name, (len(blocks.rows), blocks.inputs))
+        return blocks
+
+    def release(self, name: str) -> None:
+        self._source.release(name)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape != self._shapes[name]:
+            raise ValueError(f"{name} has the shape {list(shape)}, not {list(self._shapes[name])}")
 
 
 class ModelWeights:

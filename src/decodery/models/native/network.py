@@ -11,7 +11,7 @@ import ctypes
 import math
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listing
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -30,11 +30,12 @@ from decodery.models.native.weights import FORMS, LINES, Weights, interleaved
 from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence
+from decodery.models.weight_source import Checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from decodery.models.weight_source import Blocks, WeightSource
+    from decodery.models.weight_source import WeightSource
 
 QUERIES_KEYS_VALUES = ("q_proj", "k_proj", "v_proj")
 _usual_threads: int | None = None
@@ -55,37 +56,6 @@ class _Ranked:
     def ranking(self) -> Ranking:
         ids, shares, starts = self._ids.tolist(), self._shares.tolist(), range(0, len(self._ids), self.k)
         return Ranking([ids[i : i + self.k] for i in starts], [shares[i : i + self.k] for i in starts])
-
-
-class Checked:
-    """A source whose weights have the shapes that a layout wants: raises ValueError where one has another."""
-
-    def __init__(self, source: WeightSource, layout: Layout):
-        self._source, self._shapes = source, dict(layout.shapes())
-        odd = {*source.names()} ^ set(self._shapes)
-        if odd:
-            raise ValueError(f"its weights are not those of its layout: {min(odd)}")
-
-    def names(self) -> Iterable[str]:
-        return self._shapes
-
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        weight = self._source.tensor(name, dtype)
-        self._check(name, tuple(weight.shape))
-        return weight
-
-    def blocks(self, name: str) -> Blocks | None:
-        blocks = self._source.blocks(name)
-        if blocks is not None:
-            self._check(name, (len(blocks.rows), blocks.inputs))
-        return blocks
-
-    def release(self, name: str) -> None:
-        self._source.release(name)
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        if shape != self._shapes[name]:
-            raise ValueError(f"{name} has the shape {list(shape)}, not {list(self._shapes[name])}")
 
 
 class NativeNetwork(KeyValueNetwork):
