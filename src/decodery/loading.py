@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +18,20 @@ from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
 from decodery.models.gguf_weights import weight_source
+from decodery.models.known import Known
+from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
 from decodery.models.quiet import quiet
-from decodery.models.reading import read_model, read_tokenizer
+from decodery.models.reading import is_usual, read_model, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.scorer import Network
+
+NATIVE = {"auto": True, "True": True, "packed": True, "native": False}
+"""By the word for the path: whether the native code may pack weights, where it is tried at all."""
 
 
 @without_collection()
@@ -61,23 +68,38 @@ def load(
     folder = store.resolve(str(name), progress=progress)
     base = adapters.base_folder(folder, progress) or folder
     kind = _dtype(dtype, where, base)
+    label = Path(name).name if Path(name).exists() else str(name)
     try:
         config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
         foreign = masked_diffusion.is_foreign(config)
-        model = masked_diffusion.load_foreign(base, config, kind) if foreign else read_model(base, config, kind)
-        if base != folder:
-            model = adapters.merged(model, folder)
-        tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
-        model = model.to(where)
+
+        def complete() -> Any:
+            model = (masked_diffusion.load_foreign if foreign else read_model)(base, config, kind)
+            return model if base == folder else adapters.merged(model, folder)
+
+        usual = base == folder and diffusion is None and is_usual(folder, config)
+        native = usual and where.type == "cpu" and kind == torch.bfloat16
+        packed = NATIVE.get(str(fast)) if native else None
+        known = Known(folder)
+        found = None if packed is None else known.network(label, packed)
+        if foreign or base != folder:
+            tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
+        else:
+            tokenizer = known.tokenizer(partial(read_tokenizer, folder))
+        if found is not None and (fast != "packed" or found[0].path == "packed"):
+            found[0].complete = complete
+            return _combined(*found, tokenizer, folder, None, kv_budget, prefill_chunk)
+        model = complete().to(where)
+        with quiet():  # a first pass may unpack quantised weights
+            network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
     except DecoderyError:
         raise
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
-    label = Path(name).name if Path(name).exists() else str(name)
-    with quiet():  # a first pass may unpack quantised weights
-        network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    if isinstance(network, NativeNetwork):
+        network.complete = complete
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def wrap(
@@ -106,12 +128,12 @@ def wrap(
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
     network = network_for(model, label, fast, bidirectional=diffusion is not None)
-    return _combined(network, model, tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
 
 
 def _combined(
     network: Network,
-    model: Any,
+    ends: Iterable[int],
     tokenizer: Any,
     folder: Path | None,
     diffusion: MaskedDiffusion | None = None,
@@ -120,9 +142,7 @@ def _combined(
 ) -> LanguageModel:
     label = network.name
     _check_belongs(tokenizer, network)
-    ids = set(_end_tokens(model, label))
-    if (own := getattr(tokenizer, "eos_token_id", None)) is not None:
-        ids.add(own)
+    ids = {*ends, *({tokenizer.eos_token_id} if getattr(tokenizer, "eos_token_id", None) is not None else ())}
     if diffusion is not None:
         ids |= set(diffusion.end_token_ids)
         if (turn_end := masked_diffusion.turn_end(tokenizer)) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from decodery.errors import BadSetting
 from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Slots, Tree, tree_mask
 from decodery.models.native import build
 from decodery.models.native.network import NativeNetwork
+from decodery.models.network import TransformersNetwork
 from decodery.models.paths import network_for
 
 SHAPE: dict[str, Any] = {
@@ -55,7 +58,7 @@ _made: dict[str, NativeNetwork] = {}
 def native(family: str) -> NativeNetwork:
     if family not in _made:
         try:
-            _made[family] = NativeNetwork(make(family), family)
+            _made[family] = NativeNetwork.of(make(family), family)
         except build.NotBuilt as reason:
             pytest.skip(str(reason))
     return _made[family]
@@ -238,7 +241,7 @@ def test_the_lower_of_equal_tokens_ranks_first() -> None:
         head = model.get_output_embeddings().weight
         for token in (3, 70, 150, 207):
             head[token] = head[131]
-    network = NativeNetwork(model, "equals")
+    network = NativeNetwork.of(model, "equals")
     ids = random_ids(40, 5, 200)
     logits = scores(network, Forward(network.new_sequence(), ids))[0]
     [answer] = network.run([Forward(network.new_sequence(), ids, rank=208)])
@@ -274,7 +277,7 @@ def test_without_the_matrix_unit_rows_are_as_independent(monkeypatch: pytest.Mon
     assert plain.decodery_ready()
     assert not plain.decodery_amx()
     monkeypatch.setattr(network, "library", lambda: plain)
-    made = NativeNetwork(make("llama"), "without")
+    made = NativeNetwork.of(make("llama"), "without")
     test_a_chain_scores_like_single_steps(made, 70)
     test_a_tree_scores_like_its_paths(made, 2)
     test_scores_are_those_of_transformers(made)
@@ -290,7 +293,7 @@ def test_the_decoder_that_counts_its_time_gives_the_same() -> None:
     expected = scores(network, Forward(network.new_sequence(), ids))[0]
     counting = binding.load(build.compiled(("-DDECODERY_PROFILE",)))
     assert counting.decodery_ready()
-    made = NativeNetwork(make("llama"), "counting")
+    made = NativeNetwork.of(make("llama"), "counting")
     made.library = counting
     spent = (ctypes.c_int64 * 7)()
     assert torch.equal(scores(made, Forward(made.new_sequence(), ids))[0], expected)
@@ -304,12 +307,21 @@ def test_an_owned_model_gives_its_weights_up() -> None:
     native("llama")
     model = make("llama")
     expected = reference_logits(model, [1, 2, 3])
-    network = NativeNetwork(model, "owned", owned=True)
-    linears = [module for layer in network._modules for module in layer.modules() if isinstance(module, nn.Linear)]
+    kept = TransformersNetwork(model, "kept").fingerprint()
+    linears = [weakref.ref(module.weight) for module in model.modules() if isinstance(module, nn.Linear)]
+    network = NativeNetwork.of(model, "owned", owned=True)
+    del model
+    gc.collect()
     assert linears
-    assert not any(module.weight.numel() for module in linears)
+    assert not any(weight() is not None for weight in linears)
+    assert network.fingerprint() == kept
     ours = scores(network, Forward(network.new_sequence(), [1, 2, 3]))[0]
     assert float((ours - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
+    with pytest.raises(ValueError, match="the transformers model of owned was given up when its weights were packed"):
+        _ = network.model
+    again = make("llama")
+    network.complete = lambda: again
+    assert network.model is again
 
 
 def test_a_model_that_does_not_fit_says_why() -> None:

@@ -81,7 +81,7 @@ def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biases"])
 def test_scores_are_the_same_bits(family: str) -> None:
     model = quantised(family)
-    packed, native = NativeNetwork(model, family, packed=True), NativeNetwork(model, family)
+    packed, native = NativeNetwork.of(model, family, packed=True), NativeNetwork.of(model, family)
     assert (packed.path, native.path) == ("packed", "native")
     same_scores(packed, native)
 
@@ -90,7 +90,7 @@ def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.Mo
     plain = build.binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
     monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
     model = quantised("llama")
-    same_scores(NativeNetwork(model, "llama", packed=True), NativeNetwork(model, "llama"))
+    same_scores(NativeNetwork.of(model, "llama", packed=True), NativeNetwork.of(model, "llama"))
 
 
 def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:

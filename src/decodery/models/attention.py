@@ -365,6 +365,3 @@ def register() -> None:
 
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, packed_mask)
-
-
-register()

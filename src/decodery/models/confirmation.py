@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from decodery.errors import ModelNotReadable
-from decodery.models.cache import home
+from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared
 
@@ -100,10 +100,6 @@ def _identity(model: PreTrainedModel, path: str) -> str:
     """Of everything the outcome can depend on but the weights: configuration, modules, versions, code, type, device."""
     import transformers
 
-    here = Path(__file__).parent
-    code = hashlib.sha256()
-    for source in sorted([*here.glob("*.py"), *here.glob("native/*.[pch]*")]):
-        code.update(source.read_bytes())
     config = {
         key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "name_or_path")
     }
@@ -113,7 +109,7 @@ def _identity(model: PreTrainedModel, path: str) -> str:
         repr(model),
         transformers.__version__,
         torch.__version__,
-        code.hexdigest(),
+        sources_digest().hex(),
         str(model.dtype),
         str(model.device),
         torch.backends.cpu.get_cpu_capability(),

@@ -179,6 +179,10 @@ class GgufWeights:
             self._maps[part] = mapped(self.file.paths[part])
         return self._maps[part]
 
+    def release(self, name: str) -> None:
+        for entry, _ in self._weights[name]:
+            self._forget(entry)
+
     def _forget(self, entry: TensorEntry) -> None:
         """Let the pages of a tensor that was read go; they come back from the system's cache if they are read again."""
         if hasattr(mmap, "MADV_DONTNEED"):

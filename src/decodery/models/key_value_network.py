@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from abc import abstractmethod
+from collections.abc import Iterable
 from collections.abc import Sequence as Listing
 
 import torch
@@ -88,6 +90,16 @@ class KeyValueNetwork(Network):
         if packed.is_floating_point():
             return {"inputs_embeds": packed.to(self.dtype)}
         return {"input_ids": packed}
+
+
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Tells networks of other weights apart, by a few numbers of each. weights: with their names, sorted by these."""
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {list(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def ids_of(forward: Forward) -> list[int]:

@@ -10,7 +10,6 @@ attention interface runs without code of ours.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import threading
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.angles import Angles, by_row, crosses, note, read_again
-from decodery.models.attention import ATTENTION_NAME, Pack, packing
+from decodery.models.attention import ATTENTION_NAME, Pack, packing, register
 from decodery.models.forward import POST_NORM, Forward, Layers, Scores
-from decodery.models.key_value_network import KeyValueNetwork
+from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of
 from decodery.models.positions import RowPositions
 from decodery.models.scorer import Head, Work
 from decodery.models.twin import shared
@@ -79,6 +78,7 @@ class TransformersNetwork(KeyValueNetwork):
     """
 
     def __init__(self, model: PreTrainedModel, name: str, counting: bool = False):
+        register()
         self.model, self.name = model, name
         self.path = "eager"
         config = model.config.get_text_config()
@@ -201,12 +201,7 @@ class TransformersNetwork(KeyValueNetwork):
     def fingerprint(self) -> str:
         if self._fingerprint:
             return self._fingerprint
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {list(weight.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-        self._fingerprint = digest.hexdigest()[:16]
+        self._fingerprint = fingerprint_of(sorted(self.model.named_parameters()))
         return self._fingerprint
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models.confirmation import NotConfirmed, confirm
+from decodery.models.key_value_network import KeyValueNetwork
 from decodery.models.network import TransformersNetwork
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def _recurrent(model: PreTrainedModel) -> bool:
     return any(hasattr(layer, "recurrent_states") for layer in layers)
 
 
-def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> TransformersNetwork:
+def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> KeyValueNetwork:
     if path in ("packed", "native"):
         from decodery.models.native.network import NativeNetwork
 
-        network = NativeNetwork(model, name, owned, packed=path == "packed")
+        network = NativeNetwork.of(model, name, owned, packed=path == "packed")
         if network.path != path and required:
             raise ValueError("its weights do not fit into four or eight bits")
         return network

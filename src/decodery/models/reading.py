@@ -8,11 +8,12 @@ goes on with random numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable, reason
 from decodery.models import gguf_model
@@ -23,8 +24,12 @@ from decodery.models.gguf_weights import weight_source
 from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
-from decodery.models.stored_weights import StoredWeight, put, stored_weights
+from decodery.models.stored_weights import FLOATING, StoredWeight, put, stored_weights
 from decodery.models.weight_names import unwrapped
+from decodery.models.weight_source import Blocks, WeightSource
+
+OWN_WAYS = ("auto_map", "quantization_config", "transformers_weights")
+"""Entries of `config.json` by which transformers decides on the folder's files itself."""
 
 
 def read_model(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -121,3 +126,77 @@ def _set_generation(model: Any, folder: Path) -> None:
 def transformers_model(folder: Path, dtype: torch.dtype) -> Any:
     """transformers' own network of what `store.resolve` gives, wherever its weights lie. Raises like `read_model`."""
     return read_model(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), dtype)
+
+
+class StoredWeights:
+    """The weights of a folder under the names in its files, a `WeightSource`. Raises ModelNotReadable where files are missing
+    or damaged; a weight whose numbers are not finite is found when it is read."""
+
+    def __init__(self, folder: Path):
+        self._stored = stored_weights(folder, torch.bfloat16)
+
+    def names(self) -> Iterable[str]:
+        return self._stored
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        weight = self._stored[name]
+        if weight.dtype not in FLOATING:
+            raise ValueError(f"{name} is kept as {weight.dtype}, which is no number of a usual checkpoint")
+        return weight[...].to(dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
+    def release(self, name: str) -> None:
+        pass
+
+
+def empty_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The model of a folder without its weights, in eval mode. Their memory is not written to, and so takes none until `fill`
+    does; what a model computes for itself, such as the angles of rotations, is there."""
+    from transformers import AutoConfig, AutoModelForCausalLM, initialization
+
+    with initialization.no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+    model.tie_weights()  # a part of making weights, which was left out
+    return model
+
+
+def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
+    """Read weights of a model from a source, one after the other."""
+    with torch.no_grad():
+        for name in names:
+            weight = model.get_parameter(name)
+            weight.copy_(source.tensor(name, weight.dtype))
+
+
+def cut(model: Any, layers: int) -> None:
+    """Leave only the first layers of a model of the usual kind, and of what its configuration says of each layer."""
+    config: Any = model.config.get_text_config()
+    count = config.num_hidden_layers
+    for entry, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(config, entry, value[:layers])
+    config.num_hidden_layers = layers
+    model.base_model.layers = model.base_model.layers[:layers]
+
+
+def end_tokens(model: Any, folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text, by the folder's generation config, or else by its model's configuration."""
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    if (folder / "generation_config.json").is_file():
+        given = GenerationConfig.from_pretrained(folder)
+    said = given.eos_token_id
+    ends = tuple(token for token in (said if isinstance(said, list | tuple) else [said]) if token is not None)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
+        raise ValueError(
+            f"its generation settings name {said!r} as eos_token_id, which must be a token id or a list of them"
+        )
+    return ends
+
+
+def is_usual(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the weights are those in the folder's files, as they stand there. config: the folder's `config.json`."""
+    return not any(config.get(entry) for entry in OWN_WAYS) and not (folder / "adapter_config.json").exists()

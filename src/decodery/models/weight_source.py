@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from decodery.models.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +27,10 @@ class Blocks:
 
 
 class WeightSource(Protocol):
-    """The weights of a network by the names that its transformers model gives them. Nothing is kept: who asks, holds."""
+    """The weights of a network by the names that its transformers model gives them. Nothing is kept: who asks, holds.
+
+    Blocks may be views of a mapped file, whose pages are in memory once they were read: `release` lets them go.
+    """
 
     def names(self) -> Iterable[str]:
         """All weights that the files hold."""
@@ -39,3 +44,57 @@ class WeightSource(Protocol):
         """A quantised matrix as it lies in the file; None where it is not quantised, or is more than rows of one tensor of the
         file in another order."""
         ...
+
+    def release(self, name: str) -> None:
+        """Nobody looks at the blocks of a weight any more."""
+        ...
+
+
+class Checked:
+    """A source whose weights have the shapes that a layout wants: raises ValueError where one has another."""
+
+    def __init__(self, source: WeightSource, layout: Layout):
+        self._source, self._shapes = source, dict(layout.shapes())
+        odd = {*source.names()} ^ set(self._shapes)
+        if odd:
+            raise ValueError(f"its weights are not those of its layout: {min(odd)}")
+
+    def names(self) -> Iterable[str]:
+        return self._shapes
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        weight = self._source.tensor(name, dtype)
+        self._check(name, tuple(weight.shape))
+        return weight
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self._source.blocks(name)
+        if blocks is not None:
+            self._check(name, (len(blocks.rows), blocks.inputs))
+        return blocks
+
+    def release(self, name: str) -> None:
+        self._source.release(name)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape != self._shapes[name]:
+            raise ValueError(f"{name} has the shape {list(shape)}, not {list(self._shapes[name])}")
+
+
+class ModelWeights:
+    """The weights of a model that is in memory."""
+
+    def __init__(self, model: nn.Module):
+        self._weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def names(self) -> Iterable[str]:
+        return self._weights
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._weights[name].to(dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
+    def release(self, name: str) -> None:
+        pass

@@ -27,7 +27,7 @@ class LayerStruct(Structure):
     _fields_ += [
         (name, c_void_p) for name in ("queries_keys_values_bias", "output_bias", "gate_and_up_bias", "down_bias")
     ]
-    _fields_ += [("kind", c_int64)]
+    _fields_ += [("kind", c_int64), ("rotation", c_int64)]
 
 
 class ModelStruct(Structure):
@@ -47,8 +47,9 @@ class ModelStruct(Structure):
         ),
         ("epsilon", c_float),
         ("scale", c_float),
+        ("embedding_scale", c_float),
         ("layer", POINTER(LayerStruct)),
-        ("embedding", c_void_p),
+        ("embedding", MatrixStruct),
         ("final_norm", c_void_p),
         ("head", MatrixStruct),
         ("head_bias", c_void_p),
@@ -97,8 +98,10 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.decodery_ready.restype = c_int
     library.decodery_amx.restype = c_int
-    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]
+    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int]
     library.decodery_pack.restype = c_int
+    library.decodery_rows.argtypes = [POINTER(MatrixStruct), c_int64, c_void_p, c_int64, c_float, c_void_p]
+    library.decodery_rows.restype = None
     library.decodery_pass.argtypes = [POINTER(ModelStruct), POINTER(PassStruct), c_int]
     library.decodery_pass.restype = c_int
     library.decodery_top.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int]

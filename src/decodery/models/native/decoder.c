@@ -51,8 +51,10 @@ static void place_head(
             float scale = inverse_scale(x, width, m->epsilon);
             for (int64_t i = 0; i < width; i++) x[i] = x[i] * scale * norm[i];
         }
+    }
+    if (!is_value && layer->rotation >= 0) {
         int64_t turn = w->pass->position[row] * width;
-        const float *cosine = w->pass->cosine[layer->kind] + turn, *sine = w->pass->sine[layer->kind] + turn;
+        const float *cosine = w->pass->cosine[layer->rotation] + turn, *sine = w->pass->sine[layer->rotation] + turn;
         for (int64_t i = 0; i < half; i += TILE) {
             __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + half + i);
             __m512 first = _mm512_fnmadd_ps(high, _mm512_loadu_ps(sine + i), _mm512_mul_ps(low, _mm512_loadu_ps(cosine + i)));
@@ -262,14 +264,20 @@ int decodery_ready(void) {
 
 int decodery_amx(void) { return DECODERY_AMX; }
 
-/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes and groups of so many blocks. outputs: a multiple of
- * 16 * group; inputs: of 32. Returns 1, or 0 where the short form would change a weight; the memory then holds nothing of use. */
-int decodery_pack(const bf16 *matrix, int64_t outputs, int64_t inputs, int64_t bytes, int64_t group, char *to) {
-    for (int64_t first = 0; first < outputs; first += group * TILE)
-        for (int64_t input = 0; input < inputs; input += DEPTH)
-            for (int64_t block = first; block < first + group * TILE; block += TILE, to += bytes)
-                if (!write_tile(matrix + block * inputs + input, inputs, bytes, to)) return 0;
-    return 1;
+/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes and groups of so many blocks. block: [outputs / 16]
+ * where 16 rows of it begin, which lie one after the other in a form of weights.h. outputs: a multiple of 16 * group; inputs: of 32.
+ * Returns 1, or 0 where the form of the tiles would change a weight; the memory then holds nothing of use. */
+int decodery_pack(
+    const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t bytes, int64_t group, char *to, int threads
+) {
+    Packing packing = {block, outputs, inputs, kind, bytes, group, to, 0};
+    together(threads, pack_groups, &packing);
+    return !packing.failed;
+}
+
+/* Rows of a packed matrix as [count, inputs], times a factor. */
+void decodery_rows(const Matrix *matrix, int64_t inputs, const int64_t *rows, int64_t count, float factor, bf16 *to) {
+    for (int64_t i = 0; i < count; i++) unpack_row(*matrix, inputs, rows[i], factor, to + i * inputs);
 }
 
 /* The `count` likeliest tokens of each row of logits [rows, vocabulary]: ids and probabilities [rows, count], likeliest first. */
@@ -345,8 +353,11 @@ int decodery_pass(const Model *model, const Pass *pass, int threads) {
                     w.pieces[w.piece_count++] = (Piece){i, key_head, first, least(LANES, pairs - first)};
     }
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *from = pass->token ? model->embedding + pass->token[i] * model->hidden : pass->input + i * model->hidden;
-        memcpy(w.rows + i * model->hidden, from, (size_t)model->hidden * sizeof *from);
+        bf16 *to = w.rows + i * model->hidden;
+        if (pass->token)
+            unpack_row(model->embedding, model->hidden, pass->token[i], model->embedding_scale, to);
+        else
+            memcpy(to, pass->input + i * model->hidden, (size_t)model->hidden * sizeof *to);
     }
     if (pass->ranked) begin_ranking(&w, threads);
     together(threads, run, &w);

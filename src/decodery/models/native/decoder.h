@@ -20,15 +20,16 @@ typedef struct {
     const float *input_norm, *query_norm, *key_norm, *attention_post_norm, *feed_forward_norm, *feed_forward_post_norm;
     Matrix queries_keys_values, output, gate_and_up, down;
     const float *queries_keys_values_bias, *output_bias, *gate_and_up_bias, *down_bias;
-    int64_t kind; /* which rotation and which mask of a pass the layer uses: 0 or 1 */
+    int64_t kind;     /* which mask of a pass the layer uses: 0 or 1 */
+    int64_t rotation; /* which rotation: 0 or 1; or -1: none */
 } Layer;
 
 typedef struct {
     int64_t layers, hidden, heads, key_heads, width, feed_forward, vocabulary;
     int64_t activation; /* 0: silu, 1: gelu with tanh */
-    float epsilon, scale;
+    float epsilon, scale, embedding_scale;
     const Layer *layer;
-    const bf16 *embedding; /* [vocabulary, hidden], or NULL */
+    Matrix embedding; /* [vocabulary, hidden]; its rows are multiplied with embedding_scale, and rounded, before they enter */
     const float *final_norm;
     Matrix head;
     const float *head_bias;
@@ -50,7 +51,7 @@ typedef struct {
     Segment *segment;
     const int64_t *slot;              /* [rows] the cache row that each row writes */
     const int64_t *position;          /* [rows] */
-    const float *cosine[2], *sine[2]; /* by kind: [positions, width] */
+    const float *cosine[2], *sine[2]; /* by rotation: [positions, width] */
     const int64_t *token;             /* [rows] whose embeddings enter the first layer; or NULL */
     const bf16 *input;                /* [rows, hidden] what enters the first layer, without tokens */
     int64_t steps;                    /* layers to run */

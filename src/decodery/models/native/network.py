@@ -8,36 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listing
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decodery.models.attention import Pack, Segment
-from decodery.models.blocks import LAYER_PARTS, SANDWICH, confirm, fits, product
 from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Ranking, Scores, Slots, Tree, tree_bytes
-from decodery.models.key_value_network import ids_of
+from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of, ids_of
+from decodery.models.layout import ACTIVATIONS, SANDWICH_NORMS, Layout
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
-from decodery.models.native.weights import FORMS, LINES, Weights, interleaved, norm_weight
-from decodery.models.network import TransformersNetwork
+from decodery.models.native.weights import FORMS, LINES, Weights, interleaved
 from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence
+from decodery.models.weight_source import Checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
-STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}
-"""Kinds of rotary embedding whose angles depend on the position alone."""
-KINDS = ("full_attention", "sliding_attention")
-"""What layers with angles of their own are called, where there are several."""
+    from decodery.models.weight_source import WeightSource
+
+QUERIES_KEYS_VALUES = ("q_proj", "k_proj", "v_proj")
 _usual_threads: int | None = None
 """What torch is set to outside of `working`."""
 _calling = threading.Lock()
@@ -58,40 +58,81 @@ class _Ranked:
         return Ranking([ids[i : i + self.k] for i in starts], [shares[i : i + self.k] for i in starts])
 
 
-class NativeNetwork(TransformersNetwork):
-    """A transformers model whose passes run in compiled code.
+class NativeNetwork(KeyValueNetwork):
+    """A network of the usual kind whose passes run in compiled code.
 
-    owned: nobody else uses the model, so its own copy of the weights is dropped. packed: keep weights in four or eight bits
-    where that loses nothing; all scores stay the same. Raises ValueError or NotBuilt where the model or the machine does not
-    qualify.
+    layout: what it computes. source: its weights, which are packed here, one after the other. packed: keep weights in four or
+    eight bits where that loses nothing; all scores stay the same. Raises ValueError or NotBuilt where the layout or the
+    machine does not qualify. Nothing is compared with transformers here: see `of`.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = False):
-        super().__init__(model, name)
-        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
-            raise ValueError("the native path is for bfloat16 on a CPU")
-        self._sandwich = fits(model, SANDWICH)
-        if not self._sandwich and not fits(model, LAYER_PARTS):
-            raise ValueError(f"{type(model).__name__} has another layer layout")
+    def __init__(self, layout: Layout, source: WeightSource, name: str, packed: bool = False):
+        self.layout, self.name = layout, name
         self.library = library()
         """The compiled decoder."""
-        matrices = [weight.numel() for weight in model.parameters() if weight.dim() > 1]
-        # The last form takes two bytes a weight; the head may be counted as the embedding only, which is as large.
-        room = large(2 * sum(matrices) + LINES * len(matrices))
-        self._weights = Weights(FORMS if packed else FORMS[-1:], room)
+        self.device, self.dtype = torch.device("cpu"), torch.bfloat16
+        self.threads = _usual_threads or torch.get_num_threads()
+        self.vocabulary, self.context, self.hidden = layout.vocabulary, layout.context, layout.hidden
+        self.layers = len(layout.layers)
+        self.parameters = sum(math.prod(shape) for _, shape in layout.shapes())
+        self._lock = threading.RLock()
+        self._cache_shapes = ((layout.key_heads, layout.width),) * self.layers
+        self._windows = tuple(layer.window for layer in layout.layers)
         self._windows_used = sorted({w for w in self._windows if w is not None})
+        self._source: WeightSource | None = source
+        self._transformers: PreTrainedModel | None = None
+        self.complete: Callable[[], PreTrainedModel] | None = None
+        """Builds the transformers model of these weights, for who asks for it."""
+        self._fingerprint = ""
+        self._tables: list[tuple[Tensor, Tensor]] = []
+        if layout.width % 64:
+            raise ValueError(f"heads of width {layout.width} are no multiple of 64")
         if len(self._windows_used) > 1:
             raise ValueError("the layers have sliding windows of several sizes")
-        with torch.inference_mode():
-            self._model = self._describe()
-        self._tables: list[tuple[Tensor, Tensor]] = []
-        self.threads = _usual_threads or torch.get_num_threads()
-        confirm(self)
-        self._work = super().work
-        if owned:
-            self.fingerprint()  # looks at weights that go now
-            self._drop()
+        if len(layout.rotations) > 2:
+            raise ValueError("the layers have more than two kinds of rotation")
+        matrices = [math.prod(shape) for _, shape in layout.shapes() if len(shape) > 1]
+        # The last form takes two bytes a weight.
+        room = large(2 * sum(matrices) + LINES * len(matrices))
+        self._weights = Weights(FORMS if packed else FORMS[-1:], room, self.threads)
+        with torch.inference_mode(), _calling:
+            self._model = self._describe(Checked(source, layout))
         self.path = "packed" if self._weights.shortened else "native"
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = False) -> NativeNetwork:
+        """The network of a transformers model. Whether its scores agree with transformers' own is for `confirmation` to say.
+
+        owned: nobody else uses the model, which is not kept then. Raises ValueError or NotBuilt where the model or the machine
+        does not qualify.
+        """
+        from decodery.models.recognition import recognised
+        from decodery.models.weight_source import ModelWeights
+
+        if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+            raise ValueError("the native path is for bfloat16 on a CPU")
+        network = cls(recognised(model), ModelWeights(model), name, packed)
+        network._transformers = model
+        if owned:
+            network.fingerprint()  # looks at weights that go now
+            network._transformers = network._source = None
+        return network
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """A transformers model of the same weights: the one that the network was made of, or one that is built now."""
+        if self._transformers is None:
+            if self.complete is None:
+                raise ValueError(f"the transformers model of {self.name} was given up when its weights were packed")
+            self._transformers = self.complete()
+        return self._transformers
+
+    def fingerprint(self) -> str:
+        if not self._fingerprint:
+            assert self._source is not None
+            names = sorted(name for name, _ in self.layout.shapes())
+            self._fingerprint = fingerprint_of((name, self._source.tensor(name, torch.bfloat16)) for name in names)
+        return self._fingerprint
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -109,114 +150,117 @@ class NativeNetwork(TransformersNetwork):
             _usual_threads = None
             torch.set_num_threads(before)
 
-    def _drop(self) -> None:
-        """Free the layers' weights, which now lie packed. Embedding and head stay: they look tokens up, and make heads of few
-        tokens."""
-        for module in [part for layer in self._modules for part in layer.modules()]:
-            if isinstance(module, nn.Linear):
-                module.weight = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
-        give_back()
+    def _describe(self, source: WeightSource) -> binding.ModelStruct:
+        layout, weights = self.layout, self._weights
 
-    def _describe(self) -> binding.ModelStruct:
-        base: Any = self._base
-        weights = self._weights
-        attention = base.layers[0].self_attn
-        width = int(attention.head_dim)
-        if width % 64:
-            raise ValueError(f"heads of width {width} are no multiple of 64")
-        if len(set(self._cache_shapes)) != 1:
-            raise ValueError("the layers have keys of several shapes")
-        rotation = getattr(base.rotary_emb, "rope_type", "default")
-        if not STATIC_ROTATIONS.issuperset(rotation.values() if isinstance(rotation, dict) else [rotation]):
-            raise ValueError("its rotary angles depend on the length of the text")
-        config: Any = self.config
-        if any(getattr(config, f"{place}_logit_softcapping", None) for place in ("attn", "final")):
-            raise ValueError("it bounds its scores by a hyperbolic tangent")
-        named = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-        activation = ACTIVATIONS.get(str(named))
-        if activation is None:
-            raise ValueError(f"its activation {named!r} is not known to the native path")
+        def vector(name: str) -> Tensor:
+            return source.tensor(name, torch.bfloat16)
+
+        def norm(name: str) -> int | None:
+            return weights.floats(vector(name).float() + float(layout.unit_norms))
+
+        # The largest first: what it takes to read them is free again when the others are packed.
+        embedding = weights.read(source, layout.embedding)
+        head = embedding if layout.tied else weights.read(source, layout.head)
         layers = (binding.LayerStruct * self.layers)()
-        for struct, layer, window in zip(layers, base.layers, self._windows, strict=True):
-            at, ff = layer.self_attn, layer.mlp
-            struct.input_norm = weights.floats(norm_weight(layer.input_layernorm))
-            if self._sandwich:
-                struct.attention_post_norm = weights.floats(norm_weight(layer.post_attention_layernorm))
-                struct.feed_forward_norm = weights.floats(norm_weight(layer.pre_feedforward_layernorm))
-                struct.feed_forward_post_norm = weights.floats(norm_weight(layer.post_feedforward_layernorm))
+        for index, (struct, layer) in enumerate(zip(layers, layout.layers, strict=True)):
+            name = partial(layout.weight, index)
+
+            def bias(part: str, name: Callable[..., str] = name) -> Tensor | None:
+                return vector(name(part, "bias")) if part in layout.biased else None
+
+            struct.input_norm = norm(name("input_layernorm"))
+            if layout.sandwich:
+                struct.attention_post_norm = norm(name("post_attention_layernorm"))
+                struct.feed_forward_norm = norm(name(SANDWICH_NORMS[0]))
+                struct.feed_forward_post_norm = norm(name(SANDWICH_NORMS[1]))
             else:
-                struct.feed_forward_norm = weights.floats(norm_weight(layer.post_attention_layernorm))
-            if hasattr(at, "q_norm"):
-                struct.query_norm = weights.floats(norm_weight(at.q_norm))
-                struct.key_norm = weights.floats(norm_weight(at.k_norm))
-            struct.queries_keys_values_bias = weights.floats(at.q_proj.bias, at.k_proj.bias, at.v_proj.bias)
-            struct.output_bias = weights.floats(at.o_proj.bias)
-            if ff.gate_proj.bias is not None:
-                struct.gate_and_up_bias = weights.floats(interleaved(ff.gate_proj.bias, ff.up_proj.bias))
-            struct.down_bias = weights.floats(ff.down_proj.bias)
-            struct.kind = 0 if window is None else 1
-        # After all vectors: these stay, and would lie in the holes that the interleaved matrices leave for the next ones.
-        for struct, layer in zip(layers, base.layers, strict=True):
-            at, ff = layer.self_attn, layer.mlp
-            struct.queries_keys_values = weights.pack(at.q_proj.weight, at.k_proj.weight, at.v_proj.weight)
-            struct.output = weights.pack(at.o_proj.weight, together=2)
-            struct.gate_and_up = weights.pack(interleaved(ff.gate_proj.weight, ff.up_proj.weight))
-            struct.down = weights.pack(ff.down_proj.weight, together=2)
+                struct.feed_forward_norm = norm(name("post_attention_layernorm"))
+            if layout.head_norms:
+                struct.query_norm, struct.key_norm = norm(name("self_attn.q_norm")), norm(name("self_attn.k_norm"))
+            struct.queries_keys_values_bias = weights.floats(
+                *(bias(f"self_attn.{part}") for part in QUERIES_KEYS_VALUES)
+            )
+            struct.output_bias = weights.floats(bias("self_attn.o_proj"))
+            gate, up = bias("mlp.gate_proj"), bias("mlp.up_proj")
+            struct.gate_and_up_bias = weights.floats(
+                interleaved(gate, up) if gate is not None and up is not None else None
+            )
+            struct.down_bias = weights.floats(bias("mlp.down_proj"))
+            struct.kind = 0 if layer.window is None else 1
+            struct.rotation = -1 if layer.rotation is None else layer.rotation
+            struct.queries_keys_values = weights.read(
+                source, *(name(f"self_attn.{part}") for part in QUERIES_KEYS_VALUES)
+            )
+            struct.output = weights.read(source, name("self_attn.o_proj"), together=2)
+            struct.gate_and_up = weights.read(source, name("mlp.gate_proj"), name("mlp.up_proj"), in_turns=True)
+            struct.down = weights.read(source, name("mlp.down_proj"), together=2)
+        give_back()
         self._layer_structs = layers
-        head: Any = self.model.get_output_embeddings()
-        embedding = None
-        if type(base.embed_tokens) is nn.Embedding:  # families may scale the rows
-            embedding = base.embed_tokens.weight.detach().contiguous()
-            weights.held.append(embedding)
+        self._head_bias = vector("lm_head.bias") if "lm_head" in layout.biased else None
         return binding.ModelStruct(
             layers=self.layers,
-            hidden=self.hidden,
-            heads=attention.q_proj.out_features // width,
-            key_heads=attention.k_proj.out_features // width,
-            width=width,
-            feed_forward=base.layers[0].mlp.gate_proj.out_features,
-            vocabulary=self.vocabulary,
-            activation=activation,
-            epsilon=float(base.norm.eps if self._sandwich else base.norm.variance_epsilon),
-            scale=float(attention.scaling),
+            hidden=layout.hidden,
+            heads=layout.heads,
+            key_heads=layout.key_heads,
+            width=layout.width,
+            feed_forward=layout.feed_forward,
+            vocabulary=layout.vocabulary,
+            activation=ACTIVATIONS.index(layout.activation),
+            epsilon=layout.epsilon,
+            scale=layout.attention_scale,
+            embedding_scale=layout.embedding_scale,
             layer=layers,
-            embedding=None if embedding is None else embedding.data_ptr(),
-            final_norm=weights.floats(norm_weight(base.norm)),
-            head=weights.pack(head.weight),
-            head_bias=weights.floats(head.bias),
+            embedding=embedding,
+            final_norm=norm(layout.final_norm),
+            head=head,
+            head_bias=weights.floats(self._head_bias),
         )
 
     def _rotations(self, highest: int) -> list[tuple[Tensor, Tensor]]:
-        """Cosines and sines [positions, width] float32 of at least positions 0..highest, by kind of layer."""
+        """Cosines and sines [positions, width] float32 of at least positions 0..highest, by kind of rotation."""
         if not self._tables or len(self._tables[0][0]) <= highest:
-            rotary: Any = self._base.rotary_emb
-            positions = torch.arange(max(512, 1 << highest.bit_length()))[None]
-            kinds = [(kind,) for kind in KINDS] if isinstance(rotary.rope_type, dict) else [()]
-            made = [rotary(torch.empty(1, 1, 1), positions, *kind) for kind in kinds]
-            tables = [(cos[0].float().contiguous(), sin[0].float().contiguous()) for cos, sin in made]
-            self._tables = tables * (len(KINDS) // len(tables))
+            positions = torch.arange(max(512, 1 << highest.bit_length()))
+            self._tables = [rotation.angles(positions) for rotation in self.layout.rotations]
         return self._tables
+
+    def _rows(self, matrix: binding.MatrixStruct, tokens: Tensor, scale: float = 1.0) -> Tensor:
+        """Rows [n, hidden] of the embedding or the head."""
+        ids = tokens.to(torch.int64).contiguous()
+        rows = torch.empty(len(ids), self.layout.hidden, dtype=self.dtype)
+        self.library.decodery_rows(matrix, self.layout.hidden, ids.data_ptr(), len(ids), scale, rows.data_ptr())
+        return rows
+
+    @property
+    def embedding(self) -> Tensor:
+        """What enters the first layer for each token id [vocabulary, hidden]."""
+        return self._rows(self._model.embedding, torch.arange(self.vocabulary), self.layout.embedding_scale)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, PairedCache(self._cache_shapes, self.dtype, self.device))
 
     @property
     def work(self) -> Work:
-        return self._work
+        layout = self.layout
+        attention = 2 * layout.hidden * layout.width * (layout.heads + layout.key_heads)
+        return Work(
+            float(attention), float(3 * layout.hidden * layout.feed_forward), float(layout.hidden * layout.vocabulary)
+        )
 
     def head(self, tokens: Tensor | None = None) -> Head:
-        base: Any = self._base
-        output: Any = self.model.get_output_embeddings()
-        bias = None if output.bias is None else output.bias.detach()
         some = None
         if tokens is not None:
-            some = product(output.weight.detach()[tokens], None if bias is None else bias[tokens])
+            from decodery.models.blocks import product
+
+            some = product(
+                self._rows(self._model.head, tokens), None if self._head_bias is None else self._head_bias[tokens]
+            )
 
         @torch.inference_mode()
         def head(rows: Tensor) -> Tensor:
             rows = rows.to(self.dtype).contiguous()
             if some is not None:
-                return some(base.norm(rows)).float()
+                return some(self._normed(rows)).float()
             # A pass through no layer at all.
             want = array("q", range(rows.shape[0]))
             logits = torch.empty(rows.shape[0], self.vocabulary)
@@ -231,6 +275,14 @@ class NativeNetwork(TransformersNetwork):
             return logits
 
         return head
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        """Rows after the final norm: of a pass through no layer at all."""
+        normed = torch.empty_like(rows)
+        self._call_native(
+            binding.PassStruct(rows=rows.shape[0], input=rows.data_ptr(), normed=normed.data_ptr(), wanted=0)
+        )
+        return normed
 
     def _call_native(self, asked: binding.PassStruct) -> None:
         with _calling:
@@ -248,9 +300,9 @@ class NativeNetwork(TransformersNetwork):
         return ranked.ranking()
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
-        """None where the decoder looks token ids up itself: a tensor of them takes as long as all else before a pass."""
+        """None for token ids, which the decoder looks up itself: a tensor of them takes as long as all else before a pass."""
         _, embedded = pass_key(forwards[0])
-        return super()._inputs(forwards) if embedded or not self._model.embedding else {}
+        return super()._inputs(forwards) if embedded else {}
 
     @torch.inference_mode()
     def _pass(
@@ -268,9 +320,6 @@ class NativeNetwork(TransformersNetwork):
         if not inputs:
             for segment in pack.segments:
                 ids.extend(ids_of(segment.forward))
-        elif "input_ids" in inputs:
-            base: Any = self._base
-            rows = base.embed_tokens(inputs["input_ids"])[0].contiguous()
         else:
             rows = inputs["inputs_embeds"][0].contiguous()
         count = len(ids) if rows is None else rows.shape[0]
@@ -291,7 +340,7 @@ class NativeNetwork(TransformersNetwork):
         for place, index in enumerate(indices):
             if index in tapped:
                 places[place] = tapped[index].data_ptr()
-        angles = self._rotations(max(positions[0]))
+        tables = self._rotations(max(positions[0]))
         want = array("q", wanted)
         logits = torch.empty(0 if rank else len(wanted), self.vocabulary)
         ranked = _Ranked(len(wanted), min(rank, self.vocabulary)) if rank else None
@@ -301,8 +350,8 @@ class NativeNetwork(TransformersNetwork):
             segment=segments,
             slot=slot.buffer_info()[0],
             position=position.buffer_info()[0],
-            cosine=(ctypes.c_void_p * 2)(*(cos.data_ptr() for cos, _ in angles)),
-            sine=(ctypes.c_void_p * 2)(*(sin.data_ptr() for _, sin in angles)),
+            cosine=(ctypes.c_void_p * 2)(*(cos.data_ptr() for cos, _ in tables)),
+            sine=(ctypes.c_void_p * 2)(*(sin.data_ptr() for _, sin in tables)),
             token=ids.buffer_info()[0] if rows is None else None,
             input=None if rows is None else rows.data_ptr(),
             steps=len(indices),

@@ -5,21 +5,24 @@
  * and so on, so that a product reads from one place to the next. Unpacked, a tile holds for each of 16 pairs of inputs the pair
  * of each output, in bfloat16. It is kept
  *   - as it is, in 1024 bytes;
- *   - in 384 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q;
+ *   - in 320 bytes where the 32 weights of every output lie on a grid of sixteen steps, offset + scale * q in half precision;
  *   - in 576 bytes where they are a scale times a number of eight bits.
  * The short forms are taken only where they give back every weight bit for bit, which holds for models that were once
  * quantised (GGUF's Q4_0, Q4_1 and Q8_0 have blocks of 32 inputs). A pass reads all weights once, so its time falls with them.
+ * A negative zero counts as zero: no product can tell them apart.
  */
 #ifndef DECODERY_WEIGHTS_H
 #define DECODERY_WEIGHTS_H
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "arithmetic.h"
+#include "threads.h"
 
-enum { BYTES_BF16 = 2 * TILE_ELEMENTS, BYTES_FOUR = 384, BYTES_EIGHT = 576 };
+enum { BYTES_BF16 = 2 * TILE_ELEMENTS, BYTES_FOUR = 320, BYTES_EIGHT = 576 };
 
 /* The matrix without its first blocks, whole groups of them. depth: tiles of a block. */
 static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
@@ -28,15 +31,17 @@ static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
 
 /* --- reading -------------------------------------------------------------------------------------------------------------- */
 
-/* A tile of 384 bytes: 16 scales and 16 offsets in float32, then four vectors of 32 words, one for each input; the digits i of the
- * words of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then looked
- * up. `to`: [16 outputs, 32 inputs]. */
+/* A tile of 320 bytes: 16 scales and 16 offsets in half precision, then four vectors of 32 words, one for each input; the digits i of
+ * the words of vector v are the numbers of output 4 v + i. The sixteen weights that an output can have are computed once and then
+ * looked up. `to`: [16 outputs, 32 inputs]. */
 static inline void unpack_four(const char *tile, bf16 *to) {
     const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i digit = _mm512_set1_epi16(15), upper = _mm512_set1_epi16(16);
-    const float *scale = (const float *)tile, *offset = scale + TILE;
+    float scale[TILE], offset[TILE];
+    _mm512_storeu_ps(scale, _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)tile)));
+    _mm512_storeu_ps(offset, _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + 32))));
     for (int vector = 0; vector < 4; vector++) {
-        __m512i words = _mm512_load_si512(tile + 128 + 64 * vector), table[2];
+        __m512i words = _mm512_load_si512(tile + 64 + 64 * vector), table[2];
         bf16 *line = to + 4 * vector * DEPTH;
         for (int half = 0; half < 2; half++) {
             int low = 4 * vector + (half ? 3 : 0), high = 4 * vector + (half ? 2 : 1);
@@ -101,6 +106,49 @@ static inline __attribute__((always_inline)) const bf16 *read_tile(const char *t
     return to;
 }
 
+/* 32 weights of one output of a tile. */
+static inline void unpack_line(const char *tile, int64_t bytes, int64_t output, bf16 *to) {
+    if (bytes == BYTES_BF16) {
+        for (int64_t pair = 0; pair < TILE; pair++) memcpy(to + 2 * pair, tile + 4 * (pair * TILE + output), 4);
+        return;
+    }
+    __m512i whole[2];
+    __m512 scale, offset = _mm512_setzero_ps();
+    if (bytes == BYTES_FOUR) {
+        uint16_t halves[2];
+        memcpy(halves, tile + 2 * output, 2), memcpy(halves + 1, tile + 32 + 2 * output, 2);
+        scale = _mm512_set1_ps(_cvtsh_ss(halves[0])), offset = _mm512_set1_ps(_cvtsh_ss(halves[1]));
+        __m512i words = _mm512_loadu_si512(tile + 64 + 64 * (output / 4));
+        words = _mm512_and_si512(_mm512_srl_epi16(words, _mm_cvtsi64_si128(4 * (output % 4))), _mm512_set1_epi16(15));
+        whole[0] = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
+        whole[1] = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
+    } else {
+        float factor;
+        memcpy(&factor, tile + 4 * output, 4);
+        scale = _mm512_set1_ps(factor);
+        for (int i = 0; i < 2; i++)
+            whole[i] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(tile + 64 + 32 * output + 16 * i)));
+    }
+    for (int i = 0; i < 2; i++) {
+        __m512 numbers = _mm512_cvtepi32_ps(whole[i]);
+        /* As tiles are unpacked: a sum of products in one step, or a product. */
+        store_bf16(to + i * TILE, bytes == BYTES_FOUR ? _mm512_fmadd_ps(numbers, scale, offset) : _mm512_mul_ps(numbers, scale));
+    }
+}
+
+/* Row `output` of a packed matrix, [inputs]; times a factor, rounded, unless this is 1. */
+static void unpack_row(Matrix matrix, int64_t inputs, int64_t output, float factor, bf16 *to) {
+    int64_t depth = inputs / DEPTH, block = output / TILE, group = matrix.group;
+    const char *tile = (const char *)matrix.tiles + (block / group * group * depth + block % group) * matrix.bytes;
+    for (int64_t k = 0; k < depth; k++) {
+        bf16 *part = to + k * DEPTH;
+        unpack_line(tile + k * group * matrix.bytes, matrix.bytes, output % TILE, part);
+        if (factor == 1) continue;
+        for (int i = 0; i < DEPTH; i += TILE)
+            store_bf16(part + i, _mm512_mul_ps(load_bf16(part + i), _mm512_set1_ps(factor)));
+    }
+}
+
 /* --- writing -------------------------------------------------------------------------------------------------------------- */
 
 /* The numbers that bfloat16 rounds to `weights`: from `low` to `high`, generously. */
@@ -140,12 +188,10 @@ static int grid_of_sixteen(const float *weights, float *scale, float *offset, ui
             for (int j = 0; j <= 2 * NEIGHBOURS; j++) {
                 uint16_t second = (uint16_t)(middle + (j % 2 ? (j + 1) / 2 : -j / 2));
                 __m512 factor = _mm512_set1_ps(_cvtsh_ss(second));
-                __m512i wrong = _mm512_setzero_si512();
+                int wrong = 0; /* as numbers, so that zeros are equal */
                 for (int i = 0; i < 2; i++)
-                    wrong = _mm512_or_si512(
-                        wrong, _mm512_xor_si512((__m512i)rounded(_mm512_fmadd_ps(q[i], factor, origin)), (__m512i)w[i])
-                    );
-                if (_mm512_test_epi32_mask(wrong, wrong)) continue;
+                    wrong |= _mm512_cmp_ps_mask(rounded(_mm512_fmadd_ps(q[i], factor, origin)), w[i], _CMP_NEQ_UQ);
+                if (wrong) continue;
                 for (int i = 0; i < 2; i++)
                     _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
                 *scale = _cvtsh_ss(second), *offset = base;
@@ -168,15 +214,13 @@ static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
             uint16_t bits = (uint16_t)(middle + (k % 2 ? (k + 1) / 2 : -k / 2));
             float value = _cvtsh_ss(bits);
             __m512 factor = _mm512_set1_ps(value), inverse = _mm512_set1_ps(value > 0 ? 1 / value : 0), q[2];
-            __m512i wrong = _mm512_setzero_si512();
+            int wrong = 0;
             for (int i = 0; i < 2; i++) {
                 q[i] = _mm512_roundscale_ps(_mm512_mul_ps(w[i], inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
                 q[i] = _mm512_max_ps(_mm512_set1_ps(-128), _mm512_min_ps(_mm512_set1_ps(127), q[i]));
-                wrong = _mm512_or_si512(wrong, _mm512_xor_si512((__m512i)rounded(_mm512_mul_ps(q[i], factor)), (__m512i)w[i]));
+                wrong |= _mm512_cmp_ps_mask(rounded(_mm512_mul_ps(q[i], factor)), w[i], _CMP_NEQ_UQ);
             }
-            /* A negative zero counts as zero: no product can tell them apart. */
-            wrong = _mm512_and_si512(wrong, _mm512_set1_epi32(0x7fffffff));
-            if (_mm512_test_epi32_mask(wrong, wrong)) continue;
+            if (wrong) continue;
             for (int i = 0; i < 2; i++)
                 _mm_storeu_si128((__m128i *)(numbers + i * TILE), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q[i])));
             *scale = value;
@@ -184,6 +228,11 @@ static int grid_of_bytes(const float *weights, float *scale, int8_t *numbers) {
         }
     }
     return 0;
+}
+
+static inline void write_halves(__m512 scales, __m512 offsets, char *to) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(scales, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i *)(to + 32), _mm512_cvtps_ph(offsets, _MM_FROUND_TO_NEAREST_INT));
 }
 
 /* Write one tile of `matrix` [.., inputs] bfloat16 in the form of so many bytes. Returns 1, or 0 where that would change a
@@ -195,7 +244,7 @@ static int write_tile(const bf16 *matrix, int64_t inputs, int64_t bytes, char *t
             for (int output = 0; output < TILE; output++, tile += 2) memcpy(tile, matrix + output * inputs + 2 * pair, 4);
         return 1;
     }
-    float *scales = (float *)to, *offsets = scales + TILE;
+    float scales[TILE], offsets[TILE];
     memset(to, 0, (size_t)bytes);
     for (int output = 0; output < TILE; output++) {
         float weights[DEPTH];
@@ -203,14 +252,86 @@ static int write_tile(const bf16 *matrix, int64_t inputs, int64_t bytes, char *t
         for (int i = 0; i < DEPTH; i += TILE) _mm512_storeu_ps(weights + i, load_bf16(matrix + output * inputs + i));
         if (bytes == BYTES_FOUR) {
             if (!grid_of_sixteen(weights, scales + output, offsets + output, numbers)) return 0;
-            uint16_t *words = (uint16_t *)(to + 128) + output / 4 * DEPTH;
+            uint16_t *words = (uint16_t *)(to + 64) + output / 4 * DEPTH;
             for (int i = 0; i < DEPTH; i++) words[i] |= (uint16_t)(numbers[i] << 4 * (output % 4));
         } else {
             if (!grid_of_bytes(weights, scales + output, (int8_t *)numbers)) return 0;
             memcpy(to + 64 + DEPTH * output, numbers, DEPTH);
         }
     }
+    if (bytes == BYTES_FOUR)
+        write_halves(_mm512_loadu_ps(scales), _mm512_loadu_ps(offsets), to);
+    else
+        memcpy(to, scales, sizeof scales);
     return 1;
+}
+
+/* How a matrix lies where it comes from. Others than the first have GGUF's numbers: blocks of 32 inputs, each with a scale in half
+ * precision, Q4_1 with an offset too, and then their numbers; of four bits those of the first 16 inputs in the lower halves of bytes. */
+enum { KIND_Q4_0 = 2, KIND_Q4_1 = 3, KIND_Q8_0 = 8, KIND_BF16 = 30 };
+
+static inline int64_t bytes_of_block(int64_t kind) {
+    return kind == KIND_Q4_0 ? 18 : kind == KIND_Q4_1 ? 20 : kind == KIND_Q8_0 ? 34 : 2 * DEPTH;
+}
+
+static inline int all_finite(__m512 numbers) {
+    return !_mm512_fpclass_ps_mask(numbers, 0x99); /* no numbers and infinities */
+}
+
+/* One tile from quantised blocks, `stride` bytes from one output's to the next one's: weights keep their numbers, so nothing has to be
+ * found. Returns 1, or 0 where the form cannot hold it: a scale that is no number, or too large for half precision times eight. */
+static int rewrite_tile(const char *blocks, int64_t stride, int64_t kind, char *to) {
+    int64_t head = kind == KIND_Q4_1 ? 4 : 2;
+    uint16_t halves[2][TILE] = {{0}};
+    for (int i = 0; i < TILE; i++) {
+        memcpy(&halves[0][i], blocks + i * stride, 2);
+        if (kind == KIND_Q4_1) memcpy(&halves[1][i], blocks + i * stride + 2, 2);
+    }
+    __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves[0]));
+    if (kind == KIND_Q8_0) {
+        _mm512_storeu_ps(to, scales);
+        for (int i = 0; i < TILE; i++) memcpy(to + 64 + DEPTH * i, blocks + i * stride + head, DEPTH);
+        return all_finite(scales);
+    }
+    __m512 offsets = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves[1]));
+    if (kind == KIND_Q4_0) offsets = _mm512_mul_ps(scales, _mm512_set1_ps(-8));
+    write_halves(scales, offsets, to);
+    const __m128i digit = _mm_set1_epi8(15);
+    for (int vector = 0; vector < 4; vector++) {
+        __m512i words = _mm512_setzero_si512();
+        for (int i = 3; i >= 0; i--) {
+            __m128i both = _mm_loadu_si128((const __m128i *)(blocks + (4 * vector + i) * stride + head));
+            __m128i first = _mm_and_si128(both, digit), second = _mm_and_si128(_mm_srli_epi16(both, 4), digit);
+            words = _mm512_or_si512(_mm512_slli_epi16(words, 4), _mm512_cvtepu8_epi16(_mm256_set_m128i(second, first)));
+        }
+        _mm512_storeu_si512(to + 64 + 64 * vector, words);
+    }
+    return all_finite(scales) && all_finite(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(to + 32))));
+}
+
+typedef struct {
+    const char *const *block; /* [outputs / 16] where 16 outputs begin */
+    int64_t outputs, inputs, kind, bytes, group;
+    char *to;
+    atomic_int failed;
+} Packing;
+
+/* Groups of blocks are pieces of work. */
+static void pack_groups(int thread, int threads, void *argument) {
+    (void)thread, (void)threads;
+    Packing *p = argument;
+    int64_t depth = p->inputs / DEPTH, groups = p->outputs / TILE / p->group, one = bytes_of_block(p->kind);
+    for (int64_t next; (next = piece()) < groups;) {
+        char *to = p->to + next * p->group * depth * p->bytes;
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t block = next * p->group; block < (next + 1) * p->group; block++, to += p->bytes) {
+                const char *from = p->block[block] + k * one;
+                int done = p->kind == KIND_BF16 ? write_tile((const bf16 *)from, p->inputs, p->bytes, to)
+                                                : rewrite_tile(from, depth * one, p->kind, to);
+                if (!done) atomic_store_explicit(&p->failed, 1, memory_order_relaxed);
+            }
+        if (atomic_load_explicit(&p->failed, memory_order_relaxed)) return;
+    }
 }
 
 #endif

@@ -1,0 +1,148 @@
+"""What an earlier load has found out about a checkpoint, so that later ones need not look again.
+
+Kept in `$DECODERY_HOME/known`, in a folder for each content of a checkpoint's small files (configuration, tokenizer) and the
+versions of what has read them: the layout of its network, confirmed against transformers, with the tokens that end its text;
+and its tokenizer. Delete the folder to look again.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decodery._version import __version__
+from decodery.models import tokenizer as lean
+from decodery.models.cache import home, sources_digest
+from decodery.models.layout import Layout
+
+if TYPE_CHECKING:
+    from decodery.models.native.network import NativeNetwork
+    from decodery.models.weight_source import WeightSource
+
+log = logging.getLogger("decodery")
+
+FORMAT = "1"
+"""Changes with what is kept here."""
+PACKAGES = ("transformers", "tokenizers", "torch")
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".lock")
+"""Files that say nothing about the layout."""
+
+
+class Known:
+    """What is known of the checkpoint in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def place(self) -> Path:
+        digest = hashlib.sha256("\0".join([FORMAT, __version__, *map(version, PACKAGES)]).encode() + sources_digest())
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and path.suffix not in WEIGHTS:
+                content = path.read_bytes()
+                digest.update(f"\0{path.name} {len(content)}\0".encode() + content)
+            elif path.is_dir():
+                digest.update(f"\0{path.name}/".encode())
+        return home() / "known" / digest.hexdigest()[:32]
+
+    def network(self, name: str, packed: bool) -> tuple[NativeNetwork, tuple[int, ...]] | None:
+        """The network on the native path, and the tokens that end its text; None where the model does not qualify.
+
+        Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
+        the first layers alone.
+        """
+        from decodery.models.gguf_weights import weight_source
+        from decodery.models.native.network import NativeNetwork
+        from decodery.models.reading import StoredWeights
+
+        try:
+            source: WeightSource = weight_source(self.folder) or StoredWeights(self.folder)
+            record = self._recorded(packed)
+            layout, ends = record or self._learnt(source, name, packed)
+            if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:
+                raise ValueError(f"its files hold {min(surplus)}, which the layout has no place for")
+            network = NativeNetwork(layout, source, name, packed)
+        except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
+            log.info("%s is read through transformers: %s", self.folder, reason)
+            return None
+        if record is None:
+            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(packed).name
+            self._keep(name, lambda folder: bool((folder / name).write_text(text)))
+        return network, ends
+
+    def _recorded(self, packed: bool) -> tuple[Layout, tuple[int, ...]] | None:
+        """The layout that an earlier load has confirmed, and the tokens that end a text."""
+        try:
+            record = json.loads(self._layout(packed).read_text(encoding="utf-8"))
+            return Layout.from_json(record["layout"]), tuple(record["ends"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            log.info("what was found out about %s cannot be read: %s", self.folder, reason)
+            return None
+
+    def _learnt(self, source: WeightSource, name: str, packed: bool) -> tuple[Layout, tuple[int, ...]]:
+        """The layout of the folder's model, confirmed against transformers, and the tokens that end a text. Raises ValueError,
+        or whatever a family's code raises, where the model does not qualify."""
+        import torch
+
+        from decodery.models.confirmation import confirm
+        from decodery.models.native.network import NativeNetwork
+        from decodery.models.pages import give_back
+        from decodery.models.reading import cut, empty_model, end_tokens, fill
+        from decodery.models.recognition import recognised
+        from decodery.models.weight_source import Checked
+
+        model = empty_model(self.folder, torch.bfloat16)
+        layout, ends = recognised(model), end_tokens(model, self.folder)
+        fill(model, Checked(source, layout), layout.first(layout.varied))
+        cut(model, layout.varied)
+        confirm(partial(NativeNetwork.of, name=name, packed=packed), model, "packed" if packed else "native")
+        del model
+        gc.collect()  # modules refer to each other in circles
+        give_back()
+        return layout, ends
+
+    def tokenizer(self, read_whole: Callable[[], Any]) -> Any:
+        """The tokenizer; read_whole: reads it through transformers, where that is needed, now or later."""
+        found = self._kept_tokenizer(read_whole)
+        if found is not None:
+            return found
+        whole = read_whole()
+        self._keep("tokenizer_facts.json", lambda folder: lean.write(whole, folder))
+        # The first load hands out the same as later ones, and the whole tokenizer's memory is free again.
+        found = self._kept_tokenizer(read_whole)
+        return whole if found is None else found
+
+    def _kept_tokenizer(self, read_whole: Callable[[], Any]) -> lean.LeanTokenizer | None:
+        try:
+            return lean.read(self.place, read_whole)
+        except Exception as reason:  # tokenizers raises nothing more special
+            log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
+            return None
+
+    def _layout(self, packed: bool) -> Path:
+        """The record of a path on this machine's compiled decoder."""
+        from decodery.models.native.build import library
+
+        return self.place / f"{'packed' if packed else 'native'}-{Path(library()._name).stem}.json"
+
+    def _keep(self, last: str, write: Callable[[Path], bool]) -> None:
+        """Put the files that `write` makes in a folder beside the others, `last` at the end."""
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.place.parent) as scratch:
+                if write(Path(scratch)):
+                    for path in sorted(Path(scratch).iterdir(), key=lambda path: path.name == last):
+                        os.replace(path, self.place / path.name)
+        except OSError as reason:  # a full or read-only disk: the next load takes as long as this one
+            log.info("what was found out about %s is not kept: %s", self.folder, reason)
