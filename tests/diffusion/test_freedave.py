@@ -200,7 +200,7 @@ def test_equal_confidences_fall_alike_in_draft_and_target():
 
 def _independent(length):
     """Neither tokens nor their order depend on the canvas."""
-    shares = [0.5 + 0.04 * (place * 7 % length) for place in range(length)]
+    shares = [0.5 + 0.4 * (place * 7 % length) / length for place in range(length)]
     return denoising_language_model(
         ScriptedDenoiser(length, 4, lambda canvas: confident(length, 4, shares, [place % 4 for place in range(length)]))
     )

@@ -181,7 +181,7 @@ class Sequence:
         """Record what a forward wrote. Called by networks, not by methods."""
         self.plain = min(self.plain, slots.start if isinstance(slots, range) else min(slots))
         if not self.tokens:
-            self.read = max(positions) + 1
+            self.read = max(positions, default=-1) + 1
         if isinstance(slots, range) and slots.start == self.length:  # the usual case: append
             self.tokens.extend(tokens)
             self.positions.extend(positions)
