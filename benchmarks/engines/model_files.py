@@ -15,7 +15,7 @@ import torch
 from decodery.errors import BadInput
 from decodery.models import catalogue, download, store
 from decodery.models.checkpoint import RECORD
-from decodery.models.gguf_weights import POINTER
+from decodery.models.gguf.weights import POINTER
 from decodery.models.progress import Silent
 from decodery.models.reading import transformers_model
 

@@ -17,7 +17,7 @@ from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
-from decodery.models.gguf_weights import weight_source
+from decodery.models.gguf.weights import weight_source
 from decodery.models.known import Known
 from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for

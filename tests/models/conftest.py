@@ -9,10 +9,11 @@ import pytest
 import tiny_gguf
 from store_testing import Index
 
-from decodery.models import catalogue, download, gguf_model
+from decodery.models import catalogue, download
 from decodery.models.catalogue import BundledModel, WheelPart
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_weights import write_pointer
+from decodery.models.gguf import model as gguf_model
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.weights import write_pointer
 from decodery.models.native import build
 
 PARTS = 3

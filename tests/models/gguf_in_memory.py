@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf.file import GgufFile
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTES = [f"<0x{value:02X}>" for value in range(256)]

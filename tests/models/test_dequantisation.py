@@ -9,8 +9,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 
-from decodery.models import dequantisation
-from decodery.models.dequantisation import UNPACK, dequantise
+from decodery.models.gguf import dequantisation
+from decodery.models.gguf.dequantisation import UNPACK, dequantise
 
 RARE = ["MXFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0"]
 

@@ -15,9 +15,9 @@ from gguf_newer import NEWER
 from gguf_writing import ENTRIES
 from torch import Tensor
 
-from decodery.models.gguf_architectures import ARCHITECTURES, REFUSED, configuration
-from decodery.models.gguf_file import GgufFile, TensorEntry
-from decodery.models.gguf_model import write_folder
+from decodery.models.gguf.architectures import ARCHITECTURES, REFUSED, configuration
+from decodery.models.gguf.file import GgufFile, TensorEntry
+from decodery.models.gguf.model import write_folder
 from decodery.models.reading import read_model
 
 CASES = {**DENSE, **MIXED, **NEWER}

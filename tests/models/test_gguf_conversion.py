@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_model import write_folder
-from decodery.models.gguf_tokenizer import build_tokenizer, end_tokens
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.model import write_folder
+from decodery.models.gguf.tokenizer import build_tokenizer, end_tokens
 from decodery.models.reading import read_model
 
 

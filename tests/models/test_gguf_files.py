@@ -25,9 +25,9 @@ from test_gguf_architectures import CASES, logits, read, written
 
 from decodery.errors import ModelNotReadable
 from decodery.models import store
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_model import write_folder
-from decodery.models.gguf_weights import GgufWeights, weight_source
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.model import write_folder
+from decodery.models.gguf.weights import GgufWeights, weight_source
 
 SAYS: dict[str, Any] = {**ENTRIES, **RMS, "rope.freq_base": BASE}
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_merges import merges_from_scores
-from decodery.models.gguf_tokenizer import build_tokenizer
-from decodery.models.gguf_vocabulary import Vocabulary
+from decodery.models.gguf.merges import merges_from_scores
+from decodery.models.gguf.tokenizer import build_tokenizer
+from decodery.models.gguf.vocabulary import Vocabulary
 
 
 def joined(text: str, scores: dict[str, float]) -> list[str]:

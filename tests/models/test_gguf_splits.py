@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_splits import SPLITS
-from decodery.models.gguf_tokenizer import build_tokenizer
+from decodery.models.gguf.splits import SPLITS
+from decodery.models.gguf.tokenizer import build_tokenizer
 
 TEXT = (
     "I'LL we'd 'x  1234567 a12\n\n \t HTTPServer'S /(yes)\u2026/\n$5 \u6f22\u5b57kana, "

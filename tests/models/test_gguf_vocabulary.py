@@ -25,9 +25,9 @@ from gguf_in_memory import (
 )
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_tokenizer import TOKENIZER_KEYS, build_tokenizer, end_tokens, tokenizer_key, write_tokenizer
-from decodery.models.gguf_vocabulary import Vocabulary
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.tokenizer import TOKENIZER_KEYS, build_tokenizer, end_tokens, tokenizer_key, write_tokenizer
+from decodery.models.gguf.vocabulary import Vocabulary
 
 SMALL = {"<s>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN}
 

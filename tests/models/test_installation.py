@@ -19,7 +19,8 @@ import pytest
 from store_testing import Index, Recorder, installed_names, is_one_sentence, leftovers
 
 from decodery.errors import BadSetting, DownloadFailed, NotEnoughSpace
-from decodery.models import catalogue, download, gguf_model, store
+from decodery.models import catalogue, download, store
+from decodery.models.gguf import model as gguf_model
 from decodery.models.progress import Silent
 
 
@@ -275,8 +276,9 @@ class TestConcurrency:
         script = f"""
 import os, time
 from pathlib import Path
-from decodery.models import gguf_model, store
-from decodery.models.gguf_weights import write_pointer
+from decodery.models import store
+from decodery.models.gguf import model as gguf_model
+from decodery.models.gguf.weights import write_pointer
 def write_folder(file, folder):
     with open({str(tmp_path / "installations")!r}, "a") as log:
         log.write("x")

@@ -16,7 +16,7 @@ from tiny_models import random_ids, worst
 import decodery
 from decodery.engine.settings import Settings
 from decodery.models import own_cache
-from decodery.models.checkpoints import MOST_CHECKPOINTS, TextCache
+from decodery.models.cache_states import MOST_STATES, TextCache
 from decodery.models.forward import Forward, Rows, Slots
 from decodery.models.own_cache import OwnCacheNetwork
 from decodery.testing import exact_outputs, total_variation
@@ -235,9 +235,9 @@ def test_plain_decoding_runs_one_row_a_token_and_keeps_keys_once() -> None:
     assert calls == [20] + [1] * 50
     cache = sequence.cache
     assert isinstance(cache, TextCache)
-    assert len(cache.state_bytes) == MOST_CHECKPOINTS
+    assert len(cache.state_bytes) == MOST_STATES
     assert len({size for _, size in cache.state_bytes}) == 1  # no state holds keys of its own
-    assert network.cache_bytes(70) >= 70 * cache.row_bytes + MOST_CHECKPOINTS * cache.state_bytes[-1][1]
+    assert network.cache_bytes(70) >= 70 * cache.row_bytes + MOST_STATES * cache.state_bytes[-1][1]
     assert sequence.fork().cache._trunk is cache._trunk  # what is shared is not copied
 
 
@@ -256,7 +256,7 @@ def test_what_is_taken_from_another_text_is_not_read_again(family: str, stop: in
 
 
 def test_large_states_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("decodery.models.checkpoints.MOST_BYTES", 1)
+    monkeypatch.setattr("decodery.models.cache_states.MOST_BYTES", 1)
     network = OwnCacheNetwork(shared_model("Mamba"), "Mamba")
     sequence, ids = network.new_sequence(), random_ids(40, seed=10)
     ask(sequence, ids[:20], logits=Rows.LAST)

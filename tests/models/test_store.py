@@ -19,7 +19,7 @@ from store_testing import Index, installed_names, is_one_sentence, leftovers
 from decodery.errors import DownloadFailed, ModelNotReadable, UnknownModel
 from decodery.models import catalogue, store
 from decodery.models.checkpoint import Provenance
-from decodery.models.gguf_weights import weight_source
+from decodery.models.gguf.weights import weight_source
 from decodery.models.reading import read_model
 
 

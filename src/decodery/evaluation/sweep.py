@@ -22,8 +22,11 @@ from decodery.errors import BadSetting, ModelNotReadable, Refused
 from decodery.evaluation.families import OTHER_INPUTS, families, tiny_model
 
 PROMPT, TOKENS = 40, 12
-SAME = 2e-3
-"""Largest difference of log probabilities, in standard deviations of a row's logits, that counts as rounding."""
+SAME = 5e-3
+"""Largest difference of log probabilities, in standard deviations of a row's logits, that counts as rounding: recurrent states
+are computed in another order for several tokens than for one."""
+TIE = 1e-4
+"""Where the two best scores are so near, in these deviations, rounding decides which token comes."""
 VERDICTS = RIGHT, REFUSED, NOT_BUILT, WRONG, UNTYPED = "right", "refused", "not_built", "wrong", "untyped"
 INTRODUCTION = """\
 # Models
@@ -123,13 +126,16 @@ def _fault(lm: Any, prompts: list[list[int]], expected: list[tuple[list[int], An
     ]
     together = lm.generate(prompts, method="autoregressive", max_new_tokens=TOKENS, ignore_eos=True)
     for reply, other, (tokens, logits) in zip(alone, together, expected, strict=True):
-        if reply.token_ids != tokens:
+        best = logits.topk(2).values
+        ties = ((best[:, 0] - best[:, 1]) < TIE * logits.std(-1)).nonzero().flatten().tolist()
+        sure = ties[0] if ties else TOKENS
+        if reply.token_ids[:sure] != tokens[:sure]:
             return f"tokens {reply.token_ids} where transformers has {tokens}"
-        if other.token_ids != tokens:
+        if other.token_ids[:sure] != tokens[:sure]:
             return f"tokens {other.token_ids} in a batch, {tokens} alone"
-        rows = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        off = (torch.tensor([entry.raw for entry in reply.logprobs]) - rows).abs() / logits.std(-1)
-        if not float(off.max()) <= SAME:
+        rows = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:sure, 0]
+        off = (torch.tensor([entry.raw for entry in reply.logprobs[:sure]]) - rows).abs() / logits.std(-1)[:sure]
+        if sure and not float(off.max()) <= SAME:
             return f"log probabilities off by {float(off.max()):.2g} of a deviation"
     for method in ("cascade", "prompt-lookup", "token-recycling"):
         try:

@@ -37,7 +37,7 @@ def sources_digest() -> bytes:
     """Of the code of this room: what was found out about models by other code is found out anew."""
     here = Path(__file__).parent
     code = hashlib.sha256()
-    for source in sorted([*here.glob("*.py"), *here.glob("native/*.[pch]*")]):
+    for source in sorted([*here.rglob("*.py"), *here.glob("native/*.[pch]*")]):
         code.update(source.read_bytes())
     return code.digest()
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from decodery.errors import ModelNotReadable
+from decodery.errors import ModelNotReadable, reason
 from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared
@@ -120,26 +120,45 @@ def _identity(model: PreTrainedModel, path: str) -> str:
 
 def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
     """What a network scores otherwise than transformers; empty where nothing is."""
+    failure: Exception | None = None
+    for copied in (_cut_down, _whole):
+        try:
+            small, length = copied(model)
+        except NotConfirmed:
+            raise
+        except Exception as error:  # whatever the family's code does with a configuration that it did not expect
+            failure = error
+            continue
+        network = make(small)
+        try:
+            return _compare(network, make, small, length)
+        except (NotConfirmed, ModelNotReadable):
+            raise
+        except Exception as error:  # as above
+            failure = error
+    assert failure is not None
+    raise NotConfirmed(f"it fails where it is tried ({type(failure).__name__}: {reason(failure)})") from failure
+
+
+def _cut_down(model: PreTrainedModel) -> tuple[Any, int]:
+    """A model to try a path on, and how long a text has to be to cross all its borders."""
     count = int(model.config.get_text_config().num_hidden_layers)
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
-    try:
-        small = reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True)
-        return _compared(make, small, LENGTH)
-    except (NotConfirmed, ModelNotReadable):
-        raise
-    except Exception as error:  # whatever the family's code does with a configuration that it did not expect
-        far = max(borders(model.config.get_text_config()), default=0)
-        if far > FARTHEST:
-            raise NotConfirmed(
-                f"it computes something else beyond {far} tokens, which cannot be tried on a small copy of it "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        return _compared(make, shared(model, "eager"), max(LENGTH, far + 16))
+    return reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True), LENGTH
 
 
-def _compared(make: Callable[[Any], Scorer], small: Any, length: int) -> str:
+def _whole(model: PreTrainedModel) -> tuple[Any, int]:
+    """The same where a model cannot be cut down."""
+    far = max(borders(model.config.get_text_config()), default=0)
+    if far > FARTHEST:
+        raise NotConfirmed(
+            f"it computes something else beyond {far} tokens, which cannot be tried on a small copy of it"
+        )
+    return shared(model, "eager"), max(LENGTH, far + 16)
+
+
+def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length: int) -> str:
     """small: the model that the network and transformers both run. length: of a text that crosses all its borders."""
-    network = make(small)
     exact = small if small.dtype == torch.float32 else copy.deepcopy(small).float()
     references: dict[tuple[int, ...], Tensor] = {}
     usual: dict[tuple[int, ...], Tensor] = {}
@@ -150,7 +169,7 @@ def _compared(make: Callable[[Any], Scorer], small: Any, length: int) -> str:
         if not all(
             bool(row.isfinite().all()) for row in usual.values()
         ):  # it overflows in this type: nothing to compare
-            return _compared(make, exact, length)
+            return _compare(make(exact), make, exact, length)
     if network.border is not None:
         asked.append(_beyond(network, exact, references))
     asked.append(_generated(network, exact, references))

@@ -60,7 +60,7 @@ class Known:
         Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
         the first layers alone.
         """
-        from decodery.models.gguf_weights import weight_source
+        from decodery.models.gguf.weights import weight_source
         from decodery.models.native.network import NativeNetwork
         from decodery.models.reading import StoredWeights
 

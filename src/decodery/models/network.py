@@ -26,7 +26,7 @@ from decodery.models.forward import POST_NORM, Forward, Layers, Scores
 from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of
 from decodery.models.positions import RowPositions
 from decodery.models.scorer import Head, Work
-from decodery.models.twin import shared
+from decodery.models.twin import context_of, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,7 +84,7 @@ class TransformersNetwork(KeyValueNetwork):
         config = model.config.get_text_config()
         self.config = config
         self.vocabulary = int(config.vocab_size)
-        self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.context = context_of(config)
         self.device, self.dtype = model.device, model.dtype
         self.threads = torch.get_num_threads()
         self.parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from decodery.errors import ModelNotReadable, Refused, reason
-from decodery.models.checkpoints import MOST_CHECKPOINTS, Checkpoint, TextCache, Trunk, differ, room
+from decodery.models.cache_states import MOST_STATES, CacheState, TextCache, Trunk, differ, room
 from decodery.models.forward import ALL_LAYERS, Attend, Forward, Scores, Slots, Tree
 from decodery.models.key_value_network import ids_of
 from decodery.models.scorer import Network
 from decodery.models.sequence import Sequence
+from decodery.models.twin import context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ class _Reading:
 
     scores: Scores
     text: list[int]
-    made: list[Checkpoint]
+    made: list[CacheState]
     trunk: Trunk
 
 
@@ -96,7 +97,7 @@ class OwnCacheNetwork(Network):
         self.model, self.name = model, name
         self._apart: tuple[list[int], Any] = [], None
         config = model.config.get_text_config()
-        self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.context = context_of(config)
         self.layers = int(getattr(config, "num_hidden_layers", None) or 1)
         self.device, self.dtype = model.device, model.dtype
         self.threads = torch.get_num_threads()
@@ -112,11 +113,12 @@ class OwnCacheNetwork(Network):
         onward = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         self._caches = "use_cache" in accepted or (bool(self._argument) and onward)
         self._places = [argument for argument in ("position_ids", "attention_mask") if argument in accepted]
-        self._use, self._room, self._divisible = USES[-1], MOST_CHECKPOINTS, False
+        self._use, self._room, self._divisible = USES[-1], MOST_STATES, False
         self._row_bytes, self._state_bytes, self._growth = 0.0, 0, 0.0
         window = getattr(config, "sliding_window", None)
         self._window = window if isinstance(window, int) and window > 0 else self.context
         self._choose()
+        self._compare_with_generate()
         self.path = self._use.path
         self.measured_rows = 64 if self._use.rows is None and self._use.cached else 2
 
@@ -170,7 +172,7 @@ class OwnCacheNetwork(Network):
         # Up to here nothing will be taken back: tokens before the first whose scores are asked for, and this one.
         certain = before + next(iter(forward.logit_rows()), forward.count - 1) + 1
         found: dict[int, Tensor] = {}
-        made: list[Checkpoint] = []
+        made: list[CacheState] = []
         trunk: Trunk = {}
         for start, stop in self._spans(read, certain, len(text)):
             rows = [row for row in wanted if start <= row < stop]
@@ -180,7 +182,7 @@ class OwnCacheNetwork(Network):
             if state is None:
                 raise ModelNotReadable(f"{self.name} ({type(self.model).__name__}) gives no cache back.")
             if certain <= stop < certain + max(1, self._room - 2) or stop == len(text):
-                point, trunk = Checkpoint.of(state, stop)
+                point, trunk = CacheState.of(state, stop)
                 made.append(point)
                 state = point.at(stop, trunk) if stop < len(text) else None
         rows_found = [found[row] for row in wanted]
@@ -277,6 +279,34 @@ class OwnCacheNetwork(Network):
             log.info("%s (%s) runs by %s", self.name, kind, use.path)
             return
 
+    def _compare_with_generate(self) -> None:
+        """Raise ModelNotReadable where transformers contradicts itself: generates by other scores than `forward` gives."""
+        if not self.model.can_generate() or self.context < CHECKED_TOKENS:
+            return
+        prompt = _sample(CHECKED_TOKENS, self.vocabulary, self._config)[:7]
+        generate: Any = self.model.generate
+        try:
+            answer = generate(
+                torch.tensor([prompt], device=self.device),
+                max_new_tokens=4,
+                min_new_tokens=4,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        except Exception as error:  # of its own code, which decoding here does not need
+            log.info("transformers cannot generate with %s: %s", self.name, reason(error))
+            return
+        text = answer.sequences[0].tolist()
+        [scores] = self.run_pass(
+            [Forward(self.new_sequence(), text[:-1], logits=range(len(prompt) - 1, len(text) - 1))]
+        )
+        theirs = torch.cat(answer.logits).float()
+        if theirs.shape[0] != 4 or not self._agree(scores.logits, theirs, 10 * self._tolerance):
+            raise ModelNotReadable(
+                f"{self.name} ({type(self.model).__name__}) generates by other scores in transformers than its forward gives."
+            )
+
     def _try(self, text: list[int], whole: Tensor) -> None:
         """Run a text in pieces, forked and cut back on the way. Raises ValueError where this gives other scores."""
         first, third = self.new_sequence(), self.new_sequence()
@@ -309,9 +339,10 @@ class OwnCacheNetwork(Network):
             if not self._agree(scores.logits, whole[start:stop]):
                 raise ValueError(f"tokens {start} to {stop - 1} have other scores than in the whole text")
 
-    def _agree(self, rows: Tensor, expected: Tensor) -> bool:
+    def _agree(self, rows: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
         scale = expected.std(dim=1).clamp_min(1e-12)
-        return bool(((rows - expected).square().mean(dim=1).sqrt() <= self._tolerance * scale).all())
+        most = (self._tolerance if tolerance is None else tolerance) * scale
+        return bool(((rows - expected).square().mean(dim=1).sqrt() <= most).all())
 
     def _borders(self) -> list[int]:
         found = {getattr(self._config, name, None) for name in BORDERS}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable, reason
-from decodery.models import gguf_model
 from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
 from decodery.models.fitting import check_found, uneven
-from decodery.models.gguf_weights import weight_source
+from decodery.models.gguf import model as gguf_model
+from decodery.models.gguf.weights import weight_source
 from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet

@@ -2,7 +2,7 @@
 
 Names are those of bundled models (`smollm2-135m`, `gemma3-270m`), local folders, GGUF files, repositories of the Hugging Face
 hub (`owner/name`), and whatever `known_models` lists. What is installed for a GGUF file is a small folder that says where the
-file is (`decodery.models.gguf_weights`); that of a bundled model holds the file. Nothing here imports torch until such a
+file is (`decodery.models.gguf.weights`); that of a bundled model holds the file. Nothing here imports torch until such a
 folder has to be made.
 
 Environment:
@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, UnknownModel, near
-from decodery.models import catalogue, download, gguf_model, gguf_weights, hub
+from decodery.models import catalogue, download, hub
 from decodery.models.cache import discard, downloads, home, install, key_of, locked
 from decodery.models.catalogue import BUNDLED, BundledModel
 from decodery.models.checkpoint import ADAPTER, RECORD, Provenance, check, installed
-from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf import model as gguf_model
+from decodery.models.gguf import weights as gguf_weights
+from decodery.models.gguf.file import GgufFile
 from decodery.models.progress import Progress, Silent, bytes_under, stage
 
 __all__ = ["ModelInfo", "Progress", "home", "known_models", "remove", "resolve"]

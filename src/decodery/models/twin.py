@@ -22,6 +22,13 @@ CLOSE_WINDOW, CLOSE_LENGTH = 8, 24
 """Where borders are moved to, to be crossed by short texts."""
 
 
+def context_of(config: Any) -> int:
+    """The longest text that a configuration says a model is for; a million tokens where it says nothing."""
+    names = ("max_position_embeddings", "max_target_positions", "max_sequence_length", "max_seq_len", "seq_length")
+    said = (getattr(config, name, None) for name in names)
+    return next((length for length in said if isinstance(length, int) and length > 0), 1 << 20)
+
+
 def shared(model: PreTrainedModel, attention: str) -> Any:
     """A copy with modules and configuration of its own and the same weights, in eval mode.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-MOST_CHECKPOINTS = 32
+MOST_STATES = 32
 """More are never kept of one text."""
 MOST_BYTES = 1 << 26
 """What the checkpoints of a text take together, unless two of them take more: two are always kept."""
@@ -27,7 +27,7 @@ Trunk: TypeAlias = "dict[int, tuple[Tensor, Tensor]]"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CacheState:
     """A cache after the first `length` tokens of a text, without the keys and values that are in the trunk.
 
     state: never handed out, only copied. bytes: of its tensors. divisible: it holds nothing but a trunk, so that it serves any
@@ -40,7 +40,7 @@ class Checkpoint:
     divisible: bool
 
     @classmethod
-    def of(cls, state: Any, length: int) -> tuple[Checkpoint, Trunk]:
+    def of(cls, state: Any, length: int) -> tuple[CacheState, Trunk]:
         """Take a cache apart. It must not be used afterwards."""
         trunk: Trunk = {}
         for place, layer in enumerate(_layers(state)):
@@ -69,7 +69,7 @@ class TextCache:
     def __init__(self) -> None:
         self.text: list[int] = []
         self._trunk: Trunk = {}
-        self._checkpoints: list[Checkpoint] = []
+        self._checkpoints: list[CacheState] = []
 
     def expect(self, rows: int) -> None:
         """Nothing is reserved."""
@@ -106,7 +106,7 @@ class TextCache:
                 return point.at(length, self._trunk), length
         return None, 0
 
-    def advance(self, text: Listing[int], made: Listing[Checkpoint], trunk: Trunk) -> None:
+    def advance(self, text: Listing[int], made: Listing[CacheState], trunk: Trunk) -> None:
         """Remember the states that a pass has made on the way to `text`, of which the last is that of all of it."""
         shared = _common(self.text, text)
         earlier = [] if made[-1].divisible else [p for p in self._checkpoints if p.length <= shared]
@@ -134,7 +134,7 @@ class TextCache:
 
 def room(size: int) -> int:
     """How many checkpoints of so many bytes are kept of a text."""
-    return max(2, min(MOST_CHECKPOINTS, MOST_BYTES // max(1, size)))
+    return max(2, min(MOST_STATES, MOST_BYTES // max(1, size)))
 
 
 def differ(one: Any, other: Any) -> float:

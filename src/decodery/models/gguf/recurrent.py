@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from decodery.models import gguf_configuration as common
-from decodery.models.gguf_configuration import Configuration
-from decodery.models.gguf_decoders import Architecture
-from decodery.models.gguf_experts import SHARED, shared_expert
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import EXPERTS, USUAL, Names, Stored, less_one
-from decodery.models.gguf_rope import rope
+from decodery.models.gguf import configuration as common
+from decodery.models.gguf.configuration import Configuration
+from decodery.models.gguf.decoders import Architecture
+from decodery.models.gguf.experts import SHARED, shared_expert
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import EXPERTS, USUAL, Names, Stored, less_one
+from decodery.models.gguf.rope import rope
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_names import fact_of
-from decodery.models.gguf_tensors import read_tensor
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.names import fact_of
+from decodery.models.gguf.tensors import read_tensor
 
 _ABOUT_THE_FILE = (
     *("name", "author", "version", "organization", "finetune", "basename", "description", "quantized_by", "size_label"),
@@ -18,9 +18,9 @@ _ABOUT_THE_FILE = (
 _READ_HERE = ("architecture", "type", "quantization_version", "alignment")
 MEANINGLESS = {
     **{f"general.{name}": "describes the file, or suggests settings of sampling" for name in _ABOUT_THE_FILE},
-    **{f"general.{name}": "read by check_general and by decodery.models.gguf_file" for name in _READ_HERE},
-    "tokenizer": "read by decodery.models.gguf_tokenizer",
-    "split": "read by decodery.models.gguf_file",
+    **{f"general.{name}": "read by check_general and by decodery.models.gguf.file" for name in _READ_HERE},
+    "tokenizer": "read by decodery.models.gguf.tokenizer",
+    "split": "read by decodery.models.gguf.file",
     "quantize": "tells how the file was quantised",
     "imatrix": "the same",
     "mradermacher": "the same",

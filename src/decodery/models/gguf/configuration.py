@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_rope import rope
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.rope import rope
 
 Configuration = dict[str, Any]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from decodery.models.gguf_metadata import Metadata
+from decodery.models.gguf.metadata import Metadata
 
 _YARN = ("ext_factor", "attn_factor", "beta_fast", "beta_slow")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

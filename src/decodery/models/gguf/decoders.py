@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from decodery.models import gguf_configuration as common
-from decodery.models.gguf_configuration import Configuration
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import FUSED, HEAD_NORMS, USUAL, Names, Stored, less_one, turned_keys, turned_queries
+from decodery.models.gguf import configuration as common
+from decodery.models.gguf.configuration import Configuration
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import FUSED, HEAD_NORMS, USUAL, Names, Stored, less_one, turned_keys, turned_queries
 
 
 def _none(file: GgufFile, tensor: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_vocabulary import NORMAL, SPACE, UNUSED, Vocabulary
+from decodery.models.gguf.vocabulary import NORMAL, SPACE, UNUSED, Vocabulary
 
 Pair = tuple[str, str]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_splits import SPLITS, SPLITS_BY_ARCHITECTURE, Split
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.splits import SPLITS, SPLITS_BY_ARCHITECTURE, Split
 
 # Types of tokens: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h (llama_token_type)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from decodery.models import gguf_configuration as common
-from decodery.models.gguf_configuration import Configuration
-from decodery.models.gguf_decoders import Architecture
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import Names, Stored, heads_apart, per_layer, transposed
+from decodery.models.gguf import configuration as common
+from decodery.models.gguf.configuration import Configuration
+from decodery.models.gguf.decoders import Architecture
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import Names, Stored, heads_apart, per_layer, transposed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from decodery.models import gguf_configuration as common
-from decodery.models.gguf_configuration import Configuration
-from decodery.models.gguf_decoders import TURNED, Architecture, llama, scales
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import EXPERTS, HEAD_NORMS, USUAL, Names, Stored, transposed
+from decodery.models.gguf import configuration as common
+from decodery.models.gguf.configuration import Configuration
+from decodery.models.gguf.decoders import TURNED, Architecture, llama, scales
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import EXPERTS, HEAD_NORMS, USUAL, Names, Stored, transposed
 
 if TYPE_CHECKING:
     from torch import Tensor

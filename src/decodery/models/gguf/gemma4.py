@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from decodery.models import gguf_configuration as common
-from decodery.models.gguf_configuration import Configuration
-from decodery.models.gguf_decoders import Architecture
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import HEAD_NORMS, USUAL, Names, Stored, below, layer_of
+from decodery.models.gguf import configuration as common
+from decodery.models.gguf.configuration import Configuration
+from decodery.models.gguf.decoders import Architecture
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import HEAD_NORMS, USUAL, Names, Stored, below, layer_of
 
 _NEVER = 1e29
 """Angles divided by this much or more do not turn."""

@@ -6,7 +6,7 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decodery.models.gguf_file import GgufFile, TensorEntry, tensor_bytes
+from decodery.models.gguf.file import GgufFile, TensorEntry, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ def read_tensor(file: GgufFile, name: str) -> Tensor:
     """A tensor by the file's own name for it: float32."""
     import torch
 
-    from decodery.models.dequantisation import dequantise
+    from decodery.models.gguf.dequantisation import dequantise
 
     entry = next(entry for entry in file.tensors if entry.name == name)
     numbers = torch.empty(tuple(reversed(entry.shape)))

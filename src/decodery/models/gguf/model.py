@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_architectures import configuration
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_tokenizer import end_tokens, write_tokenizer
-from decodery.models.gguf_weights import GgufWeights, write_pointer
+from decodery.models.gguf.architectures import configuration
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.tokenizer import end_tokens, write_tokenizer
+from decodery.models.gguf.weights import GgufWeights, write_pointer
 
 if TYPE_CHECKING:
     import torch

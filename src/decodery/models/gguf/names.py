@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from decodery.models.gguf_file import GgufFile
+from decodery.models.gguf.file import GgufFile
 
 if TYPE_CHECKING:
     from torch import Tensor

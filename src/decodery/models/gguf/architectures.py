@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_decoders import DECODERS, Architecture
-from decodery.models.gguf_experts import MIXTURES
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_gemma4 import GEMMA4
-from decodery.models.gguf_latent import DEEPSEEK2
-from decodery.models.gguf_metadata import Metadata
-from decodery.models.gguf_names import Stored, fact_of, layer_of, place_of
-from decodery.models.gguf_older import OLDER
-from decodery.models.gguf_recurrent import RECURRENT
+from decodery.models.gguf.decoders import DECODERS, Architecture
+from decodery.models.gguf.experts import MIXTURES
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.gemma4 import GEMMA4
+from decodery.models.gguf.latent import DEEPSEEK2
+from decodery.models.gguf.metadata import Metadata
+from decodery.models.gguf.names import Stored, fact_of, layer_of, place_of
+from decodery.models.gguf.older import OLDER
+from decodery.models.gguf.recurrent import RECURRENT
 
 ARCHITECTURES: dict[str, Architecture] = {
     **DECODERS,

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_file import GgufFile
-from decodery.models.gguf_merges import merges_from_scores
-from decodery.models.gguf_splits import Split
-from decodery.models.gguf_vocabulary import BYTE_TOKENS, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
+from decodery.models.gguf.file import GgufFile
+from decodery.models.gguf.merges import merges_from_scores
+from decodery.models.gguf.splits import Split
+from decodery.models.gguf.vocabulary import BYTE_TOKENS, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decodery.errors import ModelNotReadable
-from decodery.models.gguf_architectures import place_in
-from decodery.models.gguf_file import VOCABULARY_KEYS, GgufFile, TensorEntry, tensor_bytes
-from decodery.models.gguf_names import Stored
-from decodery.models.gguf_tensors import mapped, tensor_rows
+from decodery.models.gguf.architectures import place_in
+from decodery.models.gguf.file import VOCABULARY_KEYS, GgufFile, TensorEntry, tensor_bytes
+from decodery.models.gguf.names import Stored
+from decodery.models.gguf.tensors import mapped, tensor_rows
 from decodery.models.weight_source import Blocks
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class GgufWeights:
     def blocks(self, name: str) -> Blocks | None:
         """A quantised matrix as it lies in the file; None where it is not quantised, or is more than rows of one tensor of the
         file in another order."""
-        from decodery.models.dequantisation import PLAIN
+        from decodery.models.gguf.dequantisation import PLAIN
 
         [(entry, place), *others] = self._weights[name]
         if others or place.join or place.change or place.columns or entry.kind in PLAIN or len(entry.shape) != 2:
@@ -158,7 +158,7 @@ class GgufWeights:
         """Numbers that stand as such in the file are changed before they are rounded to another dtype."""
         import torch
 
-        from decodery.models.dequantisation import PLAIN, dequantise
+        from decodery.models.gguf.dequantisation import PLAIN, dequantise
 
         rows = self.rows(entry)
         if entry.kind in PLAIN:
