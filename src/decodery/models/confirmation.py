@@ -43,6 +43,8 @@ LENGTH = 40
 """Tokens of the text that is read; more than any border that was moved."""
 FARTHEST = 1024
 """Borders that cannot be moved are crossed up to here."""
+FEW_TOKENS = 1024
+"""Of larger vocabularies, so many first tokens are looked at."""
 FOLLOWING = 8
 """Tokens that transformers generates where angles depend on the length."""
 
@@ -121,7 +123,7 @@ def _identity(model: PreTrainedModel, path: str) -> str:
 def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
     """What a network scores otherwise than transformers; empty where nothing is."""
     failure: Exception | None = None
-    for copied in (_cut_down, _whole):
+    for copied in (_cut_down_to_few_tokens, _cut_down, _whole):
         try:
             small, length = copied(model)
         except NotConfirmed:
@@ -140,11 +142,16 @@ def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
     raise NotConfirmed(f"it fails where it is tried ({type(failure).__name__}: {reason(failure)})") from failure
 
 
-def _cut_down(model: PreTrainedModel) -> tuple[Any, int]:
+def _cut_down_to_few_tokens(model: PreTrainedModel) -> tuple[Any, int]:
     """A model to try a path on, and how long a text has to be to cross all its borders."""
+    return _cut_down(model, FEW_TOKENS if model.config.get_text_config().vocab_size > FEW_TOKENS else None)
+
+
+def _cut_down(model: PreTrainedModel, vocabulary: int | None = None) -> tuple[Any, int]:
+    """The same with all tokens."""
     count = int(model.config.get_text_config().num_hidden_layers)
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
-    return reduced(model, kinds_of_layers(lists[0]) if lists else count, close=True), LENGTH
+    return reduced(model, kinds_of_layers(lists[0]) if lists else count, True, vocabulary), LENGTH
 
 
 def _whole(model: PreTrainedModel) -> tuple[Any, int]:

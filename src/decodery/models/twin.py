@@ -75,9 +75,10 @@ def _configs(model: nn.Module) -> Iterator[Any]:
                 )
 
 
-def reduced(model: PreTrainedModel, layers: int, close: bool) -> Any:
+def reduced(model: PreTrainedModel, layers: int, close: bool, vocabulary: int | None = None) -> Any:
     """A model of the first `layers` layers, with the weights of `model`, in eval mode and with transformers' plain attention.
 
+    vocabulary: of so many first tokens alone; None: of all.
     close: borders in the length of the text (windows, chunks, the original context of rotary angles) are moved to where short
     texts cross them. Raises ValueError, or whatever the family's code does, where it cannot be cut down.
     """
@@ -88,6 +89,9 @@ def reduced(model: PreTrainedModel, layers: int, close: bool) -> Any:
     _cut(config.get_text_config(), layers)
     if close:
         _move_borders(config.get_text_config())
+    tokens = config.get_text_config().vocab_size
+    if vocabulary is not None:
+        _cut_vocabulary(config.get_text_config(), vocabulary)
     config._attn_implementation_internal = "eager"
     with initialization.no_init_weights(), torch.device(model.device):
         small = type(model)(config).eval()
@@ -96,6 +100,8 @@ def reduced(model: PreTrainedModel, layers: int, close: bool) -> Any:
         weight, (place, _, leaf) = held.get(name), name.rpartition(".")
         module = small.get_submodule(place)
         own = getattr(module, leaf)
+        if weight is not None and weight.shape[0] == tokens and own.shape[0] == vocabulary:
+            weight = nn.Parameter(weight.detach()[:vocabulary], requires_grad=False)
         if weight is None or weight.shape != own.shape:
             raise ValueError(
                 f"{type(model).__name__} cannot be cut down to {layers} layers: {name} is another weight then"
@@ -116,6 +122,13 @@ def _cut(config: Any, layers: int) -> None:
         elif name in LAYERS and value == count:
             setattr(config, name, layers)
     config.num_hidden_layers = layers
+
+
+def _cut_vocabulary(config: Any, size: int) -> None:
+    config.vocab_size = size
+    for name, value in list(vars(config).items()):
+        if name.endswith("token_id") and isinstance(value, int) and value >= size:
+            setattr(config, name, None)
 
 
 def borders(config: Any) -> list[int]:
