@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import secrets
 import typing
 from collections.abc import Callable
@@ -107,11 +108,8 @@ class ModelOptions:
 
 
 def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> LanguageModel:
-    """Load a model with the chatter of its libraries switched off."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    """Load a model; its libraries say nothing on the terminal, then or later."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported, if it ever is
     from decodery import loading
 
     return loading.load(

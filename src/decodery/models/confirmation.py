@@ -12,11 +12,10 @@ The outcome is kept in `$DECODERY_HOME/confirmed`, by all it can depend on, so t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from torch import Tensor
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
+from decodery.models.quiet import quiet
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared
 
 if TYPE_CHECKING:
@@ -83,19 +83,6 @@ def _read(place: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return kept
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what transformers wants to say about configurations of ours."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _identity(model: PreTrainedModel, path: str) -> str:
