@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from decodery.evaluation.families import families, tiny_config
-from decodery.evaluation.sweep import NOT_BUILT, REFUSED, RIGHT, Outcome, page, try_family
+from decodery.evaluation.sweep import NOT_BUILT, REFUSED, RIGHT, Outcome, native_fault, page, try_family
 
 REPRESENTATIVE = (
     "deepseek_v3",  # latent attention
@@ -43,6 +44,18 @@ def test_a_representative_family(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(families()))
 def test_every_family(kind: str) -> None:
     check(try_family(kind))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "smollm3"])
+def test_a_family_on_the_compiled_path(kind: str) -> None:
+    taken, fault = native_fault(kind)
+    if not taken and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("no compiled path on this processor")
+    assert (taken, fault) == (True, "")
+
+
+def test_what_the_compiled_path_does_not_take() -> None:
+    assert native_fault("mamba") == (False, "")
 
 
 def test_small_configurations() -> None:

@@ -25,6 +25,14 @@ PROMPT, TOKENS = 40, 12
 SAME = 5e-3
 """Largest difference of log probabilities, in standard deviations of a row's logits, that counts as rounding: recurrent states
 are computed in another order for several tokens than for one."""
+WIDE = {
+    "hidden_size": 128,
+    "head_dim": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 192,
+}
+"""The compiled path takes heads of a multiple of 64."""
 TIE = 1e-4
 """Where the two best scores are so near, in these deviations, rounding decides which token comes."""
 VERDICTS = RIGHT, REFUSED, NOT_BUILT, WRONG, UNTYPED = "right", "refused", "not_built", "wrong", "untyped"
@@ -42,7 +50,8 @@ Of {all} classes {right} are right, {refused} refused with the reason, {wrong} w
 {others}.
 
 *Paths*: `eager` packs the rows of many requests into one pass of transformers' modules; `fused` runs the usual block in few
-operations; the others run one request at a time through the model's own cache. *Drafts*: what speculative methods may verify
+operations; `native` is compiled code, tried in bfloat16 with wider heads; the others run one request at a time through the
+model's own cache. *Drafts*: what speculative methods may verify
 in one pass. A model whose scores depend on a state takes chains only."""
 
 
@@ -99,7 +108,38 @@ def try_family(kind: str) -> Outcome:
         if fault:
             return Outcome(kind, family, WRONG, ", ".join(paths), detail=fault)
         drafts = "chains" if lm.network.chains_only else "trees"
-    return Outcome(kind, family, RIGHT, ", ".join(paths), drafts)
+    native, fault = native_fault(kind)
+    if fault:
+        return Outcome(kind, family, WRONG, "native", detail=fault)
+    return Outcome(kind, family, RIGHT, ", ".join([*paths, *(["native"] if native else [])]), drafts)
+
+
+def native_fault(kind: str) -> tuple[bool, str]:
+    """Whether the compiled path takes a family, in bfloat16 and with heads of its width, and what it then scores otherwise than
+    transformers: where it is more than twice as far from float32 as transformers' own modules are."""
+    import copy
+
+    import decodery
+
+    try:
+        model = tiny_model(kind, **WIDE).to(torch.bfloat16)
+        lm = decodery.wrap(model, Letters(), fast="native", name=kind)
+    except (
+        Exception
+    ):  # such a small model cannot be built of every family, and the path says in many ways that it does not fit
+        return False, ""
+    prompt = text(3 * PROMPT, 2)
+    reply = lm.generate(prompt, method="autoregressive", max_new_tokens=1, logprobs=0, echo=True, ignore_eos=True)
+    ours = torch.tensor([entry.raw for entry in reply.prompt_logprobs])
+
+    def said(of: Any) -> Any:
+        with torch.inference_mode():
+            rows = of(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        return rows[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+    exact = said(copy.deepcopy(model).float())
+    off, usual = float((ours - exact).abs().mean()), float((said(model) - exact).abs().mean())
+    return True, f"{off:.2g} from float32 where transformers is {usual:.2g}" if off > 2 * usual else ""
 
 
 def text(length: int, seed: int) -> list[int]:
