@@ -12,7 +12,7 @@ from tiny_models import reference_logits, worst
 
 import decodery
 from decodery.models.angles import Angles
-from decodery.models.forward import Attend, Forward, Tree
+from decodery.models.forward import Attend, Forward, Layers, Slots, Tree
 from decodery.models.network import TransformersNetwork
 from decodery.testing import LetterTokenizer
 
@@ -147,12 +147,43 @@ def test_forks_on_both_sides_of_the_border() -> None:
 
 def test_what_cannot_be_read_again_says_so() -> None:
     network = network_of("reread")
-    for attend in (Tree([-1, -1]), Attend.FULL):
+    positions = [BORDER, BORDER + 1, BORDER + 1]
+    rows = network.embedding[torch.tensor([4])].detach()
+    asks: list[dict[str, Any]] = [
+        {"positions": positions, "attend": Tree([-1, -1])},
+        {"attend": Attend.FULL},
+        {"slots": Slots.NOWHERE},
+        {"layers": Layers(0, 2)},
+        {"tokens": rows},
+    ]
+    for ask in asks:
         sequence = network.new_sequence()
         network.run([Forward(sequence, prompt(BORDER))])
-        positions = [BORDER, BORDER + 1, BORDER + 1]
         with pytest.raises(ValueError, match="read again with other rotary angles"):
-            network.run([Forward(sequence, [1, 2, 3], positions, attend)])
+            network.run([Forward(sequence, **{"tokens": [1, 2, 3], **ask})])
+    sequence = network.new_sequence()
+    network.run([Forward(sequence, rows), Forward(network.new_sequence(), [1])])  # a text that began with an embedding
+    network.run([Forward(sequence, prompt(BORDER - 1))])
+    with pytest.raises(ValueError, match="read again with other rotary angles"):
+        network.run([Forward(sequence, [0])])
+
+
+def test_room_for_drafts() -> None:
+    """(cached, length) -> rows that a draft may add, by kind."""
+    border, endless = Angles(10, False, False, 10), 99
+    rereads, stepwise = Angles(10, False, True, 10), Angles(10, True, False, 40)
+    for cached, length, kept, read, by_step in (
+        (0, 4, 6, 6, 6),
+        (0, 10, 0, 0, 0),
+        (0, 12, endless, endless, 0),
+        (3, 4, endless, 6, endless),
+        (9, 10, endless, 0, endless),
+        (1, 11, endless, 0, endless),
+        (10, 11, endless, 0, endless),
+        (11, 12, endless, endless, endless),
+    ):
+        found = [angles.room(cached, length, endless) for angles in (border, rereads, stepwise)]
+        assert found == [kept, read, by_step], (cached, length)
 
 
 @pytest.mark.parametrize("method", ["cascade", "prompt-lookup", "token-recycling", "draft-model(draft=layers)"])

@@ -51,7 +51,7 @@ def check_available(folder: Path) -> None:
             f"{folder} is an adapter, which is merged into its base model with peft; install it: pip install peft."
         ) from error
     kind = str(read_json(folder / ADAPTER).get("peft_type"))
-    known = peft.PEFT_TYPE_TO_CONFIG_MAPPING
+    known: Mapping[Any, Any] = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     if kind not in known:
         raise ModelNotReadable(
             f"{folder} is an adapter of kind {kind}, which the installed peft {peft.__version__} does not know."
@@ -74,12 +74,12 @@ def merged(model: Any, folder: Path) -> Any:
 
         weights = {name: weight[...] for name, weight in weights_in({adapter_weights(folder): None}).items()}
         try:
-            config = PeftConfig.from_pretrained(folder)
+            config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
             _resize(model, weights, folder)
             adapted = get_peft_model(model, config)
             _untie(model)
-            found = set_peft_model_state_dict(adapted, weights)
+            found: Any = set_peft_model_state_dict(adapted, weights)
             own = [
                 name for name in found.missing_keys if adapted.base_model.prefix in name or "modules_to_save" in name
             ]
@@ -130,7 +130,7 @@ def _untie(model: Any) -> None:
             owners[id(weight)] = owners.get(id(weight), 0) + 1
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            base = module.get_base_layer()
+            base: Any = module.get_base_layer()
             if owners.get(id(base.weight), 0) > 1:
                 base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
                 model.config.tie_word_embeddings = False
