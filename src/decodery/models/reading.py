@@ -25,6 +25,7 @@ from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
 from decodery.models.stored_weights import FLOATING, StoredWeight, put, stored_weights
+from decodery.models.twin import cut_configuration
 from decodery.models.weight_names import unwrapped
 from decodery.models.weight_source import Blocks, WeightSource
 
@@ -172,12 +173,7 @@ def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
 
 def cut(model: Any, layers: int) -> None:
     """Leave only the first layers of a model of the usual kind, and of what its configuration says of each layer."""
-    config: Any = model.config.get_text_config()
-    count = config.num_hidden_layers
-    for entry, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == count:
-            setattr(config, entry, value[:layers])
-    config.num_hidden_layers = layers
+    cut_configuration(model.config.get_text_config(), layers)
     model.base_model.layers = model.base_model.layers[:layers]
 
 

@@ -86,7 +86,7 @@ def reduced(model: PreTrainedModel, layers: int, close: bool, vocabulary: int | 
 
     _check(model)
     config = copy.deepcopy(model.config)
-    _cut(config.get_text_config(), layers)
+    cut_configuration(config.get_text_config(), layers)
     if close:
         _move_borders(config.get_text_config())
     tokens = config.get_text_config().vocab_size
@@ -114,7 +114,8 @@ def reduced(model: PreTrainedModel, layers: int, close: bool, vocabulary: int | 
     return small
 
 
-def _cut(config: Any, layers: int) -> None:
+def cut_configuration(config: Any, layers: int) -> None:
+    """Leave only what a configuration says of the first layers."""
     count = config.num_hidden_layers
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == count:
