@@ -20,14 +20,12 @@ class Decodery(Engine):
         )
         network: Any = self._lm.network
         weights = getattr(network, "_weights", None)
-        config = network.config
-        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         return {
             "path": network.path,
             "threads": settings["threads"],
             # What a pass of one row reads: every matrix once, and of the cache each earlier row.
             "weight_bytes": None if weights is None else weights.bytes,
-            "cache_bytes_per_token": 2 * network.layers * heads * getattr(config, "head_dim", 0) * 2,
+            "cache_bytes_per_token": network.cache_bytes(64) // 64,
         }
 
     def generate(self, ask: Ask) -> Answer:
