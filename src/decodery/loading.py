@@ -82,11 +82,12 @@ def load(
         native = usual and where.type == "cpu" and kind == torch.bfloat16
         packed = NATIVE.get(str(fast)) if native else None
         known = Known(folder)
-        found = None if packed is None else known.network(label, packed)
         if foreign or base != folder:
             tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
         else:
             tokenizer = known.tokenizer(partial(read_tokenizer, folder))
+        # After the tokenizer, whose reading takes memory that is free again then.
+        found = None if packed is None else known.network(label, packed)
         if found is not None and (fast != "packed" or found[0].path == "packed"):
             found[0].complete = complete
             return _combined(*found, tokenizer, folder, None, kv_budget, prefill_chunk)
