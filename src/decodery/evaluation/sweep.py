@@ -20,6 +20,7 @@ from typing import Any
 from decodery._lazy import torch
 from decodery.errors import BadSetting, ModelNotReadable, Refused
 from decodery.evaluation.families import OTHER_INPUTS, families, tiny_model
+from decodery.testing import LetterTokenizer
 
 PROMPT, TOKENS = 40, 12
 SAME = 5e-3
@@ -67,18 +68,6 @@ class Outcome:
     detail: str = ""
 
 
-class Letters:
-    """The least of a tokenizer."""
-
-    eos_token_id = None
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) % 256 for letter in text]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return "".join(chr(65 + i % 26) for i in ids)
-
-
 def try_family(kind: str) -> Outcome:
     """Build a tiny model of a type, and compare what it decodes with what transformers generates."""
     import decodery
@@ -93,7 +82,7 @@ def try_family(kind: str) -> Outcome:
     paths = []
     for fast in ("off", "fused"):
         try:
-            lm = decodery.wrap(model, Letters(), fast=fast, name=kind)
+            lm = decodery.wrap(model, LetterTokenizer(256), fast=fast, name=kind)
         except BadSetting:  # the fused path does not take it
             continue
         except ModelNotReadable as error:
@@ -123,7 +112,7 @@ def native_fault(kind: str) -> tuple[bool, str]:
 
     try:
         model = tiny_model(kind, **WIDE).to(torch.bfloat16)
-        lm = decodery.wrap(model, Letters(), fast="native", name=kind)
+        lm = decodery.wrap(model, LetterTokenizer(256), fast="native", name=kind)
     except (
         Exception
     ):  # such a small model cannot be built of every family, and the path says in many ways that it does not fit

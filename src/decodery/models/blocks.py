@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 Product = Callable[[Tensor], Tensor]
 
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-SANDWICH = LAYER_PARTS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
-"""Of layers that norm what comes out of attention and feed-forward too, before it is added."""
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 FEED_FORWARD_PARTS = {"gate_proj", "up_proj", "down_proj"}
@@ -92,16 +90,15 @@ class Block:
         )
 
 
-def fits(model: PreTrainedModel, parts: set[str] = LAYER_PARTS) -> bool:
-    """Whether a model's modules have the layout of `Block`. parts: the names of a layer's."""
+def fits(model: PreTrainedModel) -> bool:
+    """Whether a model's modules have the layout of `Block`."""
     base: Any = model.base_model
     if not all(hasattr(base, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb")):
         return False
-    epsilon = "variance_epsilon" if parts == LAYER_PARTS else "eps"
-    if not isinstance(model.get_output_embeddings(), nn.Linear) or not hasattr(base.norm, epsilon):
+    if not isinstance(model.get_output_embeddings(), nn.Linear) or not hasattr(base.norm, "variance_epsilon"):
         return False
     for layer in base.layers:
-        if {name for name, _ in layer.named_children()} != parts:
+        if {name for name, _ in layer.named_children()} != LAYER_PARTS:
             return False
         attention = {name for name, _ in layer.self_attn.named_children()}
         feed_forward = {name for name, _ in layer.mlp.named_children()} - {"act_fn"}
