@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from decodery.engine.cost import CONTEXT_STEP, CostCurve
 from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter, MethodUnavailable
+from decodery.models.catalogue import ARTIFACTS
 from decodery.speculative.cascade.sources import (
     LONGEST,
     Answer,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from decodery.engine.request import Request
 
 SOURCES = ("copied", "recycled", "table")
-ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 RECYCLED = 8
 """Successors kept of each verified row."""
 LEAST = 0.01

@@ -17,9 +17,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from decodery.errors import MethodUnavailable
+from decodery.models.catalogue import ARTIFACTS
 
 FILE = "adapters.safetensors"
-ARTIFACTS = Path(__file__).parent.parent / "artifacts"
 
 
 def adapted(rows: Tensor, down: Tensor, up: Tensor) -> Tensor:
