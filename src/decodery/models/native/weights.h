@@ -219,10 +219,11 @@ static int grid_around_zero(const float *weights, int highest, float *scale, int
     enum { NEIGHBOURS = 8 };
     __m512 w[2] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + TILE)};
     float least = _mm512_reduce_min_ps(_mm512_min_ps(w[0], w[1])), most = _mm512_reduce_max_ps(_mm512_max_ps(w[0], w[1]));
-    /* The number of the weight farthest from zero is one of the ends. */
-    float farthest = most > -least ? most : least, ends[2] = {(float)highest, (float)(-1 - highest)};
-    for (int end = 0; end < 2; end++) {
-        uint16_t middle = half_bits(farthest / ends[end]);
+    float farthest = most > -least ? most : least;
+    const __m512 first = _mm512_set1_ps((float)(-1 - highest)), last = _mm512_set1_ps((float)highest);
+    /* The number of the weight farthest from zero is one of the ends, seldom one nearer to zero. */
+    for (int step = 0; step <= highest / 2 + 1; step++) {
+        uint16_t middle = half_bits(farthest / (float)(step ? highest + 1 - step : -1 - highest));
         for (int k = 0; k <= 2 * NEIGHBOURS; k++) {
             uint16_t bits = (uint16_t)(middle + (k % 2 ? (k + 1) / 2 : -k / 2));
             float value = _cvtsh_ss(bits);
@@ -230,7 +231,7 @@ static int grid_around_zero(const float *weights, int highest, float *scale, int
             int wrong = 0;
             for (int i = 0; i < 2; i++) {
                 q[i] = _mm512_roundscale_ps(_mm512_mul_ps(w[i], inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-                q[i] = _mm512_max_ps(_mm512_set1_ps(ends[1]), _mm512_min_ps(_mm512_set1_ps(ends[0]), q[i]));
+                q[i] = _mm512_max_ps(first, _mm512_min_ps(last, q[i]));
                 wrong |= _mm512_cmp_ps_mask(rounded(_mm512_mul_ps(q[i], factor)), w[i], _CMP_NEQ_UQ);
             }
             if (wrong) continue;
