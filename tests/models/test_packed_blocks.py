@@ -168,3 +168,12 @@ def test_rows_of_each_form_times_a_factor(form: int, factor: float) -> None:
     ids = torch.tensor([191, 0, 17, 17, 64])
     expected = numbers(kind, rows).bfloat16()[ids] * torch.tensor(factor).bfloat16()
     assert same(rows_of(matrix, 96, ids, factor), expected)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("Q4_0", 1), ("Q4_1", 1), ("Q8_0", 36 / 34)])
+def test_packed_weights_take_what_the_file_takes(kind: str, share: float) -> None:
+    """Scales of Q8_0 alone are kept in float32."""
+    rows = blocks(kind, 256, 512)
+    weights = Weights(FORMS, large(2 * 256 * 512))
+    weights.read(Stored(one=(kind, rows)), "one")
+    assert weights.bytes == round(share * rows.nbytes)
