@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from canvas_study import Row, Study, arguments
 
-from decodery.diffusion.blocks.adablock import AdaBlock, DelimitedBlocks
+from decodery.diffusion.adablock import AdaBlock, DelimitedBlocks
 from decodery.engine.events import Unmasked
 
 TASKS = ("arithmetic", "latin_square", "sudoku")
@@ -46,10 +46,10 @@ class WatchedAdaBlock(AdaBlock):
         super().__post_init__()
         object.__setattr__(self, "triggered", {})
 
-    def blocks(self, job, length):
-        plain = super().blocks(job, length)
+    def blocks(self, request, length):
+        plain = super().blocks(request, length)
         watched = Watched(plain.fallback, plain.delimiters, plain.threshold, plain.window, plain.base, plain.drawn)
-        self.triggered[job.request] = watched.triggered
+        self.triggered[request.number] = watched.triggered
         return watched
 
 

@@ -24,9 +24,9 @@ from decodery.evaluation.questions import load_questions
 from decodery.evaluation.recorded import Recorded, Replay, record, replay
 from decodery.evaluation.report import markdown_rows
 from decodery.models.forward import Forward
-from decodery.speculative.drafters.adaptive_draft_verification import AdaptiveDraftVerification, TrigramDrafter
-from decodery.speculative.drafters.prompt_lookup import NgramDrafter
-from decodery.speculative.trigrams import TrigramStore, TrigramTable
+from decodery.speculative.adaptive_draft_verification import AdaptiveDraftVerification, TrigramDrafter
+from decodery.speculative.continuations.trigrams import TrigramStore, TrigramTable
+from decodery.speculative.prompt_lookup import NgramDrafter
 from decodery.training.trigram_table import build, text_tokens
 
 ENTRANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

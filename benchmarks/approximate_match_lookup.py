@@ -2,7 +2,7 @@
 
     python benchmarks/approximate_match_lookup.py [--json FILE]
 
-Tables: times of the forms of `decodery.speculative.matching` as ratios to `direct` in the same run, on Zipf-distributed
+Tables: times of the forms of `decodery.speculative.approximate_match_lookup.matching` as ratios to `direct` in the same run, on Zipf-distributed
 token ids of a vocabulary of 49152. Tokens per verification against a target that is known in advance: a text of
 repeated templates in which each token is replaced with probability s. And with --model the same
 on what a model writes.
@@ -25,11 +25,19 @@ from decodery import load
 from decodery.evaluation.questions import load_questions
 from decodery.evaluation.recorded import Replay, record, replay
 from decodery.evaluation.report import markdown_rows
-from decodery.speculative.drafters.approximate_match_lookup import AlignmentDrafter, ApproximateMatchLookup
-from decodery.speculative.drafters.prompt_lookup import NgramDrafter
-from decodery.speculative.drafters.suffix_automaton import AutomatonDrafter
+from decodery.speculative.approximate_match_lookup.matching import (
+    Lags,
+    NgramIndex,
+    approximate,
+    direct,
+    heavy_light,
+    jumped,
+    k_bounded,
+)
+from decodery.speculative.approximate_match_lookup.method import AlignmentDrafter, ApproximateMatchLookup
 from decodery.speculative.loop import Drafter
-from decodery.speculative.matching import Lags, NgramIndex, approximate, direct, heavy_light, jumped, k_bounded
+from decodery.speculative.prompt_lookup import NgramDrafter
+from decodery.speculative.suffix_automaton.method import AutomatonDrafter
 
 SIZES = ((1024, 16), (4096, 32), (4096, 512), (16384, 2048))
 RATES = (0.0, 0.1, 0.2)

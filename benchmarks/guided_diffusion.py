@@ -22,7 +22,7 @@ from decodery.diffusion.freecache import FreeCacheDecoding
 from decodery.diffusion.loop import Denoising
 from decodery.engine.settings import Settings
 from decodery.models.forward import Attend, Forward
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPTS = (
     "Once upon a time", "One day, a little girl", "Tom had a red ball.", "The cat sat in the sun.", "It was a cold day.",
@@ -121,7 +121,7 @@ class Drifting(Denoising):
         frozen = self.plan.cache.frozen  # type: ignore[attr-defined]
         laws = yield from super().score(start, end, offsets)
         total = range(len(self.canvas.tokens))
-        scores = yield Forward(self.job.new_sequence(), list(self.canvas.tokens), attend=Attend.FULL, slots=total)
+        scores = yield Forward(self.request.new_sequence(), list(self.canvas.tokens), attend=Attend.FULL, slots=total)
         fresh = scores.logits[[self.canvas.prompt + offset - self.model.shift for offset in laws.offsets]].double()
         fresh[:, self._banned] = -float("inf")
         theirs, mine = fresh.log_softmax(-1), laws.raw
@@ -150,16 +150,16 @@ def drift(lm: Any, given: argparse.Namespace, freeze: str) -> list[dict[str, flo
     method = f"freecache(gen_length={given.tokens}, block_length={given.block}, freeze={freeze}, early_stop=never)"
     for prompt in PROMPTS[: given.prompts]:
         settings = Settings(max_new_tokens=given.tokens, seed=0)
-        job, chosen = new_job(lm, method, lm.tokenize(prompt), settings)
+        request, chosen = new_request(lm, method, lm.tokenize(prompt), settings)
         assert isinstance(chosen, FreeCacheDecoding)
-        run = Drifting(job, chosen.plan(job))
+        run = Drifting(request, chosen.plan(request))
         run.rows, run.newest = [], (0, 0)  # type: ignore[attr-defined]
 
         class Watched(FreeCacheDecoding):
-            def decode(self, job: Any) -> Any:
+            def decode(self, request: Any) -> Any:
                 yield from run.run()  # noqa: B023
 
-        finished(job, Watched())
+        finished(request, Watched())
         rows += run.rows
     return rows
 

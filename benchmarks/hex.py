@@ -19,8 +19,8 @@ from typing import Any
 
 import decodery
 from decodery.diffusion.hex import HiddenExperts
-from decodery.diffusion.votes import Key, count, decided
 from decodery.evaluation.parallelbench.tasks import Sample, make_samples, score
+from decodery.search.votes import Key, count, decided
 
 TASKS = "sort,continue_pattern,arithmetic,sudoku"
 KINDS = {"arithmetic": "math"}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from canvas_study import Study, accuracy_at, arguments
 
+from decodery.diffusion.localleap import LocalLeap, LocalThreshold
 from decodery.diffusion.unmasking.base import without_replacement
 from decodery.diffusion.unmasking.fast_dllm import reaching
-from decodery.diffusion.unmasking.localleap import LocalLeap, LocalThreshold
 
 THRESHOLDS = (0.75, 0.8, 0.85, 0.9, 0.95)
 RADII = (1, 2, 4, 8)
@@ -44,7 +44,7 @@ class AnywhereThreshold(LocalThreshold):
 class Anywhere(LocalLeap):
     """LocalLeap without locality."""
 
-    def unmasking(self, job):
+    def unmasking(self, request):
         return AnywhereThreshold(False, self.threshold, self.relaxed_threshold, self.radius)
 
 

@@ -86,13 +86,13 @@ class KnownLaws:
         return self.rows[row]
 
 
-def expected_tokens(job: Any, method: Any, draft: Any, logits: Any) -> float:
+def expected_tokens(request: Any, method: Any, draft: Any, logits: Any) -> float:
     """The expectation of the tokens that a round with this draft emits. logits: [n + 1, vocabulary] raw scores."""
-    laws = KnownLaws(ProcessedLaws(job, draft, logits))
-    verifier = method.judge(draft, job.law.greedy)
+    laws = KnownLaws(ProcessedLaws(request, draft, logits))
+    verifier = method.judge(draft, request.law.greedy)
 
     def run(chance: Any) -> int:
-        return len(verifier.verify(draft, laws, OnlyAcceptance(chance), job.position).path)
+        return len(verifier.verify(draft, laws, OnlyAcceptance(chance), request.position).path)
 
     return 1.0 + sum(accepted * mass for accepted, mass in enumerate_outcomes(run).items())
 
@@ -112,16 +112,16 @@ def probe_of(specs: list[str], stride: int, found: dict[int, list[list[float]]])
         exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
         family: ClassVar[str] = "speculative"
 
-        def decode(self, job: Any) -> Any:
-            drafters = [method.drafter(job) for method in methods]
-            sequence = job.new_sequence()
+        def decode(self, request: Any) -> Any:
+            drafters = [method.drafter(request) for method in methods]
+            sequence = request.new_sequence()
             while True:
-                pending = job.tokens[sequence.length :]
+                pending = request.tokens[sequence.length :]
                 start, position = sequence.length + len(pending), sequence.next_position + len(pending) - 1
                 drafts = []
-                if (job.position - len(job.prompt)) % stride == stride - 1:
+                if (request.position - len(request.prompt)) % stride == stride - 1:
                     for drafter in drafters:
-                        drafts.append((yield from drafter.propose(job.tokens, 32)))
+                        drafts.append((yield from drafter.propose(request.tokens, 32)))
                 tokens, parents, positions, first = (
                     list(pending),
                     [],
@@ -141,11 +141,11 @@ def probe_of(specs: list[str], stride: int, found: dict[int, list[list[float]]])
                     scores.logits[[0, *range(at + 1, at + 1 + len(d))]] for at, d in zip(first, drafts, strict=True)
                 ]
                 if drafts:
-                    efficiency = [expected_tokens(job, *each) for each in zip(methods, drafts, views, strict=True)]
-                    found.setdefault(job.request, []).append(efficiency + [float(len(draft)) for draft in drafts])
-                token = job.draw(scores.logits[0])
-                before = list(job.tokens)
-                over = job.commit([token], scores.logits[:1])
+                    efficiency = [expected_tokens(request, *each) for each in zip(methods, drafts, views, strict=True)]
+                    found.setdefault(request.number, []).append(efficiency + [float(len(draft)) for draft in drafts])
+                token = request.draw(scores.logits[0])
+                before = list(request.tokens)
+                over = request.commit([token], scores.logits[:1])
                 seen, row = (drafts[0], views[0]) if drafts else (EMPTY, scores.logits[:1])
                 for drafter in drafters:
                     drafter.observe(Round(before, seen, Verdict((), token), [token], row, {}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from canvas_study import Row, Study, arguments
 
-from decodery.diffusion.exits.margins import quality_penalised_speed
+from decodery.diffusion.sched.margins import quality_penalised_speed
 from decodery.evaluation.parallelbench.tasks import make_samples
 from decodery.training.exit_thresholds import MEANS, POSITIONS, PROMPTS, calibrate
 

@@ -25,9 +25,9 @@ import decodery
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows, Slots
-from decodery.speculative.exit_choice import Price
-from decodery.speculative.exits import ExitAdapters, shipped
-from decodery.speculative.layer_search import LayerSearch, LayerSet
+from decodery.speculative.del_.exit_choice import Price
+from decodery.speculative.del_.exits import ExitAdapters, shipped
+from decodery.speculative.swift.layer_search import LayerSearch, LayerSet
 
 Row = dict[str, Any]
 Text = tuple[list[int], list[int]]

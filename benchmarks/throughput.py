@@ -24,10 +24,10 @@ from typing import Any
 
 import decodery
 from decodery.engine.events import Event, Token
-from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.evaluation.provenance import provenance
@@ -44,17 +44,17 @@ class Watch:
         lm.memory.clear()
         self.lm, self.method = lm, method
         self.scheduler = Scheduler(budget, scheduling)
-        self.jobs: list[Job] = []
+        self.requests: list[Request] = []
         self.times: dict[int, list[float]] = {}
         self.begun = time.perf_counter()
 
     def submit(self, prompt: Sequence[int], tokens: int, sample: int = 0, temperature: float = 0.0) -> int:
         """Add a request; its number."""
         settings = Settings(max_new_tokens=tokens, ignore_eos=True, temperature=temperature, seed=0)
-        number = len(self.jobs)
+        number = len(self.requests)
         self.times[number] = []
-        self.jobs.append(Job(self.lm, prompt, settings, number, sample, self._listen))
-        self.scheduler.submit(self.jobs[-1], self.method)
+        self.requests.append(Request(self.lm, prompt, settings, number, sample, self._listen))
+        self.scheduler.submit(self.requests[-1], self.method)
         return number
 
     def _listen(self, event: Event) -> None:
@@ -69,18 +69,18 @@ class Watch:
         """To the end; the seconds since the beginning."""
         with self.lm.network.working():
             self.scheduler.run()
-        errors = [job.error for job in self.jobs if job.error is not None]
+        errors = [request.error for request in self.requests if request.error is not None]
         if errors:
             raise errors[0]
         return time.perf_counter() - self.begun
 
     @property
     def tokens(self) -> int:
-        return sum(len(job.new_tokens) for job in self.jobs)
+        return sum(len(request.new_tokens) for request in self.requests)
 
     @property
     def rows(self) -> int:
-        return sum(entry.rows for job in self.jobs for entry in job.statistics.models.values())
+        return sum(entry.rows for request in self.requests for entry in request.statistics.models.values())
 
     def first_tokens(self) -> list[float]:
         """Seconds to the first token of each request."""
@@ -220,7 +220,7 @@ def queue(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[
     size = max(given.batches)
     prompts = prompts_of(lm, size)
     settings = Settings(max_new_tokens=given.tokens, seed=0)
-    needs = [Need.of(Job(lm, prompt, settings), method).bytes for prompt in prompts]
+    needs = [Need.of(Request(lm, prompt, settings), method).bytes for prompt in prompts]
     rows = []
     outputs = []
     for total in (sum(needs), max(max(needs), sum(needs) // 4)):
@@ -229,7 +229,7 @@ def queue(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[
         for prompt in prompts:
             watch.submit(prompt, given.tokens)
         seconds = watch.run()
-        outputs.append([job.new_tokens for job in watch.jobs])
+        outputs.append([request.new_tokens for request in watch.requests])
         same = sum(one == other for one, other in zip(outputs[0], outputs[-1], strict=True))
         rows.append(
             {
@@ -237,7 +237,7 @@ def queue(lm: LanguageModel, method: Method, given: argparse.Namespace) -> list[
                 "batch": size,
                 "seconds": seconds,
                 "tokens_per_second": watch.tokens / seconds,
-                "longest_queue_seconds": max(job.statistics.queued_seconds for job in watch.jobs),
+                "longest_queue_seconds": max(request.statistics.queued_seconds for request in watch.requests),
                 "same_outputs": same,
             }
         )

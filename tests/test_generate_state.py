@@ -28,8 +28,8 @@ from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.cost import CostCurve
 from decodery.errors import BadSetting, MethodUnavailable
 from decodery.language_model import LanguageModel
-from decodery.speculative.drafters.draft_model import DraftModel
-from decodery.speculative.drafters.prompt_lookup import PromptLookup
+from decodery.speculative.draft_model import DraftModel
+from decodery.speculative.prompt_lookup import PromptLookup
 
 PAD = 98
 every_method = pytest.mark.parametrize("method", ["autoregressive", "token-recycling"])
@@ -303,7 +303,7 @@ def meant(method: Any, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any
     found: list[Any] = []
     submit = Scheduler.submit
     monkeypatch.setattr(
-        Scheduler, "submit", lambda self, job, chosen: (found.append(chosen), submit(self, job, chosen))
+        Scheduler, "submit", lambda self, request, chosen: (found.append(chosen), submit(self, request, chosen))
     )
     run(method, text(), **arguments)
     return found[0]

@@ -137,7 +137,7 @@ def test_other_numbers_are_refused_in_settings(name: str, value: Any) -> None:
 
 
 def test_numbers_of_numpy_are_parameters() -> None:
-    from decodery.speculative.drafters.prompt_lookup import PromptLookup
+    from decodery.speculative.prompt_lookup import PromptLookup
 
     [item, *_] = [item for item in PromptLookup.parameters() if item.type == "int"]
     built = PromptLookup(**{item.name: np.int64(3)})

@@ -10,7 +10,7 @@ import pytest
 from wrapped_models import METHODS, Failing, endless_language_model
 
 from decodery.engine.events import Event, Finished, Token
-from decodery.engine.job import Job
+from decodery.engine.request import Request
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
 
@@ -65,13 +65,13 @@ def test_a_token_is_handed_out_before_the_next_is_scored(lm: LanguageModel, monk
 
 def test_closing_a_stream_cancels_what_runs(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[tuple[str, int]] = []
-    finish = Job.finish
+    finish = Request.finish
 
-    def watched(job: Job, reason: str, error: Exception | None = None) -> None:
-        finish(job, reason, error)
-        ended.append((reason, len(job.new_tokens)))
+    def watched(request: Request, reason: str, error: Exception | None = None) -> None:
+        finish(request, reason, error)
+        ended.append((reason, len(request.new_tokens)))
 
-    monkeypatch.setattr(Job, "finish", watched)
+    monkeypatch.setattr(Request, "finish", watched)
     stream = lm.stream(["the", "fox"], "autoregressive", max_new_tokens=50)
     for _ in range(6):
         next(stream)

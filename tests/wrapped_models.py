@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from tiny_models import byte_level_tokenizer, make_model
 
 import decodery
-from decodery.engine.job import Job
 from decodery.engine.method import Decoding, Exactness, Method
+from decodery.engine.request import Request
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
 
@@ -39,7 +39,7 @@ class Failing(Method):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     family: ClassVar[str] = "testing"
 
-    def decode(self, job: Job) -> Decoding:
-        scores = yield Forward(job.new_sequence(), job.prompt)
-        job.commit([70, 71], scores.logits[[-1, -1]])
+    def decode(self, request: Request) -> Decoding:
+        scores = yield Forward(request.new_sequence(), request.prompt)
+        request.commit([70, 71], scores.logits[[-1, -1]])
         raise ZeroDivisionError("the method's own error")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from decodery.conversations import Message, Tool
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event, Token
-from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.errors import BadPrompt, BadSetting
@@ -81,9 +81,9 @@ class LanguageModel:
             yield
 
     def scheduler(self, prefix_cache: int | str = 0, watched: bool = True) -> Scheduler:
-        """A scheduler within this model's budget, for programs that keep submitting jobs, such as a server. See `working`.
+        """A scheduler within this model's budget, for programs that keep submitting requests, such as a server. See `working`.
 
-        watched: somebody reads tokens as they come, so that running jobs must not wait long while others' prompts are read.
+        watched: somebody reads tokens as they come, so that running requests must not wait long while others' prompts are read.
         prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
         """
         size = parse_size("prefix_cache", prefix_cache) if prefix_cache else 0
@@ -116,14 +116,14 @@ class LanguageModel:
         its own error; within a batch it becomes the `error` of its reply alone.
         """
         batch = is_batch(prompt)
-        jobs = self._jobs(prompt, method, seed, tools, settings)
+        requests = self._requests(prompt, method, seed, tools, settings)
         with self.working():
             scheduler = self.scheduler(watched=False)
-            for group in jobs:
-                for job, chosen in group:
-                    scheduler.submit(job, chosen)
+            for group in requests:
+                for request, chosen in group:
+                    scheduler.submit(request, chosen)
             scheduler.run()
-        replies = [[self._reply(job, chosen) for job, chosen in group] for group in jobs]
+        replies = [[self._reply(request, chosen) for request, chosen in group] for group in requests]
         if not batch:
             for reply in replies[0]:
                 if reply.error is not None:
@@ -146,23 +146,25 @@ class LanguageModel:
         at any time what there is.
         """
         pending: list[Event] = []
-        jobs = [entry for group in self._jobs(prompt, method, seed, tools, settings, pending.append) for entry in group]
+        requests = [
+            entry for group in self._requests(prompt, method, seed, tools, settings, pending.append) for entry in group
+        ]
 
         def conclude() -> list[Reply]:
-            for job, _ in jobs:
-                if job.finish_reason is None:  # never started
-                    job.finish("cancelled")
-            return [self._reply(job, chosen) for job, chosen in jobs]
+            for request, _ in requests:
+                if request.finish_reason is None:  # never started
+                    request.finish("cancelled")
+            return [self._reply(request, chosen) for request, chosen in requests]
 
-        return Stream(self._stream(jobs, pending), conclude)
+        return Stream(self._stream(requests, pending), conclude)
 
-    def _stream(self, jobs: list[tuple[Job, Method]], pending: list[Event]) -> Generator[Event]:
+    def _stream(self, requests: list[tuple[Request, Method]], pending: list[Event]) -> Generator[Event]:
         # The lock is held for one step at a time: who reads the events may take long, and may read on another thread.
         scheduler = self.scheduler()
         try:
             with self._lock:
-                for job, chosen in jobs:
-                    scheduler.submit(job, chosen)
+                for request, chosen in requests:
+                    scheduler.submit(request, chosen)
             while True:
                 while pending:
                     yield pending.pop(0)
@@ -172,11 +174,11 @@ class LanguageModel:
                     scheduler.step()
         finally:
             with self._lock:
-                for job, _ in jobs:
-                    scheduler.cancel(job)
-        for job, _ in jobs:
-            if job.error is not None:
-                raise job.error
+                for request, _ in requests:
+                    scheduler.cancel(request)
+        for request, _ in requests:
+            if request.error is not None:
+                raise request.error
 
     def chat(self, messages: str | Sequence[Message], **arguments: Any) -> Reply:
         """Answer a conversation, or a single user message. Arguments as for `generate`."""
@@ -190,7 +192,7 @@ class LanguageModel:
             for place in [place for place in self.memory if session is None or place[0] == session]:  # type: ignore[index]
                 del self.memory[place]
 
-    # What methods use (the `Host` of a job)
+    # What methods use (the `Host` of a request)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens around it."""
@@ -225,9 +227,9 @@ class LanguageModel:
                 self._costs[key] = calibrated(network, described, store.home() / "calibration")
         return self._costs[key]
 
-    # From what a user gives to jobs, and back
+    # From what a user gives to requests, and back
 
-    def _jobs(
+    def _requests(
         self,
         prompt: Any,
         method: Any,
@@ -235,7 +237,7 @@ class LanguageModel:
         tools: Sequence[Tool] | None,
         settings: Mapping[str, Any],
         listener: Callable[[Event], None] | None = None,
-    ) -> list[list[tuple[Job, Method]]]:
+    ) -> list[list[tuple[Request, Method]]]:
         batch = is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
         method = self.default_method if method is None else method
@@ -246,8 +248,8 @@ class LanguageModel:
             if not isinstance(method, list):
                 as_method(method)
         chosen = {id(m): as_method(m) for m in methods}
-        groups: list[list[tuple[Job, Method]]] = []
-        request = 0
+        groups: list[list[tuple[Request, Method]]] = []
+        number = 0
         for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
             checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
             try:
@@ -260,9 +262,9 @@ class LanguageModel:
                 self._check_length(ids, checked)
             group = []
             for sample in range(checked.n):
-                job = Job(self, ids, checked, request, sample, listener)
-                group.append((job, chosen[id(named)]))
-                request += 1
+                request = Request(self, ids, checked, number, sample, listener)
+                group.append((request, chosen[id(named)]))
+                number += 1
             admit(group[0][1], group[0][0])
             self.budget.check(Need.of(*group[0]))
             groups.append(group)
@@ -286,27 +288,27 @@ class LanguageModel:
         """
         return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(prompt, tools)
 
-    def _reply(self, job: Job, method: Method) -> Reply:
-        settings = job.settings
+    def _reply(self, request: Request, method: Method) -> Reply:
+        settings = request.settings
         assert settings.seed is not None
-        assert job.finish_reason is not None
+        assert request.finish_reason is not None
         wanted = settings.logprobs is not None
-        tokens = [event for event in job.events if isinstance(event, Token)]
+        tokens = [event for event in request.events if isinstance(event, Token)]
         return Reply(
-            text=(job.prompt_text if settings.echo else "") + job.text,
-            token_ids=job.new_tokens,
-            finish_reason=job.finish_reason,
+            text=(request.prompt_text if settings.echo else "") + request.text,
+            token_ids=request.new_tokens,
+            finish_reason=request.finish_reason,
             exactness=method.exactness,
-            stats=job.statistics,
-            events=tuple(job.events),
+            stats=request.statistics,
+            events=tuple(request.events),
             method=method.spec(),
             model=self.name,
             seed=settings.seed,
-            prompt_token_ids=job.prompt,
-            order=job.law.order,
+            prompt_token_ids=request.prompt,
+            order=request.law.order,
             logprobs=[event.logprobs for event in tokens if event.logprobs is not None] if wanted else None,
-            prompt_logprobs=job.prompt_logprobs if wanted and settings.echo else None,
-            error=job.error,
+            prompt_logprobs=request.prompt_logprobs if wanted and settings.echo else None,
+            error=request.error,
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
-from decodery.diffusion.blocks.adablock import PUBLISHED, DelimitedBlocks, delimiter_ids
+from decodery.diffusion.adablock import PUBLISHED, DelimitedBlocks, delimiter_ids
 from decodery.diffusion.canvas import Canvas
 from decodery.diffusion.laws import Laws
 from decodery.engine.events import Unmasked
@@ -29,7 +29,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import new_job
+from decodery.testing.outputs import new_request
 
 LENGTH = 28
 """A quarter of it, the window, is seven."""
@@ -318,10 +318,10 @@ def test_delimiters_are_the_tokens_whose_text_contains_the_sign():
         "comma+0": {0, 6},
     }.items():
         method = as_method(f"adablock(delimiters={given})")
-        job, _ = new_job(lm, method, [0], Settings(seed=0))
-        assert method.delimiter_set(job) == expected
-    job, _ = new_job(lm, "adablock", [0], Settings(seed=0))
-    assert as_method("adablock").delimiter_set(job) == {1, 2, 3, 4}
+        request, _ = new_request(lm, method, [0], Settings(seed=0))
+        assert method.delimiter_set(request) == expected
+    request, _ = new_request(lm, "adablock", [0], Settings(seed=0))
+    assert as_method("adablock").delimiter_set(request) == {1, 2, 3, 4}
 
 
 def test_the_published_lists():

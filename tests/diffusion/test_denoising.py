@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from decodery.diffusion.blocks.base import BlockSchedule
+from decodery.diffusion.blocks import BlockSchedule
 from decodery.diffusion.laws import highest
 from decodery.diffusion.loop import Denoising, Plan, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
@@ -20,38 +20,38 @@ from decodery.models.forward import Attend, Forward
 from decodery.models.paths import network_for
 from decodery.sampling.noise import Noise
 from decodery.testing import toy_diffusion_model
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4]
 SETTINGS = Settings(temperature=1.0, seed=0)
 
 
 def _run(decode, lm=None, settings=SETTINGS):
-    """A job decoded by a function of (job, plan)."""
+    """A request decoded by a function of (request, plan)."""
 
     class Ours(MaskedDiffusionDecoding):
-        def decode(self, job):
-            yield from decode(job, self.plan(job))
+        def decode(self, request):
+            yield from decode(request, self.plan(request))
 
-    job, method = new_job(lm or toy_diffusion_model(), Ours(), PROMPT, settings)
-    return finished(job, method)
+    request, method = new_request(lm or toy_diffusion_model(), Ours(), PROMPT, settings)
+    return finished(request, method)
 
 
 def test_runs_in_step_equal_runs_alone_and_one_of_them_is_concluded():
     lm = toy_diffusion_model()
     canvases = {}
 
-    def several(job, plan):
-        runs = [Denoising(job, plan, Noise(seed), publish=False) for seed in (5, 6, 7)]
+    def several(request, plan):
+        runs = [Denoising(request, plan, Noise(seed), publish=False) for seed in (5, 6, 7)]
         canvases["together"] = [(c.tokens, c.step_of) for c in (yield from together([run.run() for run in runs]))]
         runs[1].conclude()
 
-    job = _run(several, lm)
+    request = _run(several, lm)
     alone = [lm.generate(PROMPT, temperature=1.0, seed=seed) for seed in (5, 6, 7)]
     assert canvases["together"] == [([*PROMPT, *reply.token_ids], reply.stats.step_of) for reply in alone]
-    assert job.new_tokens == alone[1].token_ids
-    assert job.statistics.step_of == alone[1].stats.step_of
-    assert job.statistics.forwards == 36
+    assert request.new_tokens == alone[1].token_ids
+    assert request.statistics.step_of == alone[1].stats.step_of
+    assert request.statistics.forwards == 36
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
@@ -59,8 +59,8 @@ def test_trials_in_forks_are_scored_as_the_canvas_itself_would_be(cache):
     """What a decoder that drafts its own next canvases needs: several trials in one step, each in a fork."""
     method = MaskedDiffusionDecoding(block_length=4, cache=cache)
 
-    def decode(job, plan):
-        run = Denoising(job, method.plan(job))
+    def decode(request, plan):
+        run = Denoising(request, method.plan(request))
         opening = yield from run.score(0, None)
         trials = []
         for token in (4, 5):
@@ -98,16 +98,16 @@ class UpToTheSurest(BlockSchedule):
 def test_a_schedule_may_look_at_the_opening_forward(cache):
     schedule = UpToTheSurest()
 
-    def decode(job, plan):
-        regime = MaskedDiffusionDecoding(cache=cache).regime(job)
-        yield from Denoising(job, Plan(Quota(), 12, 12, schedule, regime)).run()
+    def decode(request, plan):
+        regime = MaskedDiffusionDecoding(cache=cache).regime(request)
+        yield from Denoising(request, Plan(Quota(), 12, 12, schedule, regime)).run()
 
-    job = _run(decode, settings=Settings(seed=0))
+    request = _run(decode, settings=Settings(seed=0))
     ends = [0, *(end for _, end in schedule.seen)]
     assert [start for start, _ in schedule.seen] == ends[:-1]
     assert ends[-1] == 12
-    assert job.statistics.forwards == 12  # none is spent between the choice of a block and its first commit
-    steps = job.statistics.step_of
+    assert request.statistics.forwards == 12  # none is spent between the choice of a block and its first commit
+    steps = request.statistics.step_of
     for start, end in schedule.seen:
         assert sorted(steps[start:end]) == list(range(start, end))
 
@@ -117,22 +117,22 @@ class AsksAnother(Rule):
 
     whole_canvas = True
 
-    def __init__(self, job):
-        self.job = job
+    def __init__(self, request):
+        self.request = request
 
     def choose(self, laws, step):
-        sequence = self.job.new_sequence()
+        sequence = self.request.new_sequence()
         scores = yield Forward(sequence, [1] * len(laws), attend=Attend.FULL)
         return Commit.at(laws, range(len(laws)), scores.logits[:, :-1].argmax(-1).tolist())
 
 
 def test_a_rule_may_run_a_network_and_fill_beyond_its_block():
-    def decode(job, plan):
-        yield from Denoising(job, Plan(AsksAnother(job), 12, 12, plan.blocks)).run()
+    def decode(request, plan):
+        yield from Denoising(request, Plan(AsksAnother(request), 12, 12, plan.blocks)).run()
 
-    job = _run(decode)
-    assert job.statistics.step_of == [0] * 12
-    assert job.statistics.forwards == 2
+    request = _run(decode)
+    assert request.statistics.step_of == [0] * 12
+    assert request.statistics.forwards == 2
 
 
 def test_canvases_on_the_native_path_if_it_is_asked_for():

@@ -50,15 +50,15 @@ class _NextTokensToo(Quota):
 class FillsTwice(MaskedDiffusionDecoding):
     name = "fault-fills-twice"
 
-    def unmasking(self, job):
+    def unmasking(self, request):
         return _NextTokensToo()
 
 
 class _Company(Quota):
-    job = None
+    request = None
 
     def choose(self, laws, step):
-        places = [min(len(laws) - 1, int(self.job.company > 1))]
+        places = [min(len(laws) - 1, int(self.request.company > 1))]
         return Commit.at(laws, places, laws.draw(places))
 
 
@@ -66,9 +66,9 @@ class _Company(Quota):
 class LooksAtItsCompany(MaskedDiffusionDecoding):
     name = "fault-looks-at-its-company"
 
-    def unmasking(self, job):
+    def unmasking(self, request):
         rule = _Company()
-        object.__setattr__(rule, "job", job)
+        object.__setattr__(rule, "request", request)
         return rule
 
 

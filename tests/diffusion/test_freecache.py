@@ -26,7 +26,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4, 1, 5]
 SAMPLING = Settings(temperature=1.0, max_new_tokens=64, seed=0)
@@ -54,13 +54,13 @@ class Compared(Denoising):
 
     def score(self, start, end, offsets=None):
         [sequence] = self.sequences
-        before = self.job.statistics.rows
+        before = self.request.statistics.rows
         laws = yield from super().score(start, end, offsets)
-        rows = self.job.statistics.rows - before
+        rows = self.request.statistics.rows - before
         total = len(self.canvas.tokens)
-        keys = [sequence.cache.both(layer)[:, :, :total].clone() for layer in range(self.job.host.network.layers)]
+        keys = [sequence.cache.both(layer)[:, :, :total].clone() for layer in range(self.request.host.network.layers)]
         scores = yield Forward(
-            self.job.new_sequence(), list(self.canvas.tokens), attend=Attend.FULL, slots=range(total)
+            self.request.new_sequence(), list(self.canvas.tokens), attend=Attend.FULL, slots=range(total)
         )
         fresh = scores.logits[[self.canvas.prompt + offset - self.model.shift for offset in laws.offsets]]
         off = float((laws.scores - fresh)[:, :-1].abs().max())  # the mask's own score is banned
@@ -70,14 +70,14 @@ class Compared(Denoising):
 
 def _run(layers, spec, shift=False):
     lm = toy_diffusion_model(layers=layers, shift=shift)
-    job, method = new_job(lm, spec, PROMPT, Settings(seed=0))
-    run = Compared(job, method.plan(job))
+    request, method = new_request(lm, spec, PROMPT, Settings(seed=0))
+    run = Compared(request, method.plan(request))
 
     class Watched(type(method)):
-        def decode(self, job):
+        def decode(self, request):
             yield from run.run()
 
-    finished(job, Watched())
+    finished(request, Watched())
     return run.seen
 
 

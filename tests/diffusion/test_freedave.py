@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import decodery
-from decodery.diffusion.blocks.base import FixedBlocks
+from decodery.diffusion.blocks import FixedBlocks
 from decodery.diffusion.caches.fast_dllm import PrefixCache
 from decodery.diffusion.drafting import Drafting
 from decodery.diffusion.freedave import FreeDave
@@ -36,7 +36,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPTS = [[1, 2, 3], [7, 4, 4, 9], [11]]
 CACHES = ("none", "prefix", "dual")
@@ -372,21 +372,21 @@ def test_eager_drafts_are_refused_where_the_cache_is_refreshed():
     plan = Plan(Quota(), 12, 12, FixedBlocks(4))
     answers = {}
     for eager in (False, True):
-        job, _ = new_job(lm, "freedave", [1, 2], Settings(temperature=0.0, seed=0, max_new_tokens=12))
-        answers[eager] = _run(job, Drafting(job, replace(plan, cache=PrefixCache()), 4, "batch", eager))
+        request, _ = new_request(lm, "freedave", [1, 2], Settings(temperature=0.0, seed=0, max_new_tokens=12))
+        answers[eager] = _run(request, Drafting(request, replace(plan, cache=PrefixCache()), 4, "batch", eager))
     assert answers[False] != answers[True]
 
 
-def _run(job, denoising):
+def _run(request, denoising):
     class _Method:
-        def caches(self, job):
+        def caches(self, request):
             return []
 
-        def decode(self, job):
+        def decode(self, request):
             yield from denoising.run()
 
-    finished(job, _Method())
-    return job.new_tokens, job.statistics.step_of
+    finished(request, _Method())
+    return request.new_tokens, request.statistics.step_of
 
 
 # FreeDave++
@@ -407,8 +407,8 @@ def _in_pairs(length):
 
 def test_the_drafts_around_a_threshold_are_its_set_and_then_one_more_each():
     lm = _in_pairs(10)
-    job, method = new_job(lm, "freedave-plus-plus", [0], Settings(temperature=0.0, seed=0))
-    drafting = Drafting(job, method.plan(job), 4, "batch", subset=True)
+    request, method = new_request(lm, "freedave-plus-plus", [0], Settings(temperature=0.0, seed=0))
+    drafting = Drafting(request, method.plan(request), 4, "batch", subset=True)
     filled = []
     original = drafting._round
 
@@ -418,7 +418,7 @@ def test_the_drafts_around_a_threshold_are_its_set_and_then_one_more_each():
         return original(laws, place)
 
     drafting._round = spied
-    _run(job, drafting)
+    _run(request, drafting)
     assert filled[0] == [3, 4, 5, 6]
 
 

@@ -31,7 +31,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4, 1, 5]
 LENGTH, MASK, VOCABULARY = 12, 23, 24
@@ -324,9 +324,9 @@ def test_visible_tokens_are_passed_through(agrees):
     lm = _toy(_scripted_guide(lambda prefix: _one_hot(7 if agrees else MASK)))
     tokens = [7] * LENGTH
     lm.network = ScriptedDenoiser(LENGTH, MASK, lambda canvas: confident(LENGTH, MASK, [0.9] * LENGTH, tokens))
-    job, method = new_job(lm, "guided-diffusion", PROMPT, Settings(seed=0, max_new_tokens=LENGTH))
-    plan = method.plan(job)
-    denoising = Denoising(job, plan)
+    request, method = new_request(lm, "guided-diffusion", PROMPT, Settings(seed=0, max_new_tokens=LENGTH))
+    plan = method.plan(request)
+    denoising = Denoising(request, plan)
     plan.rule.canvas = denoising.canvas
     denoising.fill(Commit((2, 3), (11, 11)))
 
@@ -334,24 +334,24 @@ def test_visible_tokens_are_passed_through(agrees):
     class Prepared(type(method)):
         name: ClassVar[str] = "prepared"
 
-        def decode(self, job):
+        def decode(self, request):
             yield from denoising.run()
 
-    finished(job, Prepared())
-    assert job.new_tokens == [7, 7, 11, 11, *[7] * 8]
-    assert job.statistics.step_of[2:4] == [0, 0]
+    finished(request, Prepared())
+    assert request.new_tokens == [7, 7, 11, 11, *[7] * 8]
+    assert request.statistics.step_of[2:4] == [0, 0]
     if agrees:  # past the visible ones in the same round
-        assert set(job.statistics.step_of[:2] + job.statistics.step_of[4:]) == {1}
+        assert set(request.statistics.step_of[:2] + request.statistics.step_of[4:]) == {1}
     else:
-        assert job.statistics.step_of == [1, 2, 0, 0, *range(3, 11)]
+        assert request.statistics.step_of == [1, 2, 0, 0, *range(3, 11)]
 
 
 def test_a_first_mask_that_was_not_scored_is_an_error():
     lm = _toy()
-    job, method = new_job(lm, "guided-diffusion", PROMPT, Settings(seed=0))
-    rule = method.unmasking(job)
+    request, method = new_request(lm, "guided-diffusion", PROMPT, Settings(seed=0))
+    rule = method.unmasking(request)
     assert isinstance(rule, Guidance)
-    denoising = Denoising(job, method.plan(job))
+    denoising = Denoising(request, method.plan(request))
     rule.canvas = denoising.canvas
     scoring = denoising.score(0, None, offsets=[1, 2])
     [forward] = next(scoring)

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from decodery.diffusion.answers import parse
 from decodery.diffusion.hex import HiddenExperts, run_seed
-from decodery.diffusion.votes import count, decided
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.models.forward import Attend, Forward
+from decodery.search.answers import parse
+from decodery.search.votes import count, decided
 from decodery.testing import (
     ScriptedDenoiser,
     confident,
@@ -22,7 +22,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -412,7 +412,7 @@ def test_no_forward_is_asked_before_the_parameters_are_checked():
 
 def test_a_stop_string_ends_the_answer():
     lm = _voting(lambda canvas: ([0.9] * 8, [0, 1, 0, 3, 0, 0, 0, 0]))
-    job, method = new_job(lm, "hex(block_length=8, seeds=2, temperature=0)", [1], Settings(seed=0, stop=("d",)))
-    finished(job, method)
-    assert job.statistics.details["votes"] == {"aba": 2}
-    assert job.text == "aba"
+    request, method = new_request(lm, "hex(block_length=8, seeds=2, temperature=0)", [1], Settings(seed=0, stop=("d",)))
+    finished(request, method)
+    assert request.statistics.details["votes"] == {"aba": 2}
+    assert request.text == "aba"

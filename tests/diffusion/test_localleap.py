@@ -7,9 +7,9 @@ import torch
 from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
 from decodery.diffusion.laws import Laws
+from decodery.diffusion.localleap import LocalThreshold
 from decodery.diffusion.unmasking.base import Step
 from decodery.diffusion.unmasking.fast_dllm import Threshold
-from decodery.diffusion.unmasking.localleap import LocalThreshold
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter
 from decodery.sampling.law import Law, LawSettings

@@ -35,7 +35,7 @@ from decodery.testing import (
     toy_diffusion_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4, 1, 5]
 SAMPLING = Settings(temperature=1.0, max_new_tokens=64, seed=0)
@@ -259,8 +259,8 @@ def test_every_position_is_filled_once_and_the_prompt_stays(rule, temperature):
 
 def test_filling_twice_or_with_the_mask_is_an_error():
     lm = toy_diffusion_model()
-    job, method = new_job(lm, "masked-diffusion", PROMPT, Settings(seed=0))
-    canvas = Denoising(job, method.plan(job)).canvas
+    request, method = new_request(lm, "masked-diffusion", PROMPT, Settings(seed=0))
+    canvas = Denoising(request, method.plan(request)).canvas
     canvas.fill([1], [4], 0)
     with pytest.raises(ValueError, match="not masked"):
         canvas.fill([1], [4], 1)
@@ -277,7 +277,10 @@ class Compared(Denoising):
     def score(self, start, end, offsets=None):
         laws = yield from super().score(start, end, offsets)
         fresh = Forward(
-            self.job.new_sequence(), list(self.canvas.tokens), attend=Attend.FULL, slots=range(len(self.canvas.tokens))
+            self.request.new_sequence(),
+            list(self.canvas.tokens),
+            attend=Attend.FULL,
+            slots=range(len(self.canvas.tokens)),
         )
         scores = yield fresh
         rows = scores.logits[[self.canvas.prompt + offset - self.model.shift for offset in laws.offsets]]
@@ -289,16 +292,18 @@ class Compared(Denoising):
 
 def _drift(layers, cache, shift=False, shift_row="carry"):
     lm = toy_diffusion_model(layers=layers, shift=shift)
-    job, method = new_job(lm, f"masked-diffusion(block_length=4, shift_row={shift_row})", PROMPT, Settings(seed=0))
-    plan = method.plan(job)
-    run = Compared(job, Plan(plan.rule, 12, 12, plan.blocks, cache, shift_row=shift_row))
+    request, method = new_request(
+        lm, f"masked-diffusion(block_length=4, shift_row={shift_row})", PROMPT, Settings(seed=0)
+    )
+    plan = method.plan(request)
+    run = Compared(request, Plan(plan.rule, 12, 12, plan.blocks, cache, shift_row=shift_row))
     run.drift = []
 
     class Ours(type(method)):
-        def decode(self, job):
+        def decode(self, request):
             yield from run.run()
 
-    finished(job, Ours())
+    finished(request, Ours())
     assert len(run.drift) == 12
     return run.drift
 
@@ -482,14 +487,14 @@ def test_a_rule_that_fills_nothing_is_told_apart_from_one_that_waits():
             return Commit()
 
     lm = toy_diffusion_model()
-    job, method = new_job(lm, "masked-diffusion", PROMPT, Settings(seed=0))
+    request, method = new_request(lm, "masked-diffusion", PROMPT, Settings(seed=0))
 
     class Ours(type(method)):
-        def unmasking(self, job):
+        def unmasking(self, request):
             return Idle()
 
     with pytest.raises(RuntimeError, match="fills nothing"):
-        finished(job, Ours())
+        finished(request, Ours())
 
 
 def test_all_combinations_run():

@@ -10,13 +10,13 @@ import pytest
 import torch
 from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
-from decodery.diffusion.exits.margins import Calibration, Thresholds, margins, quality_penalised_speed
+from decodery.diffusion.sched.margins import Calibration, Thresholds, margins, quality_penalised_speed
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
 from decodery.models.forward import Attend, Forward
 from decodery.testing import ScriptedDenoiser, denoising_language_model, toy_diffusion_model, toy_language_model
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 from decodery.training.exit_thresholds import calibrate, first_margins, main
 
 NEVER = "threshold_high=inf, threshold_low=inf"
@@ -34,17 +34,17 @@ SAMPLERS = (
 
 
 def _observed(lm, spec, prompt=PROMPT):
-    """The decisions of a request, and its job."""
-    job, method = new_job(lm, spec, prompt, Settings(seed=0))
+    """The decisions of a request, and its request."""
+    request, method = new_request(lm, spec, prompt, Settings(seed=0))
     kept = {}
 
     class Ours(type(method)):
-        def unmasking(self, job):
-            kept["rule"] = super().unmasking(job)
+        def unmasking(self, request):
+            kept["rule"] = super().unmasking(request)
             return kept["rule"]
 
-    finished(job, Ours(**{p.name: getattr(method, p.name) for p in method.parameters()}))
-    return kept["rule"].decisions, job
+    finished(request, Ours(**{p.name: getattr(method, p.name) for p in method.parameters()}))
+    return kept["rule"].decisions, request
 
 
 def _scripted(table, length=6, stop_ids=()):
@@ -169,15 +169,15 @@ def test_margins_are_those_of_raw_scores():
     assert margins(scores).tolist() == [2.5, 0.25]
     lm = toy_diffusion_model()
     for settings in ({}, {"temperature": 0.5, "seed": 1}, {"temperature": 2.0, "seed": 1, "top_k": 3}):
-        job, method = new_job(lm, "sched", PROMPT, Settings(**settings))
-        rule = method.unmasking(job)
+        request, method = new_request(lm, "sched", PROMPT, Settings(**settings))
+        rule = method.unmasking(request)
         plain = first_margins(lm, PROMPT, 12)
 
         class Ours(type(method)):
-            def unmasking(self, job, rule=rule):
+            def unmasking(self, request, rule=rule):
                 return rule
 
-        finished(job, Ours())
+        finished(request, Ours())
         assert rule.decisions[0].mean == pytest.approx(sum(plain) / 12, abs=1e-4)
 
 
@@ -187,8 +187,8 @@ def test_visible_positions_do_not_count():
     def table(left, canvas):
         return [(1000.0 if token >= 0 else 1.0) + 0.01 * (offset == 0) for offset, token in enumerate(canvas)]
 
-    decisions, job = _observed(_scripted(table), "sched(threshold_high=2.0, threshold_low=2.0)")
-    assert job.statistics.forwards == 6
+    decisions, request = _observed(_scripted(table), "sched(threshold_high=2.0, threshold_low=2.0)")
+    assert request.statistics.forwards == 6
     assert [round(d.mean, 1) for d in decisions] == [1.0] * 6
     assert not any(d.fires for d in decisions)
 
@@ -199,13 +199,13 @@ def test_the_mean_is_over_all_blocks_and_the_exit_fills_all_of_them():
 
     lm = _scripted(table)
     spec = "sched(threshold_high=5.0, threshold_low=5.0, block_length=3, stability_gate=False"
-    decisions, job = _observed(lm, f"{spec})")
+    decisions, request = _observed(lm, f"{spec})")
     assert [d.mean for d in decisions] == [5.0]
-    assert job.statistics.step_of == [0] * 6
-    decisions, job = _observed(lm, f"{spec}, region=block)")
+    assert request.statistics.step_of == [0] * 6
+    decisions, request = _observed(lm, f"{spec}, region=block)")
     assert [d.mean for d in decisions] == [1.0, 1.0, 1.0, 9.0]
-    assert job.statistics.step_of == [0, 1, 2, 3, 3, 3]
-    assert job.statistics.forwards == 4
+    assert request.statistics.step_of == [0, 1, 2, 3, 3, 3]
+    assert request.statistics.forwards == 4
 
 
 def test_positions_that_become_end_tokens_can_be_left_out():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_jobs import new_job
+from scripted_requests import new_request
 from tiny_models import random_ids
 
 import decodery
@@ -141,13 +141,13 @@ class Watched:
 def test_no_method_needs_more_than_it_says(spec: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = scripted_language_model(story_scorer(), drafter=story_scorer(name="other"))
     prompt = [*random_ids(30, 1, 20), *random_ids(30, 1, 20)]
-    job = new_job(lm, prompt, max_new_tokens=60, temperature=temperature, seed=3, ignore_eos=True)
-    need = Need.of(job, as_method(spec))
+    request = new_request(lm, prompt, max_new_tokens=60, temperature=temperature, seed=3, ignore_eos=True)
+    need = Need.of(request, as_method(spec))
     watched = Watched(monkeypatch)
     scheduler = Scheduler()
-    scheduler.submit(job, as_method(spec))
+    scheduler.submit(request, as_method(spec))
     scheduler.run()
-    assert job.error is None
+    assert request.error is None
     said: dict[str, list[int]] = {}
     for name, rows in need.parts:
         said.setdefault(name, []).append(rows)
@@ -171,21 +171,21 @@ MIX: list[tuple[str, int, dict[str, Any]]] = [
 
 
 def decoded(lm: LanguageModel, total: int | None) -> tuple[list[list[int]], KVBudget, list[int]]:
-    """What the mix gives under a budget, the budget, and in which order the jobs ended."""
+    """What the mix gives under a budget, the budget, and in which order the requests ended."""
     lm.memory.clear()
     ended: list[int] = []
     budget = KVBudget(total)
     scheduler = Scheduler(budget)
-    jobs = []
+    requests = []
     for place, (spec, length, settings) in enumerate(MIX):
-        job = new_job(lm, random_ids(length, length, 120), place, **settings)
-        job._listener = lambda event: ended.append(event.request) if isinstance(event, Finished) else None
-        jobs.append(job)
-        scheduler.submit(job, as_method(spec))
+        request = new_request(lm, random_ids(length, length, 120), place, **settings)
+        request._listener = lambda event: ended.append(event.request) if isinstance(event, Finished) else None
+        requests.append(request)
+        scheduler.submit(request, as_method(spec))
     scheduler.run()
-    assert [job.error for job in jobs] == [None] * len(jobs)
+    assert [request.error for request in requests] == [None] * len(requests)
     assert budget.held == budget.waiting == 0
-    return [job.new_tokens for job in jobs], budget, ended
+    return [request.new_tokens for request in requests], budget, ended
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_queueing_changes_no_output_and_the_budget_holds(live: dict[str, int]) -
     expected, free, _ = decoded(lm, None)
     assert free.most_waiting == 0
     needs = [
-        Need.of(new_job(lm, random_ids(length, length, 120), **settings), as_method(spec)).bytes
+        Need.of(new_request(lm, random_ids(length, length, 120), **settings), as_method(spec)).bytes
         for spec, length, settings in MIX
     ]
     assert free.peak == sum(needs)
@@ -251,19 +251,19 @@ def test_canvases_stay_within_what_they_say(spec: str, live: dict[str, int]) -> 
     prompts = [[3, 1, 4, 1, 5] * 8, [2, 7, 1, 8] * 3]
     found = []
     for place, budget in enumerate((KVBudget(1 << 40), None)):
-        jobs = [new_job(lm, prompt, request, seed=4) for request, prompt in enumerate([*prompts, prompts[0]])]
-        needs = [Need.of(job, as_method(spec)).bytes for job in jobs]
+        requests = [new_request(lm, prompt, number, seed=4) for number, prompt in enumerate([*prompts, prompts[0]])]
+        needs = [Need.of(request, as_method(spec)).bytes for request in requests]
         budget = budget or KVBudget(max(needs))
         live["most"] = live["now"] = 0
         scheduler = Scheduler(budget)
-        for job in jobs:
-            scheduler.submit(job, as_method(spec))
+        for request in requests:
+            scheduler.submit(request, as_method(spec))
         scheduler.run()
-        assert [job.error for job in jobs] == [None] * 3
+        assert [request.error for request in requests] == [None] * 3
         assert live["most"] <= budget.peak == (sum(needs) if place == 0 else max(needs))
         assert live["most"] >= budget.peak // 2, "what is set aside is not far from what is used"
-        found.append([job.new_tokens for job in jobs])
-        assert [job.statistics.shared_rows for job in jobs][:2] == [0, 0]
+        found.append([request.new_tokens for request in requests])
+        assert [request.statistics.shared_rows for request in requests][:2] == [0, 0]
     assert found[0] == found[1]
 
 
@@ -273,27 +273,27 @@ def test_first_come_first_served() -> None:
     network = lm.network
     scheduler = Scheduler(KVBudget(network.cache_bytes(64)))
     ended: list[int] = []
-    jobs = []
+    requests = []
     for place, count in enumerate((30, 20, 10, 5)):
-        job = new_job(lm, [65 + place], place, max_new_tokens=count, ignore_eos=True)
-        job._listener = lambda event: ended.append(event.request) if isinstance(event, Finished) else None
-        scheduler.submit(job, as_method("autoregressive"))
-        jobs.append(job)
+        request = new_request(lm, [65 + place], place, max_new_tokens=count, ignore_eos=True)
+        request._listener = lambda event: ended.append(event.request) if isinstance(event, Finished) else None
+        scheduler.submit(request, as_method("autoregressive"))
+        requests.append(request)
     assert (scheduler.waiting, scheduler.active, scheduler.budget.waiting) == (3, 4, 3)
     scheduler.run()
     assert ended == [0, 1, 2, 3]
-    queued = [job.statistics.queued_seconds for job in jobs]
+    queued = [request.statistics.queued_seconds for request in requests]
     assert queued == sorted(queued)
     assert queued[3] > 10 * queued[0]
-    assert {job.statistics.as_dict()["kv_bytes"] for job in jobs} == {network.cache_bytes(64)}
+    assert {request.statistics.as_dict()["kv_bytes"] for request in requests} == {network.cache_bytes(64)}
 
 
 def test_one_that_could_never_fit_is_refused_with_both_sizes() -> None:
     lm = toy_language_model(context=1 << 16)
     lm = LanguageModel(lm.network, lm.tokenizer, lm.stop_ids, kv_budget="100 KB")
     scheduler = Scheduler(lm.budget)
-    fits = new_job(lm, [65], max_new_tokens=20)
-    large = new_job(lm, [65], max_new_tokens=5000)
+    fits = new_request(lm, [65], max_new_tokens=20)
+    large = new_request(lm, [65], max_new_tokens=5000)
     scheduler.submit(fits, as_method("autoregressive"))
     scheduler.submit(large, as_method("autoregressive"))
     assert isinstance(large.error, NotEnoughMemory)
@@ -310,12 +310,12 @@ def test_one_that_could_never_fit_is_refused_with_both_sizes() -> None:
     assert lm.budget.held == lm.budget.waiting == 0
 
 
-def test_a_waiting_job_may_be_cancelled() -> None:
+def test_a_waiting_request_may_be_cancelled() -> None:
     lm = toy_language_model()
     scheduler = Scheduler(KVBudget(lm.network.cache_bytes(64)))
-    first, second, third = (new_job(lm, [70], max_new_tokens=9, ignore_eos=True) for _ in range(3))
-    for job in (first, second, third):
-        scheduler.submit(job, as_method("autoregressive"))
+    first, second, third = (new_request(lm, [70], max_new_tokens=9, ignore_eos=True) for _ in range(3))
+    for request in (first, second, third):
+        scheduler.submit(request, as_method("autoregressive"))
     scheduler.cancel(second)
     assert second.finish_reason == "cancelled"
     assert scheduler.waiting == 1
@@ -325,17 +325,17 @@ def test_a_waiting_job_may_be_cancelled() -> None:
     assert scheduler.budget.held == scheduler.budget.waiting == 0
 
 
-def test_a_failing_job_gives_its_memory_back() -> None:
+def test_a_failing_request_gives_its_memory_back() -> None:
     lm = toy_language_model()
 
     def breaks(*_: Any) -> bool:
         raise RuntimeError("broken rule")
 
     scheduler = Scheduler(KVBudget(lm.network.cache_bytes(64)))
-    bad = new_job(lm, [70], stopping_criteria=(breaks,))
-    good = new_job(lm, [70])
-    for job in (bad, good):
-        scheduler.submit(job, as_method("autoregressive"))
+    bad = new_request(lm, [70], stopping_criteria=(breaks,))
+    good = new_request(lm, [70])
+    for request in (bad, good):
+        scheduler.submit(request, as_method("autoregressive"))
     scheduler.run()
     assert isinstance(bad.error, RuntimeError)
     assert good.error is None

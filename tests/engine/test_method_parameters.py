@@ -33,7 +33,7 @@ class Sample(Method):
     width: int | None = parameter(None, "how wide", low=1, auto="what fits")
     label: str | None = parameter("its", "a label", auto="its own name")
 
-    def decode(self, job: Any) -> Decoding:
+    def decode(self, request: Any) -> Decoding:
         yield from ()
 
 

@@ -34,7 +34,7 @@ class Foreign(Method):
 
     depth: int = parameter(2, "how deep", low=1)
 
-    def decode(self, job: Any) -> Decoding:
+    def decode(self, request: Any) -> Decoding:
         yield from ()
 
 
@@ -183,7 +183,7 @@ def test_a_method_must_say_what_it_is(attribute: str) -> None:
         registry.conform(_variant(**{attribute: None}))
 
     class Bare(Method):
-        def decode(self, job: Any) -> Decoding:
+        def decode(self, request: Any) -> Decoding:
             yield from ()
 
     with pytest.raises(ValueError, match="must set the class attribute name"):

@@ -1,4 +1,4 @@
-"""The scheduler packs any mix of jobs, and each one's result is as if it were alone."""
+"""The scheduler packs any mix of requests, and each one's result is as if it were alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_jobs import Scripted, new_job, run
+from scripted_requests import Scripted, new_request, run
 from tiny_models import network_of, random_ids
 
-from decodery.engine.job import Job
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
 from decodery.models.scorer import Scorer
@@ -44,17 +44,17 @@ MIX: list[tuple[str, int, dict[str, Any]]] = [
 def test_a_mix_of_methods_gives_what_each_gives_alone(kind: str) -> None:
     lm = toy_language_model() if kind == "network" else scripted_language_model(story_scorer(vocabulary=40))
 
-    def jobs() -> list[tuple[Job, str]]:
+    def requests() -> list[tuple[Request, str]]:
         lm.memory.clear()
         vocabulary = min(lm.network.vocabulary, 120)
         return [
-            (new_job(lm, random_ids(length, length, vocabulary), place, **settings), method)
+            (new_request(lm, random_ids(length, length, vocabulary), place, **settings), method)
             for place, (method, length, settings) in enumerate(MIX)
         ]
 
-    together = jobs()
+    together = requests()
     run(*together)
-    alone = jobs()
+    alone = requests()
     for pair in alone:
         lm.memory.clear()
         run(pair)
@@ -82,20 +82,20 @@ def test_asks_of_one_kind_share_a_pass() -> None:
     scorer = story_scorer()
     passes = count_passes(scorer)
     lm = scripted_language_model(scorer)
-    run(*[(new_job(lm, [place]), "autoregressive") for place in range(6)])
+    run(*[(new_request(lm, [place]), "autoregressive") for place in range(6)])
     assert passes == [6] * 12
 
 
-def test_jobs_know_their_company() -> None:
+def test_requests_know_their_company() -> None:
     lm = scripted_language_model(story_scorer())
-    short, long = new_job(lm, [1], max_new_tokens=2), new_job(lm, [2], max_new_tokens=6)
+    short, long = new_request(lm, [1], max_new_tokens=2), new_request(lm, [2], max_new_tokens=6)
     seen = []
 
-    def watch(job: Job) -> Decoding:
-        sequence = job.new_sequence()
+    def watch(request: Request) -> Decoding:
+        sequence = request.new_sequence()
         for _ in range(5):
             yield Forward(sequence, [3])
-            seen.append(job.company)
+            seen.append(request.company)
 
     run((short, "autoregressive"), (long, Scripted(watch)))
     assert seen[0] == 2
@@ -110,15 +110,15 @@ def test_a_tuple_of_asks_is_answered_in_order() -> None:
     lm = SmallLanguageModel(network, LetterTokenizer(network.vocabulary))
     found: dict[str, Any] = {}
 
-    def decode(job: Job) -> Decoding:
-        first, second = job.new_sequence(), job.new_sequence()
+    def decode(request: Request) -> Decoding:
+        first, second = request.new_sequence(), request.new_sequence()
         found["pair"] = yield (Forward(first, [1, 2, 3]), Forward(second, [4]))
         found["single in a tuple"] = yield (Forward(first, [5]),)
         found["single"] = yield Forward(second, [6])
         found["mixed"] = yield (
             Forward(first, [7], layers=Layers(0, 2)),
             Forward(second, torch.zeros(2, 32)),
-            Forward(job.new_sequence(), [8], logits=Rows.NONE, taps=(1,)),
+            Forward(request.new_sequence(), [8], logits=Rows.NONE, taps=(1,)),
         )
         found["none"] = yield ()
         found["borrowed"] = yield (
@@ -126,10 +126,10 @@ def test_a_tuple_of_asks_is_answered_in_order() -> None:
             Forward(first, [9, 10], slots=Slots.NOWHERE, attend=Attend.FULL),
         )
 
-    job = new_job(lm, [1])
-    run((job, Scripted(decode)))
-    assert job.error is None
-    assert job.finish_reason == "stop"  # a coroutine that returns has nothing more to say
+    request = new_request(lm, [1])
+    run((request, Scripted(decode)))
+    assert request.error is None
+    assert request.finish_reason == "stop"  # a coroutine that returns has nothing more to say
     assert isinstance(found["single"], Scores)
     assert [scores.logits.shape[0] for scores in found["pair"]] == [3, 1]
     assert len(found["single in a tuple"]) == 1
@@ -152,20 +152,20 @@ def test_asks_of_two_networks_in_one_step() -> None:
     lm = scripted_language_model(large, drafter=small)
     found: list[Any] = []
 
-    def decode(job: Job) -> Decoding:
-        ours, theirs = job.new_sequence(), job.new_sequence(job.host.companion("small").network)
+    def decode(request: Request) -> Decoding:
+        ours, theirs = request.new_sequence(), request.new_sequence(request.host.companion("small").network)
         for token in (1, 2):
             found.append((yield (Forward(ours, [token]), Forward(theirs, [token, token]))))
 
-    job, other = new_job(lm, [1]), new_job(lm, [5])
-    run((job, Scripted(decode)), (other, "autoregressive"))
-    assert job.error is None
+    request, other = new_request(lm, [1]), new_request(lm, [5])
+    run((request, Scripted(decode)), (other, "autoregressive"))
+    assert request.error is None
     assert small_passes == [1, 1]
     assert large_passes == [2, 2, *[1] * 10]
     for ours, theirs in found:
         assert (ours.logits.shape[0], theirs.logits.shape[0]) == (1, 2)
         assert not torch.equal(ours.logits[0], theirs.logits[0])
-    assert {name: m.rows for name, m in job.statistics.models.items()} == {"large": 2, "small": 4}
+    assert {name: m.rows for name, m in request.statistics.models.items()} == {"large": 2, "small": 4}
     assert set(other.statistics.models) == {"large"}
 
 
@@ -180,27 +180,27 @@ def test_asks_of_two_networks_in_one_step() -> None:
 def test_asks_that_would_write_over_each_other_are_refused(asks: Any) -> None:
     lm = scripted_language_model(story_scorer())
 
-    def decode(job: Job) -> Decoding:
-        sequence = job.new_sequence()
+    def decode(request: Request) -> Decoding:
+        sequence = request.new_sequence()
         yield Forward(sequence, [3])
         yield asks(sequence)
 
-    job = new_job(lm, [1])
-    run((job, Scripted(decode)))
-    assert isinstance(job.error, ValueError)
-    assert "same sequence" in str(job.error)
+    request = new_request(lm, [1])
+    run((request, Scripted(decode)))
+    assert isinstance(request.error, ValueError)
+    assert "same sequence" in str(request.error)
 
 
-def test_jobs_may_join_while_others_run() -> None:
+def test_requests_may_join_while_others_run() -> None:
     lm = scripted_language_model(story_scorer())
-    early, late = new_job(lm, [1]), new_job(lm, [2])
+    early, late = new_request(lm, [1]), new_request(lm, [2])
     scheduler = Scheduler()
     scheduler.submit(early, as_method("autoregressive"))
     for _ in range(5):
         scheduler.step()
     scheduler.submit(late, as_method("prompt-lookup"))
     scheduler.run()
-    alone = [new_job(lm, [1]), new_job(lm, [2])]
+    alone = [new_request(lm, [1]), new_request(lm, [2])]
     run((alone[0], "autoregressive"), (alone[1], "prompt-lookup"))
     assert early.new_tokens == alone[0].new_tokens
     assert late.new_tokens == alone[1].new_tokens
@@ -217,7 +217,7 @@ def test_bytes_of_a_character_in_one_run_reach_the_text() -> None:
         return row
 
     lm = SmallLanguageModel(ScriptedScorer(follow, 260), ByteTokenizer(), [0])
-    job = new_job(lm, [32], max_new_tokens=200)
-    run((job, "prompt-lookup"))
-    assert job.text == text
-    assert job.statistics.accepted > 5
+    request = new_request(lm, [32], max_new_tokens=200)
+    run((request, "prompt-lookup"))
+    assert request.text == text
+    assert request.statistics.accepted > 5

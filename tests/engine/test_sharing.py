@@ -1,4 +1,4 @@
-"""Long prompts in pieces beside running jobs, and beginnings that several jobs have in common: the same outputs, fewer rows."""
+"""Long prompts in pieces beside running requests, and beginnings that several requests have in common: the same outputs, fewer rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_jobs import Scripted, new_job
+from scripted_requests import Scripted, new_request
 from tiny_models import random_ids
 
 from decodery.engine.cost import CostCurve
 from decodery.engine.events import Token
-from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import CHUNKS, UNWATCHED_CHUNK, Scheduler, Scheduling
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache, common
 from decodery.language_model import LanguageModel
@@ -60,22 +60,24 @@ class PassRows:
         return sum(map(sum, self.passes))
 
 
-def run(jobs: Sequence[tuple[Job, str]], scheduling: Scheduling, budget: KVBudget | None = None) -> Scheduler:
+def run(requests: Sequence[tuple[Request, str]], scheduling: Scheduling, budget: KVBudget | None = None) -> Scheduler:
     scheduler = Scheduler(budget, scheduling)
-    for job, spec in jobs:
-        scheduler.submit(job, as_method(spec))
+    for request, spec in requests:
+        scheduler.submit(request, as_method(spec))
     scheduler.run()
-    assert [job.error for job, _ in jobs] == [None] * len(jobs)
+    assert [request.error for request, _ in requests] == [None] * len(requests)
     return scheduler
 
 
-def samples(lm: LanguageModel, prompts: Sequence[Sequence[int]], spec: str, **settings: Any) -> list[tuple[Job, str]]:
+def samples(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], spec: str, **settings: Any
+) -> list[tuple[Request, str]]:
     lm.memory.clear()
-    jobs = []
+    requests = []
     for place, prompt in enumerate(prompts):
-        job = new_job(lm, prompt, place, **settings)
-        jobs.append((Job(lm, prompt, job.settings, place, place), spec))
-    return jobs
+        request = new_request(lm, prompt, place, **settings)
+        requests.append((Request(lm, prompt, request.settings, place, place), spec))
+    return requests
 
 
 # Sharing
@@ -90,11 +92,11 @@ def test_samples_of_one_prompt_score_it_once(spec: str, temperature: float) -> N
     found: dict[bool, list[list[int]]] = {}
     rows: dict[bool, int] = {}
     for share in (False, True):
-        jobs = samples(lm, prompts, spec, temperature=temperature, seed=8)
-        run(jobs, Scheduling(chunk=0, share=share))
-        found[share] = [job.new_tokens for job, _ in jobs]
-        rows[share] = sum(entry.rows for job, _ in jobs for entry in job.statistics.models.values())
-        shared = sum(job.statistics.shared_rows for job, _ in jobs)
+        requests = samples(lm, prompts, spec, temperature=temperature, seed=8)
+        run(requests, Scheduling(chunk=0, share=share))
+        found[share] = [request.new_tokens for request, _ in requests]
+        rows[share] = sum(entry.rows for request, _ in requests for entry in request.statistics.models.values())
+        shared = sum(request.statistics.shared_rows for request, _ in requests)
         assert shared == 0 if not share else shared >= 3 * 69
     assert found[True] == found[False]
     if spec not in STATEFUL or temperature == 0:
@@ -122,13 +124,15 @@ def test_a_common_beginning_is_scored_once_and_the_rest_by_each() -> None:
     expected = samples(lm, prompts, "autoregressive", max_new_tokens=5, temperature=1.0, seed=1)
     run(expected, PLAIN)
     counted = PassRows(scorer)
-    jobs = samples(lm, prompts, "autoregressive", max_new_tokens=5, temperature=1.0, seed=1)
-    run(jobs, Scheduling(chunk=0))
-    assert [job.new_tokens for job, _ in jobs] == [job.new_tokens for job, _ in expected]
+    requests = samples(lm, prompts, "autoregressive", max_new_tokens=5, temperature=1.0, seed=1)
+    run(requests, Scheduling(chunk=0))
+    assert [request.new_tokens for request, _ in requests] == [request.new_tokens for request, _ in expected]
     assert counted.total == 40 + 3 * 30 + 6 * 4
     assert counted.passes[0] == [70]
-    assert [job.statistics.shared_rows for job, _ in jobs] == [0, 40, 40, 70, 70, 70]
-    assert {job.statistics.forwards for job, _ in jobs} == {5}, "forwards are what was asked, whoever scored it"
+    assert [request.statistics.shared_rows for request, _ in requests] == [0, 40, 40, 70, 70, 70]
+    assert {request.statistics.forwards for request, _ in requests} == {5}, (
+        "forwards are what was asked, whoever scored it"
+    )
 
 
 def test_short_beginnings_are_not_waited_for() -> None:
@@ -140,12 +144,12 @@ def test_short_beginnings_are_not_waited_for() -> None:
     assert counted.passes == [[31, 31]]
 
 
-def test_one_who_comes_later_goes_on_from_a_running_job() -> None:
+def test_one_who_comes_later_goes_on_from_a_running_request() -> None:
     scorer = story_scorer()
     lm = scripted_language_model(scorer)
     prompt = random_ids(60, 2, 20)
     early, late = (
-        job for job, _ in samples(lm, [prompt, [*prompt[:50], 1, 2, 3]], "autoregressive", max_new_tokens=20)
+        request for request, _ in samples(lm, [prompt, [*prompt[:50], 1, 2, 3]], "autoregressive", max_new_tokens=20)
     )
     scheduler = Scheduler()
     scheduler.submit(early, as_method("autoregressive"))
@@ -162,7 +166,7 @@ def test_one_who_comes_later_goes_on_from_a_running_job() -> None:
 
 
 def test_a_failing_leader_leaves_the_others_to_themselves() -> None:
-    """The first job dies in the pass that the others wait for."""
+    """The first request dies in the pass that the others wait for."""
 
     class Trips(ScriptedScorer):
         tripped = False
@@ -175,14 +179,14 @@ def test_a_failing_leader_leaves_the_others_to_themselves() -> None:
 
     scorer = Trips(lambda prefix: torch.arange(20.0) * (prefix[-1] % 3 - 1), 20)
     lm = scripted_language_model(scorer)
-    jobs = [job for job, _ in samples(lm, [random_ids(40, 1, 20)] * 3, "autoregressive", max_new_tokens=3)]
+    requests = [request for request, _ in samples(lm, [random_ids(40, 1, 20)] * 3, "autoregressive", max_new_tokens=3)]
     scheduler = Scheduler()
-    for job in jobs:
-        scheduler.submit(job, as_method("autoregressive"))
+    for request in requests:
+        scheduler.submit(request, as_method("autoregressive"))
     scheduler.run()
-    assert isinstance(jobs[0].error, RuntimeError)
-    assert [job.error for job in jobs[1:]] == [None, None]
-    assert jobs[1].new_tokens == jobs[2].new_tokens != []
+    assert isinstance(requests[0].error, RuntimeError)
+    assert [request.error for request in requests[1:]] == [None, None]
+    assert requests[1].new_tokens == requests[2].new_tokens != []
 
 
 def test_rows_of_other_layers_are_not_taken() -> None:
@@ -190,21 +194,21 @@ def test_rows_of_other_layers_are_not_taken() -> None:
     lm = scripted_language_model(story_scorer())
     prompt = random_ids(40, 3, 20)
 
-    def half(job: Job) -> Decoding:
-        sequence = job.new_sequence()
+    def half(request: Request) -> Decoding:
+        sequence = request.new_sequence()
         yield Forward(sequence, prompt, layers=Layers(0, 1))
         yield Forward(sequence, [1], layers=Layers(0, 1))
-        yield Forward(job.new_sequence(), prompt)
+        yield Forward(request.new_sequence(), prompt)
 
-    jobs = [new_job(lm, prompt, place) for place in range(3)]
+    requests = [new_request(lm, prompt, place) for place in range(3)]
     scheduler = Scheduler()
-    scheduler.submit(jobs[0], Scripted(half))
-    scheduler.submit(jobs[1], as_method("autoregressive"))
-    scheduler.submit(jobs[2], Scripted(half))
+    scheduler.submit(requests[0], Scripted(half))
+    scheduler.submit(requests[1], as_method("autoregressive"))
+    scheduler.submit(requests[2], Scripted(half))
     scheduler.run()
-    assert [job.error for job in jobs] == [None] * 3
+    assert [request.error for request in requests] == [None] * 3
     # The third has the first layers' rows from the first, and later the whole model's; the second has none from the first.
-    assert [job.statistics.shared_rows for job in jobs] == [0, 0, 40 + 40]
+    assert [request.statistics.shared_rows for request in requests] == [0, 0, 40 + 40]
 
 
 def test_canvases_and_trees_are_left_alone() -> None:
@@ -243,14 +247,14 @@ def test_scores_are_shared_but_not_their_memory() -> None:
     lm = scripted_language_model(story_scorer())
     seen: list[torch.Tensor] = []
 
-    def spoil(job: Job) -> Decoding:
-        scores = yield Forward(job.new_sequence(), job.prompt, logits=Rows.LAST)
+    def spoil(request: Request) -> Decoding:
+        scores = yield Forward(request.new_sequence(), request.prompt, logits=Rows.LAST)
         seen.append(scores.logits.clone())
         scores.logits.fill_(-1.0)
 
     scheduler = Scheduler()
     for place in range(2):
-        scheduler.submit(new_job(lm, random_ids(40, 1, 20), place), Scripted(spoil))
+        scheduler.submit(new_request(lm, random_ids(40, 1, 20), place), Scripted(spoil))
     scheduler.run()
     assert torch.equal(seen[0], seen[1])
 
@@ -272,14 +276,14 @@ def test_recent_prompts_are_gone_on_from() -> None:
     system = random_ids(100, 4, 120)
     replies = []
     for question in (1, 2, 1):
-        job = new_job(lm, [*system, *random_ids(20, question, 120)])
-        scheduler.submit(job, as_method("autoregressive"))
+        request = new_request(lm, [*system, *random_ids(20, question, 120)])
+        scheduler.submit(request, as_method("autoregressive"))
         scheduler.run()
-        replies.append(job)
-    assert [job.statistics.shared_rows for job in replies] == [0, 100, 119]
+        replies.append(request)
+    assert [request.statistics.shared_rows for request in replies] == [0, 100, 119]
     assert replies[0].new_tokens == replies[2].new_tokens
     assert lm.budget.held == scheduler.prefixes.size > 0
-    assert [job.statistics.rows for job in replies] == [120 + 11, 20 + 11, 1 + 11]
+    assert [request.statistics.rows for request in replies] == [120 + 11, 20 + 11, 1 + 11]
 
 
 def test_the_least_recently_used_goes_first_and_the_budget_holds() -> None:
@@ -311,7 +315,7 @@ def test_the_least_recently_used_goes_first_and_the_budget_holds() -> None:
     assert budget.held == 2 * size
     budget.take(2 * size)
     cache.keep(kept(lm, texts[0]), 40)
-    assert len(cache) == 0, "jobs come first"
+    assert len(cache) == 0, "requests come first"
 
 
 def test_a_longer_prompt_takes_the_place_of_its_beginning() -> None:
@@ -326,12 +330,12 @@ def test_a_longer_prompt_takes_the_place_of_its_beginning() -> None:
     assert cache.size == lm.network.cache_bytes(80)
 
 
-def test_jobs_that_wait_get_the_memory_of_kept_prefixes() -> None:
+def test_requests_that_wait_get_the_memory_of_kept_prefixes() -> None:
     toy = toy_language_model()
     size = toy.network.cache_bytes(64)
     lm = LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, kv_budget=2 * size)
     server = lm.scheduler(prefix_cache=size)
-    server.submit(new_job(lm, random_ids(30, 1, 120)), as_method("autoregressive"))
+    server.submit(new_request(lm, random_ids(30, 1, 120)), as_method("autoregressive"))
     server.run()
     assert lm.budget.held == size
     prompts = [random_ids(30, seed, 120) for seed in (2, 3)]
@@ -350,27 +354,31 @@ def test_pieces_give_the_same_outputs(spec: str) -> None:
     prompts = [random_ids(length, length, 40) for length in (3, 90, 50, 17)]
     found = []
     for scheduling in (PLAIN, Scheduling(chunk=20, share=False), Scheduling(chunk=7)):
-        jobs = samples(lm, prompts, spec, temperature=1.0, seed=2, max_new_tokens=20)
-        run(jobs, scheduling)
+        requests = samples(lm, prompts, spec, temperature=1.0, seed=2, max_new_tokens=20)
+        run(requests, scheduling)
         found.append(
-            [(job.new_tokens, job.text, job.statistics.forwards if scheduling is PLAIN else 0) for job, _ in jobs]
+            [
+                (request.new_tokens, request.text, request.statistics.forwards if scheduling is PLAIN else 0)
+                for request, _ in requests
+            ]
         )
-        rows = [sum(entry.rows for entry in job.statistics.models.values()) for job, _ in jobs]
+        rows = [sum(entry.rows for entry in request.statistics.models.values()) for request, _ in requests]
         assert all(count >= len(prompt) for count, prompt in zip(rows, prompts, strict=True))
     assert [[pair[:2] for pair in each] for each in found[1:]] == [[pair[:2] for pair in found[0]]] * 2
 
 
-def test_a_running_job_goes_on_while_a_long_prompt_is_read() -> None:
-    """With pieces of 32, a prompt of 320 takes ten rounds, in each of which the other job gets its token."""
+def test_a_running_request_goes_on_while_a_long_prompt_is_read() -> None:
+    """With pieces of 32, a prompt of 320 takes ten rounds, in each of which the other request gets its token."""
     scorer = story_scorer()
     lm = scripted_language_model(scorer)
     for chunk, between in ((32, 10), (0, 1)):
         events: list[Any] = []
         short, long = (
-            (job, job) for job, _ in samples(lm, [[1, 2], random_ids(320, 3, 20)], "autoregressive", max_new_tokens=30)
+            (request, request)
+            for request, _ in samples(lm, [[1, 2], random_ids(320, 3, 20)], "autoregressive", max_new_tokens=30)
         )
-        for job in (short[0], long[0]):
-            job._listener = events.append
+        for request in (short[0], long[0]):
+            request._listener = events.append
         counted = PassRows(scorer)
         scheduler = Scheduler(None, Scheduling(chunk=chunk))
         scheduler.submit(short[0], as_method("autoregressive"))
@@ -394,11 +402,13 @@ def test_long_drafts_are_not_cut() -> None:
     )
     lm = scripted_language_model(scorer)
     counted = PassRows(scorer)
-    jobs = samples(lm, [[*range(8)] * 2] * 2, "prompt-lookup(length=40, adapt=false, pick=longest)", max_new_tokens=60)
-    jobs += samples(lm, [random_ids(90, 1, 20)], "autoregressive", max_new_tokens=2)
-    run(jobs, Scheduling(chunk=20, share=False))
+    requests = samples(
+        lm, [[*range(8)] * 2] * 2, "prompt-lookup(length=40, adapt=false, pick=longest)", max_new_tokens=60
+    )
+    requests += samples(lm, [random_ids(90, 1, 20)], "autoregressive", max_new_tokens=2)
+    run(requests, Scheduling(chunk=20, share=False))
     assert max(map(max, counted.passes)) > 20, "a verification of more rows than a chunk has"
-    assert min(job.statistics.accepted for job, _ in jobs[:2]) > 30
+    assert min(request.statistics.accepted for request, _ in requests[:2]) > 30
 
 
 def test_prompts_that_come_together_are_read_in_order() -> None:
@@ -410,7 +420,7 @@ def test_prompts_that_come_together_are_read_in_order() -> None:
     assert counted.passes == [[48], [2, 40, 6], [1, 1, 24], [1, 1, 1], [1]]
 
 
-def test_a_job_alone_reads_its_prompt_in_one_pass() -> None:
+def test_a_request_alone_reads_its_prompt_in_one_pass() -> None:
     scorer = story_scorer()
     lm = scripted_language_model(scorer)
     counted = PassRows(scorer)

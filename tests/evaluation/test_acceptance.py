@@ -11,7 +11,7 @@ from decodery.errors import BadInput, MethodUnavailable
 from decodery.evaluation.acceptance import LawPair, acceptance_report, analyse, log_laws, observe
 from decodery.evaluation.questions import Question
 from decodery.speculative.draft import Siblings
-from decodery.speculative.drafters.draft_model import DraftModel
+from decodery.speculative.draft_model import DraftModel
 from decodery.testing import TabularScorer, scripted_language_model
 
 

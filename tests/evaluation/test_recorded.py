@@ -9,7 +9,7 @@ from decodery.engine.settings import Settings
 from decodery.evaluation.questions import Question
 from decodery.evaluation.recorded import Replay, record, replay
 from decodery.testing import scripted_language_model, story_scorer
-from decodery.testing.outputs import new_job
+from decodery.testing.outputs import new_request
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_it_counts_what_the_engine_counts(spec):
     prompt = [1, 2, 3, 1, 2, 4, 1, 2]
     stats = lm.generate(prompt, spec, max_new_tokens=40, session="engine").stats
     plain = lm.generate(prompt, "autoregressive", max_new_tokens=40)
-    job, chosen = new_job(lm, as_method(spec), prompt, Settings(max_new_tokens=40, seed=0))
-    found = replay(chosen.drafter(job), [*prompt, *plain.token_ids], len(prompt))
+    request, chosen = new_request(lm, as_method(spec), prompt, Settings(max_new_tokens=40, seed=0))
+    found = replay(chosen.drafter(request), [*prompt, *plain.token_ids], len(prompt))
     assert (found.tokens, found.rounds) == (40, stats.rounds)
     assert (found.drafted, found.accepted) == (stats.drafted, stats.accepted)
     assert found.tokens_per_round == stats.acceptance_length
@@ -54,6 +54,6 @@ def test_answers_are_recorded():
 
 def test_a_drafter_that_asks_for_forwards_cannot_be_replayed():
     lm = scripted_language_model(story_scorer(), drafter=story_scorer(surprise=0.5))
-    job, chosen = new_job(lm, as_method("draft-model"), [1, 2], Settings(max_new_tokens=9, seed=0))
+    request, chosen = new_request(lm, as_method("draft-model"), [1, 2], Settings(max_new_tokens=9, seed=0))
     with pytest.raises(TypeError, match="asks for forwards"):
-        replay(chosen.drafter(job), [1, 2, 3, 4], 2)
+        replay(chosen.drafter(request), [1, 2, 3, 4], 2)

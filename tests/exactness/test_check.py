@@ -96,15 +96,15 @@ class _SecondBest(Autoregressive):
 
     name: ClassVar[str] = "second-best"
 
-    def decode(self, job):
-        sequence = job.new_sequence()
-        pending = list(job.tokens)
+    def decode(self, request):
+        sequence = request.new_sequence()
+        pending = list(request.tokens)
         while True:
             scores = yield Forward(sequence, pending, logits=Rows.LAST)
-            token = job.draw(scores.logits[0])
-            if len(job.new_tokens) == 6 and job.law.greedy:
+            token = request.draw(scores.logits[0])
+            if len(request.new_tokens) == 6 and request.law.greedy:
                 token = int(scores.logits[0].topk(2).indices[1])
-            if job.commit([token], scores.logits):
+            if request.commit([token], scores.logits):
                 return
             pending = [token]
 
@@ -124,13 +124,13 @@ class _GreedyOnly(Autoregressive):
     name: ClassVar[str] = "greedy-only"
     exactness: ClassVar[Exactness] = Exactness.GREEDY_IDENTICAL
 
-    def decode(self, job):
-        sequence = job.new_sequence()
-        pending = list(job.tokens)
+    def decode(self, request):
+        sequence = request.new_sequence()
+        pending = list(request.tokens)
         while True:
             scores = yield Forward(sequence, pending, logits=Rows.LAST)
-            token = job.draw(scores.logits[0] * (1 if job.law.greedy else 3))
-            if job.commit([token], scores.logits):
+            token = request.draw(scores.logits[0] * (1 if request.law.greedy else 3))
+            if request.commit([token], scores.logits):
                 return
             pending = [token]
 

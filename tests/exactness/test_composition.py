@@ -17,7 +17,7 @@ import torch
 from decodery.engine.events import Finished, Token
 from decodery.engine.registry import find, names
 from decodery.errors import DecoderyError
-from decodery.speculative.draft_laws import DraftLawMethod
+from decodery.speculative.draft_laws.laws import DraftLawMethod
 from decodery.testing import (
     SmallLanguageModel,
     scripted_language_model,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_models import network_of, random_ids
 
-from decodery.engine.job import Job
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, Rows
@@ -30,49 +30,50 @@ def prompts(vocabulary: int) -> list[list[int]]:
 
 
 def scores(network: Any, scheduling: Scheduling) -> list[torch.Tensor]:
-    """What each of several jobs sees: the last row of its prompt, then ten rows that follow."""
+    """What each of several requests sees: the last row of its prompt, then ten rows that follow."""
     lm = SmallLanguageModel(network, LetterTokenizer(network.vocabulary))
     scheduler = Scheduler(None, scheduling)
-    jobs = [
-        Job(lm, prompt, Settings(max_new_tokens=12), place) for place, prompt in enumerate(prompts(network.vocabulary))
+    requests = [
+        Request(lm, prompt, Settings(max_new_tokens=12), place)
+        for place, prompt in enumerate(prompts(network.vocabulary))
     ]
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def look(job: Job) -> Decoding:
-        sequence = job.new_sequence()
-        answer = yield Forward(sequence, job.prompt, logits=Rows.LAST)
-        seen[job.request] = [answer.logits]
+    def look(request: Request) -> Decoding:
+        sequence = request.new_sequence()
+        answer = yield Forward(sequence, request.prompt, logits=Rows.LAST)
+        seen[request.number] = [answer.logits]
         for token in range(10):
             answer = yield Forward(sequence, [token])
-            seen[job.request].append(answer.logits)
+            seen[request.number].append(answer.logits)
 
     from decodery.engine.autoregressive import Autoregressive
 
     class Looking(Autoregressive):
-        def decode(self, job: Job) -> Decoding:
-            return look(job)
+        def decode(self, request: Request) -> Decoding:
+            return look(request)
 
-    for job in jobs:
-        scheduler.submit(job, Looking())
+    for request in requests:
+        scheduler.submit(request, Looking())
     scheduler.run()
-    assert [job.error for job in jobs] == [None] * len(jobs)
-    return [torch.cat(seen[place]) for place in range(len(jobs))]
+    assert [request.error for request in requests] == [None] * len(requests)
+    return [torch.cat(seen[place]) for place in range(len(requests))]
 
 
 def outputs(network: Any, spec: str, scheduling: Scheduling) -> list[list[int]]:
     lm = SmallLanguageModel(network, LetterTokenizer(network.vocabulary))
     scheduler = Scheduler(None, scheduling)
     settings = Settings(max_new_tokens=16, temperature=1.0, seed=3)
-    jobs = [Job(lm, prompt, settings, place, place) for place, prompt in enumerate(prompts(network.vocabulary))]
-    for job in jobs:
-        scheduler.submit(job, as_method(spec))
+    requests = [Request(lm, prompt, settings, place, place) for place, prompt in enumerate(prompts(network.vocabulary))]
+    for request in requests:
+        scheduler.submit(request, as_method(spec))
     scheduler.run()
-    assert [job.error for job in jobs] == [None] * len(jobs)
+    assert [request.error for request in requests] == [None] * len(requests)
     if scheduling.share:
         # The first pass of del looks at the hidden rows of the whole prompt, so it shares equal prompts alone.
-        least = len(jobs[0].prompt) if spec == "del" else 2 * BEGINNING
-        assert sum(job.statistics.shared_rows for job in jobs) >= least
-    return [job.new_tokens for job in jobs]
+        least = len(requests[0].prompt) if spec == "del" else 2 * BEGINNING
+        assert sum(request.statistics.shared_rows for request in requests) >= least
+    return [request.new_tokens for request in requests]
 
 
 def worst(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

@@ -15,14 +15,14 @@ import torch
 from decodery.engine.settings import Settings
 from decodery.errors import BadInput
 from decodery.models.forward import Forward, Rows
-from decodery.speculative.draft import EMPTY
-from decodery.speculative.drafters.adaptive_draft_verification import (
+from decodery.speculative.adaptive_draft_verification import (
     AdaptiveDraftVerification,
     Search,
     TrigramDrafter,
     within_choices,
 )
-from decodery.speculative.trigrams import TrigramStore, TrigramTable, fingerprint
+from decodery.speculative.continuations.trigrams import TrigramStore, TrigramTable, fingerprint
+from decodery.speculative.draft import EMPTY
 from decodery.testing import (
     DrafterLaws,
     ScriptedScorer,
@@ -51,9 +51,9 @@ class _RandomTable(AdaptiveDraftVerification):
 
     name: ClassVar[str] = "random-trigrams"
 
-    def store(self, job):
-        vocabulary = job.host.network.vocabulary
-        return job.remember((self.name, vocabulary), lambda: _random_store(vocabulary))
+    def store(self, request):
+        vocabulary = request.host.network.vocabulary
+        return request.remember((self.name, vocabulary), lambda: _random_store(vocabulary))
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,22 @@ class _GoodTable(AdaptiveDraftVerification):
 
     name: ClassVar[str] = "good-trigrams"
 
-    def store(self, job):
+    def store(self, request):
         def counted() -> TrigramStore:
-            vocabulary = job.host.network.vocabulary
+            vocabulary = request.host.network.vocabulary
             texts = []
             for first in range(min(vocabulary, 8)):
                 texts.append([first])
-                sequence = job.host.network.new_sequence()
+                sequence = request.host.network.new_sequence()
                 for _ in range(24):
                     fed = texts[-1][sequence.length :]
-                    [scores] = type(job.host.network).run_pass(
-                        job.host.network, [Forward(sequence, fed, logits=Rows.LAST)]
+                    [scores] = type(request.host.network).run_pass(
+                        request.host.network, [Forward(sequence, fed, logits=Rows.LAST)]
                     )
                     texts[-1].append(int(scores.logits[0].argmax()))
             return TrigramStore(vocabulary, 12, TrigramTable.count(texts, vocabulary).pruned(12))
 
-        return job.remember((self.name, job.host.network.vocabulary), counted)
+        return request.remember((self.name, request.host.network.vocabulary), counted)
 
 
 class TestAdaptiveDraftVerification(DrafterLaws):
@@ -96,8 +96,8 @@ class _Adversarial(AdaptiveDraftVerification):
 
     name: ClassVar[str] = "adversarial-trigrams"
 
-    def store(self, job):
-        scorer = job.host.network
+    def store(self, request):
+        scorer = request.host.network
         store = TrigramStore(scorer.vocabulary, 12)
         for first in range(scorer.vocabulary):
             for second in range(scorer.vocabulary):

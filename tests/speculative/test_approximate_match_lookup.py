@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from decodery.engine.cost import CostCurve
 from decodery.errors import BadInput, BadParameter
-from decodery.speculative.draft import EMPTY
-from decodery.speculative.drafters.approximate_match_lookup import (
+from decodery.speculative.approximate_match_lookup.method import (
     AlignmentDrafter,
     ApproximateMatchLookup,
     LengthByClass,
     substitutions,
 )
+from decodery.speculative.draft import EMPTY
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)

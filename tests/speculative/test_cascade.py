@@ -14,9 +14,9 @@ import decodery
 from decodery.engine.cost import CostCurve
 from decodery.engine.registry import method
 from decodery.errors import BadInput, BadParameter, MethodUnavailable
-from decodery.speculative.drafters.cascade import Cascade
-from decodery.speculative.sources import ORDERS, Answer, Copied, Mixture, Recycled, Tabled
-from decodery.speculative.successors import SuccessorTable
+from decodery.speculative.cascade.method import Cascade
+from decodery.speculative.cascade.sources import ORDERS, Answer, Copied, Mixture, Recycled, Tabled
+from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
 
 
@@ -125,7 +125,7 @@ class TestSources:
         assert not answers
 
     def test_recycled_forgets_the_oldest_when_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("decodery.speculative.sources.MOST_ROWS", 20)
+        monkeypatch.setattr("decodery.speculative.cascade.sources.MOST_ROWS", 20)
         source = Recycled()
         for token in range(100):
             source.learn(token, token + 1, [0], [1.0])

@@ -13,8 +13,8 @@ from decodery.engine.cost import CostCurve
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.forward import Forward, Rows
-from decodery.speculative.drafters.del_ import ExitDrafter
-from decodery.speculative.exit_choice import ExitStatistics, Price
+from decodery.speculative.del_.exit_choice import ExitStatistics, Price
+from decodery.speculative.del_.method import ExitDrafter
 from decodery.testing import (
     DrafterLaws,
     ScriptedScorer,
@@ -23,7 +23,7 @@ from decodery.testing import (
     toy_language_model,
     watched,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 
 class TestDel(DrafterLaws):
@@ -167,16 +167,16 @@ class TestShadows:
         counts = torch.zeros(2, 2)
         for prompt in prompts:
             spec = "del(policy=fixed, bypass=False, max_draft=1, cost=layers, omega=1.0, context=0)"
-            job, method = new_job(lm, spec, prompt, settings)
-            drafter = method.drafter(job)
-            object.__setattr__(method, "drafter", lambda job, drafter=drafter: drafter)
-            finished(job, method)
+            request, method = new_request(lm, spec, prompt, settings)
+            drafter = method.drafter(request)
+            object.__setattr__(method, "drafter", lambda request, drafter=drafter: drafter)
+            finished(request, method)
             counts += drafter.statistics.counts
         for exit, (right, wrong) in zip((1, 2), counts.tolist(), strict=True):
             assert right + wrong >= 1000
             rate = right / (right + wrong)
             assert 0.1 < rate < 0.9, "the test needs exits that are right now and then"
-            runs = [finished(*new_job(lm, f"del(exit={exit}, length=1)", p, settings)).statistics for p in prompts]
+            runs = [finished(*new_request(lm, f"del(exit={exit}, length=1)", p, settings)).statistics for p in prompts]
             drafted = sum(stats.drafted for stats in runs)
             real = sum(stats.accepted for stats in runs) / drafted
             error = math.sqrt(rate * (1 - rate) / (right + wrong) + real * (1 - real) / drafted)
@@ -215,8 +215,8 @@ class TestShadows:
         from decodery.speculative.verifiers import Verdict
 
         lm = scripted_language_model(story_scorer())
-        job, method = new_job(lm, spec, [1, 2], Settings(max_new_tokens=9, seed=0))
-        drafter = method.drafter(job)
+        request, method = new_request(lm, spec, [1, 2], Settings(max_new_tokens=9, seed=0))
+        drafter = method.drafter(request)
         drafter._before = before
         drafter._shadows = torch.ones(2, before + 4, dtype=torch.bool), torch.full((2, before + 4), 0.5)
         draft = chain([3, 4, 5])
@@ -228,15 +228,15 @@ class TestShadows:
         """Against the target's prediction; one more is the last prompt token's own, and one that of the drafted token."""
         lm = scripted_language_model(story_scorer())
         tokens = list(range(prompt))
-        job, method = new_job(
+        request, method = new_request(
             lm,
             f"del(context={context}, omega=1.0, clip=False)",
             [t % 24 for t in tokens],
             Settings(max_new_tokens=2, seed=0),
         )
-        drafter = method.drafter(job)
-        object.__setattr__(method, "drafter", lambda job: drafter)
-        finished(job, method)
+        drafter = method.drafter(request)
+        object.__setattr__(method, "drafter", lambda request: drafter)
+        finished(request, method)
         found = drafter.statistics.counts.sum(dim=1).tolist()
         # The first round drafts one token; a second round follows where it was refused.
         assert set(found) <= {expected + 1.0, expected + 2.0}
@@ -388,10 +388,10 @@ class TestAblations:
         for clip in (True, False):
             lm = scripted_language_model(ScriptedScorer(script, 24, early=early))
             spec = f"del(clip={clip}, omega=1.0, length=5, exits=1, context=0)"
-            job, method = new_job(lm, spec, [1, 2], Settings(max_new_tokens=300, seed=0))
-            drafter = method.drafter(job)
-            object.__setattr__(method, "drafter", lambda job, drafter=drafter: drafter)
-            finished(job, method)
+            request, method = new_request(lm, spec, [1, 2], Settings(max_new_tokens=300, seed=0))
+            drafter = method.drafter(request)
+            object.__setattr__(method, "drafter", lambda request, drafter=drafter: drafter)
+            finished(request, method)
             [rates[clip]] = drafter.statistics.rates()
         assert rates[True] == pytest.approx(0.7, abs=0.05)
         assert rates[False] < 0.55

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decodery.engine.job import Job
+from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.models.forward import ALL_LAYERS, Layers
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings, chain
-from decodery.speculative.draft_laws import NetworkLaws
-from decodery.speculative.drafters.ngram_laws import FLOOR, NgramLaws
-from decodery.speculative.growth import draw_distinct, draw_independent, grow_branching, likeliest
+from decodery.speculative.draft_laws.growth import draw_distinct, draw_independent, grow_branching, likeliest
+from decodery.speculative.draft_laws.laws import NetworkLaws
+from decodery.speculative.draft_laws.ngrams import FLOOR, NgramLaws
 from decodery.speculative.loop import Round
 from decodery.speculative.verifiers import Verdict
 from decodery.testing import (
@@ -32,8 +32,8 @@ class TestChainsFromNgrams(DrafterLaws):
     samples = 1000
 
 
-def new_job(lm, prompt, **settings) -> Job:
-    return Job(lm, prompt, Settings(**{"temperature": 1.0, "seed": 0, **settings}))
+def new_request(lm, prompt, **settings) -> Request:
+    return Request(lm, prompt, Settings(**{"temperature": 1.0, "seed": 0, **settings}))
 
 
 def answered(generator, network):
@@ -63,14 +63,14 @@ def test_laws_of_a_tree_are_those_of_chains(layers):
     """Masks, positions and the cache, over rounds in which paths are accepted: against a fresh cache each time."""
     lm = toy_language_model(seed=1, layers=3)
     network = lm.network
-    job = new_job(lm, [5, 6, 7], temperature=0.8, top_p=0.95)
-    laws = NetworkLaws(job, network, layers)
+    request = new_request(lm, [5, 6, 7], temperature=0.8, top_p=0.95)
+    laws = NetworkLaws(request, network, layers)
 
     def alone(path):
-        return answered(NetworkLaws(job, network, layers).root([*job.tokens, *path]), network)[0]
+        return answered(NetworkLaws(request, network, layers).root([*request.tokens, *path]), network)[0]
 
     for accepted in ([0, 2], [1, 3], [], [1]):
-        root, _ = answered(laws.root(job.tokens), network)
+        root, _ = answered(laws.root(request.tokens), network)
         torch.testing.assert_close(root, alone(()), atol=1e-5, rtol=1e-3)
         for level in ([(40,), (41,)], [(40, 50), (41, 50), (41, 50)]):
             found, forwards = answered(laws.after(level), network)
@@ -79,19 +79,21 @@ def test_laws_of_a_tree_are_those_of_chains(layers):
                 torch.testing.assert_close(law, alone(path), atol=1e-5, rtol=1e-3)
         draft = Draft([40, 41, 50, 50], [ROOT, ROOT, 0, 1])
         rows = torch.zeros(5, network.vocabulary)
-        before = list(job.tokens)
-        job.commit([*(draft.tokens[node] for node in accepted), 33], torch.zeros(len(accepted) + 1, network.vocabulary))
+        before = list(request.tokens)
+        request.commit(
+            [*(draft.tokens[node] for node in accepted), 33], torch.zeros(len(accepted) + 1, network.vocabulary)
+        )
         laws.observe(round_of(before, draft, accepted, rows))
         cached = laws._sequence
-        assert cached.tokens == job.tokens[: cached.length]
-        assert cached.length == len(job.tokens) - 1, "every accepted row was kept"
+        assert cached.tokens == request.tokens[: cached.length]
+        assert cached.length == len(request.tokens) - 1, "every accepted row was kept"
 
 
 def test_a_round_without_a_draft_leaves_the_cache_alone():
     lm = scripted_language_model(story_scorer())
-    job = new_job(lm, [1, 2])
-    laws = NetworkLaws(job, lm.network)
-    answered(laws.root(job.tokens), lm.network)
+    request = new_request(lm, [1, 2])
+    laws = NetworkLaws(request, lm.network)
+    answered(laws.root(request.tokens), lm.network)
     laws.observe(round_of([1, 2], EMPTY, [], torch.zeros(1, 24)))
     laws.observe(round_of([1, 2, 3], EMPTY, [], torch.zeros(1, 24)))
     assert laws._sequence.tokens == [1, 2]
@@ -102,7 +104,7 @@ def test_a_round_without_a_draft_leaves_the_cache_alone():
 
 def ngrams(prompt, vocabulary=6, recycle=True, **settings) -> NgramLaws:
     lm = scripted_language_model(TabularScorer(vocabulary))
-    return NgramLaws(new_job(lm, prompt, **settings), recycle)
+    return NgramLaws(new_request(lm, prompt, **settings), recycle)
 
 
 def test_counts_are_interpolated():
@@ -183,9 +185,9 @@ def test_forbidden_tokens_are_not_likely():
 @pytest.mark.parametrize("siblings", [Siblings.WITH_REPLACEMENT, Siblings.WITHOUT_REPLACEMENT])
 def test_branching_decides_the_shape(siblings):
     lm = scripted_language_model(story_scorer())
-    job = new_job(lm, [1, 2, 3])
+    request = new_request(lm, [1, 2, 3])
     draft, forwards = answered(
-        grow_branching(job, NetworkLaws(job, lm.network), job.tokens, (3, 2, 1), siblings), lm.network
+        grow_branching(request, NetworkLaws(request, lm.network), request.tokens, (3, 2, 1), siblings), lm.network
     )
     assert [draft.depths().count(depth) for depth in (1, 2, 3)] == [3, 6, 6]
     assert len(forwards) == 3, "one forward per level"
@@ -194,8 +196,10 @@ def test_branching_decides_the_shape(siblings):
 
 def test_nothing_grows_on_a_stop_token():
     lm = scripted_language_model(TabularScorer(3), stop_ids=(0, 1))
-    job = new_job(lm, [2])
-    grown = grow_branching(job, NetworkLaws(job, lm.network), job.tokens, (3, 3), Siblings.WITHOUT_REPLACEMENT)
+    request = new_request(lm, [2])
+    grown = grow_branching(
+        request, NetworkLaws(request, lm.network), request.tokens, (3, 3), Siblings.WITHOUT_REPLACEMENT
+    )
     draft, _ = answered(grown, lm.network)
     assert sorted(draft.tokens[:3]) == [0, 1, 2]
     assert {draft.tokens[parent] for parent in draft.parents[3:]} == {2}

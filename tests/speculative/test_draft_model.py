@@ -15,7 +15,7 @@ from decodery.testing import (
     story_scorer,
     toy_language_model,
 )
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 
 class TestDraftModel(DrafterLaws):
@@ -61,10 +61,10 @@ def test_acceptance_is_one_minus_the_distance():
     settings = Settings(temperature=1.0, max_new_tokens=3, seed=0)
 
     def first_round(chance) -> int:
-        job, method = new_job(lm, "draft-model(draft=other)", [0], settings)
-        job.noise = chance
-        finished(job, method)
-        accepted = [event.from_draft for event in job.events if hasattr(event, "from_draft")]
+        request, method = new_request(lm, "draft-model(draft=other)", [0], settings)
+        request.noise = chance
+        finished(request, method)
+        accepted = [event.from_draft for event in request.events if hasattr(event, "from_draft")]
         return accepted.index(False)
 
     law = enumerate_outcomes(first_round)

@@ -11,10 +11,10 @@ import torch
 from decodery.engine.settings import Settings
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Layers
-from decodery.speculative.drafters.del_ import ExitDrafter
-from decodery.speculative.exits import ExitAdapters, adapted
+from decodery.speculative.del_.exits import ExitAdapters, adapted
+from decodery.speculative.del_.method import ExitDrafter
 from decodery.testing import toy_language_model
-from decodery.testing.outputs import new_job
+from decodery.testing.outputs import new_request
 
 
 class TestAdapters:
@@ -84,10 +84,10 @@ class TestAdapters:
         lm, folder, _ = trained
         with pytest.raises(MethodUnavailable, match=r"1\+3, not for 2"):
             lm.generate("a", method=f"del(adapters='{folder}', exit=2)", max_new_tokens=2)
-        monkeypatch.setattr("decodery.speculative.exits.shipped", lambda fingerprint: folder)
+        monkeypatch.setattr("decodery.speculative.del_.exits.shipped", lambda fingerprint: folder)
         for exit, bent in ((3, True), (2, False)):
-            job, method = new_job(lm, f"del(exit={exit})", [5], Settings(seed=0))
-            assert (method.drafter(job)._speech.adapters is not None) == bent
+            request, method = new_request(lm, f"del(exit={exit})", [5], Settings(seed=0))
+            assert (method.drafter(request)._speech.adapters is not None) == bent
 
     def test_of_another_model_they_are_refused(self, trained):
         _, folder, _ = trained

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from decodery.speculative.layer_search import GaussianProcess, LayerSearch, LayerSet, matchness, matern
+from decodery.speculative.swift.layer_search import GaussianProcess, LayerSearch, LayerSet, matchness, matern
 
 
 def additive(seed: int = 0, layers: int = 30) -> dict[str, np.ndarray]:

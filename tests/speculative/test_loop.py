@@ -68,8 +68,8 @@ def test_a_draft_beyond_the_end_is_cut():
     """A drafter that ignores the depth it is given."""
     whole = oracle_draft(50)
 
-    def careless(job, tokens, depth) -> Draft:
-        return whole.drafter(job).propose(tokens, 50)
+    def careless(request, tokens, depth) -> Draft:
+        return whole.drafter(request).propose(tokens, 50)
 
     lm = scripted_language_model(story_scorer())
     reply = lm.generate([1, 2], method=drafting_method("careless", careless), max_new_tokens=5)
@@ -79,13 +79,13 @@ def test_a_draft_beyond_the_end_is_cut():
 
 def test_an_empty_draft_is_a_plain_step():
     lm = scripted_language_model(story_scorer())
-    reply = lm.generate([1, 2], method=drafting_method("idle", lambda job, tokens, depth: EMPTY), max_new_tokens=6)
+    reply = lm.generate([1, 2], method=drafting_method("idle", lambda request, tokens, depth: EMPTY), max_new_tokens=6)
     assert reply.stats.forwards == reply.stats.rounds == 6
     assert not [event for event in reply.events if isinstance(event, Drafted)]
 
 
 def test_a_drafter_that_fails_ends_its_request_alone():
-    def failing(job, tokens, depth):
+    def failing(request, tokens, depth):
         raise RuntimeError("no idea")
 
     lm = scripted_language_model(story_scorer())

@@ -7,7 +7,7 @@ import pytest
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.speculative.draft import Siblings
-from decodery.speculative.multi_draft import greedy_top
+from decodery.speculative.draft_laws.multi_draft import greedy_top
 from decodery.speculative.transport import alpha_star
 from decodery.testing import (
     DrafterLaws,

@@ -12,7 +12,7 @@ import decodery
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models import store
-from decodery.speculative.vocabularies import SharedTokens, Tokens
+from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens
 from decodery.testing import (
     SmallLanguageModel,
     TabularScorer,
@@ -22,7 +22,7 @@ from decodery.testing import (
     total_variation,
     toy_diffusion_model,
 )
-from decodery.testing.outputs import new_job
+from decodery.testing.outputs import new_request
 
 ROUNDING = 1e-5
 PLAIN = "autoregressive"
@@ -192,8 +192,8 @@ def test_more_memory_is_set_aside_for_a_tokenizer_that_needs_more_tokens():
     rows = {}
     for spec, size in (("vocabulary=shared", 1 << 16), ("vocabulary=text", 1 << 16), ("vocabulary=shared", 50)):
         lm.companions["other"].network.context = size
-        job, chosen = new_job(lm, f"draft-model(draft=other, {spec})", [0, 1, 2, 1], settings)
-        rows[spec, size] = [count for _, count in chosen.caches(job)]
+        request, chosen = new_request(lm, f"draft-model(draft=other, {spec})", [0, 1, 2, 1], settings)
+        rows[spec, size] = [count for _, count in chosen.caches(request)]
     assert rows == {
         ("vocabulary=shared", 1 << 16): [104, 156],
         ("vocabulary=text", 1 << 16): [104, 156],

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.speculative.draft import EMPTY
-from decodery.speculative.drafters.prompt_lookup import NgramDrafter
+from decodery.speculative.prompt_lookup import NgramDrafter
 from decodery.testing import DrafterLaws, ScriptedScorer, scripted_language_model
 
 

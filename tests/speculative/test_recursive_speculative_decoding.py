@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from decodery.engine.job import Job
+from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.sampling.noise import Noise, Stage
 from decodery.speculative.draft import ROOT, Draft, Siblings
-from decodery.speculative.draft_laws import NetworkLaws
-from decodery.speculative.growth import (
+from decodery.speculative.draft_laws.growth import (
     START,
     beam_search,
     draw_beam,
@@ -26,6 +25,7 @@ from decodery.speculative.growth import (
     grow_beam,
     grow_branching,
 )
+from decodery.speculative.draft_laws.laws import NetworkLaws
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.verifiers import TreeRejection
 from decodery.testing import (
@@ -77,28 +77,28 @@ def answered(generator, network):
         return end.value
 
 
-Grow = Callable[[Job, NetworkLaws], Iterator]
+Grow = Callable[[Request, NetworkLaws], Iterator]
 Change = Callable[[Draft, object], Draft]
 
 
 def branching(*counts: int) -> Grow:
-    return lambda job, laws: grow_branching(job, laws, job.tokens, counts, Siblings.WITHOUT_REPLACEMENT)
+    return lambda request, laws: grow_branching(request, laws, request.tokens, counts, Siblings.WITHOUT_REPLACEMENT)
 
 
 def beam(width: int, length: int) -> Grow:
-    return lambda job, laws: grow_beam(job, laws, job.tokens, width, length)
+    return lambda request, laws: grow_beam(request, laws, request.tokens, width, length)
 
 
 def enumerated_round(
     grow: Grow, scorer: TabularScorer, drafter: TabularScorer, verifier=None, change: Change | None = None
 ) -> dict[tuple[int, ...], float]:
     """The exact law of the tokens that one round emits: of every tree that can grow, every verdict."""
-    job = Job(scripted_language_model(scorer), PROMPT, Settings(temperature=1.0, max_new_tokens=9, seed=0))
+    request = Request(scripted_language_model(scorer), PROMPT, Settings(temperature=1.0, max_new_tokens=9, seed=0))
     trees: dict[object, Draft] = {}
 
     def draw(chance) -> object:
-        job.noise = chance
-        draft = answered(grow(job, NetworkLaws(job, drafter)), drafter)
+        request.noise = chance
+        draft = answered(grow(request, NetworkLaws(request, drafter)), drafter)
         draft = draft if change is None else change(draft, chance)
         key = tuple(draft.tokens), tuple(draft.parents)
         trees[key] = draft
@@ -109,10 +109,10 @@ def enumerated_round(
         draft = trees[key]
         paths = [(), *(tuple(draft.tokens[i] for i in draft.path(node)) for node in range(len(draft)))]
         rows = scorer.score([(*PROMPT, *path) for path in paths], True)
-        laws = torch.stack([ProcessedLaws(job, draft, rows)[row] for row in range(len(rows))])
+        laws = torch.stack([ProcessedLaws(request, draft, rows)[row] for row in range(len(rows))])
 
         def judge(chance, draft=draft, laws=laws) -> tuple[int, ...]:
-            verdict = (verifier or TreeRejection()).verify(draft, laws, chance, job.position)
+            verdict = (verifier or TreeRejection()).verify(draft, laws, chance, request.position)
             return (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
 
         for emitted, mass in enumerate_outcomes(judge).items():
@@ -390,9 +390,11 @@ def test_a_beam_that_is_certain_of_its_first_path_still_grows():
 def test_the_size_of_a_tree_is_bounded():
     lm = scripted_language_model(story_scorer(), drafter=story_scorer(surprise=2.0, name="other"))
     for seed in range(20):
-        job = Job(lm, [1, 2, seed], Settings(temperature=1.5, seed=seed))
+        request = Request(lm, [1, 2, seed], Settings(temperature=1.5, seed=seed))
         for width, length in ((4, 3), (2, 5)):
-            tree = answered(grow_beam(job, NetworkLaws(job, lm.drafter), job.tokens, width, length), lm.drafter)
+            tree = answered(
+                grow_beam(request, NetworkLaws(request, lm.drafter), request.tokens, width, length), lm.drafter
+            )
             assert [tree.depths().count(level) for level in range(1, length + 1)] == [width] * length
             assert all(len({tree.tokens[c] for c in family}) == len(family) for family in tree.children.values())
 
@@ -428,8 +430,8 @@ def test_a_draft_model_equal_to_the_target_is_always_right(temperature, spec, le
 def test_drawing_without_replacement_emits_more():
     """The exact expectation of a round at equal budget: without replacement more than with, whatever the shape."""
 
-    def independent(job, laws):
-        return grow_branching(job, laws, job.tokens, (2, 1), Siblings.WITH_REPLACEMENT)
+    def independent(request, laws):
+        return grow_branching(request, laws, request.tokens, (2, 1), Siblings.WITH_REPLACEMENT)
 
     for seed in range(3):
         scorer = TabularScorer(4, order=None, seed=seed)

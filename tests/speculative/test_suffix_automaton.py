@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.errors import BadInput
-from decodery.speculative.automaton import Match, SuffixAutomaton
 from decodery.speculative.draft import EMPTY
-from decodery.speculative.drafters.suffix_automaton import AutomatonDrafter
+from decodery.speculative.suffix_automaton.automaton import Match, SuffixAutomaton
+from decodery.speculative.suffix_automaton.method import AutomatonDrafter
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)

@@ -12,10 +12,10 @@ from decodery.engine.settings import Settings
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Slots
 from decodery.speculative.draft import ROOT, Draft, Siblings
-from decodery.speculative.drafters.swift import SkippingDrafter, Swift, SwiftState
-from decodery.speculative.layer_search import LayerSet
+from decodery.speculative.swift.layer_search import LayerSet
+from decodery.speculative.swift.method import SkippingDrafter, Swift, SwiftState
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer, toy_language_model, watched
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 
 EAGER = "swift(bypass=False, context_window=4, stop_threshold=0.2)"
 
@@ -99,13 +99,15 @@ def _state(lm) -> SwiftState:
 
 def _searched(lm, chosen: LayerSet | None, method: str = "swift(bypass=False, context_window=8)") -> SwiftState:
     """The state after a request whose search was given one set to score."""
-    job, swift = new_job(lm, method, lm.tokenize("hello there"), Settings(max_new_tokens=16, ignore_eos=True, seed=0))
-    state = SwiftState(swift.drafter(job)._state.search)
+    request, swift = new_request(
+        lm, method, lm.tokenize("hello there"), Settings(max_new_tokens=16, ignore_eos=True, seed=0)
+    )
+    state = SwiftState(swift.drafter(request)._state.search)
     if chosen is not None:
         state.search.candidate = lambda: chosen  # type: ignore[method-assign]
     lm.memory.clear()
     lm.memory["default", ("swift", swift.spec())] = state
-    finished(job, swift)
+    finished(request, swift)
     return state
 
 
@@ -138,10 +140,12 @@ class TestCache:
     def test_after_a_request_all_layers_hold_what_a_fresh_pass_writes(self):
         lm = toy_language_model(seed=1, layers=6)
         method = "swift(bypass=False, context_window=4, skip_ratio=0.4, stop_threshold=0.0)"
-        job, swift = new_job(lm, method, lm.tokenize("hello"), Settings(max_new_tokens=30, ignore_eos=True, seed=0))
+        request, swift = new_request(
+            lm, method, lm.tokenize("hello"), Settings(max_new_tokens=30, ignore_eos=True, seed=0)
+        )
         seen: list[Forward] = []
         with watched(lm.network, seen.append):
-            finished(job, swift)
+            finished(request, swift)
         sequence = seen[-1].sequence
         fresh = lm.network.new_sequence()
         lm.network.run([Forward(fresh, sequence.tokens)])
@@ -153,7 +157,7 @@ class TestCache:
         """Its scores are those of a fresh sequence of prompt and first tokens, the prompt's rows being the whole model's."""
         lm = toy_language_model(seed=1, layers=6)
         method = "swift(bypass=False, context_window=5, skip_ratio=0.4, max_score=1.0, stop_threshold=0.0)"
-        job, swift = new_job(
+        request, swift = new_request(
             lm, method, lm.tokenize("hello there"), Settings(max_new_tokens=24, ignore_eos=True, seed=0)
         )
         asked: list[Forward] = []
@@ -170,16 +174,16 @@ class TestCache:
 
         lm.network.run_pass = spied
         try:
-            finished(job, swift)
+            finished(request, swift)
         finally:
             del lm.network.run_pass
         assert len(asked) >= 3
         for forward, tokens in zip(asked, found, strict=True):
-            assert list(forward.tokens) == job.new_tokens[:5]
-            assert list(forward.positions) == list(range(len(job.prompt), len(job.prompt) + 5))
+            assert list(forward.tokens) == request.new_tokens[:5]
+            assert list(forward.positions) == list(range(len(request.prompt), len(request.prompt) + 5))
             sequence = lm.network.new_sequence()
-            lm.network.run([Forward(sequence, list(job.prompt))])
-            [alone] = lm.network.run([Forward(sequence, job.new_tokens[:5], layers=forward.layers)])
+            lm.network.run([Forward(sequence, list(request.prompt))])
+            [alone] = lm.network.run([Forward(sequence, request.new_tokens[:5], layers=forward.layers)])
             assert tuple(alone.logits.argmax(dim=-1).tolist()) == tokens
 
 
@@ -282,7 +286,7 @@ class TestTree:
         spec = f"swift(bypass=False, max_steps={steps}, top_k=10, stop_threshold={threshold}, optimise=False)"
         drafts: list[Draft] = []
         settings = Settings(max_new_tokens=steps + 2, temperature=temperature, top_p=top_p, seed=0)
-        job, swift = new_job(lm, spec, [1, 2], settings)
+        request, swift = new_request(lm, spec, [1, 2], settings)
         original = SkippingDrafter.observe
 
         def observe(self, round):
@@ -291,7 +295,7 @@ class TestTree:
 
         SkippingDrafter.observe = observe
         try:
-            finished(job, swift)
+            finished(request, swift)
         finally:
             SkippingDrafter.observe = original
         return next(draft for draft in drafts if len(draft))

@@ -13,8 +13,8 @@ import torch
 
 from decodery.engine.settings import Settings
 from decodery.speculative.draft import EMPTY, ROOT, Draft
-from decodery.speculative.drafters.token_recycling import RecyclingDrafter, Template, TokenRecycling, template
 from decodery.speculative.loop import Round
+from decodery.speculative.token_recycling import RecyclingDrafter, Template, TokenRecycling, template
 from decodery.speculative.verifiers import Verdict
 from decodery.testing import (
     DrafterLaws,
@@ -194,8 +194,8 @@ class _Adversarial(TokenRecycling):
 
     name: ClassVar[str] = "adversarial-recycling"
 
-    def drafter(self, job):
-        scorer = job.host.network
+    def drafter(self, request):
+        scorer = request.host.network
         rows = [scorer.score([(token,)], True)[0].argsort()[: self.k] for token in range(scorer.vocabulary)]
         return RecyclingDrafter(torch.stack(rows).int(), template().narrowed(self.k), update="none")
 

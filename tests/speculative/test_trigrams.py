@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decodery.speculative.trigrams import Row, TrigramStore, TrigramTable
+from decodery.speculative.continuations.trigrams import Row, TrigramStore, TrigramTable
 
 
 class TestTable:
@@ -64,8 +64,8 @@ class TestStore:
         assert row.ids[0] == 999
 
     def test_memory_is_bounded(self, monkeypatch):
-        monkeypatch.setattr("decodery.speculative.trigrams.READ_ROWS", 5)
-        monkeypatch.setattr("decodery.speculative.trigrams.CHANGED_ROWS", 10)
+        monkeypatch.setattr("decodery.speculative.continuations.trigrams.READ_ROWS", 5)
+        monkeypatch.setattr("decodery.speculative.continuations.trigrams.CHANGED_ROWS", 10)
         store = TrigramStore(100, 12, TrigramTable.count([list(range(50))], 100))
         for key in range(0, 9999, 101):
             store.find(key)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from decodery.errors import BadInput, MethodUnavailable
-from decodery.speculative import exits
-from decodery.speculative.exits import ExitAdapters, shipped
+from decodery.speculative.del_ import exits
+from decodery.speculative.del_.exits import ExitAdapters, shipped
 from decodery.testing import toy_language_model
 from decodery.training.exit_adapters import (
     HiddenRows,

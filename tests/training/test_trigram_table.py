@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decodery.errors import BadInput
-from decodery.speculative.trigrams import TrigramTable
+from decodery.speculative.continuations.trigrams import TrigramTable
 from decodery.testing import scripted_language_model, story_scorer, toy_language_model
 from decodery.training import trigram_table
 

@@ -72,7 +72,7 @@ def acceptance(
     check_writable(plot)
     from decodery.evaluation.acceptance import acceptance_report, check_numbers
     from decodery.evaluation.questions import load_questions
-    from decodery.speculative.drafters.draft_model import DraftModel
+    from decodery.speculative.draft_model import DraftModel
 
     check_numbers(heats, counts, rows, support, trials, max_new_tokens)
     drafting = DraftModel(draft=draft, layers=layers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
+from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches.base import CacheRegime, NoCache
 from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
 from decodery.diffusion.caches.freecache import FREEZE, FreeCache
@@ -17,7 +17,7 @@ from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
 
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
 
 BLOCK = 32
@@ -76,52 +76,52 @@ class DiffusionMethod(Method):
         return {item.name: getattr(self, item.name) for item in DiffusionMethod.parameters()}
 
     @abstractmethod
-    def unmasking(self, job: Job) -> Rule:
+    def unmasking(self, request: Request) -> Rule:
         """The unmasking rule of a request."""
 
     def block(self, length: int) -> int:
         """The block length on a canvas of `length`."""
         return min(self.block_length or BLOCK, length)
 
-    def blocks(self, job: Job, length: int) -> BlockSchedule:
+    def blocks(self, request: Request, length: int) -> BlockSchedule:
         """The block schedule of a request with a canvas of `length`."""
         return FixedBlocks(self.block(length))
 
-    def regime(self, job: Job) -> CacheRegime:
+    def regime(self, request: Request) -> CacheRegime:
         """A fresh cache regime."""
         if self.cache == "freecache":
             return FreeCache(self.freeze, self.shrink)
         return REGIMES[self.cache]()
 
-    def forbidden(self, job: Job) -> tuple[int, ...]:
+    def forbidden(self, request: Request) -> tuple[int, ...]:
         """Tokens that no law may give, beside the reserved ones."""
         return ()
 
-    def length(self, job: Job) -> int:
+    def length(self, request: Request) -> int:
         """The length of a request's canvas."""
-        return self.gen_length or min(model_of(job).canvas, job.settings.max_new_tokens)
+        return self.gen_length or min(model_of(request).canvas, request.settings.max_new_tokens)
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, request: Request) -> Plan:
         """How a request's canvas is decoded."""
-        length = self.length(job)
+        length = self.length(request)
         return Plan(
-            rule=self.unmasking(job),
+            rule=self.unmasking(request),
             length=length,
             steps=self.steps or length,
-            blocks=self.blocks(job, length),
-            cache=self.regime(job),
+            blocks=self.blocks(request, length),
+            cache=self.regime(request),
             cfg_scale=self.cfg_scale,
             early_stop=self.early_stop,
             shift_row=self.shift_row,
-            forbidden=self.forbidden(job),
+            forbidden=self.forbidden(request),
         )
 
-    def admit(self, job: Job) -> None:
-        length, prompt, settings = self.length(job), len(job.prompt), job.settings
-        if prompt + length > job.host.network.context:
+    def admit(self, request: Request) -> None:
+        length, prompt, settings = self.length(request), len(request.prompt), request.settings
+        if prompt + length > request.host.network.context:
             raise BadPrompt(
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
-                f"{job.host.network.name} has a context of {job.host.network.context}."
+                f"{request.host.network.name} has a context of {request.host.network.context}."
             )
         if length < settings.min_new_tokens:
             raise BadSetting(
@@ -136,9 +136,9 @@ class DiffusionMethod(Method):
             raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")
         self.check_steps(length)
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
-        rows = len(job.prompt) + self.length(job)
-        return [(job.host.network, rows)] * (2 if self.cfg_scale else 1)
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
+        rows = len(request.prompt) + self.length(request)
+        return [(request.host.network, rows)] * (2 if self.cfg_scale else 1)
 
     def check_steps(self, length: int) -> None:
         """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""
@@ -150,8 +150,8 @@ class DiffusionMethod(Method):
                     "the block length must divide the canvas, and the number of blocks the steps."
                 )
 
-    def decode(self, job: Job) -> Decoding:
-        yield from Denoising(job, self.plan(job)).run()
+    def decode(self, request: Request) -> Decoding:
+        yield from Denoising(request, self.plan(request)).run()
 
     def claims(self) -> tuple[Claim, ...]:
         """What this method says of itself, for `decodery check` to decide by experiment."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.diffusion.canvas import Canvas
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.sampling.noise import Chance, Stage
 
@@ -88,7 +88,7 @@ class Drafting(Denoising):
 
     def __init__(
         self,
-        job: Job,
+        request: Request,
         plan: Plan,
         draft_steps: int,
         layout: str,
@@ -98,7 +98,7 @@ class Drafting(Denoising):
     ):
         from decodery.sampling.noise import Noise
 
-        super().__init__(job, plan, **more)
+        super().__init__(request, plan, **more)
         self.draft_steps, self.layout, self.eager, self.subset = draft_steps, layout, eager, subset
         # Noise may be asked twice at an address. A chance that may not is left to the decoder itself.
         self._guessing: Chance = self.chance if isinstance(self.chance, Noise) else Likeliest()
@@ -125,20 +125,20 @@ class Drafting(Denoising):
             place = self._after(canvas, place, step)
             if self.publishing and (place is None or place.in_block == 0) and self.plan.early_stop == "block":
                 self.publish(block_end)
-            if self.job.finish_reason is not None:
+            if self.request.finish_reason is not None:
                 return canvas
             if place is None:
                 break
             if hits:
                 laws, known = known[hits - 1][1], known[hits:]
-                laws.committed = len(self.job.new_tokens)
+                laws.committed = len(self.request.new_tokens)
             elif place.in_block == 0 and not self.eager:
                 laws, known = (yield from self._open(place)), []
             else:
                 laws, known = yield from self._round(laws, place)
         if self.publishing:
             self.publish(canvas.length)
-            self.job.finish("length")
+            self.request.finish("length")
         return canvas
 
     def static_step(self, laws: Laws, place: Place, number: int) -> StaticStep:
@@ -205,7 +205,7 @@ class Drafting(Denoising):
         laws: of the state before. A state that is complete needs no forward, and so no draft.
         """
         laws = laws.at(range(len(laws)))
-        laws.chance, laws.committed = self._guessing, len(self.job.new_tokens)
+        laws.chance, laws.committed = self._guessing, len(self.request.new_tokens)
         canvas, number = self.canvas, self.number
         drafts: list[Draft] = []
         while len(drafts) + 1 < self.draft_steps:
@@ -226,7 +226,7 @@ class Drafting(Denoising):
 
     def _goes_on(self, canvas: Canvas, until: int) -> bool:
         """Whether decoding goes on behind these offsets, as far as their tokens tell."""
-        return self.plan.early_stop == "never" or self.job.stop_ids.isdisjoint(canvas.answer[:until])
+        return self.plan.early_stop == "never" or self.request.stop_ids.isdisjoint(canvas.answer[:until])
 
     def _round(
         self, laws: Laws, place: Place
@@ -236,7 +236,7 @@ class Drafting(Denoising):
         laws: of the state before.
         """
         drafts = self.guess(laws, place)
-        self.job.statistics.drafted += sum(len(draft.step.commit.offsets) for draft in drafts)
+        self.request.statistics.drafted += sum(len(draft.step.commit.offsets) for draft in drafts)
         states = [(self.canvas, place), *((draft.canvas, draft.place) for draft in drafts)]
         copies = self._copies_for(len(states))
         asks = [
@@ -286,11 +286,11 @@ class Drafting(Denoising):
     # Statistics
 
     def publish(self, until: int) -> bool:
-        first = len(self.job.new_tokens)
+        first = len(self.request.new_tokens)
         over = super().publish(until)
-        drafted = len(self._accepted.intersection(range(first, len(self.job.new_tokens))))
-        self.job.statistics.accepted += drafted
-        self.job.statistics.bonus -= drafted
+        drafted = len(self._accepted.intersection(range(first, len(self.request.new_tokens))))
+        self.request.statistics.accepted += drafted
+        self.request.statistics.bonus -= drafted
         return over
 
 

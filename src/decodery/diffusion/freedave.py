@@ -15,7 +15,7 @@ from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
 
 BATCH_CANVAS = 64
@@ -53,10 +53,10 @@ class FreeDave(MaskedDiffusionDecoding):
                 "computes all keys and values anew where a block begins, so they would see others; use cache=none."
             )
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
-        caches, states = super().caches(job), self.draft_steps
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
+        caches, states = super().caches(request), self.draft_steps
         if (
-            self._layout(self.length(job)) == "tree"
+            self._layout(self.length(request)) == "tree"
         ):  # side by side behind the cache, each with all rows that it computes
             return [(network, rows * (1 + states)) for network, rows in caches]
         return caches * states
@@ -66,10 +66,10 @@ class FreeDave(MaskedDiffusionDecoding):
             return self.layout
         return "batch" if length <= BATCH_CANVAS else "tree"
 
-    def decode(self, job: Job) -> Decoding:
-        plan = self.plan(job)
+    def decode(self, request: Request) -> Decoding:
+        plan = self.plan(request)
         layout = self._layout(plan.length)
-        yield from self.drafting(job, plan, self.draft_steps, layout, self.eager, self.subset).run()
+        yield from self.drafting(request, plan, self.draft_steps, layout, self.eager, self.subset).run()
 
     def static(self) -> MaskedDiffusionDecoding:
         """The decoder whose canvas and order of commits are reproduced."""

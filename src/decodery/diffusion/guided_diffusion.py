@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
-    from decodery.engine.job import Host, Job
+    from decodery.engine.request import Host, Request
     from decodery.models.forward import Scores
     from decodery.models.scorer import Scorer
     from decodery.sampling.noise import Chance
@@ -81,14 +81,14 @@ class Guidance(Rule):
 
     whole_canvas: ClassVar[bool] = True
 
-    def __init__(self, job: Job, guide: Scorer, gate: Gate, chunk: int):
-        self.job, self.gate, self.chunk = job, gate, chunk
-        self.sequence = job.new_sequence(guide)
+    def __init__(self, request: Request, guide: Scorer, gate: Gate, chunk: int):
+        self.request, self.gate, self.chunk = request, gate, chunk
+        self.sequence = request.new_sequence(guide)
         self.canvas: Canvas | None = None
         """The canvas that is being filled; the method puts it here."""
         self.accepted: list[int] = []
         """Per round, how many drafts the guide was content with; where none, one was filled nevertheless."""
-        job.statistics.details["accepted"] = self.accepted
+        request.statistics.details["accepted"] = self.accepted
 
     def choose(self, laws: Laws, step: Step) -> Generator[Forward | tuple[Forward, ...], Any, Commit]:
         assert self.canvas is not None
@@ -121,7 +121,7 @@ class Guidance(Rule):
                 break  # not scored: behind the rows that the cache regime computes
             offsets.append(offset)
             tokens.append(drafted.get(offset, self.canvas.answer[offset]))
-            if tokens[-1] in self.job.stop_ids:
+            if tokens[-1] in self.request.stop_ids:
                 break
         return offsets, tokens
 
@@ -140,7 +140,7 @@ class Guidance(Rule):
                 offset = offsets[place]
                 position = self.canvas.prompt + offset
                 if offset in own and not self.gate.accepts(
-                    row, tokens[place], own[offset], self.job.noise, position, step.number
+                    row, tokens[place], own[offset], self.request.noise, position, step.number
                 ):
                     return place
             accepted = until
@@ -169,23 +169,25 @@ class GuidedDiffusion(DiffusionMethod):
     threshold: float = parameter(0.1, "of the gate threshold: least probability to the guide", low=0.0)
     chunk: int = parameter(32, "drafts that the guide judges in one forward", low=1)
 
-    def admit(self, job: Job) -> None:
-        super().admit(job)
-        partner = job.host.companion(self.guide)
-        job.remember(("guide", self.guide), lambda: self._check(job, partner), everywhere=True)
+    def admit(self, request: Request) -> None:
+        super().admit(request)
+        partner = request.host.companion(self.guide)
+        request.remember(("guide", self.guide), lambda: self._check(request, partner), everywhere=True)
         guide = partner.network
-        total = len(job.prompt) + self.length(job)
+        total = len(request.prompt) + self.length(request)
         if total > guide.context:
             raise BadPrompt(
                 f"prompt and canvas have {total} tokens together, but the guide {self.guide} has a context of "
                 f"{guide.context}."
             )
-        if max(job.prompt) >= guide.vocabulary:
-            raise BadPrompt(f"the prompt holds token {max(job.prompt)}, which the guide {self.guide} does not know.")
+        if max(request.prompt) >= guide.vocabulary:
+            raise BadPrompt(
+                f"the prompt holds token {max(request.prompt)}, which the guide {self.guide} does not know."
+            )
 
-    def _check(self, job: Job, partner: Host) -> bool:
+    def _check(self, request: Request, partner: Host) -> bool:
         """Raise Refused where this model cannot be the guide."""
-        model, host = model_of(job), job.host
+        model, host = model_of(request), request.host
         if partner.diffusion is not None:
             raise Refused(
                 f"{self.name}: the guide must be a causal model, and {self.guide} is a masked-diffusion model."
@@ -204,24 +206,24 @@ class GuidedDiffusion(DiffusionMethod):
                 )
         return True
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
-        own = super().caches(job)
-        return [*own, (job.host.companion(self.guide).network, own[0][1])]
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
+        own = super().caches(request)
+        return [*own, (request.host.companion(self.guide).network, own[0][1])]
 
-    def unmasking(self, job: Job) -> Guidance:
-        partner = job.host.companion(self.guide)
-        ends, guide_ends = frozenset(model_of(job).end_token_ids), frozenset(partner.stop_ids)
+    def unmasking(self, request: Request) -> Guidance:
+        partner = request.host.companion(self.guide)
+        ends, guide_ends = frozenset(model_of(request).end_token_ids), frozenset(partner.stop_ids)
         gate = Gate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
-        return Guidance(job, partner.network, gate, self.chunk)
+        return Guidance(request, partner.network, gate, self.chunk)
 
     def claims(self) -> tuple[Claim, ...]:
         never = replace(self, gate="relative", ratio=2.0, cache="none", freeze=FREEZE[0], shrink=False)
         plain = MaskedDiffusionDecoding(self.gen_length, 1, cfg_scale=self.cfg_scale)
         return (Claim("where the guide is never content, this is greedy decoding from left to right", never, plain),)
 
-    def decode(self, job: Job) -> Decoding:
-        plan = self.plan(job)
-        denoising = Denoising(job, plan)
+    def decode(self, request: Request) -> Decoding:
+        plan = self.plan(request)
+        denoising = Denoising(request, plan)
         assert isinstance(plan.rule, Guidance)
         plan.rule.canvas = denoising.canvas
         yield from denoising.run()

@@ -13,20 +13,20 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion import answers
 from decodery.diffusion.base import Claim, DiffusionMethod
-from decodery.diffusion.blocks.base import FixedBlocks
+from decodery.diffusion.blocks import FixedBlocks
 from decodery.diffusion.loop import Denoising, Plan, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.diffusion.unmasking.llada import Quota
-from decodery.diffusion.votes import Key, Vote, count, decided
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
+from decodery.search import answers
+from decodery.search.votes import Key, Vote, count, decided
 
 if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.forward import Forward
     from decodery.models.scorer import Scorer
 
@@ -127,8 +127,8 @@ class HiddenExperts(DiffusionMethod):
             return self.steps
         return length // 2 if all(block % 2 == 0 for block in self.lengths(length)) else length
 
-    def admit(self, job: Job) -> None:
-        length = self.length(job)
+    def admit(self, request: Request) -> None:
+        length = self.length(request)
         steps = self.planned(length)
         for block in self.lengths(length):
             if length % block or steps % (length // block):
@@ -140,12 +140,12 @@ class HiddenExperts(DiffusionMethod):
             raise BadParameter(
                 f"{self.name}: stop_when_decided counts votes; with choice=likelihood every run is needed."
             )
-        replace(self, block_length=None, block_lengths="auto", steps=None)._admit_canvas(job)
+        replace(self, block_length=None, block_lengths="auto", steps=None)._admit_canvas(request)
 
-    def _admit_canvas(self, job: Job) -> None:
-        super().admit(job)
+    def _admit_canvas(self, request: Request) -> None:
+        super().admit(request)
 
-    def unmasking(self, job: Job) -> Rule:
+    def unmasking(self, request: Request) -> Rule:
         return Quota(ORDERS[self.order])
 
     def runs(self, length: int) -> list[Key]:
@@ -167,12 +167,12 @@ class HiddenExperts(DiffusionMethod):
         )
         return (Claim("one block length with one seed is plain decoding", one, plain),)
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         # Of a finished run only the canvas is kept.
-        return super().caches(job) * min(self.at_once, len(self.runs(self.length(job))))
+        return super().caches(request) * min(self.at_once, len(self.runs(self.length(request))))
 
-    def decode(self, job: Job) -> Decoding:
-        length = self.length(job)
+    def decode(self, request: Request) -> Decoding:
+        length = self.length(request)
         keys = self.runs(length)
         finished: dict[Key, Run] = {}
         for start in range(0, len(keys), self.at_once):
@@ -180,55 +180,55 @@ class HiddenExperts(DiffusionMethod):
                 break
             wave = keys[start : start + self.at_once]
             finished.update(
-                zip(wave, (yield from together([self._run(job, key, length) for key in wave])), strict=True)
+                zip(wave, (yield from together([self._run(request, key, length) for key in wave])), strict=True)
             )
         vote = count(_answers(finished))
         key = vote.run
         if self.choice == "likelihood":
             key = max(sorted(finished), key=lambda one: finished[one].likelihood)
-        self._tell(job, finished, vote, len(keys))
+        self._tell(request, finished, vote, len(keys))
         finished[key].denoising.conclude()
 
-    def _run(self, job: Job, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
-        rule = Weighed(self.unmasking(job))
+    def _run(self, request: Request, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
+        rule = Weighed(self.unmasking(request))
         plan = Plan(
             rule=rule,
             length=length,
             steps=self.planned(length),
             blocks=FixedBlocks(key[0]),
-            cache=self.regime(job),
+            cache=self.regime(request),
             cfg_scale=self.cfg_scale,
             early_stop=self.early_stop,
             shift_row=self.shift_row,
-            forbidden=self.forbidden(job),
+            forbidden=self.forbidden(request),
         )
-        law = job.law
+        law = request.law
         if law.greedy and self.temperature > 0:
-            law = job.law_with(temperature=self.temperature)
+            law = request.law_with(temperature=self.temperature)
         from decodery.sampling.noise import Noise  # here, since it needs torch
 
-        assert job.settings.seed is not None
-        noise = Noise(run_seed(job.settings.seed, key), job.sample)
-        denoising = Denoising(job, plan, noise, publish=False, law=law)
+        assert request.settings.seed is not None
+        noise = Noise(run_seed(request.settings.seed, key), request.sample)
+        denoising = Denoising(request, plan, noise, publish=False, law=law)
         yield from denoising.run()
         forwards = denoising.forwards * len(denoising.sequences)
         denoising.sequences = ()  # only the canvas is looked at from here on
         return self._judged(denoising, rule, forwards)
 
     def _judged(self, denoising: Denoising, rule: Weighed, forwards: int) -> Run:
-        job, canvas = denoising.job, denoising.canvas
+        request, canvas = denoising.request, denoising.canvas
         tokens = canvas.answer[: canvas.complete_until()]
-        end = next((place for place, token in enumerate(tokens) if token in job.stop_ids), None)
+        end = next((place for place, token in enumerate(tokens) if token in request.stop_ids), None)
         if end is not None:
             tokens = tokens[: end + 1]
-        text = job.host.tokenizer.decode(tokens if end is None else tokens[:end], skip_special_tokens=True)
-        for stop in job.settings.stop:
+        text = request.host.tokenizer.decode(tokens if end is None else tokens[:end], skip_special_tokens=True)
+        for stop in request.settings.stop:
             text = text.split(stop)[0]
         likelihood = sum(rule.log_probability[offset] for offset in range(len(tokens)))
         return Run(denoising, text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
 
-    def _tell(self, job: Job, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
-        job.statistics.details.update(
+    def _tell(self, request: Request, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
+        request.statistics.details.update(
             answer=vote.winner,
             votes=vote.histogram,
             consensus=vote.consensus,
@@ -238,7 +238,7 @@ class HiddenExperts(DiffusionMethod):
                 {
                     "block": key[0],
                     "seed": key[1],
-                    "run_seed": run_seed(job.settings.seed or 0, key),
+                    "run_seed": run_seed(request.settings.seed or 0, key),
                     "text": run.text,
                     "answer": run.answer,
                     "likelihood": run.likelihood,

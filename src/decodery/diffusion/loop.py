@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from decodery._lazy import torch
-from decodery.diffusion.blocks.base import BlockSchedule, FixedBlocks
+from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches.base import CacheRegime, NoCache
 from decodery.diffusion.canvas import Canvas
 from decodery.diffusion.laws import Laws
@@ -17,8 +17,8 @@ from decodery.models.forward import Attend, Forward
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.job import Job
     from decodery.engine.method import Decoding
+    from decodery.engine.request import Request
     from decodery.models.forward import Scores
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.sequence import Sequence as CachedSequence
@@ -77,33 +77,33 @@ class Plan:
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
 
-    chance, law: noise and processed law; by default the job's. publish: whether what is complete is committed to the job, as
+    chance, law: noise and processed law; by default the request's. publish: whether what is complete is committed to the request, as
     the output and with events; without it the canvas is one of several tries, for the caller to choose among.
     """
 
     def __init__(
-        self, job: Job, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
+        self, request: Request, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
     ):
-        self.job, self.plan = job, plan
-        self.chance = job.noise if chance is None else chance
-        self.law = job.law if law is None else law
-        self.model = model_of(job)
-        self.canvas = Canvas(job.prompt, plan.length, self.model)
+        self.request, self.plan = request, plan
+        self.chance = request.noise if chance is None else chance
+        self.law = request.law if law is None else law
+        self.model = model_of(request)
+        self.canvas = Canvas(request.prompt, plan.length, self.model)
         self.number = 0
         """Steps taken."""
         self.publishing = publish
         self.over = False
         """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
         self.sequences: tuple[CachedSequence, ...] = tuple(
-            job.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
+            request.new_sequence() for _ in range(2 if plan.cfg_scale else 1)
         )
         """The cache of prompt and canvas; with guidance also the one behind a masked prompt."""
         self._banned = sorted({*self.model.reserved, *plan.forbidden})
         self._carried: dict[int, Tensor] = {}
         self.forwards = 0
-        """Forwards since the last commit to the job; guidance does not count double here."""
+        """Forwards since the last commit to the request; guidance does not count double here."""
         if publish:
-            job.statistics.step_of = [-1] * plan.length
+            request.statistics.step_of = [-1] * plan.length
 
     # Scoring
 
@@ -142,7 +142,7 @@ class Denoising:
             Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
-        committed, number = len(self.job.new_tokens), self.number
+        committed, number = len(self.request.new_tokens), self.number
 
         def laws(answers: Sequence[Scores]) -> Laws:
             scores = self._guided([answer.logits for answer in answers]).float()
@@ -171,45 +171,45 @@ class Denoising:
     def fill(self, commit: Commit, laws: Laws | None = None) -> None:
         """Take one step: put a commit on the canvas and tell of it. laws: those it was chosen by."""
         self.canvas.fill(commit.offsets, commit.tokens, self.number)
-        if self.job.reads_rows and laws is not None:
+        if self.request.reads_rows and laws is not None:
             rows = {offset: laws.scores[place] for place, offset in enumerate(laws.offsets)}
             self.canvas.rows.update({offset: rows[offset] for offset in commit.offsets if offset in rows})
         if self.publishing and commit.offsets:
-            self.job.unmasked(self.number, commit.offsets, commit.tokens)
+            self.request.unmasked(self.number, commit.offsets, commit.tokens)
         self.number += 1
         if self.plan.early_stop == "prefix":
             self._end_at(self.canvas.complete_until())
 
     def publish(self, until: int) -> bool:
-        """Commit the offsets before `until` to the job; True when the request is over."""
-        first = len(self.job.new_tokens)
-        if self.job.finish_reason is not None or until <= first:
-            return self.job.finish_reason is not None
+        """Commit the offsets before `until` to the request; True when the request is over."""
+        first = len(self.request.new_tokens)
+        if self.request.finish_reason is not None or until <= first:
+            return self.request.finish_reason is not None
         tokens = self.canvas.answer[first:until]
         empty = torch.empty(0)
         rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
         forwards, self.forwards = self.forwards, 0
-        return self.job.commit(tokens, rows, rounds=forwards)
+        return self.request.commit(tokens, rows, rounds=forwards)
 
     def _end_at(self, until: int) -> None:
         """Publish the offsets before `until`, and note whether that is the end. A try that is not published ends where a
         published one would, as far as end tokens say."""
         if self.publishing:
             self.over = self.publish(until)
-        elif not self.job.stop_ids.isdisjoint(self.canvas.answer[:until]):
+        elif not self.request.stop_ids.isdisjoint(self.canvas.answer[:until]):
             self.over = True
 
     def conclude(self) -> None:
-        """Make a canvas that was decoded without publishing the output of the job: events, commit and end."""
-        self.job.statistics.step_of = [-1] * self.canvas.length
+        """Make a canvas that was decoded without publishing the output of the request: events, commit and end."""
+        self.request.statistics.step_of = [-1] * self.canvas.length
         for step in sorted(set(self.canvas.step_of) - {-1}):
             offsets = [offset for offset, taken in enumerate(self.canvas.step_of) if taken == step]
-            self.job.unmasked(step, offsets, [self.canvas.answer[offset] for offset in offsets])
+            self.request.unmasked(step, offsets, [self.canvas.answer[offset] for offset in offsets])
         self.publish(self.canvas.complete_until())
-        self.job.finish("length")
+        self.request.finish("length")
 
     def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
-        """Decode the canvas; returns it. Ends early where the job does."""
+        """Decode the canvas; returns it. Ends early where the request does."""
         canvas, plan, start = self.canvas, self.plan, 0
         while start < canvas.length and canvas.masked():
             if not plan.blocks.looks_ahead:
@@ -223,7 +223,7 @@ class Denoising:
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
             if self.publishing:
-                self.job.statistics.block_ends.append(end)
+                self.request.statistics.block_ends.append(end)
             yield from self.fill_block(laws, start, end)
             if plan.early_stop == "block":
                 self._end_at(end)
@@ -232,7 +232,7 @@ class Denoising:
             start = end
         if self.publishing:
             self.publish(canvas.length)
-            self.job.finish("length")
+            self.request.finish("length")
         return canvas
 
     def fill_block(self, laws: Laws, start: int, end: int) -> Decoding:
@@ -259,11 +259,11 @@ class Denoising:
                     raise RuntimeError(f"{type(self.plan.rule).__name__} fills nothing, and the canvas is not complete")
 
 
-def model_of(job: Job) -> MaskedDiffusion:
-    """The description of the job's masked-diffusion model."""
-    model: MaskedDiffusion | None = getattr(job.host, "diffusion", None)
+def model_of(request: Request) -> MaskedDiffusion:
+    """The description of the request's masked-diffusion model."""
+    model: MaskedDiffusion | None = getattr(request.host, "diffusion", None)
     if model is None:
-        raise ValueError(f"{job.host.network.name} is no masked-diffusion model")
+        raise ValueError(f"{request.host.network.name} is no masked-diffusion model")
     return model
 
 

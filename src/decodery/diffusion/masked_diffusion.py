@@ -17,7 +17,7 @@ from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
 
 WITHOUT_BLOCKS = (*dream.ALGORITHMS, "ancestral")
 """Rules published without blocks."""
@@ -67,8 +67,8 @@ class MaskedDiffusionDecoding(DiffusionMethod):
             return length
         return super().block(length)
 
-    def forbidden(self, job: Job) -> tuple[int, ...]:
-        return model_of(job).end_token_ids if self.end_tokens == "banned" else ()
+    def forbidden(self, request: Request) -> tuple[int, ...]:
+        return model_of(request).end_token_ids if self.end_tokens == "banned" else ()
 
     def claims(self) -> tuple[Claim, ...]:
         one_by_one = replace(self, rule="low_confidence", value_independent=False, steps=None, end_tokens="free")
@@ -83,7 +83,7 @@ class MaskedDiffusionDecoding(DiffusionMethod):
             Claim("one token per step, at a position chosen by its law alone, is exact sampling", exact),
         )
 
-    def unmasking(self, job: Job) -> Rule:
+    def unmasking(self, request: Request) -> Rule:
         if self.rule == "threshold":
             return Threshold(self.value_independent, self.threshold)
         if self.rule == "factor":
@@ -92,7 +92,7 @@ class MaskedDiffusionDecoding(DiffusionMethod):
             return Ancestral()
         if self.rule in dream.ALGORITHMS:
             return dream.TimeGrid(self.rule, self.alg_temp)
-        late = model_of(job).end_token_ids if self.end_tokens == "last" else ()
+        late = model_of(request).end_token_ids if self.end_tokens == "last" else ()
         if self.rule == "random":
             return Quota("random", tokens=self.tokens_per_step)
         return Quota(self.rank if self.value_independent else "confidence", late, self.tokens_per_step)

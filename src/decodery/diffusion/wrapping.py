@@ -13,9 +13,9 @@ from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
-    from decodery.diffusion.blocks.base import BlockSchedule
+    from decodery.diffusion.blocks import BlockSchedule
     from decodery.diffusion.unmasking.base import Rule
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class WrappingMethod(DiffusionMethod):
     def block(self, length: int) -> int:
         return self.inner().block(length)
 
-    def unmasking(self, job: Job) -> Rule:
-        return self.inner().unmasking(job)
+    def unmasking(self, request: Request) -> Rule:
+        return self.inner().unmasking(request)
 
-    def blocks(self, job: Job, length: int) -> BlockSchedule:
-        return self.inner().blocks(job, length)
+    def blocks(self, request: Request, length: int) -> BlockSchedule:
+        return self.inner().blocks(request, length)
 
-    def forbidden(self, job: Job) -> tuple[int, ...]:
-        return self.inner().forbidden(job)
+    def forbidden(self, request: Request) -> tuple[int, ...]:
+        return self.inner().forbidden(request)
 
-    def admit(self, job: Job) -> None:
-        super().admit(job)
-        self.inner().admit(job)
+    def admit(self, request: Request) -> None:
+        super().admit(request)
+        self.inner().admit(request)

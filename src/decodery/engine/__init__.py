@@ -1,1 +1,1 @@
-"""What drives methods: jobs, the scheduler, the registry. Nothing here imports torch before work starts."""
+"""What drives methods: requests, the scheduler, the registry. Nothing here imports torch before work starts."""

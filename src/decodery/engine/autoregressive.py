@@ -9,7 +9,7 @@ from decodery.engine.method import Decoding, Exactness, Method
 from decodery.models.forward import Forward, Rows
 
 if TYPE_CHECKING:
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.forward import Scores
 
 
@@ -23,13 +23,13 @@ class Autoregressive(Method):
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "sampling"
 
-    def decode(self, job: Job) -> Decoding:
-        sequence = job.new_sequence()
-        yield from job.score_prompt(sequence)
-        pending = list(job.tokens[sequence.length :])
+    def decode(self, request: Request) -> Decoding:
+        sequence = request.new_sequence()
+        yield from request.score_prompt(sequence)
+        pending = list(request.tokens[sequence.length :])
         while True:
             scores: Scores = yield Forward(sequence, pending, logits=Rows.LAST)
-            token = job.draw(scores.logits[0])
-            if job.commit([token], scores.logits):
+            token = request.draw(scores.logits[0])
+            if request.commit([token], scores.logits):
                 return
             pending = [token]

@@ -15,8 +15,8 @@ from decodery.engine.plain import plain
 from decodery.errors import BadSetting, NotEnoughMemory
 
 if TYPE_CHECKING:
-    from decodery.engine.job import Job
     from decodery.engine.method import Method
+    from decodery.engine.request import Request
     from decodery.engine.scheduler import Scheduler
     from decodery.models.scorer import Scorer
 
@@ -110,13 +110,13 @@ class Need:
     parts: tuple[tuple[str, int], ...]
 
     @classmethod
-    def of(cls, job: Job, method: Method) -> Need:
+    def of(cls, request: Request, method: Method) -> Need:
         """Of a request that is decoded by a method."""
-        caches = method.caches(job)
+        caches = method.caches(request)
         rows: dict[int, int] = {}
         for network, most in caches:
             rows[id(network)] = max(most, rows.get(id(network), 0))
-        # A job cannot tell its sequences of one network apart, so each may get as long as the longest.
+        # A request cannot tell its sequences of one network apart, so each may get as long as the longest.
         size = sum(network.cache_bytes(rows[id(network)]) for network, _ in caches)
         return cls(size, rows, tuple((network.name, most) for network, most in caches))
 

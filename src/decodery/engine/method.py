@@ -23,7 +23,7 @@ from decodery.engine.plain import plain
 from decodery.errors import BadParameter, Refused, near
 
 if TYPE_CHECKING:
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.engine.settings import Settings
     from decodery.models.forward import Forward
     from decodery.models.scorer import Scorer
@@ -98,7 +98,7 @@ class Method(ABC):
     """Base of all decoding methods.
 
     Subclasses are frozen dataclasses (their fields are made with `parameter`) and set the class attributes below.
-    A method object holds no state of a request; what lives longer is kept in the job's memory.
+    A method object holds no state of a request; what lives longer is kept in the request's memory.
     """
 
     name: ClassVar[str]
@@ -114,7 +114,7 @@ class Method(ABC):
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
     @abstractmethod
-    def decode(self, job: Job) -> Decoding:
+    def decode(self, request: Request) -> Decoding:
         """Decode one request."""
 
     @property
@@ -123,15 +123,15 @@ class Method(ABC):
         sentence that begins with its name; empty where it asks nothing of the kind, or drafts chains there."""
         return ""
 
-    def admit(self, job: Job) -> None:  # noqa: B027
+    def admit(self, request: Request) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         """What `decode` may keep at once: of each sequence its network and the most rows that it may have, borrowed ones too.
 
         Memory is set aside for them before the request starts. Where it turns out to be too little, caches grow nevertheless.
         """
-        return [(job.host.network, len(job.prompt) + job.settings.max_new_tokens)]
+        return [(request.host.network, len(request.prompt) + request.settings.max_new_tokens)]
 
     def __post_init__(self) -> None:
         for item in self.parameters():
@@ -277,18 +277,18 @@ APPENDED_ONLY = "keeps a cache of its own for each text, which whole tokens can 
 """What there is to say of a network of chains alone."""
 
 
-def admit(method: Method, job: Job) -> None:
+def admit(method: Method, request: Request) -> None:
     """Raise Refused, BadParameter, BadPrompt or MethodUnavailable where a method does not run this request."""
-    network = job.host.network.name
-    if method.family == DIFFUSION and job.host.diffusion is None:
+    network = request.host.network.name
+    if method.family == DIFFUSION and request.host.diffusion is None:
         raise Refused(f"{method.name} fills the canvas of a masked-diffusion model, and {network} is a causal one.")
-    if method.family != DIFFUSION and job.host.diffusion is not None:
+    if method.family != DIFFUSION and request.host.diffusion is not None:
         raise Refused(
             f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
         )
-    if job.host.network.chains_only and method.beyond_chains:
+    if request.host.network.chains_only and method.beyond_chains:
         raise Refused(f"{method.name} {method.beyond_chains}, and {network} {APPENDED_ONLY}.")
-    reason = refusal(method, job.settings)
+    reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)
-    method.admit(job)
+    method.admit(request)

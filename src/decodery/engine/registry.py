@@ -17,29 +17,29 @@ log = logging.getLogger("decodery")
 
 BUILT_IN = {
     "autoregressive": "decodery.engine.autoregressive:Autoregressive",
-    "prompt-lookup": "decodery.speculative.drafters.prompt_lookup:PromptLookup",
-    "suffix-automaton": "decodery.speculative.drafters.suffix_automaton:SuffixAutomatonLookup",
-    "token-recycling": "decodery.speculative.drafters.token_recycling:TokenRecycling",
-    "cascade": "decodery.speculative.drafters.cascade:Cascade",
-    "approximate-match-lookup": "decodery.speculative.drafters.approximate_match_lookup:ApproximateMatchLookup",
-    "adaptive-draft-verification": "decodery.speculative.drafters.adaptive_draft_verification:AdaptiveDraftVerification",
-    "draft-model": "decodery.speculative.drafters.draft_model:DraftModel",
+    "prompt-lookup": "decodery.speculative.prompt_lookup:PromptLookup",
+    "suffix-automaton": "decodery.speculative.suffix_automaton.method:SuffixAutomatonLookup",
+    "token-recycling": "decodery.speculative.token_recycling:TokenRecycling",
+    "cascade": "decodery.speculative.cascade.method:Cascade",
+    "approximate-match-lookup": "decodery.speculative.approximate_match_lookup.method:ApproximateMatchLookup",
+    "adaptive-draft-verification": "decodery.speculative.adaptive_draft_verification:AdaptiveDraftVerification",
+    "draft-model": "decodery.speculative.draft_model:DraftModel",
     "recursive-speculative-decoding": (
-        "decodery.speculative.drafters.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
+        "decodery.speculative.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
     ),
-    "spectr": "decodery.speculative.drafters.spectr:Spectr",
-    "optimal-multi-draft": "decodery.speculative.drafters.optimal_multi_draft:OptimalMultiDraft",
-    "swift": "decodery.speculative.drafters.swift:Swift",
-    "del": "decodery.speculative.drafters.del_:DynamicExit",
+    "spectr": "decodery.speculative.spectr:Spectr",
+    "optimal-multi-draft": "decodery.speculative.optimal_multi_draft:OptimalMultiDraft",
+    "swift": "decodery.speculative.swift.method:Swift",
+    "del": "decodery.speculative.del_.method:DynamicExit",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
     "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
     "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
     "hex": "decodery.diffusion.hex:HiddenExperts",
-    "adablock": "decodery.diffusion.blocks.adablock:AdaBlock",
-    "localleap": "decodery.diffusion.unmasking.localleap:LocalLeap",
-    "sched": "decodery.diffusion.exits.sched:SchED",
+    "adablock": "decodery.diffusion.adablock:AdaBlock",
+    "localleap": "decodery.diffusion.localleap:LocalLeap",
+    "sched": "decodery.diffusion.sched.method:SchED",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

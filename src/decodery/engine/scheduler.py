@@ -1,7 +1,7 @@
-"""Runs many jobs at once: collects what their methods ask, scores it in as few passes as possible, hands it back.
+"""Runs many requests at once: collects what their methods ask, scores it in as few passes as possible, hands it back.
 
 Batching over any mix of methods, settings and networks falls out of this loop; no method knows of it. Nor does any know that a
-job waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and that
+request waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and that
 a beginning which several have in common is scored once.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from decodery.engine.job import Job
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.plain import plain
+from decodery.engine.request import Request
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
 from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
 from decodery.models.forward import Forward, Scores, Slots
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from decodery.models.sequence import Sequence as CachedSequence
 
 CHUNKS = (64, 128, 256, 512)
-"""Rows of prompts that a pass may take beside running jobs, where the cost curve chooses."""
+"""Rows of prompts that a pass may take beside running requests, where the cost curve chooses."""
 MOST_DELAY = 4.0
 """A pass with a chunk may take so many times as long as one row does: so much slower are the others while prompts are read."""
 UNWATCHED_CHUNK = 256
@@ -36,12 +36,12 @@ UNWATCHED_CHUNK = 256
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How jobs that run together share passes and memory. None of it changes what a job gives, up to rounding.
+    """How requests that run together share passes and memory. None of it changes what a request gives, up to rounding.
 
-    chunk: rows of prompts in one pass while several jobs run; None: by the cost curve; 0: prompts are scored whole; BadSetting
+    chunk: rows of prompts in one pass while several requests run; None: by the cost curve; 0: prompts are scored whole; BadSetting
     where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a prompt. share:
-    beginnings that several jobs have in common are scored once. prefix_cache: bytes, within the KV budget, for beginnings of
-    prompts that are over, so that later jobs can go on from them.
+    beginnings that several requests have in common are scored once. prefix_cache: bytes, within the KV budget, for beginnings of
+    prompts that are over, so that later requests can go on from them.
     """
 
     chunk: int | None = None
@@ -58,18 +58,18 @@ class Scheduling:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A job that is not admitted yet."""
+    """A request that is not admitted yet."""
 
-    job: Job
+    request: Request
     method: Method
     need: Need
 
 
 @dataclass(slots=True)
 class _Task:
-    """A job, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
+    """A request, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
 
-    job: Job
+    request: Request
     decoding: Decoding
     need: Need
     asks: list[Ask] = field(default_factory=list)
@@ -82,7 +82,7 @@ _Piece = tuple[_Task, Ask, int]
 
 
 class Scheduler:
-    """Drives jobs step by step. Not thread-safe: one thread owns it.
+    """Drives requests step by step. Not thread-safe: one thread owns it.
 
     budget: of keys and values, which may be shared with other schedulers; None: unlimited.
     """
@@ -98,51 +98,51 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Jobs that are not over."""
+        """Requests that are not over."""
         return len(self._tasks) + len(self._queue)
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for memory."""
+        """Requests that wait for memory."""
         return len(self._queue)
 
-    def submit(self, job: Job, method: Method) -> None:
-        """Start a job; it runs with the next `step`. Where its keys and values do not fit beside those of the jobs that run, it
-        waits for its turn. A job that could never fit ends with NotEnoughMemory."""
+    def submit(self, request: Request, method: Method) -> None:
+        """Start a request; it runs with the next `step`. Where its keys and values do not fit beside those of the requests that run, it
+        waits for its turn. A request that could never fit ends with NotEnoughMemory."""
         try:
-            need = Need.of(job, method)
+            need = Need.of(request, method)
             self.budget.check(need)
         except Exception as error:
-            job.finish("error", error)
+            request.finish("error", error)
             return
-        self._queue.append(_Waiting(job, method, need))
+        self._queue.append(_Waiting(request, method, need))
         self._admit()
         self.budget.note_queue()
 
-    def cancel(self, job: Job) -> None:
-        """End a job now; what it has committed stays."""
-        for waiting in [waiting for waiting in self._queue if waiting.job is job]:
+    def cancel(self, request: Request) -> None:
+        """End a request now; what it has committed stays."""
+        for waiting in [waiting for waiting in self._queue if waiting.request is request]:
             self._queue.remove(waiting)
-            job.finish("cancelled")
+            request.finish("cancelled")
         for task in self._tasks:
-            if task.job is job:
+            if task.request is request:
                 _close(task.decoding)
-                job.finish("cancelled")
+                request.finish("cancelled")
         self._sweep()
 
     def run(self) -> None:
-        """Step until all jobs are over. Where this is interrupted, the jobs end as cancelled."""
+        """Step until all requests are over. Where this is interrupted, the requests end as cancelled."""
         try:
             while self.active:
                 self.step()
         finally:
-            for job in [*(task.job for task in self._tasks), *(waiting.job for waiting in self._queue)]:
-                self.cancel(job)
+            for request in [*(task.request for task in self._tasks), *(waiting.request for waiting in self._queue)]:
+                self.cancel(request)
 
     def step(self) -> None:
-        """One round: score what every job asks for, and let each go on to its next ask.
+        """One round: score what every request asks for, and let each go on to its next ask.
 
-        Of a long prompt a round may score a piece only, or nothing where another job scores the same beginning; its job goes on
+        Of a long prompt a round may score a piece only, or nothing where another request scores the same beginning; its request goes on
         when all is there.
         """
         self._admit()
@@ -159,11 +159,11 @@ class Scheduler:
             for group in passes.values():
                 self._score(group)
             for task, ask, leader in held:
-                if task.job.finish_reason is None:
+                if task.request.finish_reason is None:
                     self._follow(task, ask, leader)
             for task in list(self._tasks):
-                task.job.company = len(self._tasks)
-                if task.job.finish_reason is None and all(ask.answer is not None for ask in task.asks):
+                task.request.company = len(self._tasks)
+                if task.request.finish_reason is None and all(ask.answer is not None for ask in task.asks):
                     self._remember(task)
                     answers = tuple(ask.answer for ask in task.asks)
                     self._advance(task, answers[0] if task.single else answers)
@@ -174,7 +174,7 @@ class Scheduler:
     # Memory
 
     def _admit(self) -> None:
-        """Start the jobs that have waited longest, as long as they fit."""
+        """Start the requests that have waited longest, as long as they fit."""
         while self._queue:
             first = self._queue[0]
             if not self.budget.fits(first.need.bytes):
@@ -186,14 +186,14 @@ class Scheduler:
             self._start(first)
 
     def _start(self, waiting: _Waiting) -> None:
-        job, need = waiting.job, waiting.need
+        request, need = waiting.request, waiting.need
         if self.budget.total is not None:
-            job.rows = need.rows
-        job.statistics.admitted(need.bytes)
+            request.rows = need.rows
+        request.statistics.admitted(need.bytes)
         try:
-            task = _Task(job, waiting.method.decode(job), need)
+            task = _Task(request, waiting.method.decode(request), need)
         except Exception as error:  # a `decode` that is no generator function runs at once
-            job.finish("error", error)
+            request.finish("error", error)
             return
         self.budget.take(need.bytes)
         self._tasks.append(task)
@@ -201,7 +201,7 @@ class Scheduler:
         self._sweep()
 
     def _wait(self) -> None:
-        """Nothing runs here, and the first job does not fit: let those go on who hold the memory."""
+        """Nothing runs here, and the first request does not fit: let those go on who hold the memory."""
         if not self._queue:
             return
         holders = [other for other in self.budget.others(self) if other._tasks and not other._stepping]
@@ -210,7 +210,7 @@ class Scheduler:
         if not holders:  # they wait for us, in a call that this one was made from
             waiting = self._queue.popleft()
             held, total = size_text(self.budget.held), size_text(self.budget.total or 0)
-            waiting.job.finish(
+            waiting.request.finish(
                 "error",
                 NotEnoughMemory(
                     f"the request can need {size_text(waiting.need.bytes)} of keys and values, and requests that cannot go on "
@@ -220,9 +220,9 @@ class Scheduler:
 
     def _sweep(self) -> None:
         for task in self._tasks:
-            if task.job.finish_reason is not None:
+            if task.request.finish_reason is not None:
                 self.budget.give_back(task.need.bytes)
-        self._tasks = [task for task in self._tasks if task.job.finish_reason is None]
+        self._tasks = [task for task in self._tasks if task.request.finish_reason is None]
 
     # What is scored in a round
 
@@ -257,7 +257,7 @@ class Scheduler:
         return pieces, held
 
     def _chunk(self, task: _Task, ask: Ask) -> int:
-        """How many rows of prompts a pass of a network may take, so that it does not hold up the other jobs for long."""
+        """How many rows of prompts a pass of a network may take, so that it does not hold up the other requests for long."""
         network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
         asked = [
             other for entry in self._tasks for other in entry.asks if other.answer is None and _reads(entry, other)
@@ -269,11 +269,11 @@ class Scheduler:
             return UNWATCHED_CHUNK
         if total <= CHUNKS[0]:  # nothing to choose, so nothing to measure
             return total
-        cost = task.job.host.cost(network).at(ask.forward.sequence.length)
+        cost = task.request.host.cost(network).at(ask.forward.sequence.length)
         return max((rows for rows in CHUNKS if cost(rows) <= MOST_DELAY * cost(1)), default=CHUNKS[0])
 
     def _copy(self, task: _Task, ask: Ask) -> None:
-        """Take over what a running job, or one that is over, has scored already."""
+        """Take over what a running request, or one that is over, has scored already."""
         sequence = ask.forward.sequence
         if ask.gain(ask.text) < SHORTEST:
             return
@@ -287,7 +287,7 @@ class Scheduler:
         if kept is not None and kept[1] > length:
             best, length = kept
         if best is not None:
-            task.job.statistics.shared_rows += length - sequence.length
+            task.request.statistics.shared_rows += length - sequence.length
             ask.take(best, length)
 
     def _follow(self, task: _Task, ask: Ask, leader: Ask) -> None:
@@ -298,7 +298,7 @@ class Scheduler:
             self._count(task, ask, 0)
         elif ask.gain(leader.text) >= SHORTEST and source.plain >= ask.common(leader.text):
             ask.take(source, ask.common(leader.text))
-        task.job.statistics.shared_rows += ask.forward.sequence.length - before
+        task.request.statistics.shared_rows += ask.forward.sequence.length - before
 
     def _remember(self, task: _Task) -> None:
         """Note which sequences others may go on from."""
@@ -308,7 +308,7 @@ class Scheduler:
                 if all(root is not sequence for root in task.roots):
                     task.roots.append(sequence)
                 if self.scheduling.prefix_cache:
-                    self.prefixes.keep(sequence, min(sequence.length, len(task.job.prompt)))
+                    self.prefixes.keep(sequence, min(sequence.length, len(task.request.prompt)))
 
     def _score(self, group: Sequence[_Piece]) -> None:
         network = group[0][1].forward.sequence.owner
@@ -319,7 +319,7 @@ class Scheduler:
             if len(group) == 1:
                 self._fail(group[0][0], error)
                 return
-            # One forward spoils the pass: score each alone, so that only its own job fails.
+            # One forward spoils the pass: score each alone, so that only its own request fails.
             for entry in group:
                 self._score([entry])
             return
@@ -328,16 +328,16 @@ class Scheduler:
             ask.scored(rows, scores)
 
     def _count(self, task: _Task, ask: Ask, rows: int) -> None:
-        """Count rows of an ask as work done for a job. All pieces of an ask are one forward."""
+        """Count rows of an ask as work done for a request. All pieces of an ask are one forward."""
         forward, network = ask.forward, ask.forward.sequence.owner
         later = ask.begun or forward.joined
         ask.begun = True
-        task.job.statistics.count(
+        task.request.statistics.count(
             _label(forward, network), rows, len(forward.layers.indices(network.layers)), forwards=0 if later else 1
         )
 
     def _advance(self, task: _Task, answer: Scores | tuple[Scores | None, ...] | None) -> None:
-        """Send scores into a coroutine and take its next ask; ends the job where the coroutine ends or fails."""
+        """Send scores into a coroutine and take its next ask; ends the request where the coroutine ends or fails."""
         try:
             ask = task.decoding.send(answer)
             task.single = isinstance(ask, Forward)
@@ -348,20 +348,22 @@ class Scheduler:
             _check_together(forwards)
             task.asks = [Ask(forward) for forward in forwards]
         except StopIteration:
-            task.job.finish("stop")
+            task.request.finish("stop")
         except Exception as error:
             self._fail(task, error)
 
     def _fail(self, task: _Task, error: Exception) -> None:
         _close(task.decoding)
         if isinstance(error, ScoresNotNumbers) and error.raw:
-            error = ScoresNotNumbers(f"{error}: {task.job.host.network.origin_of_faults(task.job.tokens)}.", raw=True)
-        task.job.finish("error", error)
+            error = ScoresNotNumbers(
+                f"{error}: {task.request.host.network.origin_of_faults(task.request.tokens)}.", raw=True
+            )
+        task.request.finish("error", error)
 
 
 def _reads(task: _Task, ask: Ask) -> bool:
-    """Whether an ask reads a prompt. Long drafts are no prompts: their jobs are those that must not wait."""
-    return ask.plain and ask.base < len(task.job.prompt) - 1
+    """Whether an ask reads a prompt. Long drafts are no prompts: their requests are those that must not wait."""
+    return ask.plain and ask.base < len(task.request.prompt) - 1
 
 
 def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
@@ -394,6 +396,6 @@ def _check_together(asks: Sequence[Forward]) -> None:
 
 
 def _close(decoding: Decoding) -> None:
-    """End a coroutine. Its last words do not matter any more, and must not harm the other jobs."""
+    """End a coroutine. Its last words do not matter any more, and must not harm the other requests."""
     with contextlib.suppress(Exception):
         decoding.close()

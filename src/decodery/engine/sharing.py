@@ -37,7 +37,7 @@ def is_plain(forward: Forward) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """One forward that a job waits for, and how much of it is done.
+    """One forward that a request waits for, and how much of it is done.
 
     base: rows that were cached when it was asked. text: the tokens of these and of the ask, where it is plain. done: rows that
     were scored, or taken from another sequence. begun: whether it is counted as a forward yet. answer: once all is there.

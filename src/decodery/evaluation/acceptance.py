@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decodery.engine.job import Job
 from decodery.engine.method import Decoding, Exactness, Method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.errors import BadInput, BadSetting
@@ -28,10 +28,10 @@ from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.sampling.noise import Noise, Stage
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings
-from decodery.speculative.draft_laws import DraftLawMethod
-from decodery.speculative.growth import draw_distinct, draw_independent
+from decodery.speculative.draft_laws.growth import draw_distinct, draw_independent
+from decodery.speculative.draft_laws.laws import DraftLawMethod
+from decodery.speculative.draft_laws.multi_draft import greedy_top, verifier_named
 from decodery.speculative.loop import Round
-from decodery.speculative.multi_draft import greedy_top, verifier_named
 from decodery.speculative.transport import (
     alpha_kseq,
     alpha_rrs_wr,
@@ -88,20 +88,20 @@ def log_laws(
     logged: dict[int, list[LawPair]] = {}
     method = _logging(drafting, logged, support)
     settings = Settings(temperature=temperature, top_k=support, max_new_tokens=max_new_tokens, seed=seed)
-    requests = 0
+    started = 0
     while len(pairs) < rows:
-        scheduler, jobs = Scheduler(), []
+        scheduler, requests = Scheduler(), []
         for _ in range(BATCH):
-            job = Job(lm, prompts[requests % len(prompts)], settings, requests, sample=requests // len(prompts))
-            drafting.admit(job)
-            scheduler.submit(job, method)
-            jobs.append(job)
-            requests += 1
+            request = Request(lm, prompts[started % len(prompts)], settings, started, sample=started // len(prompts))
+            drafting.admit(request)
+            scheduler.submit(request, method)
+            requests.append(request)
+            started += 1
         scheduler.run()
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
-            pairs += logged.pop(job.request, [])
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+            pairs += logged.pop(request.number, [])
         if not pairs:
             raise BadInput(f"{drafting.draft} cannot draft anywhere in these texts, so there are no laws to compare.")
         if on_progress is not None:
@@ -122,16 +122,16 @@ def _logging(drafting: DraftLawMethod, logged: dict[int, list[LawPair]], support
         exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
         family: ClassVar[str] = "evaluation"
 
-        def decode(self, job: Job) -> Decoding:
-            sequence, laws = job.new_sequence(), drafting.laws(job)
+        def decode(self, request: Request) -> Decoding:
+            sequence, laws = request.new_sequence(), drafting.laws(request)
             while True:
-                q = yield from laws.root(job.tokens)
-                scores = yield Forward(sequence, job.tokens[sequence.length :], logits=Rows.LAST)
-                p = job.law.log_probabilities(scores.logits[0]).exp()
+                q = yield from laws.root(request.tokens)
+                scores = yield Forward(sequence, request.tokens[sequence.length :], logits=Rows.LAST)
+                p = request.law.log_probabilities(scores.logits[0]).exp()
                 if q is not None:
-                    logged.setdefault(job.request, []).append(_pair(p, q, support))
-                before, token = list(job.tokens), job.draw(scores.logits[0])
-                over = job.commit([token], scores.logits)
+                    logged.setdefault(request.number, []).append(_pair(p, q, support))
+                before, token = list(request.tokens), request.draw(scores.logits[0])
+                over = request.commit([token], scores.logits)
                 laws.observe(Round(before, EMPTY, Verdict((), token), [token], scores.logits, {}))
                 if over:
                     return

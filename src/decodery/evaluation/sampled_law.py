@@ -20,7 +20,7 @@ from decodery.language_model import LanguageModel
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model
-from decodery.testing.outputs import exact_outputs, finished, new_job, sampled_outputs
+from decodery.testing.outputs import exact_outputs, finished, new_request, sampled_outputs
 from decodery.testing.scorers import TabularScorer
 
 LENGTH = 3
@@ -133,7 +133,7 @@ def _sampled(
     lm, scorer = _model(SAMPLED, layers, stop_ids)
     prompt = _prompt(SAMPLED)
     for earlier in EARLIER:
-        finished(*new_job(lm, method, earlier, Settings(max_new_tokens=8, seed=seed)))
+        finished(*new_request(lm, method, earlier, Settings(max_new_tokens=8, seed=seed)))
     counts = sampled_outputs(lm, method, prompt, settings, samples, progress)
     fit = goodness_of_fit(counts, scorer.joint(prompt, LENGTH, settings, stop_ids))
     numbers: dict[str, Any] = {**dataclasses.asdict(fit), "significance": significance}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from decodery.engine.job import Job
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.errors import BadPrompt, BadSetting
@@ -202,7 +202,7 @@ def _decode(
     steady = chosen.name != "autoregressive" or rows > 1 or bool(wanted["scores"])
     laws = chains(processors, [row[~kept] for row, kept in zip(input_ids, seen, strict=True)], steady)
     recorded: list[list[Tensor]] = [[] for _ in range(rows)]
-    jobs = []
+    requests = []
     for place, row in enumerate(input_ids):
         own = Settings(
             temperature=1.0 if config.do_sample else 0.0,
@@ -212,12 +212,12 @@ def _decode(
             # The user's torch seed decides: each row draws its own.
             seed=int(torch.randint(2**62, ())) if config.do_sample else 0,
         )
-        job = Job(lm, row[seen[place]].tolist(), own, place)
-        _check_length(job)
-        admit(chosen, job)
-        jobs.append(job)
+        request = Request(lm, row[seen[place]].tolist(), own, place)
+        _check_length(request)
+        admit(chosen, request)
+        requests.append(request)
     steps = Steps(input_ids, seen, criteria, _filler(config, criteria), aside.get("streamer"), recorded, laws, **wanted)
-    _run(jobs, chosen, steps)
+    _run(requests, chosen, steps)
     keeps = cache is not None and (config.return_dict_in_generate or aside.get("cache"))
     if keeps or shown or not steps.complete:
         past = cache.get_seq_length() if keeps else 0
@@ -228,28 +228,28 @@ def _decode(
     return steps.answer(config, cache)
 
 
-def _run(jobs: Sequence[Job], chosen: Method, steps: Steps) -> None:
-    """Decode until the steps are over. What stops the output is `generate`'s own criteria, so jobs know of no end tokens."""
+def _run(requests: Sequence[Request], chosen: Method, steps: Steps) -> None:
+    """Decode until the steps are over. What stops the output is `generate`'s own criteria, so requests know of no end tokens."""
     scheduler = Scheduler()
     try:
-        for job in jobs:
-            scheduler.submit(job, chosen)
-        while scheduler.active and not steps.done and all(job.error is None for job in jobs):
+        for request in requests:
+            scheduler.submit(request, chosen)
+        while scheduler.active and not steps.done and all(request.error is None for request in requests):
             scheduler.step()
-            steps.take([job.new_tokens for job in jobs])
-            for job in jobs:
-                if not steps.runs(job.request):
-                    scheduler.cancel(job)
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
+            steps.take([request.new_tokens for request in requests])
+            for request in requests:
+                if not steps.runs(request.number):
+                    scheduler.cancel(request)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
     finally:
-        for job in jobs:
-            scheduler.cancel(job)
+        for request in requests:
+            scheduler.cancel(request)
 
 
-def _check_length(job: Job) -> None:
-    network, prompt, longest = job.host.network, len(job.prompt), job.settings.max_new_tokens
+def _check_length(request: Request) -> None:
+    network, prompt, longest = request.host.network, len(request.prompt), request.settings.max_new_tokens
     if prompt + longest > network.context:
         raise BadPrompt(
             f"the prompt has {prompt} tokens and up to {longest} are to follow, together {prompt + longest}, but "

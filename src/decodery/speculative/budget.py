@@ -73,7 +73,7 @@ def worthwhile(
     """The part of a draft whose verification maximises expected tokens per second.
 
     rows: how many rows are scored anyway (the last committed token, or a whole prompt). most: at most this many nodes.
-    company: jobs that share the
+    company: requests that share the
     pass, each taken to bring as many rows as this one.
     """
     if not len(draft) or not draft.kinds:

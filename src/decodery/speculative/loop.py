@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from decodery.engine.job import Job
+    from decodery.engine.request import Request
     from decodery.models.forward import Ranking, Scores
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
@@ -113,7 +113,7 @@ class SpeculativeMethod(Method):
     """Base of the methods that draft and verify. A subclass says how it drafts; exactness comes from the verifier."""
 
     @abstractmethod
-    def drafter(self, job: Job) -> Drafter:
+    def drafter(self, request: Request) -> Drafter:
         """The drafter of one request."""
 
     @property
@@ -125,8 +125,8 @@ class SpeculativeMethod(Method):
         """The most rows that a draft, or the drafter in the target's own cache, has beyond the committed text."""
         return USUAL_NODES
 
-    def caches(self, job: Job) -> list[tuple[Scorer, int]]:
-        return [(network, rows + self.most_nodes()) for network, rows in super().caches(job)]
+    def caches(self, request: Request) -> list[tuple[Scorer, int]]:
+        return [(network, rows + self.most_nodes()) for network, rows in super().caches(request)]
 
     def judge(self, draft: Draft, greedy: bool) -> Verifier:
         """Who judges a draft: by default the verifier that is exact for it and accepts the most."""
@@ -134,12 +134,12 @@ class SpeculativeMethod(Method):
 
         return verifier_for(draft, greedy)
 
-    def decode(self, job: Job) -> Decoding:
-        yield from speculate(job, self.drafter(job), self.spec(), self.adaptive, self.judge)
+    def decode(self, request: Request) -> Decoding:
+        yield from speculate(request, self.drafter(request), self.spec(), self.adaptive, self.judge)
 
 
 def speculate(
-    job: Job, drafter: Drafter, name: str, adaptive: bool, verifier_of: Callable[[Draft, bool], Verifier]
+    request: Request, drafter: Drafter, name: str, adaptive: bool, verifier_of: Callable[[Draft, bool], Verifier]
 ) -> Decoding:
     """Decode a request with a drafter.
 
@@ -148,26 +148,26 @@ def speculate(
     random counts its acceptance alone: what it draws, and so its output for a seed, must not depend on earlier requests
     or on its neighbours.
     """
-    sequence = job.new_sequence()
-    if not job.law.greedy or job.law.order or job.reads_rows:
+    sequence = request.new_sequence()
+    if not request.law.greedy or request.law.order or request.reads_rows:
         drafter.rank = 0  # the likeliest token alone does not tell what is emitted
     drafter.begin(sequence)
-    yield from job.score_prompt(sequence, drafter.watch_prompt)
-    shared = job.remember((name, "acceptance"), Acceptance)
+    yield from request.score_prompt(sequence, drafter.watch_prompt)
+    shared = request.remember((name, "acceptance"), Acceptance)
     alone = Acceptance()
-    cost = job.host.cost(job.host.network) if adaptive else None
+    cost = request.host.cost(request.host.network) if adaptive else None
     stability = sequence.owner.stability
     while True:
         # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. Where
         #    rounding depends on how many rows share a pass, a long prompt is scored alone, as plain decoding does it.
         cached = sequence.length
-        pending = job.tokens[cached:]
-        depth = min(job.remaining - 1, sequence.owner.room(cached, len(job.tokens)))
+        pending = request.tokens[cached:]
+        depth = min(request.remaining - 1, sequence.owner.room(cached, len(request.tokens)))
         if stability is not None and len(pending) >= stability.rows:
             depth = 0
-        proposal: Any = drafter.propose(job.tokens, depth) if depth > 0 else EMPTY
+        proposal: Any = drafter.propose(request.tokens, depth) if depth > 0 else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
-        proposed = within(proposed, depth, job.stop_ids)
+        proposed = within(proposed, depth, request.stop_ids)
         random = proposed.siblings is not Siblings.DETERMINISTIC
         acceptance = alone if random else shared
         # 2. Keep what is worth its rows. A tree below a long prompt never is: all the prompt's rows would need a mask.
@@ -178,26 +178,26 @@ def speculate(
         draft = proposed
         if cost is not None and not random:
             most = len(proposed) if stability is None else stability.rows - len(pending)
-            draft = worthwhile(proposed, acceptance, cost.at(cached), len(pending), most, job.company)
+            draft = worthwhile(proposed, acceptance, cost.at(cached), len(pending), most, request.company)
         # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
         start = cached + len(pending)
-        job.drafted(draft.tokens, draft.parents)
+        request.drafted(draft.tokens, draft.parents)
         scores = yield from drafter.score(sequence, pending, draft)
         # 4. Verify on the processed law of each node's own prefix.
-        verifier = verifier_of(draft, job.law.greedy)
+        verifier = verifier_of(draft, request.law.greedy)
         verdict = verifier.verify(
-            draft, ProcessedLaws(job, draft, scores.logits, scores.ranking), job.noise, job.position
+            draft, ProcessedLaws(request, draft, scores.logits, scores.ranking), request.noise, request.position
         )
         # 5. Keep the accepted path in the cache; the target's own token is scored in the next round.
         sequence.keep([start + node for node in verdict.path], start)
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
-        rows = [scores.logits[row] for row in (0, *(node + 1 for node in verdict.path))] if job.reads_rows else ()
+        rows = [scores.logits[row] for row in (0, *(node + 1 for node in verdict.path))] if request.reads_rows else ()
         # 6. Learn, then commit.
         if adaptive:
             acceptance.observe(proposed, emitted)
         hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
-        before = Beginning(job.tokens, len(job.tokens))
-        over = job.commit(emitted, rows, accepted=len(verdict.path))
+        before = Beginning(request.tokens, len(request.tokens))
+        over = request.commit(emitted, rows, accepted=len(verdict.path))
         drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden, scores.ranking))
         if over:
             return
@@ -224,11 +224,11 @@ class ProcessedLaws:
     these rows instead, where no law but the greedy one is looked at.
     """
 
-    def __init__(self, job: Job, draft: Draft, logits: Tensor, ranking: Ranking | None = None):
-        self.job, self.draft, self.logits = job, draft, logits
+    def __init__(self, request: Request, draft: Draft, logits: Tensor, ranking: Ranking | None = None):
+        self.request, self.draft, self.logits = request, draft, logits
         self._ranking = ranking
         self._raw: NDArray[np.float32] | None = None
-        if ranking is None and job.law.greedy and not job.law.order and logits.is_cpu:
+        if ranking is None and request.law.greedy and not request.law.order and logits.is_cpu:
             self._raw = logits.numpy(force=True)  # which comes to a row much sooner than torch does
 
     def likeliest(self, row: int) -> int:
@@ -236,23 +236,23 @@ class ProcessedLaws:
         if self._ranking is not None:
             if math.isnan(self._ranking.shares[row][0]):
                 raise ScoresNotNumbers(
-                    f"the network's scores of token {len(self.job.new_tokens) + 1} are not numbers", raw=True
+                    f"the network's scores of token {len(self.request.new_tokens) + 1} are not numbers", raw=True
                 )
             return self._ranking.ids[row][0]
         if self._raw is not None:
             token = int(self._raw[row].argmax())
-            self.job.law.check(float(self._raw[row][token]), self.logits[row])
+            self.request.law.check(float(self._raw[row][token]), self.logits[row])
             return token
-        return self.job.law.likeliest(self.logits[row], self._path(row))
+        return self.request.law.likeliest(self.logits[row], self._path(row))
 
     def _path(self, row: int) -> list[int]:
         """The draft's tokens before a row, where the law looks at them."""
-        if not self.job.law.uses_prefix or row == 0:
+        if not self.request.law.uses_prefix or row == 0:
             return []
         return [self.draft.tokens[node] for node in self.draft.path(row - 1)]
 
     def __getitem__(self, row: int) -> Tensor:
-        law, path = self.job.law, self._path(row)
+        law, path = self.request.law, self._path(row)
         if law.greedy:
             return law.scores(self.logits[row], path)
         return law.log_probabilities(self.logits[row], path)

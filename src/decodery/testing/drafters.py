@@ -8,26 +8,26 @@ from typing import ClassVar
 
 import numpy as np
 
-from decodery.engine.job import Job
 from decodery.engine.method import Exactness
+from decodery.engine.request import Request
 from decodery.models.forward import Forward, Rows
 from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
 from decodery.speculative.loop import Drafter, SpeculativeMethod
 
-Proposing = Callable[[Job, Sequence[int], int], Draft]
-"""(job, committed tokens, greatest depth) -> draft."""
+Proposing = Callable[[Request, Sequence[int], int], Draft]
+"""(request, committed tokens, greatest depth) -> draft."""
 
 
 class _FunctionDrafter(Drafter):
-    def __init__(self, job: Job, propose: Proposing):
-        self._job, self._propose = job, propose
+    def __init__(self, request: Request, propose: Proposing):
+        self._request, self._propose = request, propose
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
-        return self._propose(self._job, tokens, depth)
+        return self._propose(self._request, tokens, depth)
 
 
 def drafting_method(name: str, propose: Proposing) -> SpeculativeMethod:
-    """A method that drafts with a function of the job, the committed tokens and the greatest depth; never trimmed."""
+    """A method that drafts with a function of the request, the committed tokens and the greatest depth; never trimmed."""
     label = name
 
     @dataclass(frozen=True)
@@ -44,22 +44,22 @@ def drafting_method(name: str, propose: Proposing) -> SpeculativeMethod:
         def adaptive(self) -> bool:
             return False
 
-        def drafter(self, job: Job) -> Drafter:
-            return _FunctionDrafter(job, propose)
+        def drafter(self, request: Request) -> Drafter:
+            return _FunctionDrafter(request, propose)
 
     return FunctionMethod()
 
 
-def _continuation(job: Job, tokens: Sequence[int], length: int) -> list[int]:
+def _continuation(request: Request, tokens: Sequence[int], length: int) -> list[int]:
     """What plain decoding commits next, sampling included: its draws have addresses, so they can be foreseen."""
-    network = job.host.network
+    network = request.host.network
     sequence = network.new_sequence()
     fed = list(tokens)
     path: list[int] = []
     for _ in range(length):
         # The class's own method: a look ahead is no forward of the request, and those who watch forwards must not see it.
         [scores] = type(network).run_pass(network, [Forward(sequence, fed, logits=Rows.LAST)])
-        path.append(job.draw(scores.logits[0], path))
+        path.append(request.draw(scores.logits[0], path))
         fed = [path[-1]]
     return path
 
@@ -67,8 +67,8 @@ def _continuation(job: Job, tokens: Sequence[int], length: int) -> list[int]:
 def oracle_draft(length: int) -> SpeculativeMethod:
     """Drafts the next `length` tokens of plain decoding: all are accepted, so N tokens take ceil(N / (length + 1)) rounds."""
 
-    def propose(job: Job, tokens: Sequence[int], depth: int) -> Draft:
-        return chain(_continuation(job, tokens, min(length, depth)))
+    def propose(request: Request, tokens: Sequence[int], depth: int) -> Draft:
+        return chain(_continuation(request, tokens, min(length, depth)))
 
     return drafting_method("oracle-draft", propose)
 
@@ -76,9 +76,9 @@ def oracle_draft(length: int) -> SpeculativeMethod:
 def adversarial_draft(length: int, width: int = 1) -> SpeculativeMethod:
     """Drafts `width` chains that never begin with the token of plain decoding: every round commits exactly one token."""
 
-    def propose(job: Job, tokens: Sequence[int], depth: int) -> Draft:
-        [right] = _continuation(job, tokens, 1)
-        size = job.host.network.vocabulary
+    def propose(request: Request, tokens: Sequence[int], depth: int) -> Draft:
+        [right] = _continuation(request, tokens, 1)
+        size = request.host.network.vocabulary
         drafted: list[int] = []
         parents: list[int] = []
         for branch in range(width):
@@ -93,14 +93,14 @@ def adversarial_draft(length: int, width: int = 1) -> SpeculativeMethod:
 def random_draft(nodes: int, seed: int = 0) -> SpeculativeMethod:
     """Drafts random tokens in trees of random shape."""
 
-    def propose(job: Job, tokens: Sequence[int], depth: int) -> Draft:
+    def propose(request: Request, tokens: Sequence[int], depth: int) -> Draft:
         generator = np.random.Generator(np.random.Philox(key=[seed, len(tokens)]))
         drafted: list[int] = []
         parents: list[int] = []
         depths = {ROOT: 0}
         for node in range(nodes):
             parent = int(generator.integers(-1, node))
-            token = int(generator.integers(job.host.network.vocabulary))
+            token = int(generator.integers(request.host.network.vocabulary))
             taken = any(p == parent and t == token for p, t in zip(parents, drafted, strict=True))
             if parent not in depths or depths[parent] >= depth or taken:
                 parent = ROOT

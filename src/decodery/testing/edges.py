@@ -10,7 +10,7 @@ from decodery.engine.settings import Settings
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Noise, Stage
 from decodery.testing.hosts import scripted_language_model
-from decodery.testing.outputs import finished, new_job
+from decodery.testing.outputs import finished, new_request
 from decodery.testing.scorers import Prefix, TabularScorer
 
 LARGEST = 1.0 - 2.0**-53
@@ -56,9 +56,9 @@ def impossible_tokens(method: str | Method, layers: int = 3) -> tuple[int, int]:
             Settings(temperature=1.0, max_new_tokens=8, seed=0),
             Settings(temperature=0.7, top_k=2, max_new_tokens=8, seed=0),
         ):
-            job, chosen = new_job(lm, method, PROMPT, settings)
-            job.noise = EdgeNoise(number)
-            tokens = finished(job, chosen).new_tokens
+            request, chosen = new_request(lm, method, PROMPT, settings)
+            request.noise = EdgeNoise(number)
+            tokens = finished(request, chosen).new_tokens
             law = Law(settings, PROMPT)
             for place, token in enumerate(tokens):
                 row = scorer.score([(*PROMPT, *tokens[:place])], True)[0]

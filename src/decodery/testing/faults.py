@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from decodery.engine.job import Job
 from decodery.engine.method import Method
+from decodery.engine.request import Request
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.speculative.draft import ROOT, Draft
-from decodery.speculative.draft_laws import NetworkLaws, Path
-from decodery.speculative.drafters.draft_model import ChainDrafter, DraftModel, Length
-from decodery.speculative.drafters.token_recycling import TokenRecycling
+from decodery.speculative.draft_laws.laws import NetworkLaws, Path
+from decodery.speculative.draft_model import ChainDrafter, DraftModel, Length
 from decodery.speculative.loop import ProcessedLaws
+from decodery.speculative.token_recycling import TokenRecycling
 from decodery.speculative.verifiers import TargetLaws, Verdict, Verifier, verifier_for
 from decodery.speculative.verifiers.rejection import residual
 
@@ -92,7 +92,7 @@ class _UnwarpedBonus(ChainFault):
 class _ForgetsPrefix(ChainFault):
     def law(self, target: TargetLaws, row: int) -> Tensor:
         assert isinstance(target, ProcessedLaws)
-        return target.job.law.log_probabilities(target.logits[row])
+        return target.request.law.log_probabilities(target.logits[row])
 
     def bonus(self, target: TargetLaws, row: int) -> Tensor:
         return self.law(target, row)
@@ -168,8 +168,8 @@ class _UntruncatedLaws(NetworkLaws):
         return super().root(tokens)
 
     def processed(self, row: Tensor, path: Path) -> Tensor | None:
-        if not self.job.law.greedy:
-            self.untruncated[path] = (row.float() / self.job.settings.temperature).softmax(dim=-1)
+        if not self.request.law.greedy:
+            self.untruncated[path] = (row.float() / self.request.settings.temperature).softmax(dim=-1)
         return super().processed(row, path)
 
 
@@ -265,9 +265,12 @@ class UntruncatedDraft(DraftModel):
 
     name: ClassVar[str] = "fault-untruncated-draft"
 
-    def drafter(self, job: Job) -> ChainDrafter:
+    def drafter(self, request: Request) -> ChainDrafter:
         return _UntruncatedDrafter(
-            job, _UntruncatedLaws(job, job.host.network, self.first_layers(job)), Length(job, self.length), self.width
+            request,
+            _UntruncatedLaws(request, request.host.network, self.first_layers(request)),
+            Length(request, self.length),
+            self.width,
         )
 
 

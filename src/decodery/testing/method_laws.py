@@ -16,9 +16,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from decodery.engine.events import Event, Finished, Token
-from decodery.engine.job import Job
 from decodery.engine.method import Exactness, Method
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.language_model import LanguageModel
@@ -27,7 +27,7 @@ from decodery.replies import Reply
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model
-from decodery.testing.outputs import exact_outputs, finished, new_job, sampled_outputs, watched
+from decodery.testing.outputs import exact_outputs, finished, new_request, sampled_outputs, watched
 from decodery.testing.scorers import TabularScorer, story_scorer
 
 FALSE_ALARM = 1e-6
@@ -194,7 +194,10 @@ class MethodLaws:
             alone = self.host().generate(second, method=method, max_new_tokens=20)
             lm = self.host()
             settings = Settings(max_new_tokens=20, seed=0)
-            (one, chosen), (two, _) = new_job(lm, method, first, settings), new_job(lm, method, second, settings)
+            (one, chosen), (two, _) = (
+                new_request(lm, method, first, settings),
+                new_request(lm, method, second, settings),
+            )
             scheduler = Scheduler()
             scheduler.submit(one, chosen)
             scheduler.submit(two, chosen)
@@ -265,44 +268,46 @@ class DrafterLaws(MethodLaws):
             lm = self.host()
             for seed, prompt in enumerate(self.prompts(20)):
                 settings = Settings(max_new_tokens=24, temperature=float(seed % 2), seed=seed)
-                job, chosen = new_job(lm, method, prompt, settings)
-                with watched(lm.network, _Follower(job, _name(method))):
-                    finished(job, chosen)
+                request, chosen = new_request(lm, method, prompt, settings)
+                with watched(lm.network, _Follower(request, _name(method))):
+                    finished(request, chosen)
 
     def test_no_draft_reaches_beyond_the_last_token(self) -> None:
         for method in self._methods():
             lm = self.host()
             for prompt in self.prompts(10):
-                job, chosen = new_job(lm, method, prompt, Settings(max_new_tokens=9, seed=0, stop_token_ids=(3, 4)))
+                request, chosen = new_request(
+                    lm, method, prompt, Settings(max_new_tokens=9, seed=0, stop_token_ids=(3, 4))
+                )
                 drafted: list[tuple[int, int]] = []
-                told = job.drafted
+                told = request.drafted
 
                 def drafting(
-                    tokens: list[int], parents: list[int], job: Any = job, told: Any = told, seen: Any = drafted
+                    tokens: list[int], parents: list[int], request: Any = request, told: Any = told, seen: Any = drafted
                 ) -> None:
                     depths: list[int] = []
                     for parent in parents:
                         depths.append(1 if parent < 0 else depths[parent] + 1)
-                        assert parent < 0 or tokens[parent] not in job.stop_ids, "a node follows a stop token"
-                    seen.append((max(depths, default=0), job.remaining))
+                        assert parent < 0 or tokens[parent] not in request.stop_ids, "a node follows a stop token"
+                    seen.append((max(depths, default=0), request.remaining))
                     told(tokens, parents)
 
-                job.drafted = drafting  # type: ignore[method-assign, assignment]
-                finished(job, chosen)
+                request.drafted = drafting  # type: ignore[method-assign, assignment]
+                finished(request, chosen)
                 assert all(depth < remaining for depth, remaining in drafted), f"{_name(method)} drafts too far"
 
 
 class _Follower:
-    """Holds every forward of a job's target against what the job has committed."""
+    """Holds every forward of a request's target against what the request has committed."""
 
-    def __init__(self, job: Job, name: str):
-        self._job, self._name = job, name
+    def __init__(self, request: Request, name: str):
+        self._request, self._name = request, name
 
     def __call__(self, forward: Forward) -> None:
-        layers = self._job.host.network.layers
+        layers = self._request.host.network.layers
         if forward.layers.start > 0 or not forward.layers.completes(layers):
             return  # a pass through some of the layers is a drafter's
-        name, tokens, cached = self._name, self._job.tokens, forward.sequence.length
+        name, tokens, cached = self._name, self._request.tokens, forward.sequence.length
         text = [*forward.sequence.tokens, *(int(token) for token in forward.tokens)]
         common = min(len(text), len(tokens))
         assert text[:common] == tokens[:common], f"{name}: the cache holds other tokens than the text"

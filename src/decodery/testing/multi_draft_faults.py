@@ -9,8 +9,8 @@ from torch import Tensor
 
 from decodery.sampling.noise import Chance
 from decodery.speculative.draft import Draft, Siblings
-from decodery.speculative.drafters.optimal_multi_draft import OptimalMultiDraft
-from decodery.speculative.drafters.spectr import Spectr
+from decodery.speculative.optimal_multi_draft import OptimalMultiDraft
+from decodery.speculative.spectr import Spectr
 from decodery.speculative.verifiers import KSeq, TargetLaws, TreeRejection, Verdict, Verifier
 from decodery.speculative.verifiers.rejection import residual
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Sequence as Listing
 
-from decodery.engine.job import Job
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.language_model import LanguageModel
@@ -21,27 +21,27 @@ from decodery.testing.enumeration import enumerate_outcomes
 from decodery.testing.scorers import Prefix
 
 BATCH = 500
-"""Jobs packed together; more would only make the scheduler's lists longer."""
+"""Requests packed together; more would only make the scheduler's lists longer."""
 
 
-def new_job(
+def new_request(
     lm: LanguageModel, method: str | Method, prompt: Sequence[int], settings: Settings, sample: int = 0
-) -> tuple[Job, Method]:
-    """A job that the method has admitted. Raises what `generate` raises before work starts."""
+) -> tuple[Request, Method]:
+    """A request that the method has admitted. Raises what `generate` raises before work starts."""
     chosen = as_method(method)
-    job = Job(lm, prompt, settings, sample=sample)
-    admit(chosen, job)
-    return job, chosen
+    request = Request(lm, prompt, settings, sample=sample)
+    admit(chosen, request)
+    return request, chosen
 
 
-def finished(job: Job, method: Method) -> Job:
-    """The job, run to its end alone; raises what ended it, if something did."""
+def finished(request: Request, method: Method) -> Request:
+    """The request, run to its end alone; raises what ended it, if something did."""
     scheduler = Scheduler()
-    scheduler.submit(job, method)
+    scheduler.submit(request, method)
     scheduler.run()
-    if job.error is not None:
-        raise job.error
-    return job
+    if request.error is not None:
+        raise request.error
+    return request
 
 
 def sampled_outputs(
@@ -57,18 +57,18 @@ def sampled_outputs(
     settings = settings.with_seed()
     for start in range(0, samples, BATCH):
         scheduler = Scheduler()
-        jobs = []
+        requests = []
         for sample in range(start, min(start + BATCH, samples)):
-            job, chosen = new_job(lm, method, prompt, settings, sample)
-            scheduler.submit(job, chosen)
-            jobs.append(job)
+            request, chosen = new_request(lm, method, prompt, settings, sample)
+            scheduler.submit(request, chosen)
+            requests.append(request)
         scheduler.run()
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
-            counts[tuple(job.new_tokens)] += 1
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+            counts[tuple(request.new_tokens)] += 1
         if on_progress is not None:
-            on_progress(start + len(jobs), samples)
+            on_progress(start + len(requests), samples)
     return counts
 
 
@@ -88,15 +88,15 @@ def exact_outputs(
     greedy = Settings(temperature=0.0, max_new_tokens=8, seed=0, session=settings.session)
     lm.forget()
     for before in earlier:
-        finished(*new_job(lm, method, before, greedy))
+        finished(*new_request(lm, method, before, greedy))
     memory = dict(lm.memory)
     learned = {place: memory.pop(place) for place in list(memory) if place[0] is not None}  # type: ignore[index]
 
     def run(chance: Chance) -> Prefix:
         lm.memory = {**memory, **copy.deepcopy(learned)}
-        job, chosen = new_job(lm, method, prompt, settings)
-        job.noise = chance
-        return tuple(finished(job, chosen).new_tokens)
+        request, chosen = new_request(lm, method, prompt, settings)
+        request.noise = chance
+        return tuple(finished(request, chosen).new_tokens)
 
     try:
         return enumerate_outcomes(run, limit)

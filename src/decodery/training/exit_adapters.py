@@ -31,7 +31,7 @@ from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
-from decodery.speculative.exits import ExitAdapters, adapted
+from decodery.speculative.del_.exits import ExitAdapters, adapted
 from decodery.training.options import add_options, read_options, refusing
 from decodery.training.prompts import varied_prompts
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decodery.diffusion.exits.margins import Calibration, margins
+from decodery.diffusion.sched.margins import Calibration, margins
 from decodery.errors import BadInput, Refused
 from decodery.models.forward import Attend, Forward
 from decodery.training.options import refusing

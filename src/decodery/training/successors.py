@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from decodery.speculative.successors import LENGTHS, SuccessorTable
-from decodery.speculative.trigrams import fingerprint
+from decodery.speculative.continuations.successors import LENGTHS, SuccessorTable
+from decodery.speculative.continuations.trigrams import fingerprint
 from decodery.training.options import refusing
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 

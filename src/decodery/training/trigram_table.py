@@ -17,7 +17,7 @@ from pathlib import Path
 from decodery.errors import BadInput
 from decodery.language_model import LanguageModel
 from decodery.loading import load
-from decodery.speculative.trigrams import TrigramTable, fingerprint
+from decodery.speculative.continuations.trigrams import TrigramTable, fingerprint
 from decodery.training.options import refusing
 
 BATCH = 8

@@ -1,1 +1,0 @@
-"""Early exits: when everything that is still masked may be filled at once."""

@@ -1,0 +1,1 @@
+"""Decoding that ends early once the answer is settled: `sched`."""

@@ -1,0 +1,1 @@
+"""Several texts, one decision: votes, and what a text answers."""

@@ -1,0 +1,1 @@
+"""Likely next tokens without a network, shared by several methods."""

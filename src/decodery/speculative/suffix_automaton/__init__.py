@@ -1,0 +1,1 @@
+"""Drafts from the longest match of the recent text: `suffix-automaton`."""

@@ -1,0 +1,1 @@
+"""Self-speculation that leaves layers out, chosen while it runs: `swift`."""
