@@ -19,6 +19,7 @@ from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, weight_files
 from decodery.models.gguf.weights import weight_source
 from decodery.models.known import Known
+from decodery.models.native import build
 from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
 from decodery.models.quiet import quiet
@@ -65,6 +66,8 @@ def load(
             raise BadSetting(f"threads must be at least 1, not {threads}.")
         torch.set_num_threads(threads)
     where = _device(device)
+    if where.type == "cpu" and str(fast) in NATIVE and _wants_native(Path(name), dtype):
+        build.prepare()
     folder = store.resolve(str(name), progress=progress)
     base = adapters.base_folder(folder, progress) or folder
     kind = _dtype(dtype, where, base)
@@ -200,6 +203,18 @@ TINY = 64 * 2**20
 they are on disk, those of a GGUF file in float32."""
 
 
+def _wants_native(path: Path, dtype: str | torch.dtype) -> bool:
+    """Whether a path is that of a GGUF file which will surely be tried on the native path. To install it takes as long as to
+    compile the decoder, and keeps one processor busy."""
+    if path.suffix != ".gguf" or not path.is_file() or path.stat().st_size <= TINY:
+        return False
+    return _fast_bfloat16() if dtype == "auto" else dtype in ("bfloat16", torch.bfloat16)
+
+
+def _fast_bfloat16() -> bool:
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -210,8 +225,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torc
             return torch.float32
         if device.type != "cpu":
             return torch.bfloat16
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if _fast_bfloat16() else torch.float32
     if dtype not in _DTYPES:
         raise BadSetting(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
     return _DTYPES[dtype]

@@ -121,20 +121,21 @@ def test_weights_that_do_not_fit_what_is_known_are_read_the_long_way(folder: Pat
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen2-sliding", "smollm3", "llama-biases"])
-def test_the_first_load_confirms_the_first_layers_alone(
+def test_the_first_load_confirms_the_first_layers_and_tokens_alone(
     family: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved(tmp_path / family, family)
-    built: list[int] = []
+    built: list[tuple[int, int]] = []
 
     def of(model: Any, *arguments: Any, **more: Any) -> NativeNetwork:
-        built.append(len(model.base_model.layers))
+        built.append((len(model.base_model.layers), len(model.get_output_embeddings().weight)))
         return whole(model, *arguments, **more)
 
     whole = NativeNetwork.of
     monkeypatch.setattr(NativeNetwork, "of", of)
+    monkeypatch.setattr("decodery.models.confirmation.FEW_TOKENS", 64)
     network: Any = load(folder, dtype="bfloat16").network
-    assert built == [1 if family == "llama-biases" else 2]
+    assert built == [(1 if family == "llama-biases" else 2, 64)]
     assert network.layers == 4
     ids = list(range(60))
     ours = network.run([Forward(network.new_sequence(), ids)])[0].logits

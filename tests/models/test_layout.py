@@ -48,10 +48,6 @@ def test_what_a_layout_says() -> None:
 def test_the_first_layers_that_have_one_of_each_kind() -> None:
     gemma, llama = recognised(make("gemma3")), recognised(make("llama"))
     assert (gemma.varied, llama.varied) == (2, 1)
-    first = llama.first(1)
-    assert "model.layers.0.mlp.up_proj.weight" in first
-    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} <= set(first)
-    assert not any(name.startswith("model.layers.1") for name in first)
 
 
 def _extra(model: Any) -> None:
@@ -258,5 +254,5 @@ def test_an_empty_model_shows_its_layout_and_can_be_filled(family: str, tied: bo
     assert layout == recognised(loaded)
     assert layout.tied == tied
     source = StoredWeights(tmp_path)
-    fill(empty, source, source.names())
+    fill(empty, source)
     assert torch.equal(reference_logits(empty, [1, 2, 3]), reference_logits(loaded, [1, 2, 3]))

@@ -21,9 +21,9 @@ from decodery.models.weight_source import Blocks
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 KINDS = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}
-FORM = {"Q4_0": FORMS[0], "Q4_1": FORMS[0], "Q8_0": FORMS[1]}
-TINY, SMALLEST, LARGEST = 0x0001, 0x0400, 0x6FFF
-"""Half precision: the smallest number, the smallest of full precision, and the largest that may be multiplied by eight."""
+FORM = dict(zip(KINDS, FORMS, strict=False))
+TINY, SMALLEST, LARGEST = 0x0001, 0x0400, 0x7BFF
+"""Half precision: the smallest number, the smallest of full precision, and the largest."""
 
 
 class Stored:
@@ -123,7 +123,7 @@ def test_without_short_forms_blocks_are_dequantised(kind: str) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_scale_that_half_precision_holds_eightfold(kind: str, scales: list[int], seed: int) -> None:
+def test_any_scale_that_half_precision_holds(kind: str, scales: list[int], seed: int) -> None:
     source = Stored(one=(kind, blocks(kind, 16, 64, seed, bits(scales))))
     form, found = read(source, "one")
     assert form == FORM[kind]
@@ -139,15 +139,6 @@ def test_scales_that_are_no_numbers_leave_a_matrix_as_it_is(kind: str, scale: in
     form, found = read(source, "one")
     assert (form, source.asked) == (FORMS[-1], {"one"})
     assert torch.equal(found.nan_to_num(nan=7.0), numbers(kind, rows).bfloat16().nan_to_num(nan=7.0))
-
-
-@pytest.mark.parametrize("scale", [LARGEST + 1, 0x7BFF, 0xFBFF])
-def test_a_scale_too_large_for_its_offset_falls_back(scale: int) -> None:
-    """Half precision ends at 65504, and the offset of Q4_0 is eight scales; the weights themselves are numbers still."""
-    source = Stored(one=("Q4_0", blocks("Q4_0", 16, 64, scales=bits([scale]))))
-    _, found = read(source, "one")
-    assert source.asked == {"one"}
-    assert same(found, numbers(*source.matrices["one"]).bfloat16())
 
 
 def test_matrices_one_below_the_other_and_in_turns() -> None:
@@ -169,11 +160,20 @@ def test_matrices_of_several_kinds_are_packed_by_their_numbers() -> None:
 @pytest.mark.parametrize("factor", [1.0, 11.3125])
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_each_form_times_a_factor(form: int, factor: float) -> None:
-    rows = blocks("Q8_0" if form == FORMS[1] else "Q4_1", 192, 96)
-    kind = "Q8_0" if form == FORMS[1] else "Q4_1"
+    kind = next((kind for kind, own in FORM.items() if own == form), "Q4_1")
+    rows = blocks(kind, 192, 96)
     weights = Weights(FORMS[-1:] if form == FORMS[-1] else FORMS, large(2 * 192 * 96))
     matrix = weights.read(Stored(one=(kind, rows)), "one")
     assert matrix.bytes == form
     ids = torch.tensor([191, 0, 17, 17, 64])
     expected = numbers(kind, rows).bfloat16()[ids] * torch.tensor(factor).bfloat16()
     assert same(rows_of(matrix, 96, ids, factor), expected)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("Q4_0", 1), ("Q4_1", 1), ("Q8_0", 36 / 34)])
+def test_packed_weights_take_what_the_file_takes(kind: str, share: float) -> None:
+    """Scales of Q8_0 alone are kept in float32."""
+    rows = blocks(kind, 256, 512)
+    weights = Weights(FORMS, large(2 * 256 * 512))
+    weights.read(Stored(one=(kind, rows)), "one")
+    assert weights.bytes == round(share * rows.nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from decodery.models.pages import large
 from decodery.models.paths import network_for
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
-FOUR, EIGHT, PLAIN = FORMS
+CENTRED, FOUR, EIGHT, PLAIN = FORMS
 
 
 def four_bits(weight: Tensor) -> Tensor:
@@ -29,6 +30,15 @@ def four_bits(weight: Tensor) -> Tensor:
     scale = ((blocks.amax(1, keepdim=True) - least) / 15).half().float()
     numbers = torch.where(scale > 0, (blocks - least) / scale, 0.0).round().clamp(0, 15)
     return (numbers * scale + least.half().float()).reshape(weight.shape).bfloat16()
+
+
+def centred(weight: Tensor, ends: int = -8) -> Tensor:
+    """The weights nearest to these that GGUF's Q4_0 can hold: a scale per 32 inputs. ends: the number of the weight farthest
+    from zero; files of other makers have it elsewhere than at -8."""
+    blocks = weight.float().reshape(-1, 32)
+    scale = (blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / ends).half().float()
+    numbers = torch.where(scale != 0, blocks / scale, 0.0).round().clamp(-8, 7)
+    return (numbers * scale).reshape(weight.shape).bfloat16()
 
 
 def eight_bits(weight: Tensor) -> Tensor:
@@ -43,12 +53,13 @@ def form_of(weight: Tensor) -> int:
     return int(Weights(FORMS, large(2 * weight.numel())).pack(weight).bytes)
 
 
-def quantised(family: str) -> Any:
+def quantised(family: str, most: Callable[[Tensor], Tensor] = four_bits) -> Any:
+    """A model whose matrices but the head are rounded by `most`."""
     model = make(family)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
-                module.weight.copy_((eight_bits if name == "lm_head" else four_bits)(module.weight))
+                module.weight.copy_((eight_bits if name == "lm_head" else most)(module.weight))
     return model
 
 
@@ -57,6 +68,7 @@ def quantised(family: str) -> Any:
 def test_the_grid_of_quantised_weights_is_found(spread: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(64, 96, generator=generator) * spread
+    assert form_of(centred(weight)) == form_of(centred(weight, 7)) == form_of(centred(weight, -5)) == CENTRED
     assert form_of(four_bits(weight)) == FOUR
     assert form_of(eight_bits(weight)) == EIGHT
     assert form_of(weight.bfloat16()) == PLAIN
@@ -68,7 +80,7 @@ def test_blocks_without_variety() -> None:
     weight[5, 32:] = 0.25
     weight[7, :32] = torch.tensor([-0.5, 0.5]).repeat(16)
     assert form_of(weight) == FOUR
-    assert form_of(torch.zeros(16, 32, dtype=torch.bfloat16)) == FOUR
+    assert form_of(torch.zeros(16, 32, dtype=torch.bfloat16)) == CENTRED
 
 
 def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
@@ -78,18 +90,22 @@ def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
     assert form_of(weight) == PLAIN
 
 
+@pytest.mark.parametrize("most", [four_bits, centred])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biases"])
-def test_scores_are_the_same_bits(family: str) -> None:
-    model = quantised(family)
+def test_scores_are_the_same_bits(family: str, most: Callable[[Tensor], Tensor]) -> None:
+    model = quantised(family, most)
     packed, native = NativeNetwork.of(model, family, packed=True), NativeNetwork.of(model, family)
     assert (packed.path, native.path) == ("packed", "native")
     same_scores(packed, native)
 
 
-def test_scores_are_the_same_bits_without_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [four_bits, centred])
+def test_scores_are_the_same_bits_without_the_matrix_unit(
+    monkeypatch: pytest.MonkeyPatch, most: Callable[[Tensor], Tensor]
+) -> None:
     plain = build.binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
     monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
-    model = quantised("llama")
+    model = quantised("llama", most)
     same_scores(NativeNetwork.of(model, "llama", packed=True), NativeNetwork.of(model, "llama"))
 
 

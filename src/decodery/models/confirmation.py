@@ -12,22 +12,23 @@ The outcome is kept in `$DECODERY_HOME/confirmed`, by all it can depend on, so t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
 from decodery.models.quiet import quiet
-from decodery.models.twin import borders, kinds_of_layers, reduced, shared
+from decodery.models.twin import borders, kinds_of_layers, reduced, shared, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,7 +138,7 @@ def _cut_down_to_few_tokens(model: PreTrainedModel) -> tuple[Any, int]:
 def _cut_down(model: PreTrainedModel, vocabulary: int | None = None) -> tuple[Any, int]:
     """The same with all tokens."""
     count = int(model.config.get_text_config().num_hidden_layers)
-    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     return reduced(model, kinds_of_layers(lists[0]) if lists else count, True, vocabulary), LENGTH
 
 
@@ -153,7 +154,7 @@ def _whole(model: PreTrainedModel) -> tuple[Any, int]:
 
 def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length: int) -> str:
     """small: the model that the network and transformers both run. length: of a text that crosses all its borders."""
-    exact = small if small.dtype == torch.float32 else copy.deepcopy(small).float()
+    exact = small if small.dtype == torch.float32 else _in_float32(small)
     references: dict[tuple[int, ...], Tensor] = {}
     usual: dict[tuple[int, ...], Tensor] = {}
     asked = _ways(network, length if network.border is None else min(length, network.border - FOLLOWING))
@@ -181,6 +182,28 @@ def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length:
         if not ours <= AS_NEAR * theirs + SAME:
             return f"{one.way}: {ours:.2g} of a deviation from float32, where transformers is {theirs:.2g} away"
     return ""
+
+
+def _in_float32(model: Any) -> Any:
+    """A copy of a model. No weight is copied before it is converted: the system takes longer to give memory than this takes."""
+    held = {id(weight): weight for weight in weights(model).values()}
+    converted: dict[int, Any] = {
+        key: nn.Parameter(weight.detach().float(), requires_grad=False)
+        for key, weight in held.items()
+        if isinstance(weight, nn.Parameter)
+    }
+    return copy.deepcopy(model, converted).float()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: small operations gain little by several, and wait for all of them where processors are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _generated(network: Scorer, exact: Any, references: dict[tuple[int, ...], Tensor]) -> Asked:

@@ -95,7 +95,7 @@ class Known:
         or whatever a family's code raises, where the model does not qualify."""
         import torch
 
-        from decodery.models.confirmation import confirm
+        from decodery.models.confirmation import FEW_TOKENS, confirm, one_thread
         from decodery.models.native.network import NativeNetwork
         from decodery.models.pages import give_back
         from decodery.models.reading import cut, empty_model, end_tokens, fill
@@ -104,9 +104,10 @@ class Known:
 
         model = empty_model(self.folder, torch.bfloat16)
         layout, ends = recognised(model), end_tokens(model, self.folder)
-        fill(model, Checked(source, layout), layout.first(layout.varied))
-        cut(model, layout.varied)
-        confirm(partial(NativeNetwork.of, name=name, packed=packed), model, "packed" if packed else "native")
+        cut(model, layout.varied, FEW_TOKENS)
+        with one_thread():
+            fill(model, Checked(source, layout))
+            confirm(partial(NativeNetwork.of, name=name, packed=packed), model, "packed" if packed else "native")
         del model
         gc.collect()  # modules refer to each other in circles
         give_back()

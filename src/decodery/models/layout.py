@@ -138,12 +138,6 @@ class Layout:
         """So many first layers have one of each kind."""
         return max(self.layers.index(layer) for layer in set(self.layers)) + 1
 
-    def first(self, layers: int) -> list[str]:
-        """The weights of the first layers, and of what is before and behind the layers."""
-        within = tuple(f"{self.prefix}layers.{layer}." for layer in range(layers))
-        names = [name for name, _ in self.shapes()]
-        return [name for name in names if name.startswith(within) or not name.startswith(f"{self.prefix}layers.")]
-
     def as_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -20,12 +20,13 @@ from decodery.models.architecture import causal_class
 from decodery.models.checkpoint import some
 from decodery.models.fitting import check_found, uneven
 from decodery.models.gguf import model as gguf_model
+from decodery.models.gguf.dequantisation import dequantise
 from decodery.models.gguf.weights import weight_source
 from decodery.models.multimodal import Multimodal
 from decodery.models.quantised import read_by_transformers
 from decodery.models.quiet import quiet
 from decodery.models.stored_weights import FLOATING, StoredWeight, put, stored_weights
-from decodery.models.twin import cut_configuration
+from decodery.models.twin import cut_configuration, cut_vocabulary
 from decodery.models.weight_names import unwrapped
 from decodery.models.weight_source import Blocks, WeightSource
 
@@ -163,18 +164,29 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def fill(model: nn.Module, source: WeightSource, names: Iterable[str]) -> None:
-    """Read weights of a model from a source, one after the other."""
+def fill(model: nn.Module, source: WeightSource) -> None:
+    """Read the weights of a model from a source, one after the other; of each as many first rows as the model has."""
     with torch.no_grad():
-        for name in names:
-            weight = model.get_parameter(name)
-            weight.copy_(source.tensor(name, weight.dtype))
+        for name, weight in model.named_parameters():
+            blocks = source.blocks(name)
+            if blocks is None:
+                weight.copy_(source.tensor(name, weight.dtype)[: len(weight)])
+            else:
+                dequantise(blocks.rows[: len(weight)], blocks.kind, weight)
+                source.release(name)
 
 
-def cut(model: Any, layers: int) -> None:
-    """Leave only the first layers of a model of the usual kind, and of what its configuration says of each layer."""
-    cut_configuration(model.config.get_text_config(), layers)
+def cut(model: Any, layers: int, tokens: int) -> None:
+    """Leave only the first layers of a model of the usual kind, its first tokens, and what its configuration says of these."""
+    config = model.config.get_text_config()
+    cut_configuration(config, layers)
     model.base_model.layers = model.base_model.layers[:layers]
+    if tokens < config.vocab_size:
+        cut_vocabulary(config, tokens)
+        for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            for name, weight in list(module.named_parameters()):
+                module._parameters[name] = nn.Parameter(weight.detach()[:tokens], requires_grad=False)
+        model.tie_weights()
 
 
 def end_tokens(model: Any, folder: Path) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ def reduced(model: PreTrainedModel, layers: int, close: bool, vocabulary: int | 
         _move_borders(config.get_text_config())
     tokens = config.get_text_config().vocab_size
     if vocabulary is not None:
-        _cut_vocabulary(config.get_text_config(), vocabulary)
+        cut_vocabulary(config.get_text_config(), vocabulary)
     config._attn_implementation_internal = "eager"
     with initialization.no_init_weights(), torch.device(model.device):
         small = type(model)(config).eval()
@@ -125,7 +125,8 @@ def cut_configuration(config: Any, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
-def _cut_vocabulary(config: Any, size: int) -> None:
+def cut_vocabulary(config: Any, size: int) -> None:
+    """Leave only what a configuration says of the first tokens."""
     config.vocab_size = size
     for name, value in list(vars(config).items()):
         if name.endswith("token_id") and isinstance(value, int) and value >= size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from ctypes import CDLL
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,8 @@ SOURCES = (
 )
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 SECONDS = 120
+_compiling = threading.Lock()
+"""One compiler at a time: who comes second finds what the first has made."""
 
 
 class NotBuilt(RuntimeError):
@@ -75,8 +79,23 @@ def library() -> CDLL:
     raise NotBuilt("the system does not let it use the matrix unit")
 
 
+def prepare() -> None:
+    """Begin to compile what `library` will want, beside whatever the caller does meanwhile."""
+
+    def build() -> None:
+        with contextlib.suppress(NotBuilt):  # who asks for the library is told
+            library()
+
+    threading.Thread(target=build, name="decodery compiles", daemon=True).start()
+
+
 def compiled(extra: tuple[str, ...]) -> Path:
     """The decoder compiled with some flags more than FLAGS, kept from one process to the next. Raises NotBuilt."""
+    with _compiling:
+        return _compiled(extra)
+
+
+def _compiled(extra: tuple[str, ...]) -> Path:
     sources = Path(__file__).parent
     text = "\0".join([*FLAGS, *extra, _processor(), *((sources / name).read_text() for name in SOURCES)])
     place = home() / "native" / f"decoder-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"

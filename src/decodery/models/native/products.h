@@ -356,6 +356,7 @@ static inline void add_values(const bf16 *weights, const bf16 *values, int64_t a
  * written as well by some forms of a matrix, of 32 where there are more. after: the weights that the thread will probably read next. */
 static void multiply(const Rows *rows, Matrix matrix, int64_t depth, int64_t blocks, const char *after, float *to, int64_t step) {
     switch (matrix.bytes) {
+    case BYTES_CENTRED: multiply_packed(rows, matrix, BYTES_CENTRED, depth, blocks, after, to, step); break;
     case BYTES_FOUR: multiply_packed(rows, matrix, BYTES_FOUR, depth, blocks, after, to, step); break;
     case BYTES_EIGHT: multiply_packed(rows, matrix, BYTES_EIGHT, depth, blocks, after, to, step); break;
     default: multiply_packed(rows, matrix, BYTES_BF16, depth, blocks, after, to, step);

@@ -13,13 +13,13 @@ from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.weight_source import Blocks, WeightSource
 
-FORMS = (320, 576, 1024)
+FORMS = (288, 320, 576, 1024)
 """Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
 LINES = 128
 """Tiles are read by whole pairs of cache lines."""
 NUMBERS = 30
 """GGUF's number for bfloat16, as which matrices of numbers are handed over."""
-FORM_OF = {2: FORMS[0], 3: FORMS[0], 8: FORMS[1]}
+FORM_OF = {2: FORMS[0], 3: FORMS[1], 8: FORMS[2]}
 """Of GGUF's Q4_0, Q4_1 and Q8_0, by their numbers: the form that holds the very numbers of their blocks."""
 
 
