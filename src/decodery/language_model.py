@@ -112,8 +112,8 @@ class LanguageModel:
         prompt: a string, a conversation, token ids, or a list of any of these; [] is a list of none. method: a name,
         "name(key=value)", or a Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a
         list. tools: what conversations may call, see `tokenize`. settings: see `Settings`.
-        Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives. The `n` texts
-        of a prompt are independent samples, unless the method decides them together (`Method.together`).
+        Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives. The `n`
+        texts of a prompt are independent samples, unless the method decides them together (`Method.together`).
         Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable, Refused or NotEnoughMemory before work
         starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later raises
         its own error; within a batch it becomes the `error` of its reply alone.
@@ -186,10 +186,10 @@ class LanguageModel:
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine that asks this model, or others, for scores: what it returns.
 
-        coroutine: a generator that yields a `Forward`, or a tuple of them, and is sent the `Scores` of each; or a `Task` of one,
-        which says what memory it needs. A list of them is packed into the same passes, as requests are, and gives a list of what
-        each returns. What a coroutine raises is raised; within a list it stands in the place of what that one would have
-        returned, and the others do not notice.
+        coroutine: a generator that yields a `Forward`, or a tuple of them, and is sent the `Scores` of each; or a `Task` of
+        one, which says what memory it needs. A list of them is packed into the same passes, as requests are, and gives a list
+        of what each returns. What a coroutine raises is raised; within a list it stands in the place of what that one would
+        have returned, and the others do not notice.
 
             def perplexity(tokens):
                 scores = yield Forward(lm.network.new_sequence(), tokens)
@@ -212,12 +212,12 @@ class LanguageModel:
     def score(self, texts: Any, prompt: Prompt | None = None, *, top: int = 0, taps: Sequence[int] = ()) -> Any:
         """The log probability of every token of given texts; nothing is decoded.
 
-        texts: a string or token ids, or a list of these, which share passes. prompt: what stands before each of them, in any form
-        that `generate` takes; it is scored once. Without it a text's first token has nothing before it, and so no probability.
-        top: how many of the likeliest tokens to tell at each place. taps: layers whose hidden rows of the text's tokens are
-        wanted (`POST_NORM`: those that enter the head).
-        Returns a Scored, or a list of them. Raises BadPrompt, which names the text, BadSetting, Refused or NotEnoughMemory before
-        work starts, and ScoresNotNumbers.
+        texts: a string or token ids, or a list of these, which share passes. prompt: what stands before each of them, in any
+        form that `generate` takes; it is scored once. Without it a text's first token has nothing before it, and so no
+        probability. top: how many of the likeliest tokens to tell at each place. taps: layers whose hidden rows of the text's
+        tokens are wanted (`POST_NORM`: those that enter the head).
+        Returns a Scored, or a list of them. Raises BadPrompt, which names the text, BadSetting, Refused or NotEnoughMemory
+        before work starts, and ScoresNotNumbers.
         """
         return scoring.score(self, texts, prompt, top, taps)
 

@@ -38,8 +38,8 @@ class Scored:
     token that says nothing by itself (a special one, a part of a character) has an empty part, and the one that completes a
     character has all of it. logprobs: [n] float32, of each token after those before it, natural, of the raw scores; NaN for a
     first token that has nothing before it. top_ids, top_logprobs: [n, k] int64 and float32, the likeliest tokens at each place,
-    likeliest first; at such a first place -1 and NaN. hidden: layer -> [n, hidden] in the network's dtype, the row of each token
-    itself. prompt_tokens: how many stood before the text.
+    likeliest first; at such a first place -1 and NaN. hidden: layer -> [n, hidden] in the network's dtype, the row of each
+    token itself. prompt_tokens: how many stood before the text.
     """
 
     text: str
@@ -91,7 +91,8 @@ def score(lm: LanguageModel, texts: Any, prompt: Prompt | None, top: Any, taps: 
     results = []
     for tokens, task in zip(read, tasks, strict=True):
         assert task.value is not None
-        results.append(Scored(*_spelled(lm.tokenizer, before, tokens), *task.value, prompt_tokens=len(before)))
+        text, spans = _spelled(lm.tokenizer, before, tokens)
+        results.append(Scored(text, tokens, spans, *task.value, len(before)))
     return results if batch else results[0]
 
 
@@ -153,9 +154,7 @@ def _run(scheduler: Scheduler, tasks: Sequence[Task[Any]], rows: Sequence[int]) 
             scheduler.cancel(task)
 
 
-def _read_prompt(
-    lm: LanguageModel, scheduler: Scheduler, prompt: list[int], texts: Sequence[Sequence[int]]
-) -> _Read:
+def _read_prompt(lm: LanguageModel, scheduler: Scheduler, prompt: list[int], texts: Sequence[Sequence[int]]) -> _Read:
     """Read a prompt once for all texts; not at all where its rows serve none of them, because of the texts' lengths."""
     border = lm.network.border
     if not texts or (border is not None and all(len(prompt) + len(text) > border for text in texts)):
@@ -217,8 +216,8 @@ def _scored(
     return logprobs, ids, values, {tap: torch.cat(rows) for tap, rows in hidden.items()}
 
 
-def _spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """What tokens say behind others, they themselves, and which part of it each says."""
+def _spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[str, list[tuple[int, int]]]:
+    """What tokens say behind others, and which part of it each says."""
     stream = TextStream(tokenizer, (), before)
     spans = []
     for token in tokens:
@@ -227,4 +226,4 @@ def _spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[
         spans.append((start, len(stream.text)))
     if stream.finish():
         spans[-1] = spans[-1][0], len(stream.text)
-    return stream.text, tokens, spans
+    return stream.text, spans

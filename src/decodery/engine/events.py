@@ -1,7 +1,7 @@
 """What happened, in order: for streaming, traces and statistics.
 
-Every event names in `request` the text that it tells of: the place of its reply among all replies of the call, which come prompt
-by prompt. `output` is the number of that text among the `n` of its prompt, whether they are samples or decided together.
+Every event names in `request` the text that it tells of: the place of its reply among all replies of the call, which come
+prompt by prompt. `output` is the number of that text among the `n` of its prompt, be they samples or decided together.
 
 A method that decides several texts together tells nothing of its tries. Their events come when it is decided which of them are
 outputs: those of each output in the order in which they happened, one output after the other, unless the method shows them

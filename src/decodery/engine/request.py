@@ -222,7 +222,7 @@ class Request:
             output.finish("length")
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
-        """End the request: outputs that go on end now, and those that are not decided stay empty. Harmless where it has ended."""
+        """End the request: outputs that go on end now, those that are not decided stay empty. Harmless where it has ended."""
         if self.finish_reason is not None:
             return
         self.error = error

@@ -25,9 +25,9 @@ Asking: TypeAlias = Generator[Forward | tuple[Forward, ...], Any, Value]
 class Task(Generic[Value]):
     """A coroutine, what memory it needs, and what became of it.
 
-    coroutine: see `Asking`; it begins when the scheduler admits the task. caches: what it may keep at once, of each sequence its
-    network and the most rows that it may have; memory is set aside for them before it begins. cost: the cost curve of a network,
-    by which long texts are cut while others wait; None: as if every pass took the same time.
+    coroutine: see `Asking`; it begins when the scheduler admits the task. caches: what it may keep at once, of each sequence
+    its network and the most rows that it may have; memory is set aside for them before it begins. cost: the cost curve of a
+    network, by which long texts are cut while others wait; None: as if every pass took the same time.
     """
 
     kept = 0
