@@ -147,6 +147,27 @@ def test_a_prompt_is_scored_once_and_scores_are_asked_for_in_bounded_pieces() ->
         assert_scored(one, prompt, text)
 
 
+def test_texts_beyond_a_border_are_read_whole() -> None:
+    """Where the scores of a long text are others than those of its beginning, it is not read in pieces, nor behind a shared
+    prompt."""
+
+    class Bordered(TabularScorer):
+        @property
+        def border(self) -> int | None:
+            return 150
+
+    texts, prompt = [random_ids(count, count, 6) for count in (20, 140, 200)], random_ids(30, 2, 6)
+    plain, scorer = TabularScorer(6, seed=2), Bordered(6, seed=2)
+    expected = scripted_language_model(plain).score(texts, prompt, taps=[0])
+    asked: list[int] = []
+    run_pass = scorer.run_pass
+    scorer.run_pass = lambda forwards: asked.extend(f.count for f in forwards) or run_pass(forwards)  # type: ignore[func-returns-value, method-assign, assignment]
+    for one, other in zip(scripted_language_model(scorer).score(texts, prompt, taps=[0]), expected, strict=True):
+        assert torch.equal(one.logprobs, other.logprobs)
+        assert torch.equal(scorer.head()(one.hidden[0]), plain.head()(other.hidden[0]))
+    assert sorted(asked) == [20, 30, 170, 230]
+
+
 def test_texts_may_be_scored_within_a_small_budget() -> None:
     lm = decodery.wrap(model(), byte_level_tokenizer(), name="tiny", kv_budget=wrapped().network.cache_bytes(128))
     texts = [random_ids(100, seed, 330) for seed in range(4)]

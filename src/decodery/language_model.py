@@ -145,6 +145,7 @@ class LanguageModel:
     ) -> Stream:
         """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
 
+        Of texts that a method decides together only what is decided is told: mostly each whole text when the search is over.
         Same arguments and errors as `generate`. Closing the stream cancels what is still running; its `replies()` tell
         at any time what there is.
         """
