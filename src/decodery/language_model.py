@@ -199,7 +199,10 @@ class LanguageModel:
             lm.run([perplexity(lm.tokenize(text)) for text in texts])
         """
         batch = isinstance(coroutine, list | tuple)
-        tasks = [as_task(one, self.cost) for one in (coroutine if batch else [coroutine])]
+        listed = list(coroutine) if batch else [coroutine]
+        if len({id(one) for one in listed}) < len(listed):
+            raise BadSetting("a coroutine stands twice in the list; it runs once, so make another one.")
+        tasks = [as_task(one, self.cost) for one in listed]
         with self.working():
             scheduler = self.scheduler(watched=False)
             for task in tasks:

@@ -104,6 +104,18 @@ def test_what_is_no_coroutine_is_refused(wrong: Any) -> None:
         scripted_language_model(story_scorer()).run([wrong])
 
 
+def test_a_coroutine_runs_once() -> None:
+    scorer = story_scorer()
+    lm = scripted_language_model(scorer)
+    task = Task(reads(scorer, [1]))
+    lm.run(task)
+    with pytest.raises(BadSetting, match="is over"):
+        lm.run(task)
+    again = reads(scorer, [1])
+    with pytest.raises(BadSetting, match="twice"):
+        lm.run([again, again])
+
+
 def test_a_malformed_ask_fails_its_task() -> None:
     scorer = story_scorer()
     lm = scripted_language_model(scorer)

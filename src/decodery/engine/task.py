@@ -93,8 +93,10 @@ class Task(Generic[Value]):
 
 
 def as_task(coroutine: Any, cost: Callable[[Scorer], CostCurve]) -> Task[Any]:
-    """A task as it is, or one of a coroutine. cost: of tasks that have none. Raises BadSetting where it is neither."""
+    """A task as it is, or one of a coroutine. cost: of tasks that have none. Raises BadSetting where it is neither, or over."""
     if isinstance(coroutine, Task):
+        if coroutine.over:
+            raise BadSetting("the task is over; a coroutine runs once, so make another one.")
         coroutine._cost = coroutine._cost or cost
         return coroutine
     if not isinstance(coroutine, Generator):
