@@ -156,21 +156,21 @@ def test_a_canvas_that_was_tried_is_told_as_the_one_output() -> None:
     request = make_request()
     tries = [request.output.fork() for _ in range(3)]
     for place, attempt in enumerate(tries):
-        attempt.open_canvas(2)
+        attempt.open_canvas(3)
         attempt.unmasked(0, [1], [0x62])
         attempt.unmasked(1, [0], [0x61 + place])
         attempt.block_ends.append(2)
         attempt.commit([0x61 + place, 0x62], ())
     request.conclude([(tries[2], 0.5)])
-    assert (request.text, request.finish_reason, request.statistics.step_of) == ("cb", "length", [1, 0])
+    assert (request.text, request.finish_reason, request.statistics.step_of) == ("cb", "length", [1, 0, -1])
     assert request.statistics.block_ends == [2]
     assert [event.step for event in request.events if isinstance(event, Unmasked)] == [0, 1]
     assert request.statistics.new_tokens == 2
 
 
-@pytest.mark.parametrize("case", ["too few", "twice", "no weight", "not forked", "not since"])
+@pytest.mark.parametrize("case", ["too few", "twice", "no weight", "not forked", "not since", "of another"])
 def test_what_cannot_be_concluded(case: str) -> None:
-    request = make_request(1 if case.startswith("not") else 2)
+    request = make_request(2 if case in ("too few", "twice", "no weight", "of another") else 1)
     first, second = request.output.fork(), request.output.fork()
     if case == "not forked":
         request.commit([0x61], ())
@@ -179,10 +179,14 @@ def test_what_cannot_be_concluded(case: str) -> None:
         request.commit([0x61], ())
         first = request.output.fork()
         request.commit([0x61], ())
+    if case == "of another":
+        request.show(second)
+        second.commit([0x61], ())
     given = {
         "too few": [(first, 1.0)],
         "twice": [(first, 1.0), (first, 1.0)],
         "no weight": [(first, 1.0), (second, float("nan"))],
+        "of another": [(first, 1.0), (request.output.fork(), 1.0)],
     }.get(case, [(first, 1.0)])
     with pytest.raises(ValueError, match=r"asked for|weights|go on from it"):
         request.conclude(given)
