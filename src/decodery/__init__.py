@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from decodery.engine.registry import MethodInfo as MethodInfo
     from decodery.engine.registry import methods as methods
     from decodery.engine.registry import register as register
+    from decodery.engine.task import Task as Task
     from decodery.integrations.transformers import transformers_generate as transformers_generate
     from decodery.language_model import LanguageModel as LanguageModel
     from decodery.loading import load as load
     from decodery.loading import wrap as wrap
     from decodery.replies import Reply as Reply
     from decodery.replies import Stream as Stream
+    from decodery.scoring import Scored as Scored
 
 _LAZY = {
     "Exactness": "decodery.engine.method",
@@ -48,10 +50,12 @@ _LAZY = {
     "MethodInfo": "decodery.engine.registry",
     "methods": "decodery.engine.registry",
     "register": "decodery.engine.registry",
+    "Task": "decodery.engine.task",
     "transformers_generate": "decodery.integrations.transformers",
     "LanguageModel": "decodery.language_model",
     "Reply": "decodery.replies",
     "Stream": "decodery.replies",
+    "Scored": "decodery.scoring",
     "load": "decodery.loading",
     "wrap": "decodery.loading",
 }

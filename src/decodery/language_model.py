@@ -10,9 +10,10 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decodery import scoring
 from decodery.conversations import Message, Tool
 from decodery.engine.cost import CostCurve, calibrated
-from decodery.engine.events import Event, Token
+from decodery.engine.events import Event
 from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
@@ -20,6 +21,7 @@ from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
+from decodery.engine.task import as_task
 from decodery.errors import BadPrompt, BadSetting
 from decodery.models import store
 from decodery.models.scorer import Network, Scorer
@@ -110,7 +112,8 @@ class LanguageModel:
         prompt: a string, a conversation, token ids, or a list of any of these; [] is a list of none. method: a name,
         "name(key=value)", or a Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a
         list. tools: what conversations may call, see `tokenize`. settings: see `Settings`.
-        Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives.
+        Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives. The `n`
+        texts of a prompt are independent samples, unless the method decides them together (`Method.together`).
         Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable, Refused or NotEnoughMemory before work
         starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later raises
         its own error; within a batch it becomes the `error` of its reply alone.
@@ -123,7 +126,7 @@ class LanguageModel:
                 for request, chosen in group:
                     scheduler.submit(request, chosen)
             scheduler.run()
-        replies = [[self._reply(request, chosen) for request, chosen in group] for group in requests]
+        replies = [[reply for entry in group for reply in self._replies(*entry)] for group in requests]
         if not batch:
             for reply in replies[0]:
                 if reply.error is not None:
@@ -142,6 +145,7 @@ class LanguageModel:
     ) -> Stream:
         """Decode and yield events (see `decodery.engine.events`) as they happen, of all requests interleaved.
 
+        Of texts that a method decides together only what is decided is told: mostly each whole text when the search is over.
         Same arguments and errors as `generate`. Closing the stream cancels what is still running; its `replies()` tell
         at any time what there is.
         """
@@ -154,7 +158,7 @@ class LanguageModel:
             for request, _ in requests:
                 if request.finish_reason is None:  # never started
                     request.finish("cancelled")
-            return [self._reply(request, chosen) for request, chosen in requests]
+            return [reply for entry in requests for reply in self._replies(*entry)]
 
         return Stream(self._stream(requests, pending), conclude)
 
@@ -179,6 +183,47 @@ class LanguageModel:
         for request, _ in requests:
             if request.error is not None:
                 raise request.error
+
+    def run(self, coroutine: Any) -> Any:
+        """Run a coroutine that asks this model, or others, for scores: what it returns.
+
+        coroutine: a generator that yields a `Forward`, or a tuple of them, and is sent the `Scores` of each; or a `Task` of
+        one, which says what memory it needs. A list of them is packed into the same passes, as requests are, and gives a list
+        of what each returns. What a coroutine raises is raised; within a list it stands in the place of what that one would
+        have returned, and the others do not notice.
+
+            def perplexity(tokens):
+                scores = yield Forward(lm.network.new_sequence(), tokens)
+                return float(torch.nn.functional.cross_entropy(scores.logits[:-1], torch.tensor(tokens[1:])).exp())
+
+            lm.run([perplexity(lm.tokenize(text)) for text in texts])
+        """
+        batch = isinstance(coroutine, list | tuple)
+        listed = list(coroutine) if batch else [coroutine]
+        if len({id(one) for one in listed}) < len(listed):
+            raise BadSetting("a coroutine stands twice in the list; it runs once, so make another one.")
+        tasks = [as_task(one, self.cost) for one in listed]
+        with self.working():
+            scheduler = self.scheduler(watched=False)
+            for task in tasks:
+                scheduler.start(task)
+            scheduler.run()
+        if not batch and tasks[0].error is not None:
+            raise tasks[0].error
+        results = [task.value if task.error is None else task.error for task in tasks]
+        return results if batch else results[0]
+
+    def score(self, texts: Any, prompt: Prompt | None = None, *, top: int = 0, taps: Sequence[int] = ()) -> Any:
+        """The log probability of every token of given texts; nothing is decoded.
+
+        texts: a string or token ids, or a list of these, which share passes. prompt: what stands before each of them, in any
+        form that `generate` takes; it is scored once. Without it a text's first token has nothing before it, and so no
+        probability. top: how many of the likeliest tokens to tell at each place. taps: layers whose hidden rows of the text's
+        tokens are wanted (`POST_NORM`: those that enter the head).
+        Returns a Scored, or a list of them. Raises BadPrompt, which names the text, BadSetting, Refused or NotEnoughMemory
+        before work starts, and ScoresNotNumbers.
+        """
+        return scoring.score(self, texts, prompt, top, taps)
 
     def chat(self, messages: str | Sequence[Message], **arguments: Any) -> Reply:
         """Answer a conversation, or a single user message. Arguments as for `generate`."""
@@ -260,12 +305,12 @@ class LanguageModel:
                 raise BadPrompt(f"prompt {len(groups) + 1} of {len(prompts)}: {error}") from error
             if self.diffusion is None:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
-            group = []
-            for sample in range(checked.n):
-                request = Request(self, ids, checked, number, sample, listener)
-                group.append((request, chosen[id(named)]))
-                number += 1
-            admit(group[0][1], group[0][0])
+            group, one_method = [], chosen[id(named)]
+            for sample in range(1 if one_method.together else checked.n):
+                request = Request(self, ids, checked, number, sample, listener, one_method.together)
+                group.append((request, one_method))
+                number += request.n
+            admit(one_method, group[0][0])
             self.budget.check(Need.of(*group[0]))
             groups.append(group)
         return groups
@@ -288,28 +333,35 @@ class LanguageModel:
         """
         return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(prompt, tools)
 
-    def _reply(self, request: Request, method: Method) -> Reply:
+    def _replies(self, request: Request, method: Method) -> list[Reply]:
         settings = request.settings
         assert settings.seed is not None
-        assert request.finish_reason is not None
         wanted = settings.logprobs is not None
-        tokens = [event for event in request.events if isinstance(event, Token)]
-        return Reply(
-            text=(request.prompt_text if settings.echo else "") + request.text,
-            token_ids=request.new_tokens,
-            finish_reason=request.finish_reason,
-            exactness=method.exactness,
-            stats=request.statistics,
-            events=tuple(request.events),
-            method=method.spec(),
-            model=self.name,
-            seed=settings.seed,
-            prompt_token_ids=request.prompt,
-            order=request.law.order,
-            logprobs=[event.logprobs for event in tokens if event.logprobs is not None] if wanted else None,
-            prompt_logprobs=request.prompt_logprobs if wanted and settings.echo else None,
-            error=request.error,
-        )
+        replies = []
+        for place, output in enumerate(request.outputs):
+            assert output.finish_reason is not None
+            number = request.sample + place
+            reply = Reply(
+                text=(request.prompt_text if settings.echo else "") + output.text,
+                token_ids=output.new_tokens,
+                finish_reason=output.finish_reason,
+                exactness=method.exactness,
+                stats=request.statistics,
+                events=tuple(event for event in request.events if event.output == number),
+                method=method.spec(),
+                model=self.name,
+                seed=settings.seed,
+                prompt_token_ids=request.prompt,
+                order=output.law.order,
+                logprobs=output.logprobs if wanted else None,
+                prompt_logprobs=request.prompt_logprobs if wanted and settings.echo else None,
+                error=request.error,
+                output=number,
+                weight=output.weight,
+                score=output.score,
+            )
+            replies.append(reply)
+        return replies
 
 
 def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """The result of one request.
+    """One text that was asked for, with what is to be told of it. For `n` texts of a prompt there are `n` replies in order,
+    whether they are independent samples or were decided together.
 
     text: the visible output (with the prompt before it where `echo` was set). token_ids: the new tokens, an end token
     included. finish_reason: "stop", "length", "cancelled" or "error". seed: the one used, also where none was given.
     order: the steps of the law that were switched on, in order. logprobs: one per new token where asked for.
     prompt_logprobs: of prompt tokens 1, 2, … where echo and logprobs were set. error: what ended the request, if so.
+    output: its number among the texts of its prompt. Where the method decides these together: weight: how much the text counts
+    beside the others, as the method says (a probability, a share of votes, an importance weight); score: what the method ranks
+    it by, where it does; and stats are those of all of them, which had their forwards in common. Of independent samples, which
+    all count the same, weight and score are None.
     """
 
     text: str
@@ -36,6 +41,9 @@ class Reply:
     logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
     prompt_logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)
     error: Exception | None = None
+    output: int = 0
+    weight: float | None = None
+    score: float | None = None
 
 
 class Stream(Iterator["Event"]):

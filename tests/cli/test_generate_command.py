@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beam_search import BeamSearch
 
+from decodery.engine import registry
 from decodery.engine.events import Event
 from decodery.replies import Stream
 
@@ -120,6 +122,17 @@ class TestJson:
         values = lines_of(command("generate", "Once", "--json", "-n", "3", "-t", "1", "--max-new-tokens", "5").out)
         assert [list(value) for value in values] == [KEYS] * 3
         assert len({value["text"] for value in values}) > 1
+
+    def test_texts_that_are_decided_together(self, command: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One object per text, with what it counts; and one after the other where they are shown."""
+        monkeypatch.setitem(registry._classes, BeamSearch.name, BeamSearch)
+        settings = ("generate", "Once", "-n", "3", "-t", "1", "--max-new-tokens", "5", "--method", BeamSearch.name)
+        replies = toy.generate("Once", BeamSearch.name, n=3, temperature=1.0, max_new_tokens=5)
+        values = lines_of(command(*settings, "--json").out)
+        assert [list(value) for value in values] == [[*KEYS, "weight", "score"]] * 3
+        assert [value["text"] for value in values] == [reply.text for reply in replies]
+        assert [(value["weight"], value["score"]) for value in values] == [(r.weight, r.score) for r in replies]
+        assert command(*settings).out == "\n---\n".join(reply.text for reply in replies) + "\n"
 
     def test_logprobs(self, command: Any, toy: Any) -> None:
         (value,) = lines_of(

@@ -32,6 +32,7 @@ def _run(decode, lm=None, settings=SETTINGS):
     class Ours(MaskedDiffusionDecoding):
         def decode(self, request):
             yield from decode(request, self.plan(request))
+            request.finish("length")  # where the function fills no whole canvas
 
     request, method = new_request(lm or toy_diffusion_model(), Ours(), PROMPT, settings)
     return finished(request, method)
@@ -42,9 +43,9 @@ def test_runs_in_step_equal_runs_alone_and_one_of_them_is_concluded():
     canvases = {}
 
     def several(request, plan):
-        runs = [Denoising(request, plan, Noise(seed), publish=False) for seed in (5, 6, 7)]
+        runs = [Denoising(request, plan, Noise(seed), request.output.fork()) for seed in (5, 6, 7)]
         canvases["together"] = [(c.tokens, c.step_of) for c in (yield from together([run.run() for run in runs]))]
-        runs[1].conclude()
+        request.conclude([(runs[1].output, 1.0)])
 
     request = _run(several, lm)
     alone = [lm.generate(PROMPT, temperature=1.0, seed=seed) for seed in (5, 6, 7)]

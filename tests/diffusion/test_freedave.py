@@ -379,6 +379,8 @@ def test_eager_drafts_are_refused_where_the_cache_is_refreshed():
 
 def _run(request, denoising):
     class _Method:
+        together = False
+
         def caches(self, request):
             return []
 

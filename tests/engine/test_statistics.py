@@ -25,7 +25,7 @@ def test_work_is_counted_by_model() -> None:
 def test_times_run_from_submission() -> None:
     statistics = Statistics()
     time.sleep(0.02)
-    statistics.first_token()
+    statistics.committed(from_draft=False)
     time.sleep(0.02)
     statistics.new_tokens = 10
     statistics.finish()

@@ -46,6 +46,7 @@ def scores(network: Any, scheduling: Scheduling) -> list[torch.Tensor]:
         for token in range(10):
             answer = yield Forward(sequence, [token])
             seen[request.number].append(answer.logits)
+        request.finish("stop")
 
     from decodery.engine.autoregressive import Autoregressive
 

@@ -67,7 +67,9 @@ def generate(
         ),
     ] = None,
     method: MethodOption = None,
-    n: Annotated[int, Option("--n", "-n", help="How many independent samples.")] = 1,
+    n: Annotated[
+        int, Option("--n", "-n", help="How many texts: independent samples, unless the method decides them together.")
+    ] = 1,
     echo: Annotated[bool, Option("--echo", help="Begin the text with the prompt.")] = False,
     logprobs: Annotated[
         int | None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """The answer to one request. stats: as `Statistics.as_dict`."""
+    """One text that was asked for. stats: as `Statistics.as_dict`. weight, score: as in `Reply`."""
 
     text: str
     token_ids: list[int]
@@ -26,6 +26,8 @@ class Outcome:
     stats: dict[str, Any]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    weight: float | None = None
+    score: float | None = None
 
     @classmethod
     def of(cls, reply: Reply) -> Outcome:
@@ -41,10 +43,12 @@ class Outcome:
             stats=reply.stats.as_dict(),
             logprobs=reply.logprobs,
             prompt_logprobs=reply.prompt_logprobs,
+            weight=reply.weight,
+            score=reply.score,
         )
 
     def as_dict(self, lm: LanguageModel) -> dict[str, Any]:
-        """For JSON. The log probabilities stand in it where they were asked for."""
+        """For JSON. The log probabilities stand in it where they were asked for, weight and score where there are any."""
         values: dict[str, Any] = {
             "text": self.text,
             "token_ids": self.token_ids,
@@ -55,6 +59,10 @@ class Outcome:
             "seed": self.seed,
             "stats": self.stats,
         }
+        if self.weight is not None:
+            values["weight"] = self.weight
+        if self.score is not None:
+            values["score"] = self.score
         if self.logprobs is not None:
             values["logprobs"] = _logprobs(lm, self.token_ids, self.logprobs)
         if self.prompt_logprobs is not None:

@@ -123,22 +123,21 @@ class Drafting(Denoising):
             self.number += step.idle
             self.fill(step.commit, laws)
             place = self._after(canvas, place, step)
-            if self.publishing and (place is None or place.in_block == 0) and self.plan.early_stop == "block":
+            if (place is None or place.in_block == 0) and self.plan.early_stop == "block":
                 self.publish(block_end)
-            if self.request.finish_reason is not None:
+            if self.output.finish_reason is not None:
                 return canvas
             if place is None:
                 break
             if hits:
                 laws, known = known[hits - 1][1], known[hits:]
-                laws.committed = len(self.request.new_tokens)
+                laws.committed = self.committed
             elif place.in_block == 0 and not self.eager:
                 laws, known = (yield from self._open(place)), []
             else:
                 laws, known = yield from self._round(laws, place)
-        if self.publishing:
-            self.publish(canvas.length)
-            self.request.finish("length")
+        self.publish(canvas.length)
+        self.output.finish("length")
         return canvas
 
     def static_step(self, laws: Laws, place: Place, number: int) -> StaticStep:
@@ -205,7 +204,7 @@ class Drafting(Denoising):
         laws: of the state before. A state that is complete needs no forward, and so no draft.
         """
         laws = laws.at(range(len(laws)))
-        laws.chance, laws.committed = self._guessing, len(self.request.new_tokens)
+        laws.chance, laws.committed = self._guessing, self.committed
         canvas, number = self.canvas, self.number
         drafts: list[Draft] = []
         while len(drafts) + 1 < self.draft_steps:
@@ -286,9 +285,9 @@ class Drafting(Denoising):
     # Statistics
 
     def publish(self, until: int) -> bool:
-        first = len(self.request.new_tokens)
+        first = len(self.output.new_tokens)
         over = super().publish(until)
-        drafted = len(self._accepted.intersection(range(first, len(self.request.new_tokens))))
+        drafted = len(self._accepted.intersection(range(first, len(self.output.new_tokens))))
         self.request.statistics.accepted += drafted
         self.request.statistics.bonus -= drafted
         return over

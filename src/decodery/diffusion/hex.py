@@ -187,7 +187,7 @@ class HiddenExperts(DiffusionMethod):
         if self.choice == "likelihood":
             key = max(sorted(finished), key=lambda one: finished[one].likelihood)
         self._tell(request, finished, vote, len(keys))
-        finished[key].denoising.conclude()
+        request.conclude([(finished[key].denoising.output, vote.consensus)])
 
     def _run(self, request: Request, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
         rule = Weighed(self.unmasking(request))
@@ -209,7 +209,7 @@ class HiddenExperts(DiffusionMethod):
 
         assert request.settings.seed is not None
         noise = Noise(run_seed(request.settings.seed, key), request.sample)
-        denoising = Denoising(request, plan, noise, publish=False, law=law)
+        denoising = Denoising(request, plan, noise, request.output.fork(), law)
         yield from denoising.run()
         forwards = denoising.forwards * len(denoising.sequences)
         denoising.sequences = ()  # only the canvas is looked at from here on

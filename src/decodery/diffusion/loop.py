@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.engine.method import Decoding
+    from decodery.engine.output import Output
     from decodery.engine.request import Request
     from decodery.models.forward import Scores
     from decodery.models.masked_diffusion import MaskedDiffusion
@@ -77,21 +78,27 @@ class Plan:
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
 
-    chance, law: noise and processed law; by default the request's. publish: whether what is complete is committed to the
-    request, as the output and with events; without it the canvas is one of several tries, for the caller to choose among.
+    output: what is complete is committed to; by default the request's. Several canvases are tries, each with a fork of it, for
+    the caller to choose among (`Request.conclude`). chance, law: noise and processed law; by default the request's and the
+    output's.
     """
 
     def __init__(
-        self, request: Request, plan: Plan, chance: Chance | None = None, publish: bool = True, law: Law | None = None
+        self,
+        request: Request,
+        plan: Plan,
+        chance: Chance | None = None,
+        output: Output | None = None,
+        law: Law | None = None,
     ):
         self.request, self.plan = request, plan
+        self.output = request.output if output is None else output
         self.chance = request.noise if chance is None else chance
-        self.law = request.law if law is None else law
+        self.law = self.output.law if law is None else law
         self.model = model_of(request)
         self.canvas = Canvas(request.prompt, plan.length, self.model)
         self.number = 0
         """Steps taken."""
-        self.publishing = publish
         self.over = False
         """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
         self.sequences: tuple[CachedSequence, ...] = tuple(
@@ -101,9 +108,14 @@ class Denoising:
         self._banned = sorted({*self.model.reserved, *plan.forbidden})
         self._carried: dict[int, Tensor] = {}
         self.forwards = 0
-        """Forwards since the last commit to the request; guidance does not count double here."""
-        if publish:
-            request.statistics.step_of = [-1] * plan.length
+        """Forwards so far; guidance does not count double here."""
+        self._counted = 0
+        self.output.open_canvas(plan.length)
+
+    @property
+    def committed(self) -> int:
+        """How many tokens of the canvas its law has observed."""
+        return len(self.output.new_tokens) if self.law is self.output.law else 0
 
     # Scoring
 
@@ -142,7 +154,7 @@ class Denoising:
             Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
-        committed, number = len(self.request.new_tokens), self.number
+        committed, number = self.committed, self.number
 
         def laws(answers: Sequence[Scores]) -> Laws:
             scores = self._guided([answer.logits for answer in answers]).float()
@@ -174,42 +186,29 @@ class Denoising:
         if self.request.reads_rows and laws is not None:
             rows = {offset: laws.scores[place] for place, offset in enumerate(laws.offsets)}
             self.canvas.rows.update({offset: rows[offset] for offset in commit.offsets if offset in rows})
-        if self.publishing and commit.offsets:
-            self.request.unmasked(self.number, commit.offsets, commit.tokens)
+        if commit.offsets:
+            self.output.unmasked(self.number, commit.offsets, commit.tokens)
         self.number += 1
         if self.plan.early_stop == "prefix":
             self._end_at(self.canvas.complete_until())
 
     def publish(self, until: int) -> bool:
-        """Commit the offsets before `until` to the request; True when the request is over."""
-        first = len(self.request.new_tokens)
-        if self.request.finish_reason is not None or until <= first:
-            return self.request.finish_reason is not None
+        """Commit the offsets before `until`; True when the output is over."""
+        first = len(self.output.new_tokens)
+        if self.output.finish_reason is not None or until <= first:
+            return self.output.finish_reason is not None
         tokens = self.canvas.answer[first:until]
         empty = torch.empty(0)
         rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
-        forwards, self.forwards = self.forwards, 0
-        return self.request.commit(tokens, rows, rounds=forwards)
+        rounds, self._counted = self.forwards - self._counted, self.forwards
+        return self.output.commit(tokens, rows, rounds=rounds)
 
     def _end_at(self, until: int) -> None:
-        """Publish the offsets before `until`, and note whether that is the end. A try that is not published ends where a
-        published one would, as far as end tokens say."""
-        if self.publishing:
-            self.over = self.publish(until)
-        elif not self.request.stop_ids.isdisjoint(self.canvas.answer[:until]):
-            self.over = True
-
-    def conclude(self) -> None:
-        """Make a canvas that was decoded without publishing the output of the request: events, commit and end."""
-        self.request.statistics.step_of = [-1] * self.canvas.length
-        for step in sorted(set(self.canvas.step_of) - {-1}):
-            offsets = [offset for offset, taken in enumerate(self.canvas.step_of) if taken == step]
-            self.request.unmasked(step, offsets, [self.canvas.answer[offset] for offset in offsets])
-        self.publish(self.canvas.complete_until())
-        self.request.finish("length")
+        """Publish the offsets before `until`, and note whether that is the end."""
+        self.over = self.publish(until)
 
     def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
-        """Decode the canvas; returns it. Ends early where the request does."""
+        """Decode the canvas; returns it. Ends early where the output does."""
         canvas, plan, start = self.canvas, self.plan, 0
         while start < canvas.length and canvas.masked():
             if not plan.blocks.looks_ahead:
@@ -222,17 +221,15 @@ class Denoising:
                 end = plan.blocks.end(canvas, start, laws)
             if not start < end <= canvas.length:
                 raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
-            if self.publishing:
-                self.request.statistics.block_ends.append(end)
+            self.output.block_ends.append(end)
             yield from self.fill_block(laws, start, end)
             if plan.early_stop == "block":
                 self._end_at(end)
             if self.over:
                 return canvas
             start = end
-        if self.publishing:
-            self.publish(canvas.length)
-            self.request.finish("length")
+        self.publish(canvas.length)
+        self.output.finish("length")
         return canvas
 
     def fill_block(self, laws: Laws, start: int, end: int) -> Decoding:

@@ -1,6 +1,11 @@
 """What happened, in order: for streaming, traces and statistics.
 
-Every event names its request (the place of the prompt among those given, and of the sample among its `n`).
+Every event names in `request` the text that it tells of: the place of its reply among all replies of the call, which come
+prompt by prompt. `output` is the number of that text among the `n` of its prompt, be they samples or decided together.
+
+A method that decides several texts together tells nothing of its tries. Their events come when it is decided which of them are
+outputs: those of each output in the order in which they happened, one output after the other, unless the method shows them
+as they come (`Request.show`).
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ class Drafted:
     request: int
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+    output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Unmasked:
     offsets: tuple[int, ...]
     tokens: tuple[int, ...]
     length: int
+    output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +70,18 @@ class Token:
     text: str
     from_draft: bool
     logprobs: TokenLogprobs | None = None
+    output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request is over. text: what was still held back. reason: "stop", "length", "cancelled" or "error"."""
+    """The text is over. text: what was still held back. reason: "stop", "length", "cancelled" or "error"."""
 
     request: int
     text: str
     reason: str
     statistics: Statistics
+    output: int = 0
 
 
 Event: TypeAlias = "Drafted | Unmasked | Token | Finished"

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +99,7 @@ def _number(path: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Need:
-    """What a request can need at most.
+    """What a task can need at most.
 
     bytes: of keys and values, all its sequences together. rows: network (by id) -> most rows of one of its sequences. parts:
     for people, of each sequence its network's name and rows.
@@ -112,11 +112,15 @@ class Need:
     @classmethod
     def of(cls, request: Request, method: Method) -> Need:
         """Of a request that is decoded by a method."""
-        caches = method.caches(request)
+        return cls.of_caches(method.caches(request))
+
+    @classmethod
+    def of_caches(cls, caches: Sequence[tuple[Scorer, int]]) -> Need:
+        """Of sequences that are there at once: of each, its network and the most rows that it may have."""
         rows: dict[int, int] = {}
         for network, most in caches:
             rows[id(network)] = max(most, rows.get(id(network), 0))
-        # A request cannot tell its sequences of one network apart, so each may get as long as the longest.
+        # A task cannot tell its sequences of one network apart, so each may get as long as the longest.
         size = sum(network.cache_bytes(rows[id(network)]) for network, _ in caches)
         return cls(size, rows, tuple((network.name, most) for network, most in caches))
 

@@ -113,9 +113,13 @@ class Method(ABC):
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
+    together: ClassVar[bool] = False
+    """It decides all `n` texts of a prompt together: `decode` is handed one request for them, works on forks of its output, and
+    gives `request.n` of them to `request.conclude`. Otherwise each text is a request of its own."""
+
     @abstractmethod
     def decode(self, request: Request) -> Decoding:
-        """Decode one request."""
+        """Decode one request. It returns when the request is over; to return earlier is an error."""
 
     @property
     def beyond_chains(self) -> str:

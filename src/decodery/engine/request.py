@@ -1,21 +1,22 @@
-"""One request on its way: its prompt, its law and noise, its stop rules, and what it has committed."""
+"""One request on its way: its prompt, its settings and noise, and the texts that it gives."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
-from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
+from decodery.engine.events import Event, TokenLogprobs
+from decodery.engine.output import Output
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
-from decodery.engine.text import Decoder, TextStream, prompt_text
+from decodery.engine.text import Decoder, prompt_text
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Chance, Noise, Stage
+from decodery.sampling.noise import Chance, Noise
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
@@ -50,10 +51,15 @@ class Host(Protocol):
 
 
 class Request:
-    """A request being decoded. Methods read `tokens`, `law`, `noise` and call `commit`; everything else is the engine's.
+    """A request being decoded. A method reads `tokens`, `law`, `noise` and calls `commit`; everything else is the engine's.
 
-    prompt: token ids. number: the place of the prompt among those given together, for events. sample: which of the
-    `n` samples of the prompt; part of the noise's address.
+    A method that decodes one text needs to know of no more than that: what stands here under the names of `Output` are those
+    of its only one. A method that decides several texts together works on forks of `output` and hands `n` of them to
+    `conclude`.
+
+    prompt: token ids. number: the place of its first reply among all of the call, for events. sample: which of the `n`
+    samples of the prompt; part of the noise's address. together: its method decides all `n` texts of the settings together;
+    otherwise the request gives one.
     """
 
     def __init__(
@@ -64,16 +70,16 @@ class Request:
         number: int = 0,
         sample: int = 0,
         listener: Callable[[Event], None] | None = None,
+        together: bool = False,
     ):
         self.host = host
         self.settings = settings.with_seed()
-        self.number, self.sample = number, sample
+        self.number, self.sample, self.together = number, sample, together
+        self.n = self.settings.n if together else 1
+        """How many outputs it gives."""
         self.prompt = tuple(prompt)
-        self.tokens: list[int] = list(prompt)
-        """Prompt and committed tokens."""
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
-        self.law = Law(self.settings, self.prompt, sorted(self.stop_ids))
         assert self.settings.seed is not None
         self.noise: Chance = Noise(self.settings.seed, sample)
         """Where every random decision comes from; tests put one in its place that tries all of them."""
@@ -81,32 +87,70 @@ class Request:
         self.events: list[Event] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
+        """Why it is over: that of its first output."""
         self.error: Exception | None = None
         self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
         """Whether `commit` looks at the rows that it is given."""
         self.company = 1
-        """How many requests share the engine now; a draft that rides along with others costs more."""
+        """How many tasks share the engine now; a draft that rides along with others costs more."""
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener
-        self._text = TextStream(host.tokenizer, settings.stop, self.prompt)
+        self.output = Output(self)
+        """The text that it decodes. Where several are decided together: one without new tokens, to fork; when they are decided,
+        the first of them."""
+        self.outputs: list[Output] = []
+        """What it gives, as far as that is shown."""
+        if not together:
+            self.show(self.output)
 
-    # What methods use
+    # What methods use: its output's
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and committed tokens."""
+        return self.output.tokens
 
     @property
     def new_tokens(self) -> list[int]:
         """The committed tokens of the output."""
-        return self.tokens[len(self.prompt) :]
+        return self.output.new_tokens
 
     @property
     def remaining(self) -> int:
         """How many more tokens may be committed."""
-        return self.settings.max_new_tokens - (len(self.tokens) - len(self.prompt))
+        return self.output.remaining
 
     @property
     def position(self) -> int:
         """The position of the next token: the address of its draws."""
-        return len(self.tokens)
+        return self.output.position
+
+    @property
+    def law(self) -> Law:
+        """The processed law, which has observed the committed tokens."""
+        return self.output.law
+
+    @property
+    def text(self) -> str:
+        """The visible output so far."""
+        return self.output.text
+
+    def draw(self, row: Tensor, path: Sequence[int] = ()) -> int:
+        """See `Output.draw`."""
+        return self.output.draw(row, path)
+
+    def commit(
+        self, tokens: Sequence[int], rows: Tensor | Sequence[Tensor], accepted: int = 0, rounds: int = 1
+    ) -> bool:
+        """See `Output.commit`. True when the request is over."""
+        return self.output.commit(tokens, rows, accepted, rounds)
+
+    def drafted(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
+        """See `Output.drafted`."""
+        self.output.drafted(tokens, parents)
+
+    # What methods use: its own
 
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""
@@ -119,16 +163,6 @@ class Request:
         if id(owner) in self.rows:
             sequence.cache.expect(owner.rows_kept(self.rows[id(owner)]))
         return sequence
-
-    def draw(self, row: Tensor, path: Sequence[int] = ()) -> int:
-        """The token that plain decoding takes after the committed tokens and `path`, given its raw scores [vocabulary].
-
-        The same address gives the same token in every method.
-        """
-        if self.law.greedy:
-            return self.law.likeliest(row, path)
-        law = self.law.log_probabilities(row, path).exp()
-        return self.noise.choose(law, self.position + len(path), Stage.TARGET)
 
     def remember(self, key: Hashable, make: Callable[[], Value], everywhere: bool = False) -> Value:
         """State that outlives the request, shared by the requests of the same session; made on first use.
@@ -160,98 +194,80 @@ class Request:
                 watch(chunk, scores.logits)
             if echo:
                 for row, token in zip(scores.logits, self.prompt[start + 1 :], strict=False):
-                    self.prompt_logprobs.append(self._logprobs(row, token, processed=None))
+                    self.prompt_logprobs.append(self.logprobs_of(row, token))
 
-    def drafted(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
-        """Tell that these nodes are being verified."""
-        self.statistics.drafted += len(tokens)
-        if tokens:
-            self._emit(Drafted(self.number, tuple(tokens), tuple(parents)))
+    def show(self, output: Output) -> None:
+        """Make this the next of the request's outputs, which tells what happens as it happens. For methods whose texts do not
+        wait for each other; the others conclude."""
+        self._give(output, len(self.outputs))
 
-    def unmasked(self, step: int, offsets: Sequence[int], tokens: Sequence[int]) -> None:
-        """Tell that a step has filled these positions of the canvas."""
-        for offset in offsets:
-            self.statistics.step_of[offset] = step
-        self._emit(Unmasked(self.number, step, tuple(offsets), tuple(tokens), len(self.statistics.step_of)))
+    def conclude(self, outputs: Sequence[tuple[Output, float]]) -> None:
+        """The request is over, and these are its `n` outputs, in this order; one that has not ended ends with "length".
 
-    def commit(
-        self, tokens: Sequence[int], rows: Tensor | Sequence[Tensor], accepted: int = 0, rounds: int = 1
-    ) -> bool:
-        """Append tokens to the output; True when the request is over.
-
-        rows: [n, vocabulary] the target's raw scores that each token was chosen by; may be none where `reads_rows` is
-        false. accepted: how many of the first tokens had been drafted. rounds: how many forwards brought them. What
-        follows a stop token, a stop string or the last allowed token is dropped: a run of accepted tokens never
-        overshoots. After the end nothing is committed.
+        Each has a weight: how much it counts beside the others, at least 0. What it is (a probability, a share of the votes, an
+        importance weight) is the method's to say. An output may take the place of one that is shown, where it was forked
+        from that and that has told nothing since. Raises ValueError where their number is another, one stands twice, or a
+        weight is no number.
         """
         if self.finish_reason is not None:
-            return True
-        self.statistics.rounds += rounds
-        for place, token in enumerate(tokens):
-            logprobs = None
-            if self.settings.logprobs is not None:
-                processed = self.law.log_probabilities(rows[place])
-                logprobs = self._logprobs(rows[place], token, float(processed[token]))
-            self.tokens.append(token)
-            self.law.observe(token)
-            count = len(self.tokens) - len(self.prompt)
-            if count == 1:
-                self.statistics.first_token()
-            if place < accepted:
-                self.statistics.accepted += 1
-            else:
-                self.statistics.bonus += 1
-            # Before the least length nothing ends the output, and an end token is a token like others.
-            early = count < self.settings.min_new_tokens
-            ends = token in self.stop_ids and not early
-            visible = self._text.push(token, shown=not ends, may_stop=not early)
-            self._emit(Token(self.number, count - 1, token, visible, place < accepted, logprobs))
-            reason = "stop" if ends else self._stop_reason(count, early, rows, place)
-            if reason is not None:
-                self.finish(reason)
-                return True
-        return False
-
-    # What the engine uses
-
-    def _stop_reason(self, count: int, early: bool, rows: Tensor | Sequence[Tensor], place: int) -> str | None:
-        if self._text.stopped_by is not None:
-            return "stop"
-        if self.settings.stopping_criteria and not early:
-            ids, row = torch.tensor([self.tokens]), rows[place][None]
-            if any(bool(torch.as_tensor(c(ids, row)).any()) for c in self.settings.stopping_criteria):
-                return "stop"
-        return "length" if count >= self.settings.max_new_tokens else None
+            return
+        if len(outputs) != self.n or len({id(output) for output, _ in outputs}) != self.n:
+            raise ValueError(f"{self.n} different outputs were asked for, and {len(outputs)} are concluded")
+        if any(not 0 <= weight < math.inf for _, weight in outputs):
+            raise ValueError(f"weights are numbers of at least 0, not {[weight for _, weight in outputs]}")
+        self.output = outputs[0][0]
+        for place, (output, weight) in enumerate(outputs):
+            output.weight = weight
+            self._give(output, place)
+            output.finish("length")
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
-        """End the request. Harmless where it has ended already."""
+        """End the request: outputs that go on end now, those that are not decided stay empty. Harmless where it has ended."""
         if self.finish_reason is not None:
             return
-        self.finish_reason, self.error = reason, error
-        held = self._text.finish()
-        self.statistics.new_tokens = len(self.tokens) - len(self.prompt)
-        self.statistics.finish()
-        self._emit(Finished(self.number, held, reason, self.statistics))
-
-    @property
-    def text(self) -> str:
-        """The visible output so far."""
-        return self._text.text
+        self.error = error
+        while len(self.outputs) < self.n:
+            self.show(self.output.fork())
+        for output in self.outputs:
+            output.finish(reason)
 
     @property
     def prompt_text(self) -> str:
         """The visible text of the prompt; without a character that it leaves incomplete, which the output tells of."""
         return prompt_text(self.host.tokenizer, self.prompt)
 
-    def _emit(self, event: Event) -> None:
+    # What outputs use
+
+    def emit(self, event: Event) -> None:
+        """An output tells of an event."""
         self.events.append(event)
         if self._listener is not None:
             self._listener(event)
 
-    def _logprobs(self, row: Tensor, token: int, processed: float | None) -> TokenLogprobs:
+    def ended(self) -> None:
+        """An output has ended; with the last of them the request is over."""
+        if len(self.outputs) == self.n and all(output.finish_reason is not None for output in self.outputs):
+            self.finish_reason = self.outputs[0].finish_reason
+
+    def logprobs_of(self, row: Tensor, token: int, processed: float | None = None) -> TokenLogprobs:
+        """What the settings ask to be told of a token that raw scores [vocabulary] were for. processed: its log probability
+        under the law that it was drawn from; None: as the raw one."""
         raw = row.float().log_softmax(dim=-1)
         wanted = self.settings.logprobs or 0
         top = raw.topk(min(wanted, raw.shape[0]))
         pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         value = float(raw[token])
         return TokenLogprobs(value, value if processed is None else processed, pairs)
+
+    def _give(self, output: Output, place: int) -> None:
+        if place < len(self.outputs):
+            shown = self.outputs[place]
+            if shown is output:
+                return
+            goes_on = output.place is None and output.begun_at == len(shown.new_tokens) and shown.finish_reason is None
+            if not goes_on:
+                raise ValueError(f"output {place} has been shown, and what is concluded does not go on from it")
+            self.outputs[place] = output
+        else:
+            self.outputs.append(output)
+        output.become(place)

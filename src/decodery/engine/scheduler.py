@@ -1,8 +1,8 @@
-"""Runs many requests at once: collects what their methods ask, scores it in as few passes as possible, hands it back.
+"""Runs many tasks at once: collects what their coroutines ask, scores it in as few passes as possible, hands it back.
 
-Batching over any mix of methods, settings and networks falls out of this loop; no method knows of it. Nor does any know that a
-request waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and
-that a beginning which several have in common is scored once.
+Batching over any mix of methods, settings, networks and other tasks falls out of this loop; no coroutine knows of it. Nor does
+any know that a task waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the
+others, and that a beginning which several have in common is scored once.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import contextlib
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decodery.engine.memory import KVBudget, Need, size_text
-from decodery.engine.method import Decoding, Method
 from decodery.engine.plain import plain
-from decodery.engine.request import Request
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
-from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
+from decodery.engine.task import Asking, Decode, Task
+from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.scorer import PassKey, pass_key
 
 if TYPE_CHECKING:
+    from decodery.engine.method import Method
+    from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
 CHUNKS = (64, 128, 256, 512)
-"""Rows of prompts that a pass may take beside running requests, where the cost curve chooses."""
+"""Rows of prompts that a pass may take beside running tasks, where the cost curve chooses."""
 MOST_DELAY = 4.0
 """A pass with a chunk may take so many times as long as one row does: so much slower are the others while prompts are read."""
 UNWATCHED_CHUNK = 256
@@ -36,11 +37,11 @@ UNWATCHED_CHUNK = 256
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How requests that run together share passes and memory. None of it changes what a request gives, up to rounding.
+    """How tasks that run together share passes and memory. None of it changes what a task gives, up to rounding.
 
-    chunk: rows of prompts in one pass while several requests run; None: by the cost curve; 0: prompts are scored whole;
+    chunk: rows of prompts in one pass while several tasks run; None: by the cost curve; 0: prompts are scored whole;
     BadSetting where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a
-    prompt. share: beginnings that several requests have in common are scored once. prefix_cache: bytes, within the KV budget,
+    prompt. share: beginnings that several tasks have in common are scored once. prefix_cache: bytes, within the KV budget,
     for beginnings of prompts that are over, so that later requests can go on from them.
     """
 
@@ -57,32 +58,23 @@ class Scheduling:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """A request that is not admitted yet."""
+class _Running:
+    """A task that is admitted, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
 
-    request: Request
-    method: Method
-    need: Need
-
-
-@dataclass(slots=True)
-class _Task:
-    """A request, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
-
-    request: Request
-    decoding: Decoding
+    task: Task[Any]
+    coroutine: Asking[Any]
     need: Need
     asks: list[Ask] = field(default_factory=list)
     single: bool = True
     roots: list[CachedSequence] = field(default_factory=list)
 
 
-_Piece = tuple[_Task, Ask, int]
+_Piece = tuple[_Running, Ask, int]
 """An ask, and how many of its next rows are scored now."""
 
 
 class Scheduler:
-    """Drives requests step by step. Not thread-safe: one thread owns it.
+    """Drives tasks step by step. Not thread-safe: one thread owns it.
 
     budget: of keys and values, which may be shared with other schedulers; None: unlimited.
     """
@@ -91,62 +83,70 @@ class Scheduler:
         self.budget = KVBudget() if budget is None else budget
         self.scheduling = Scheduling() if scheduling is None else scheduling
         self.prefixes = PrefixCache(self.budget, self.scheduling.prefix_cache)
-        self._tasks: list[_Task] = []
-        self._queue: deque[_Waiting] = deque()
+        self._running: list[_Running] = []
+        self._queue: deque[tuple[Task[Any], Need]] = deque()
         self._stepping = False
         self.budget.join(self)
 
     @property
     def active(self) -> int:
-        """Requests that are not over."""
-        return len(self._tasks) + len(self._queue)
+        """Tasks that are not over."""
+        return len(self._running) + len(self._queue)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for memory."""
+        """Tasks that wait for memory."""
         return len(self._queue)
 
     def submit(self, request: Request, method: Method) -> None:
-        """Start a request; it runs with the next `step`. Where its keys and values do not fit beside those of the requests that
-        run, it waits for its turn. A request that could never fit ends with NotEnoughMemory."""
+        """Start the decoding of a request; see `start`."""
+        self.start(Decode(request, method))
+
+    def start(self, task: Task[Any]) -> None:
+        """Start a task; it runs with the next `step`. Where its keys and values do not fit beside those of the tasks that run,
+        it waits for its turn. A task that could never fit ends with NotEnoughMemory."""
         try:
-            need = Need.of(request, method)
+            need = task.need()
             self.budget.check(need)
         except Exception as error:
-            request.finish("error", error)
+            task.failed(error)
             return
-        self._queue.append(_Waiting(request, method, need))
+        self._queue.append((task, need))
         self._admit()
         self.budget.note_queue()
 
-    def cancel(self, request: Request) -> None:
-        """End a request now; what it has committed stays."""
-        for waiting in [waiting for waiting in self._queue if waiting.request is request]:
-            self._queue.remove(waiting)
-            request.finish("cancelled")
-        for task in self._tasks:
-            if task.request is request:
-                _close(task.decoding)
-                request.finish("cancelled")
+    def cancel(self, what: Request | Task[Any]) -> None:
+        """End a request, or another task, now; what a request has committed stays."""
+
+        def meant(task: Task[Any]) -> bool:
+            return task is what or (isinstance(task, Decode) and task.request is what)
+
+        for entry in [entry for entry in self._queue if meant(entry[0])]:
+            self._queue.remove(entry)
+            entry[0].cancelled()
+        for running in self._running:
+            if meant(running.task):
+                _close(running.coroutine)
+                running.task.cancelled()
         self._sweep()
 
     def run(self) -> None:
-        """Step until all requests are over. Where this is interrupted, the requests end as cancelled."""
+        """Step until all tasks are over. Where this is interrupted, they end as cancelled."""
         try:
             while self.active:
                 self.step()
         finally:
-            for request in [*(task.request for task in self._tasks), *(waiting.request for waiting in self._queue)]:
-                self.cancel(request)
+            for task in [*(running.task for running in self._running), *(task for task, _ in self._queue)]:
+                self.cancel(task)
 
     def step(self) -> None:
-        """One round: score what every request asks for, and let each go on to its next ask.
+        """One round: score what every task asks for, and let each go on to its next ask.
 
-        Of a long prompt a round may score a piece only, or nothing where another request scores the same beginning; its request
-        goes on when all is there.
+        Of a long prompt a round may score a piece only, or nothing where another task scores the same beginning; its task goes
+        on when all is there.
         """
         self._admit()
-        if not self._tasks:
+        if not self._running:
             self._wait()
             return
         self._stepping = True
@@ -158,15 +158,15 @@ class Scheduler:
                 passes.setdefault((id(forward.sequence.owner), pass_key(forward)), []).append(piece)
             for group in passes.values():
                 self._score(group)
-            for task, ask, leader in held:
-                if task.request.finish_reason is None:
-                    self._follow(task, ask, leader)
-            for task in list(self._tasks):
-                task.request.company = len(self._tasks)
-                if task.request.finish_reason is None and all(ask.answer is not None for ask in task.asks):
-                    self._remember(task)
-                    answers = tuple(ask.answer for ask in task.asks)
-                    self._advance(task, answers[0] if task.single else answers)
+            for running, ask, leader in held:
+                if not running.task.over:
+                    self._follow(running, ask, leader)
+            for running in list(self._running):
+                running.task.meets(len(self._running))
+                if not running.task.over and all(ask.answer is not None for ask in running.asks):
+                    self._remember(running)
+                    answers = tuple(ask.answer for ask in running.asks)
+                    self._advance(running, answers[0] if running.single else answers)
         finally:
             self._stepping = False
         self._sweep()
@@ -174,93 +174,90 @@ class Scheduler:
     # Memory
 
     def _admit(self) -> None:
-        """Start the requests that have waited longest, as long as they fit."""
+        """Start the tasks that have waited longest, as long as they fit."""
         while self._queue:
-            first = self._queue[0]
-            if not self.budget.fits(first.need.bytes):
+            task, need = self._queue[0]
+            if not self.budget.fits(need.bytes):
                 for scheduler in (self, *self.budget.others(self)):
-                    scheduler.prefixes.make_room(first.need.bytes)
-                if not self.budget.fits(first.need.bytes):
+                    scheduler.prefixes.make_room(need.bytes)
+                if not self.budget.fits(need.bytes):
                     return
             self._queue.popleft()
-            self._start(first)
+            self._begin(task, need)
 
-    def _start(self, waiting: _Waiting) -> None:
-        request, need = waiting.request, waiting.need
-        if self.budget.total is not None:
-            request.rows = need.rows
-        request.statistics.admitted(need.bytes)
+    def _begin(self, task: Task[Any], need: Need) -> None:
+        task.statistics.admitted(need.bytes)
         try:
-            task = _Task(request, waiting.method.decode(request), need)
-        except Exception as error:  # a `decode` that is no generator function runs at once
-            request.finish("error", error)
+            coroutine = task.begin(None if self.budget.total is None else need)
+        except Exception as error:  # what is no generator function runs at once
+            task.failed(error)
             return
+        running = _Running(task, coroutine, need)
         self.budget.take(need.bytes)
-        self._tasks.append(task)
-        self._advance(task, None)
+        self._running.append(running)
+        self._advance(running, None)
         self._sweep()
 
     def _wait(self) -> None:
-        """Nothing runs here, and the first request does not fit: let those go on who hold the memory."""
+        """Nothing runs here, and the first task does not fit: let those go on who hold the memory."""
         if not self._queue:
             return
-        holders = [other for other in self.budget.others(self) if other._tasks and not other._stepping]
+        holders = [other for other in self.budget.others(self) if other._running and not other._stepping]
         for other in holders:
             other.step()
         if not holders:  # they wait for us, in a call that this one was made from
-            waiting = self._queue.popleft()
+            task, need = self._queue.popleft()
             held, total = size_text(self.budget.held), size_text(self.budget.total or 0)
-            waiting.request.finish(
-                "error",
+            task.failed(
                 NotEnoughMemory(
-                    f"the request can need {size_text(waiting.need.bytes)} of keys and values, and requests that cannot go on "
+                    f"the request can need {size_text(need.bytes)} of keys and values, and requests that cannot go on "
                     f"before it is over hold {held} of the KV budget of {total}; raise kv_budget."
-                ),
+                )
             )
 
     def _sweep(self) -> None:
-        for task in self._tasks:
-            if task.request.finish_reason is not None:
-                self.budget.give_back(task.need.bytes)
-        self._tasks = [task for task in self._tasks if task.request.finish_reason is None]
+        for running in self._running:
+            if running.task.over:
+                self.budget.give_back(running.need.bytes)
+        self._running = [running for running in self._running if not running.task.over]
 
     # What is scored in a round
 
-    def _plan(self) -> tuple[list[_Piece], list[tuple[_Task, Ask, Ask]]]:
+    def _plan(self) -> tuple[list[_Piece], list[tuple[_Running, Ask, Ask]]]:
         """Which rows are scored now; and the asks that wait, each with an earlier one that scores the same beginning."""
         pieces: list[_Piece] = []
-        held: list[tuple[_Task, Ask, Ask]] = []
+        held: list[tuple[_Running, Ask, Ask]] = []
         leaders: dict[Hashable, list[Ask]] = {}
         room: dict[int, int] = {}
-        for task in self._tasks:
-            for ask in task.asks:
+        for running in self._running:
+            for ask in running.asks:
                 if ask.answer is not None:
                     continue
                 if self.scheduling.share and ask.shareable:
-                    self._copy(task, ask)
+                    self._copy(running, ask)
                     owner, layers = ask.forward.sequence.owner, ask.forward.layers
                     alike = leaders.setdefault((id(owner), layers, tuple(ask.text[:SHORTEST])), [])
                     leader = _leader(ask, alike)
                     if leader is not None:
-                        held.append((task, ask, leader))
+                        held.append((running, ask, leader))
                         continue
                     alike.append(ask)
                 rows = ask.left
-                if len(self._tasks) > 1 and _reads(task, ask):
+                if len(self._running) > 1 and running.task.reads(ask):
                     place = id(ask.forward.sequence.owner)
                     if place not in room:
-                        room[place] = self._chunk(task, ask)
+                        room[place] = self._chunk(running, ask)
                     rows = min(rows, room[place])
                     room[place] -= rows
                 if rows:
-                    pieces.append((task, ask, rows))
+                    pieces.append((running, ask, rows))
         return pieces, held
 
-    def _chunk(self, task: _Task, ask: Ask) -> int:
-        """How many rows of prompts a pass of a network may take, so that it does not hold up the other requests for long."""
+    def _chunk(self, running: _Running, ask: Ask) -> int:
+        """How many rows of prompts a pass of a network may take, so that it does not hold up the other tasks for long."""
         network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
         asked = [
-            other for entry in self._tasks for other in entry.asks if other.answer is None and _reads(entry, other)
+            other for entry in self._running for other in entry.asks if other.answer is None and entry.task.reads(other)
         ]
         total = sum(other.left for other in asked if other.forward.sequence.owner is network)
         if chunk is not None:
@@ -269,16 +266,16 @@ class Scheduler:
             return UNWATCHED_CHUNK
         if total <= CHUNKS[0]:  # nothing to choose, so nothing to measure
             return total
-        cost = task.request.host.cost(network).at(ask.forward.sequence.length)
+        cost = running.task.cost(network).at(ask.forward.sequence.length)
         return max((rows for rows in CHUNKS if cost(rows) <= MOST_DELAY * cost(1)), default=CHUNKS[0])
 
-    def _copy(self, task: _Task, ask: Ask) -> None:
-        """Take over what a running request, or one that is over, has scored already."""
+    def _copy(self, running: _Running, ask: Ask) -> None:
+        """Take over what a running task, or one that is over, has scored already."""
         sequence = ask.forward.sequence
         if ask.gain(ask.text) < SHORTEST:
             return
         best, length = None, sequence.length
-        for other in self._tasks:
+        for other in self._running:
             for root in other.roots:
                 fits = root is not sequence and root.owner is sequence.owner and root.plain_layers == ask.forward.layers
                 if fits and (until := ask.common(root.tokens[: root.plain])) >= length + SHORTEST:
@@ -287,28 +284,28 @@ class Scheduler:
         if kept is not None and kept[1] > length:
             best, length = kept
         if best is not None:
-            task.request.statistics.shared_rows += length - sequence.length
+            running.task.statistics.shared_rows += length - sequence.length
             ask.take(best, length)
 
-    def _follow(self, task: _Task, ask: Ask, leader: Ask) -> None:
+    def _follow(self, running: _Running, ask: Ask, leader: Ask) -> None:
         """Take over what an earlier ask of this round has scored, as soon as all of it is there."""
         source, before = leader.forward.sequence, ask.forward.sequence.length
         if leader.answer is not None and ask.same_as(leader):
             ask.answer_as(leader)
-            self._count(task, ask, 0)
+            self._count(running, ask, 0)
         elif ask.gain(leader.text) >= SHORTEST and source.plain >= ask.common(leader.text):
             ask.take(source, ask.common(leader.text))
-        task.request.statistics.shared_rows += ask.forward.sequence.length - before
+        running.task.statistics.shared_rows += ask.forward.sequence.length - before
 
-    def _remember(self, task: _Task) -> None:
+    def _remember(self, running: _Running) -> None:
         """Note which sequences others may go on from."""
-        for ask in task.asks:
+        for ask in running.asks:
             if self.scheduling.share and ask.shareable:
                 sequence = ask.forward.sequence
-                if all(root is not sequence for root in task.roots):
-                    task.roots.append(sequence)
+                if all(root is not sequence for root in running.roots):
+                    running.roots.append(sequence)
                 if self.scheduling.prefix_cache:
-                    self.prefixes.keep(sequence, min(sequence.length, len(task.request.prompt)))
+                    self.prefixes.keep(sequence, min(sequence.length, running.task.kept))
 
     def _score(self, group: Sequence[_Piece]) -> None:
         network = group[0][1].forward.sequence.owner
@@ -319,51 +316,42 @@ class Scheduler:
             if len(group) == 1:
                 self._fail(group[0][0], error)
                 return
-            # One forward spoils the pass: score each alone, so that only its own request fails.
+            # One forward spoils the pass: score each alone, so that only its own task fails.
             for entry in group:
                 self._score([entry])
             return
-        for (task, ask, rows), scores in zip(group, answers, strict=True):
-            self._count(task, ask, rows)
+        for (running, ask, rows), scores in zip(group, answers, strict=True):
+            self._count(running, ask, rows)
             ask.scored(rows, scores)
 
-    def _count(self, task: _Task, ask: Ask, rows: int) -> None:
-        """Count rows of an ask as work done for a request. All pieces of an ask are one forward."""
+    def _count(self, running: _Running, ask: Ask, rows: int) -> None:
+        """Count rows of an ask as work done for a task. All pieces of an ask are one forward."""
         forward, network = ask.forward, ask.forward.sequence.owner
         later = ask.begun or forward.joined
         ask.begun = True
-        task.request.statistics.count(
+        running.task.statistics.count(
             _label(forward, network), rows, len(forward.layers.indices(network.layers)), forwards=0 if later else 1
         )
 
-    def _advance(self, task: _Task, answer: Scores | tuple[Scores | None, ...] | None) -> None:
-        """Send scores into a coroutine and take its next ask; ends the request where the coroutine ends or fails."""
+    def _advance(self, running: _Running, answer: Scores | tuple[Scores | None, ...] | None) -> None:
+        """Send scores into a coroutine and take its next ask; ends the task where the coroutine ends or fails."""
         try:
-            ask = task.decoding.send(answer)
-            task.single = isinstance(ask, Forward)
+            ask = running.coroutine.send(answer)
+            running.single = isinstance(ask, Forward)
             forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
             for forward in forwards:
                 network: Scorer = forward.sequence.owner
                 network.check(forward)
             _check_together(forwards)
-            task.asks = [Ask(forward) for forward in forwards]
-        except StopIteration:
-            task.request.finish("stop")
+            running.asks = [Ask(forward) for forward in forwards]
+        except StopIteration as end:
+            running.task.returned(end.value)
         except Exception as error:
-            self._fail(task, error)
+            self._fail(running, error)
 
-    def _fail(self, task: _Task, error: Exception) -> None:
-        _close(task.decoding)
-        if isinstance(error, ScoresNotNumbers) and error.raw:
-            error = ScoresNotNumbers(
-                f"{error}: {task.request.host.network.origin_of_faults(task.request.tokens)}.", raw=True
-            )
-        task.request.finish("error", error)
-
-
-def _reads(task: _Task, ask: Ask) -> bool:
-    """Whether an ask reads a prompt. Long drafts are no prompts: their requests are those that must not wait."""
-    return ask.plain and ask.base < len(task.request.prompt) - 1
+    def _fail(self, running: _Running, error: Exception) -> None:
+        _close(running.coroutine)
+        running.task.failed(error)
 
 
 def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
@@ -395,7 +383,7 @@ def _check_together(asks: Sequence[Forward]) -> None:
             raise ValueError("two forwards of one step use the same sequence and one of them writes to it; fork it")
 
 
-def _close(decoding: Decoding) -> None:
-    """End a coroutine. Its last words do not matter any more, and must not harm the other requests."""
+def _close(coroutine: Asking[Any]) -> None:
+    """End a coroutine. Its last words do not matter any more, and must not harm the other tasks."""
     with contextlib.suppress(Exception):
-        decoding.close()
+        coroutine.close()

@@ -23,7 +23,10 @@ class ModelStatistics:
 
 @dataclass(slots=True)
 class Statistics:
-    """What one request cost and brought. Times are wall clock, in seconds, from submission.
+    """What one request, or another task, cost and brought. Times are wall clock, in seconds, from submission.
+
+    What several outputs of one request brought is counted together (new_tokens, accepted, bonus), and step_of and block_ends
+    are those of its first output.
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
@@ -64,9 +67,14 @@ class Statistics:
         self.queued_seconds = time.perf_counter() - self.started
         self.kv_bytes = kv_bytes
 
-    def first_token(self) -> None:
-        """The first new token was committed now."""
-        self.first_token_seconds = time.perf_counter() - self.started
+    def committed(self, from_draft: bool) -> None:
+        """A token of an output was committed. from_draft: it had been drafted."""
+        if not self.accepted + self.bonus:
+            self.first_token_seconds = time.perf_counter() - self.started
+        if from_draft:
+            self.accepted += 1
+        else:
+            self.bonus += 1
 
     def finish(self) -> None:
         """The request ended now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 
@@ -25,6 +26,12 @@ class StopStrings:
         self._searched_all = 0
         """The same, of the text with unseen tokens."""
         self.stopped_by: str | None = None
+
+    def fork(self) -> StopStrings:
+        """An independent copy, which goes on from here."""
+        twin = copy.copy(self)
+        twin._unseen = list(self._unseen)
+        return twin
 
     def put(self, settled: str, open: str = "") -> None:
         """Text that has become certain, and what may follow it; both in place of what was open before."""

@@ -8,6 +8,7 @@ later tokens may still change is kept until they are there.
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
 
 from decodery.engine.spelling import REPLACEMENT, Decoder, Spelling
@@ -50,6 +51,12 @@ class TextStream:
     def stopped_by(self) -> str | None:
         """The stop string that has ended the text."""
         return self._stops.stopped_by
+
+    def fork(self) -> TextStream:
+        """An independent copy, which goes on from here."""
+        twin = copy.copy(self)
+        twin._stops, twin._run, twin._ids = self._stops.fork(), self._run.fork(), list(self._ids)
+        return twin
 
     def push(self, token: int, shown: bool = True, may_stop: bool = True) -> str:
         """Add a token; returns the text that becomes visible. After a stop string nothing more becomes visible.
@@ -182,6 +189,12 @@ class _ByteRun:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._broken = False
         self.text = ""
+
+    def fork(self) -> _ByteRun:
+        twin = _ByteRun()
+        twin._decoder.setstate(self._decoder.getstate())
+        twin._broken, twin.text = self._broken, self.text
+        return twin
 
     def add(self, byte: int) -> None:
         if self._broken:

@@ -19,7 +19,7 @@ from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
-from decodery.errors import BadPrompt, BadSetting
+from decodery.errors import BadPrompt, BadSetting, Refused
 from decodery.integrations.generate_arguments import ASSISTANT, CACHE_NAMES, meant_method, refuse, seen_and_places
 from decodery.integrations.generate_output import Steps, check_beginning, given_cache, read
 from decodery.integrations.generate_processors import chains
@@ -117,6 +117,11 @@ class _Loop:
             aside.get("synced_gpus", False),
         )
         chosen = meant_method(self._method, generation_config, assistant_model, assistant_tokenizer is None)
+        if chosen.together:
+            raise Refused(
+                f"{chosen.name} decides several texts of a prompt together, and transformers' generate wants one for each row; "
+                "use decodery.wrap(model, tokenizer).generate(prompt, method, n=…)."
+            )
         known = self._known.setdefault(model, _Known())
         with known.lock, _evaluating(model, assistant_model):
             # Text is of use where two tokenizers meet, and costs time for each token.

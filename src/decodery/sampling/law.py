@@ -8,6 +8,7 @@ works on what comes out.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,12 @@ class Law:
         """A token was committed."""
         self._tokens.append(token)
         self._seen[token] = self._seen.get(token, 0) + 1
+
+    def fork(self) -> Law:
+        """An independent copy, which observes tokens of its own from here on."""
+        twin = copy.copy(self)
+        twin._tokens, twin._seen = list(self._tokens), dict(self._seen)
+        return twin
 
     def scores(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> Float[Tensor, "vocabulary"]:
         """Processed scores [vocabulary] float32 of a raw row, after the committed tokens and then `path`.

@@ -166,6 +166,20 @@ class MethodLaws:
                     assert text == whole.text, f"{_name(method)}: streamed {text!r} instead of {whole.text!r}"
                     assert [event.token_id for event in events if isinstance(event, Token)] == whole.token_ids
 
+    def test_it_gives_as_many_texts_as_are_asked_for(self) -> None:
+        """Samples, or texts that are decided together: a reply each, and a stream that tells of each what its reply holds."""
+        settings: dict[str, Any] = {"n": 3, "temperature": 1.0, "seed": 5, "max_new_tokens": 8}
+        for method in self._methods():
+            lm, prompt = self.host(), self.prompts(3)[2]
+            replies = lm.generate(prompt, method=method, **settings)
+            told = [""] * 3
+            for event in self.host().stream(prompt, method=method, **settings):
+                if isinstance(event, Token | Finished):
+                    assert event.request == event.output
+                    told[event.output] += event.text
+            assert told == [reply.text for reply in replies], f"{_name(method)}: a text was not told as it is"
+            assert [reply.output for reply in replies] == [0, 1, 2]
+
     def test_packed_equals_alone(self) -> None:
         prompts = self.prompts(12)
         for method in self._methods():

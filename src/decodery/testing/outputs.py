@@ -27,9 +27,10 @@ BATCH = 500
 def new_request(
     lm: LanguageModel, method: str | Method, prompt: Sequence[int], settings: Settings, sample: int = 0
 ) -> tuple[Request, Method]:
-    """A request that the method has admitted. Raises what `generate` raises before work starts."""
+    """A request that the method has admitted, for all `n` texts where it decides them together. Raises what `generate` raises
+    before work starts."""
     chosen = as_method(method)
-    request = Request(lm, prompt, settings, sample=sample)
+    request = Request(lm, prompt, settings, sample=sample, together=chosen.together)
     admit(chosen, request)
     return request, chosen
 
