@@ -12,7 +12,7 @@ from decodery.cli.console import output, print_json, print_line, print_table
 from decodery.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from decodery.engine.method import Parameter
+    from decodery.engine.parameters import Parameter
     from decodery.engine.registry import MethodInfo
 
 SHADES = {
@@ -86,7 +86,7 @@ def _page(info: MethodInfo) -> None:
     if info.parameters:
         print_table(
             ("parameter", "type", "default", "range", "meaning"),
-            [(Text(p.name, style="bold"), p.type, _default(p), p.range or "–", _meaning(p)) for p in info.parameters],
+            [(Text(p.name, style="bold"), p.type, _default(p), p.range or "–", p.meaning) for p in info.parameters],
         )
     else:
         print_line("It has no parameters.")
@@ -98,10 +98,6 @@ def _default(parameter: Parameter) -> str:
     if parameter.default is None:
         return "auto"
     return str(parameter.default) if parameter.default != "" else '""'
-
-
-def _meaning(parameter: Parameter) -> str:
-    return f"{parameter.help}; auto: {parameter.auto}" if parameter.auto else parameter.help
 
 
 def _example(info: MethodInfo) -> str:

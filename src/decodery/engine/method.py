@@ -12,14 +12,13 @@ import enum
 import functools
 import math
 import re
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from decodery.engine.plain import plain
+from decodery.engine.parameters import Parameter, checked, idle, parameters_of
+from decodery.engine.parameters import parameter as parameter
 from decodery.errors import BadParameter, Refused, near
 
 if TYPE_CHECKING:
@@ -50,47 +49,6 @@ class Exactness(enum.StrEnum):
     def lossless(self) -> bool:
         """Whether greedy output is promised to equal plain decoding's."""
         return self in (Exactness.IDENTICAL_TO_SAMPLING, Exactness.GREEDY_IDENTICAL)
-
-
-def parameter(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    auto: str = "",
-) -> Any:
-    """A dataclass field that is a parameter of a method.
-
-    help: one line. low, high: inclusive range. choices: allowed words. auto: what None (written "auto") means.
-    """
-    meta = {"help": help, "low": low, "high": high, "choices": choices, "auto": auto}
-    return dataclasses.field(default=default, metadata=meta)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a method, as the registry lists it."""
-
-    name: str
-    type: str
-    default: Any
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    auto: str = ""
-
-    @property
-    def range(self) -> str:
-        """The allowed values, for people."""
-        if self.choices:
-            return " | ".join(self.choices)
-        if self.low is None and self.high is None:
-            return ""
-        low = "" if self.low is None else f"{self.low:g}"
-        return f"{low}..{'' if self.high is None else f'{self.high:g}'}"
 
 
 @dataclass(frozen=True)
@@ -133,9 +91,38 @@ class Method(ABC):
         """
         return [(request.host.network, len(request.prompt) + request.settings.max_new_tokens)]
 
+    def check(self) -> None:  # noqa: B027
+        """Raise BadParameter where values that are right by themselves do not go together. Called when the method is made, of
+        each class in the line of a method, the base first: none of them calls another."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if cls.__post_init__ is not Method.__post_init__:
+            raise TypeError(f"{cls.__name__} must check its parameters in check(), not in __post_init__")
+
     def __post_init__(self) -> None:
+        every = {field.name: field.default for field in dataclasses.fields(self)}
         for item in self.parameters():
-            object.__setattr__(self, item.name, _checked(self.name, item, getattr(self, item.name)))
+            every[item.name] = checked(self.name, item, getattr(self, item.name))
+            object.__setattr__(self, item.name, every[item.name])
+        known = {item.name: item for item in self.parameters()}
+        for name, default in every.items():
+            if name not in known and getattr(self, name) != default:
+                raise BadParameter(f"{self.name} has no parameter {name!r}; {near(name, known)}")
+        for item in self.parameters():
+            if idle(item, every):
+                value = _written(every[item.name], item.type)
+                raise BadParameter(f"{self.name}: {item.name}={value} does something only {item.condition}.")
+        for cls in reversed(type(self).__mro__):
+            if "check" in vars(cls):
+                vars(cls)["check"](self)
+
+    def varied(self, **values: Any) -> Self:
+        """This method with other values; what does nothing beside them any more has its default again."""
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | values
+        while left := [item for item in self.parameters() if idle(item, mine)]:
+            mine |= {item.name: item.default for item in left}
+        return type(self)(**mine)
 
     @classmethod
     def parameters(cls) -> tuple[Parameter, ...]:
@@ -155,47 +142,7 @@ class Method(ABC):
 @functools.cache
 def _parameters(cls: type[Method]) -> tuple[Parameter, ...]:
     # Resolving type hints is slow, and every request asks for its method's parameters.
-    hints = typing.get_type_hints(cls)
-    return tuple(
-        Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
-        for field in dataclasses.fields(cls)
-    )
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        names = [_type_name(arg) for arg in inner]
-        return " | ".join([*names, "auto"] if len(inner) < len(typing.get_args(hint)) else names)
-    return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
-TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-
-
-def _checked(method: str, item: Parameter, value: Any) -> Any:
-    """The value of a parameter, or BadParameter."""
-    names = item.type.split(" | ")
-    value = plain(value)
-    if value is None and "none" in item.choices:
-        return "none"  # written as a bare word, it is read as Python's None
-    if value is None and "auto" in names:
-        return None
-    if value == "auto" and "auto" in names and "str" not in names:
-        return None
-    matches = [n for n in names if n != "auto" and isinstance(value, TYPES[n])]
-    if isinstance(value, bool) and "bool" not in names:
-        matches = []
-    if not matches:
-        raise BadParameter(f"{method}: {item.name} must be {' or '.join(names)}, not {value!r} ({item.help}).")
-    if item.choices and value not in item.choices:
-        raise BadParameter(f"{method}: {item.name} must be one of {', '.join(item.choices)}, not {value!r}.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        below = item.low is not None and value < item.low
-        above = item.high is not None and value > item.high
-        if below or above or value != value:
-            raise BadParameter(f"{method}: {item.name} must lie in {item.range}, not {value!r} ({item.help}).")
-    return float(value) if matches == ["float"] else value
+    return parameters_of(cls)
 
 
 _PARTS = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"])+""")

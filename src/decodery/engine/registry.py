@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from decodery.engine.method import TYPES, Exactness, Method, Parameter, build, parse_spec
+from decodery.engine.method import Exactness, Method, build, parse_spec
+from decodery.engine.parameters import TYPES, Parameter
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near
 
 log = logging.getLogger("decodery")
@@ -101,6 +102,7 @@ class MethodInfo:
                     "high": p.high,
                     "choices": list(p.choices),
                     "auto": p.auto,
+                    "only": p.condition,
                 }
                 for p in self.parameters
             ],
@@ -152,6 +154,9 @@ def conform(cls: type[Method]) -> None:
     for field in dataclasses.fields(cls):
         if not field.metadata.get("help"):
             raise ValueError(f"parameter {field.name} of {cls.__name__} needs a help text; make it with parameter()")
+        for other in {name for one in field.metadata.get("only", ()) for name in one}:
+            if other not in {known.name for known in dataclasses.fields(cls)}:
+                raise ValueError(f"parameter {field.name} of {cls.__name__} depends on {other}, which is no parameter")
     for item in cls.parameters():
         if not set(item.type.split(" | ")) <= {*TYPES, "auto"}:
             raise ValueError(

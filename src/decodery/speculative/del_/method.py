@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from decodery.speculative.del_.exits import ExitAdapters
 
 FORBIDDEN = float("-inf")
+CHOOSING = ({"exit": None}, {"length": None})
+"""Exits are watched, so that one of them or a length can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,25 @@ class DynamicExit(SpeculativeMethod):
         "threshold",
         "what ends a draft: a token less likely than the exit's threshold, or the length with the most tokens per layer",
         choices=("threshold", "fixed"),
+        only={"length": None},
     )
-    max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64)
-    exits: str | int = parameter("auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all")
+    max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64, only={"length": None})
+    exits: str | int = parameter(
+        "auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all", only={"exit": None}
+    )
     adapters: str = parameter(
         "auto", "folder of exit adapters; auto: those shipped for model and exits; off: the model's own head"
     )
-    omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0)
-    context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096)
+    omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0, only=CHOOSING)
+    context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096, only=CHOOSING)
     cost: str = parameter(
         "measured",
         "what tokens are divided by: layers alone, as published, or also heads and rows on this machine's cost curve",
         choices=("layers", "measured"),
+        only=CHOOSING,
     )
-    bypass: bool = parameter(True, "decode plainly where that has the most tokens per layer")
-    clip: bool = parameter(True, "do not count what was drafted after a wrong token")
+    bypass: bool = parameter(True, "decode plainly where that has the most tokens per layer", only={"length": None})
+    clip: bool = parameter(True, "do not count what was drafted after a wrong token", only=CHOOSING)
 
     @property
     def adaptive(self) -> bool:
