@@ -228,7 +228,7 @@ def test_it_is_a_cache_of_the_base_decoders(freeze, cfg_scale):
 
 @pytest.mark.parametrize("given", ["freeze=at_boundary", "shrink=True", "cache=prefix, shrink=True"])
 def test_its_parameters_go_with_it_alone(given):
-    with pytest.raises(BadParameter, match="go with cache=freecache"):
+    with pytest.raises(BadParameter, match="only with cache=freecache"):
         toy_diffusion_model().generate(PROMPT, f"masked-diffusion({given})")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from decodery.engine.parameters import Parameter, checked, idle, parameters_of
+from decodery.engine.parameters import Parameter, checked, idle, idle_sentence, parameters_of
 from decodery.engine.parameters import parameter as parameter
 from decodery.errors import BadParameter, Refused, near
 
@@ -111,8 +111,7 @@ class Method(ABC):
                 raise BadParameter(f"{self.name} has no parameter {name!r}; {near(name, known)}")
         for item in self.parameters():
             if idle(item, every):
-                value = _written(every[item.name], item.type)
-                raise BadParameter(f"{self.name}: {item.name}={value} does something only {item.condition}.")
+                raise BadParameter(idle_sentence(self.name, item, every))
         for cls in reversed(type(self).__mro__):
             if "check" in vars(cls):
                 vars(cls)["check"](self)

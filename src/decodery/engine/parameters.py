@@ -178,3 +178,11 @@ def checked(method: str, item: Parameter, value: Any) -> Any:
 def idle(item: Parameter, values: Mapping[str, Any]) -> bool:
     """Whether a parameter was given a value of its own that does nothing beside the others."""
     return values[item.name] != item.default and not item.acts(values)
+
+
+def idle_sentence(method: str, item: Parameter, values: Mapping[str, Any]) -> str:
+    """Why it does nothing: what it needs, and what stands there."""
+    failing = {name: values[name] for one in item.only for name, c in one.items() if not _holds(c, values[name])}
+    here = " and ".join(f"{name}={_word(value) or repr(value)}" for name, value in failing.items())
+    given = f"{item.name}={_word(values[item.name])}"
+    return f"{method}: {given} does something only {item.condition}, and here it is {here}."
