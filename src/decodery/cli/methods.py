@@ -55,7 +55,7 @@ def methods(
                 entry.title,
                 _exactness(entry),
                 entry.family,
-                "; ".join(entry.needs) or "–",
+                "; ".join(entry.wanted) or "–",
             )
             for entry in entries
         ],
@@ -77,7 +77,7 @@ def _page(info: MethodInfo) -> None:
         ("exactness", _exactness(info)),
         ("family", info.family),
         ("paper", info.paper),
-        ("needs", "; ".join(info.needs) or "nothing"),
+        ("needs", "; ".join(info.wanted) or "nothing"),
         *(("refuses", f"{setting}: {reason}") for setting, reason in info.refuses.items()),
     ]
     for label, fact in facts:

@@ -83,8 +83,9 @@ class DelimitedBlocks(BlockSchedule):
 def delimiter_ids(host: Host, sign: str, match: str = "contains") -> frozenset[int]:
     """The tokens of a model's tokenizer whose text contains the sign, or (match "ends") ends with it; without the model's
     reserved and end tokens."""
-    assert host.diffusion is not None
-    special = {*host.diffusion.reserved, *host.diffusion.end_token_ids}
+    model = host.network.masked
+    assert model is not None
+    special = {*model.reserved, *model.end_token_ids}
     tokenizer: Any = host.tokenizer
     size = min(host.network.vocabulary, len(tokenizer))
     texts = ((token, tokenizer.decode([token])) for token in range(size) if token not in special)

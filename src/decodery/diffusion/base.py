@@ -13,6 +13,7 @@ from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
 from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.loop import Denoising, Plan, model_of
 from decodery.engine.method import Decoding, Method, parameter
+from decodery.engine.needs import MASKED_POSITIONS, Requirement
 from decodery.engine.parameters import not_one_of
 from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
 
@@ -46,7 +47,7 @@ class DiffusionMethod(Method):
     """Base of methods that fill a canvas. A subclass gives `unmasking`, and may give blocks and a cache of its own."""
 
     family: ClassVar[str] = "diffusion"
-    needs: ClassVar[tuple[str, ...]] = ("a masked-diffusion model",)
+    needs: ClassVar[tuple[Requirement, ...]] = (MASKED_POSITIONS,)
     refuses: ClassVar[Mapping[str, str]] = {
         "repetition_penalty": NO_PREFIX,
         "presence_penalty": NO_PREFIX,

@@ -12,7 +12,6 @@ from decodery.diffusion.base import REGIMES, Claim
 from decodery.diffusion.drafting import Drafting
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.engine.method import Decoding, Exactness, parameter
-from decodery.engine.parameters import above
 
 if TYPE_CHECKING:
     from decodery.engine.request import Request
@@ -43,10 +42,9 @@ class FreeDave(MaskedDiffusionDecoding):
         "auto",
         "drafts in copies of the cache, or side by side in one forward; auto: batch up to 64 positions, else tree",
         choices=LAYOUTS,
-        only={"draft_steps": above(1)},
     )
     # With a cache the static decoder computes all keys and values anew where a block begins: drafts beyond would see others.
-    eager: bool = parameter(False, "drafts go on in the next blocks", only={"cache": "none", "draft_steps": above(1)})
+    eager: bool = parameter(False, "drafts go on in the next blocks", only={"cache": "none"})
 
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         caches, states = super().caches(request), self.draft_steps

@@ -15,8 +15,10 @@ from decodery.diffusion.loop import Denoising, model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
+from decodery.engine.needs import MASKED_POSITIONS, Companion, Requirement
 from decodery.errors import BadPrompt, Refused
 from decodery.models.forward import Forward, Rows
+from decodery.models.kinds import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,7 +157,10 @@ class GuidedDiffusion(DiffusionMethod):
     title: ClassVar[str] = "Guided diffusion"
     paper: ClassVar[str] = "FlashDLM: efficient KV caching and guided diffusion, 2025, arXiv 2505.21467"
     exactness: ClassVar[Exactness] = Exactness.QUALITY_CHANGING
-    needs: ClassVar[tuple[str, ...]] = ("a masked-diffusion model", "a causal model with its tokenizer")
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        MASKED_POSITIONS,
+        Companion("guide", "a causal model with its tokenizer", Kind.NEXT_TOKEN, beside="diffusion-stories"),
+    )
 
     cache: str = parameter(
         "freecache", "which keys and values are reused", choices=("none", "prefix", "dual", "freecache")
@@ -187,10 +192,6 @@ class GuidedDiffusion(DiffusionMethod):
     def _check(self, request: Request, partner: Host) -> bool:
         """Raise Refused where this model cannot be the guide."""
         model, host = model_of(request), request.host
-        if partner.diffusion is not None:
-            raise Refused(
-                f"{self.name}: the guide must be a causal model, and {self.guide} is a masked-diffusion model."
-            )
         special = {*model.reserved, *model.end_token_ids, *partner.stop_ids}
         for token in range(host.network.vocabulary):
             if token in special:

@@ -17,6 +17,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
+from decodery.engine.needs import NEXT_TOKENS, Requirement
 from decodery.engine.parameters import Parameter, checked, idle, idle_sentence, parameters_of
 from decodery.engine.parameters import parameter as parameter
 from decodery.errors import BadParameter, Refused, near
@@ -66,8 +67,8 @@ class Method(ABC):
     exactness: ClassVar[Exactness]
     family: ClassVar[str]
     """Room of the method: "sampling", "speculative", "diffusion", …"""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """What must be there for it to run, in words."""
+    needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS,)
+    """What must be there for it to run."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
@@ -76,10 +77,9 @@ class Method(ABC):
         """Decode one request."""
 
     @property
-    def beyond_chains(self) -> str:
-        """What it asks of the target that a network of chains alone does not answer (`Scorer.chains_only`), as the rest of a
-        sentence that begins with its name; empty where it asks nothing of the kind, or drafts chains there."""
-        return ""
+    def requirements(self) -> tuple[Requirement, ...]:
+        """What must be there with these parameters: `needs`, and more where a parameter asks for it."""
+        return self.needs
 
     def admit(self, request: Request) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
@@ -119,6 +119,7 @@ class Method(ABC):
     def varied(self, **values: Any) -> Self:
         """This method with other values; what does nothing beside them any more has its default again."""
         mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | values
+        mine |= {item.name: checked(self.name, item, mine[item.name]) for item in self.parameters()}
         while left := [item for item in self.parameters() if idle(item, mine)]:
             mine |= {item.name: item.default for item in left}
         return type(self)(**mine)
@@ -215,25 +216,12 @@ def refusal(method: Method, settings: Settings) -> str | None:
     return None
 
 
-DIFFUSION = "diffusion"
-"""The family of the methods that fill a canvas."""
-
-
-APPENDED_ONLY = "keeps a cache of its own for each text, which whole tokens can be appended to and nothing else"
-"""What there is to say of a network of chains alone."""
-
-
 def admit(method: Method, request: Request) -> None:
     """Raise Refused, BadParameter, BadPrompt or MethodUnavailable where a method does not run this request."""
-    network = request.host.network.name
-    if method.family == DIFFUSION and request.host.diffusion is None:
-        raise Refused(f"{method.name} fills the canvas of a masked-diffusion model, and {network} is a causal one.")
-    if method.family != DIFFUSION and request.host.diffusion is not None:
-        raise Refused(
-            f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
-        )
-    if request.host.network.chains_only and method.beyond_chains:
-        raise Refused(f"{method.name} {method.beyond_chains}, and {network} {APPENDED_ONLY}.")
+    for need in method.requirements:
+        missing = need.missing(method, request.host)
+        if missing is not None:
+            raise need.refusal(missing)
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)

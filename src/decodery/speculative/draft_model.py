@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, Companion, Requirement
 from decodery.engine.parameters import not_one_of
 from decodery.engine.text import REPLACEMENT
 from decodery.errors import MethodUnavailable
@@ -39,7 +40,10 @@ class DraftModel(DraftLawMethod):
     paper: ClassVar[str] = "Leviathan et al., ICML 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
-    needs: ClassVar[tuple[str, ...]] = ("a smaller model, or the target's first layers",)
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        Companion("draft", "a smaller model, or the target's first layers"),
+    )
 
     draft: str = parameter(
         LAYERS, "a model's name, layers (the target's first), ngram (counts and recycled scores), ngram-text (counts)"

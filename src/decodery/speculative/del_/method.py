@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, Artifact, MoreThanChains, Requirement, Taps
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.forward import Forward, Layers, Rows, Scores
 from decodery.speculative.del_.exit_choice import PLAIN_INTERVAL, ExitStatistics, Price
@@ -39,7 +40,12 @@ class DynamicExit(SpeculativeMethod):
     paper: ClassVar[str] = "Entezari Zarch et al., COLM 2025, arXiv 2504.05598; LayerSkip, arXiv 2404.16710"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
-    needs: ClassVar[tuple[str, ...]] = ("a model trained for early exit, or exit adapters (shipped for smollm2-135m)",)
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        MoreThanChains("drafts with the target's first layers"),
+        Taps(),
+        Artifact("a model trained for early exit, or exit adapters (shipped for smollm2-135m)"),
+    )
 
     exit: int | None = parameter(
         None, "draft with this many layers always", low=1, high=1024, auto="by tokens per layer"
@@ -73,10 +79,6 @@ class DynamicExit(SpeculativeMethod):
     def adaptive(self) -> bool:
         return False  # the length is chosen before drafting, since drafting is what costs
 
-    @property
-    def beyond_chains(self) -> str:
-        return "drafts with the target's first layers"
-
     def admit(self, request: Request) -> None:
         adapters = self._adapters(request)
         self._spoken(self._exits(request, adapters), adapters)
@@ -104,8 +106,6 @@ class DynamicExit(SpeculativeMethod):
     def _exits(self, request: Request, adapters: ExitAdapters | None) -> tuple[int, ...]:
         """The eligible exits, ascending. Raises MethodUnavailable or BadParameter."""
         network = request.host.network
-        if network.hidden is None:
-            raise MethodUnavailable(f"del: {network.name} has no hidden rows to go on from.")
         exits: tuple[int, ...]
         if self.exit is not None:
             exits = (self.exit,)

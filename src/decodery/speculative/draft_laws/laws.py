@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import torch
-from decodery.engine.method import APPENDED_ONLY, parameter
+from decodery.engine.method import parameter
+from decodery.engine.needs import MoreThanChains, Requirement
 from decodery.engine.parameters import not_one_of
 from decodery.errors import MethodUnavailable, Refused
 from decodery.models.forward import ALL_LAYERS, Forward, Layers
@@ -170,10 +171,14 @@ class DraftLawMethod(SpeculativeMethod):
         return ""
 
     @property
-    def beyond_chains(self) -> str:
+    def requirements(self) -> tuple[Requirement, ...]:
         if self.draft == LAYERS:
-            return "with draft=layers drafts with the target's first layers"
-        return f"draws draft trees, unless {self.chain_setting}" if self.chain_setting else ""
+            return (*self.needs, MoreThanChains("with draft=layers drafts with the target's first layers"))
+        return (*self.needs, self._trees) if self.chain_setting else self.needs
+
+    @property
+    def _trees(self) -> MoreThanChains:
+        return MoreThanChains(f"draws draft trees, unless {self.chain_setting}")
 
     @property
     def _has_model(self) -> bool:
@@ -182,9 +187,9 @@ class DraftLawMethod(SpeculativeMethod):
 
     def admit(self, request: Request) -> None:
         if self._has_model:
-            network = self.pair(request).draft.network
-            if network.chains_only and self.chain_setting:
-                raise Refused(f"{self.name} {self.beyond_chains}, and {network.name} {APPENDED_ONLY}.")
+            missing = self._trees.missing(self, self.pair(request).draft)
+            if missing is not None and self.chain_setting:
+                raise Refused(missing)
         elif self.draft == LAYERS:
             self.first_layers(request)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, MoreThanChains, Requirement
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Rows, Slots
 from decodery.speculative.budget import best_chain
@@ -55,6 +56,10 @@ class Swift(SpeculativeMethod):
     paper: ClassVar[str] = "Xia et al., On-the-Fly Self-Speculative Decoding, ICLR 2025, arXiv 2410.06916"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        MoreThanChains("drafts with some of the target's layers"),
+    )
 
     skip_ratio: float | None = parameter(
         None,
@@ -109,10 +114,6 @@ class Swift(SpeculativeMethod):
     @property
     def adaptive(self) -> bool:
         return self.bypass
-
-    @property
-    def beyond_chains(self) -> str:
-        return "drafts with some of the target's layers"
 
     def admit(self, request: Request) -> None:
         self._stored(request)
