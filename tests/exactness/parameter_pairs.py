@@ -60,6 +60,8 @@ def shifted(one: object, other: object, beside: str = "") -> Pair:
 
 
 DRAFT = "draft=other"
+SEARCH = "bypass=False, context_window=4"
+DELIMITERS = "delimiters=0+6+7+8, block_length=4"
 PAIRS: dict[str, dict[str, Pair]] = {
     "PromptLookup": {
         "max_ngram": text(1, 3),
@@ -158,21 +160,21 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "least": sampled(0.0, 0.9),
     },
     "Swift": {
-        "skip_ratio": deep(0.25, 0.75),
-        "layer_set": deep("", "{layer_set}"),
-        "optimise": deep(True, False),
-        "whole_layers": deep(False, True, "skip_ratio=0.5"),
-        "context_window": deep(2, 8),
-        "opt_interval": deep(1, 3),
-        "bayes_interval": deep(0, 3),
-        "max_opt_iterations": deep(1, 20),
-        "max_tolerance": deep(1, 20),
-        "max_score": deep(0.0, 1.0),
+        "skip_ratio": deep(0.25, 0.75, SEARCH),
+        "layer_set": deep("", "{layer_set}", "bypass=False"),
+        "optimise": deep(True, False, SEARCH),
+        "whole_layers": deep(False, True, f"{SEARCH}, skip_ratio=0.5"),
+        "context_window": deep(2, 8, "bypass=False"),
+        "opt_interval": deep(1, 3, SEARCH),
+        "bayes_interval": deep(0, 3, SEARCH),
+        "max_opt_iterations": deep(1, 20, SEARCH),
+        "max_tolerance": deep(1, 20, SEARCH),
+        "max_score": deep(0.0, 1.0, SEARCH),
         "stop_threshold": deep(0.0, 0.9, "bypass=False"),
         "max_steps": deep(1, 6, "bypass=False, stop_threshold=0"),
         "top_k": deep(1, 4, "bypass=False, stop_threshold=0"),
         "bypass": deep(True, False),
-        "search_seed": deep(0, 1),
+        "search_seed": deep(0, 1, SEARCH),
     },
     "DynamicExit": {
         "exit": deep(1, 3),
@@ -183,8 +185,8 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "adapters": network("off", "{adapters}", "exits=2, bypass=False"),
         "omega": deep(0.1, 1.0, "bypass=False"),
         "context": deep(0, 32, "bypass=False"),
-        "cost": deep("layers", "measured"),
-        "bypass": deep(True, False),
+        "cost": deep("layers", "measured", "exits=2+5"),
+        "bypass": Pair(True, False, "exits=5", "hard"),
         "clip": deep(True, False, "bypass=False"),
     },
     "DiffusionMethod": {
@@ -195,7 +197,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "shrink": ending(False, True, "block_length=12, cache=freecache"),
         "cfg_scale": canvas(0.0, 1.5),
         "early_stop": ending("block", "never", "block_length=4"),
-        "shift_row": shifted("carry", "compute", "block_length=4, cache=dual"),
+        "shift_row": shifted("carry", "compute", "block_length=4, cache=prefix"),
     },
     "StepwiseMethod": {"steps": canvas(6, 12, "block_length=4")},
     "MaskedDiffusionDecoding": {
@@ -203,7 +205,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "steps": canvas(6, 12, "block_length=4"),
         "value_independent": hot_canvas(False, True),
         "rank": hot_canvas("entropy", "margin", "value_independent=True"),
-        "threshold": canvas(0.2, 0.9, "rule=threshold"),
+        "threshold": canvas(0.9, 0.999, "rule=threshold"),
         "factor": canvas(0.2, 3.0, "rule=factor"),
         "tokens_per_step": canvas(1, 3),
         "alg_temp": canvas(0.0, 2.0, "rule=entropy"),
@@ -216,9 +218,10 @@ PAIRS: dict[str, dict[str, Pair]] = {
     },
     "FreeDavePlusPlus": {
         "rule": canvas("threshold", "factor"),
-        "threshold": canvas(0.2, 0.95),
+        "threshold": canvas(0.9, 0.999),
+        "draft_steps": canvas(1, 4, "threshold=0.999"),
         "value_independent": hot_canvas(False, True, "threshold=0.4"),
-        "eager": canvas(False, True, "block_length=4, threshold=0.3"),
+        "eager": canvas(False, True, "block_length=4, threshold=0.999"),
         "early_stop": ending("block", "never", "block_length=4, threshold=0.4"),
     },
     "FreeCacheDecoding": {
@@ -229,8 +232,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
     "GuidedDiffusion": {
         "cache": canvas("none", "freecache"),
         "freeze": canvas("after_clean_forward", "at_boundary", "block_length=4"),
-        "shrink": ending(False, True, "early_stop=never"),
-        "early_stop": ending("block", "never"),
+        "early_stop": ending("prefix", "never"),
         "shift_row": shifted("carry", "compute", "block_length=4, cache=dual"),
         "guide": canvas("stories-twin", "another"),
         "gate": canvas("deterministic", "topk"),
@@ -255,36 +257,36 @@ PAIRS: dict[str, dict[str, Pair]] = {
     "AdaBlock": {
         "sampler": canvas("auto", "localleap"),
         "steps": canvas(6, 12, "sampler=masked-diffusion"),
-        "threshold": canvas(0.2, 0.9),
-        "delimiter_threshold": canvas(0.0, 0.9, "delimiters=1+2+3+5+7+9+11, block_length=4"),
-        "delimiters": canvas("1+2+3+5+7+9+11", "4+6", "delimiter_threshold=0, block_length=4"),
+        "threshold": canvas(0.9, 0.999),
+        "delimiter_threshold": canvas(0.0, 0.9999, DELIMITERS),
+        "delimiters": canvas("0+6", "7+8", "delimiter_threshold=0, block_length=4"),
         "delimiter_match": Pair("contains", "ends", "delimiters=comma, delimiter_threshold=0, block_length=4", "words"),
-        "window": canvas(0.1, 1.0, "delimiters=1+2+3+5+7+9+11, delimiter_threshold=0, block_length=4"),
+        "window": canvas(0.1, 1.0, "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4"),
         "window_base": canvas(
-            "length", "generated", "delimiters=1+2+3+5+7+9+11, delimiter_threshold=0, block_length=4, window=1.0"
+            "length", "generated", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=1.0"
         ),
         "boundary": hot_canvas(
-            "drawn", "likeliest", "delimiters=1+2+3+5+7+9+11, delimiter_threshold=0, block_length=4, window=1.0"
+            "drawn", "likeliest", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=1.0"
         ),
     },
     "LocalLeap": {
-        "threshold": canvas(0.5, 0.9, "relaxed_threshold=0.3"),
-        "relaxed_threshold": canvas(0.1, 0.4, "threshold=0.4"),
-        "radius": canvas(0, 6, "threshold=0.4, relaxed_threshold=0.1"),
+        "threshold": canvas(0.9, 0.999, "relaxed_threshold=0.85"),
+        "relaxed_threshold": canvas(0.1, 0.99, "threshold=0.99"),
+        "radius": canvas(0, 6, "threshold=0.99, relaxed_threshold=0.1"),
         "value_independent": hot_canvas(False, True, "threshold=0.4, relaxed_threshold=0.1"),
     },
     "SchED": {
         "sampler": canvas("auto", "localleap"),
-        "shape": canvas("linear", "cosine", "threshold_high=9, threshold_low=0.5, stability_gate=False"),
+        "shape": canvas("linear", "cosine", "threshold_high=8, threshold_low=0.5, stability_gate=False"),
         "threshold_high": canvas(3.0, 20.0, "stability_gate=False"),
         "threshold_low": canvas(0.0, 6.0, "threshold_high=6.0, stability_gate=False"),
         "slope": canvas(0.5, 9.0, "shape=exponential, threshold_high=9, threshold_low=0, stability_gate=False"),
         "calibration": canvas("auto", "{calibration}", "stability_gate=False"),
         "stability_gate": canvas(True, False, "threshold_high=4, threshold_low=0.5"),
         "patience": canvas(0, 3, "threshold_high=4, threshold_low=0.5"),
-        "max_change": canvas(0.0, 1.0, "threshold_high=4, threshold_low=0.5"),
+        "max_change": canvas(0.0, 1.0, "threshold_high=4.5, threshold_low=4.5"),
         "region": canvas("canvas", "block", "threshold_high=4, threshold_low=0.5, block_length=4"),
-        "ends": ending("counted", "left_out", "threshold_high=4, threshold_low=0.5, stability_gate=False"),
-        "average": canvas("request", "joint", "threshold_high=4, threshold_low=0.5, stability_gate=False"),
+        "ends": ending("counted", "left_out", "threshold_high=2.8, threshold_low=2.8, stability_gate=False"),
+        "average": canvas("request", "joint", "threshold_high=6, threshold_low=6, stability_gate=False"),
     },
 }

@@ -16,6 +16,7 @@ from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Companion, Requirement
+from decodery.engine.parameters import unused
 from decodery.errors import BadPrompt, Refused
 from decodery.models.forward import Forward, Rows
 from decodery.models.kinds import Kind
@@ -165,6 +166,9 @@ class GuidedDiffusion(DiffusionMethod):
     cache: str = parameter(
         "freecache", "which keys and values are reused", choices=("none", "prefix", "dual", "freecache")
     )
+    shrink: bool = unused(
+        False
+    )  # filled from left to right, a canvas has no end tokens at its end before it is complete
     early_stop: str = parameter("prefix", "when an end token ends the decoding", choices=("block", "prefix", "never"))
     guide: str = parameter("stories-twin", "the causal model that judges the drafts: a name or a folder")
     gate: str = parameter("deterministic", "when the guide is content with a draft", choices=GATES)

@@ -60,6 +60,11 @@ def parameter(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def unused(default: Any) -> Any:
+    """A dataclass field in place of a base's parameter that has nothing to act on in this class, and so is none of its own."""
+    return dataclasses.field(default=default, metadata={"unused": True})
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a method, as the registry lists it. only: the alternatives beside which it acts; none: always."""
@@ -125,6 +130,7 @@ def parameters_of(cls: type) -> tuple[Parameter, ...]:
     every = {
         field.name: Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
         for field in dataclasses.fields(cls)
+        if not field.metadata.get("unused")
     }
     return tuple(item for item in every.values() if _can_act(item, every))
 

@@ -166,7 +166,7 @@ def conform(cls: type[Method]) -> None:
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
         raise ValueError(f"{cls.__name__} has parameters, so it must be decorated with @dataclass(frozen=True)")
     for field in dataclasses.fields(cls):
-        if not field.metadata.get("help"):
+        if not field.metadata.get("help") and not field.metadata.get("unused"):
             raise ValueError(f"parameter {field.name} of {cls.__name__} needs a help text; make it with parameter()")
         for other in {name for one in field.metadata.get("only", ()) for name in one}:
             if other not in {known.name for known in dataclasses.fields(cls)}:

@@ -6,36 +6,25 @@ known: sampled output against that law, exactly by enumeration and with real noi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadSetting
+from decodery.evaluation.diffusion_check import canvas_parts
+from decodery.evaluation.experiments import CheckPart, Progress, dtype_of
+from decodery.evaluation.sampled_law import law_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
+from decodery.models.kinds import Kind
 from decodery.replies import Reply
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and how many there are."""
 
 TIE = 1e-4
 """Where the two highest scores are closer than this in float32, either may win: sums over other row counts round otherwise."""
 PLAIN_BATCH = 8
 """Prompts whose plain output is decoded together; a difference is judged against plain decoding alone."""
-
-
-@dataclass(frozen=True)
-class CheckPart:
-    """One experiment. passed: None where it gives no verdict, only numbers. detail: one sentence for people."""
-
-    name: str
-    passed: bool | None
-    detail: str
-    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,17 +69,13 @@ def check_method(
     often a sound method may be refuted by chance, over all those tests together.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
     """
-    from decodery.evaluation.sampled_law import law_parts
-
     if samples < 100:
         raise BadSetting(f"samples must be at least 100 to say anything, not {samples}.")
     if not 0 < significance < 1:
         raise BadSetting(f"significance must lie between 0 and 1, not {significance!r}.")
     chosen = as_method(method)
     tell = on_progress or (lambda label, done, total: None)
-    if lm.diffusion is not None:
-        from decodery.evaluation.diffusion_check import canvas_parts
-
+    if Kind.NEXT_TOKEN not in lm.network.kinds:
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:
         parts = _greedy_parts(lm, chosen, _prompts(lm, prompts, max_new_tokens), max_new_tokens, tell)
@@ -167,7 +152,7 @@ def _compare(
         "prompts": len(prompts),
         "tokens": tokens,
         "identical": len(prompts) - len(differences),
-        "dtype": _dtype(lm),
+        "dtype": dtype_of(lm),
         "acceptance_length": tokens / rounds if rounds else 0.0,
         "differences": differences,
     }
@@ -190,10 +175,6 @@ def _compare(
     return CheckPart(name, passed, said, numbers)
 
 
-def _dtype(lm: LanguageModel) -> str:
-    return str(getattr(lm.network, "dtype", torch.float32)).removeprefix("torch.")
-
-
 def _difference(
     lm: LanguageModel, place: int, prompt: list[int], expected: list[int], found: list[int]
 ) -> dict[str, Any]:
@@ -213,8 +194,3 @@ def _difference(
         "top_2_gap": gap,
         "tie": gap < TIE and token in top.indices.tolist(),
     }
-
-
-def undecided(exactness: Exactness, part: CheckPart) -> CheckPart:
-    """The part with its numbers and without a verdict, where the method promises nothing about it."""
-    return CheckPart(part.name, None, f"{part.detail}; {exactness} promises nothing here", part.numbers)
