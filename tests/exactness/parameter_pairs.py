@@ -166,9 +166,9 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "whole_layers": deep(False, True, f"{SEARCH}, skip_ratio=0.5"),
         "context_window": deep(2, 8, "bypass=False"),
         "opt_interval": deep(1, 3, SEARCH),
-        "bayes_interval": deep(0, 3, SEARCH),
-        "max_opt_iterations": deep(1, 20, SEARCH),
-        "max_tolerance": deep(1, 20, SEARCH),
+        "bayes_interval": deep(0, 3, f"{SEARCH}, max_score=1.0"),
+        "max_opt_iterations": deep(1, 20, f"{SEARCH}, max_score=1.0"),
+        "max_tolerance": deep(1, 20, f"{SEARCH}, max_score=1.0"),
         "max_score": deep(0.0, 1.0, SEARCH),
         "stop_threshold": deep(0.0, 0.9, "bypass=False"),
         "max_steps": deep(1, 6, "bypass=False, stop_threshold=0"),
@@ -185,7 +185,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "adapters": network("off", "{adapters}", "exits=2, bypass=False"),
         "omega": deep(0.1, 1.0, "bypass=False"),
         "context": deep(0, 32, "bypass=False"),
-        "cost": deep("layers", "measured", "exits=2+5"),
+        "cost": text("layers", "measured", "policy=fixed, exits=1"),
         "bypass": Pair(True, False, "exits=5", "hard"),
         "clip": deep(True, False, "bypass=False"),
     },
@@ -266,7 +266,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
             "length", "generated", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=1.0"
         ),
         "boundary": hot_canvas(
-            "drawn", "likeliest", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=1.0"
+            "drawn", "likeliest", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=0.25"
         ),
     },
     "LocalLeap": {

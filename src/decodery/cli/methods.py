@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from decodery.engine.registry import MethodInfo
 
 SHADES = {
+    "identical-to-plain": "green",
     "identical-to-sampling": "green",
     "greedy-identical": "green",
     "approximate": "yellow",
@@ -29,8 +30,9 @@ def methods(
 ) -> None:
     """List the decoding methods, or describe one with its paper and parameters.
 
-    Each method says what it guarantees: identical-to-sampling and greedy-identical methods give the output of plain
-    decoding (in float32), only faster; the others say what they change. decodery check decides that by experiment.
+    Each method says what it guarantees: identical-to-plain, identical-to-sampling and greedy-identical methods give the
+    output of plain decoding (in float32), only faster: the very tokens at the same seed, the same law, or the same greedy
+    output. The others say what they change. decodery check decides that by experiment.
 
     Example: `decodery methods token-recycling`
     """

@@ -35,6 +35,8 @@ Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
 class Exactness(enum.StrEnum):
     """What a method promises about its output. `decodery check` decides it by experiment."""
 
+    IDENTICAL_TO_PLAIN = "identical-to-plain"
+    """The very tokens of plain decoding, greedy or sampled at the same seed."""
     IDENTICAL_TO_SAMPLING = "identical-to-sampling"
     """The output has exactly the law of plain sampling from the processed target, and greedy output is identical."""
     GREEDY_IDENTICAL = "greedy-identical"
@@ -49,7 +51,17 @@ class Exactness(enum.StrEnum):
     @property
     def lossless(self) -> bool:
         """Whether greedy output is promised to equal plain decoding's."""
-        return self in (Exactness.IDENTICAL_TO_SAMPLING, Exactness.GREEDY_IDENTICAL)
+        return self.same_law or self is Exactness.GREEDY_IDENTICAL
+
+    @property
+    def same_law(self) -> bool:
+        """Whether sampled output is promised to have plain sampling's law."""
+        return self in (Exactness.IDENTICAL_TO_PLAIN, Exactness.IDENTICAL_TO_SAMPLING)
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether sampled output is promised to equal plain sampling's at the same seed."""
+        return self is Exactness.IDENTICAL_TO_PLAIN
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.engine.events import Unmasked
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting
 from decodery.evaluation.experiments import CheckPart, Progress, attempt, dtype_of
@@ -53,7 +53,7 @@ def canvas_parts(
             experiment = partial(_enumerated, claim.method, True)
         parts.append(attempt(name, experiment, "here"))
     tell("claims", len(claims), len(claims))
-    promised = method.exactness is Exactness.IDENTICAL_TO_SAMPLING
+    promised = method.exactness.same_law
     parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     return parts
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.settings import Settings
 from decodery.evaluation.experiments import CheckPart, Progress, attempt, undecided
 from decodery.language_model import LanguageModel
@@ -71,7 +71,7 @@ def law_parts(
 
         experiment = partial(_sampled, method, layers, name, each, significance / len(LAWS), seed, progress)
         parts.append(attempt(label, experiment, TABLES))
-    if method.exactness is not Exactness.IDENTICAL_TO_SAMPLING:
+    if not method.exactness.same_law:
         parts = [undecided(method.exactness, part) if part.passed is not None else part for part in parts]
     return parts
 

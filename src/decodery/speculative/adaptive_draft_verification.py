@@ -36,7 +36,7 @@ class AdaptiveDraftVerification(SpeculativeMethod):
     name: ClassVar[str] = "adaptive-draft-verification"
     title: ClassVar[str] = "Adaptive draft verification (ADED)"
     paper: ClassVar[str] = "Liu et al., Adaptive Draft-Verification for LLM Decoding, 2024, arXiv 2407.12021"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     corpus: str = parameter(

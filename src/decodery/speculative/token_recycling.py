@@ -98,7 +98,7 @@ class TokenRecycling(SpeculativeMethod):
     name: ClassVar[str] = "token-recycling"
     title: ClassVar[str] = "Token Recycling"
     paper: ClassVar[str] = "Luo et al., Turning Trash into Treasure, ACL 2025, arXiv 2408.08696"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     k: int = parameter(8, "candidates kept per token; the tree has room for 8", low=1, high=8)

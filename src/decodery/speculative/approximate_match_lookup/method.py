@@ -39,7 +39,7 @@ class ApproximateMatchLookup(SpeculativeMethod):
     name: ClassVar[str] = "approximate-match-lookup"
     title: ClassVar[str] = "Approximate-match lookup"
     paper: ClassVar[str] = "Chan et al., Text-to-Pattern Hamming Distances, FOCS 2023, arXiv 2310.13174 (the matching)"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     window: int = parameter(8, "last tokens whose mismatches are counted", low=1, high=256)

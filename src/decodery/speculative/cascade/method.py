@@ -58,7 +58,7 @@ class Cascade(SpeculativeMethod):
     paper: ClassVar[str] = (
         "decodery's own, of the ideas of SAM Decoding, arXiv 2411.10666, and Token Recycling, 2408.08696"
     )
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     sources: str = parameter("copied+recycled+table", "which sources take part, of copied, recycled and table")

@@ -28,7 +28,7 @@ class SuffixAutomatonLookup(SpeculativeMethod):
     name: ClassVar[str] = "suffix-automaton"
     title: ClassVar[str] = "Suffix-automaton lookup (SAM-Decoding)"
     paper: ClassVar[str] = "Hu et al., SAM Decoding, ACL 2025, arXiv 2411.10666"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     length: int = parameter(40, "most tokens to copy", low=1, high=256)
