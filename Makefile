@@ -21,9 +21,9 @@ test: setup-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-# The tests, and those that take long: every family of models.
+# The tests, and those that take long: every family of models, and every method with every pair of settings.
 test-all: test
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m all_families
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "all_families or all_pairs"
 
 lint: setup-dev
 	$(BIN)/ruff format --check src tests benchmarks

@@ -42,8 +42,7 @@ class Watched(DelimitedBlocks):
 class WatchedAdaBlock(AdaBlock):
     """AdaBlock; the ends of triggered blocks by request."""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
         object.__setattr__(self, "triggered", {})
 
     def blocks(self, request, length):

@@ -50,7 +50,7 @@ def test_a_reply_says_everything(lm: LanguageModel) -> None:
     assert reply.text == lm.tokenizer.decode([*reply.prompt_token_ids, *reply.token_ids])[len("the quick") :]
     assert (reply.finish_reason, reply.seed, reply.model) == ("length", 11, "tiny")
     assert reply.method == "prompt-lookup(length=3)"
-    assert reply.exactness is Exactness.IDENTICAL_TO_SAMPLING
+    assert reply.exactness is Exactness.IDENTICAL_TO_PLAIN
     assert reply.order == ("temperature", "top_k")
     assert (reply.logprobs, reply.prompt_logprobs, reply.error) == (None, None, None)
     assert reply.stats.new_tokens == 6

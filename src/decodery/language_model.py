@@ -16,7 +16,7 @@ from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event
 from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
 from decodery.engine.method import Method, admit
-from decodery.engine.registry import DEFAULT_METHOD, DIFFUSION_METHOD
+from decodery.engine.needs import DEFAULTS
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
@@ -24,7 +24,8 @@ from decodery.engine.settings import Settings
 from decodery.engine.task import as_task
 from decodery.errors import BadPrompt, BadSetting
 from decodery.models import store
-from decodery.models.scorer import Network, Scorer
+from decodery.models.kinds import Kind
+from decodery.models.scorer import Scorer
 from decodery.prompts import Prompt, PromptReader, is_batch
 from decodery.replies import Reply, Stream
 
@@ -56,7 +57,8 @@ class LanguageModel:
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
         self.stop_ids = tuple(stop_ids)
-        self.diffusion = diffusion
+        if diffusion is not None:
+            network.masked = diffusion
         self.memory: dict[Hashable, Any] = {}
         self.companions: dict[str, LanguageModel] = {}
         """Other models that methods use beside this one, by the name under which a method asks for them."""
@@ -92,9 +94,14 @@ class LanguageModel:
         return Scheduler(self.budget, dataclasses.replace(self.scheduling, prefix_cache=size, watched=watched))
 
     @property
+    def diffusion(self) -> MaskedDiffusion | None:
+        """What decoders must know of a masked-diffusion model; None for a causal one."""
+        return self.network.masked
+
+    @property
     def default_method(self) -> str:
         """What decodes where no method is named."""
-        return DEFAULT_METHOD if self.diffusion is None else DIFFUSION_METHOD
+        return next(method for kind, method in DEFAULTS.items() if kind in self.network.kinds)
 
     # The public calls
 
@@ -248,14 +255,13 @@ class LanguageModel:
         if name not in self.companions:
             from decodery.loading import load
 
-            device, dtype = getattr(self.network, "device", "auto"), getattr(self.network, "dtype", "auto")
-            self.companions[name] = load(name, dtype=dtype, device=device)
+            self.companions[name] = load(name, dtype=self.network.dtype, device=self.network.device)
         return self.companions[name]
 
     def cost(self, network: Scorer) -> CostCurve:
         """The measured cost curves of a network: measured on first use, kept on disk, and measured anew where its path, dtype
         or number of threads is another."""
-        if not isinstance(network, Network):
+        if not network.timed:
             return CostCurve.flat()
         owner = next((m for m in self.companions.values() if m.network is network), self)
         described = {
@@ -303,7 +309,7 @@ class LanguageModel:
                 if len(prompts) == 1:
                     raise
                 raise BadPrompt(f"prompt {len(groups) + 1} of {len(prompts)}: {error}") from error
-            if self.diffusion is None:  # otherwise the canvas decides, which the method knows
+            if Kind.NEXT_TOKEN in self.network.kinds:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
             group, one_method = [], chosen[id(named)]
             for sample in range(1 if one_method.together else checked.n):

@@ -106,7 +106,7 @@ class TestJson:
         assert value["token_ids"] == reply.token_ids
         assert value["finish_reason"] == reply.finish_reason
         assert value["method"] == "cascade"
-        assert value["exactness"] == "identical-to-sampling"
+        assert value["exactness"] == "identical-to-plain"
         assert value["model"] == toy.name
         assert value["seed"] == 9
         assert value["stats"]["new_tokens"] == len(reply.token_ids)

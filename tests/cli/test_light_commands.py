@@ -67,7 +67,7 @@ class TestMethods:
 
         lines = command("methods").out.splitlines()
         assert [line.split()[0] for line in lines] == ["name", *registry.names()]
-        assert "identical-to-sampling" in lines[1]
+        assert "identical-to-plain" in lines[1]
 
     def test_json_is_the_registry(self, command: Any) -> None:
         from decodery.engine import registry

@@ -58,7 +58,7 @@ def test_set_and_settings(command: Any, toy: Any) -> None:
 
 def test_method_is_shown_and_changed(command: Any, toy: Any) -> None:
     result = command("run", "--max-new-tokens", "12", stdin="/method\n/method prompt-lookup\nHello\n/stats\n")
-    assert "method: cascade (Cascade of drafting sources, identical-to-sampling)" in result.out
+    assert "method: cascade (Cascade of drafting sources, identical-to-plain)" in result.out
     assert "method: prompt-lookup (" in result.out
     stats = result.out[result.out.index("last answer") :]
     assert "prompt-lookup" in stats

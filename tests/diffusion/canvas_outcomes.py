@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from decodery.engine.events import Unmasked
+from decodery.engine.method import parse_spec
+from decodery.engine.registry import find
 from decodery.evaluation.check import check_method
 from decodery.testing import toy_diffusion_model
 
 PROMPT = [3, 1, 4, 1, 5]
+
+
+def acting(spec):
+    """The method of a spec, without what would be refused since the method has it not, or it does nothing beside the rest."""
+    name, values = parse_spec(spec)
+    known = {item.name for item in find(name).parameters()}
+    return find(name)().varied(**{key: value for key, value in values.items() if key in known})
 
 
 def decoded(reply):

@@ -346,7 +346,7 @@ def test_delimiters_that_do_not_exist_are_refused_and_by_default_blocks_have_the
 def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
     for spec, reason in {
         "adablock(sampler='localleap(block_length=4)')": "give block_length to adablock itself",
-        "adablock(sampler=localleap, threshold=0.8)": "give it to the sampler",
+        "adablock(sampler=localleap, threshold=0.8)": "only with sampler=auto",
         "adablock(sampler=autoregressive)": "cannot be the sampler",
     }.items():
         with pytest.raises(BadParameter, match=reason):

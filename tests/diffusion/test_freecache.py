@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from canvas_outcomes import acting
 
 from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.canvas import Canvas
@@ -87,7 +88,7 @@ def _run(layers, spec, shift=False):
 @pytest.mark.parametrize("rule", ["low_confidence", "threshold"])
 @pytest.mark.parametrize("shift", [False, True])
 def test_with_one_layer_it_is_exact_at_every_step(rule, shift):
-    seen = _run(1, f"freecache(block_length=4, rule={rule}, threshold=0.7, shift_row=compute)", shift)
+    seen = _run(1, acting(f"freecache(block_length=4, rule={rule}, threshold=0.7, shift_row=compute)"), shift)
     assert len(seen) > 3
     assert max(one.off for one in seen) < 1e-4
 
@@ -228,7 +229,7 @@ def test_it_is_a_cache_of_the_base_decoders(freeze, cfg_scale):
 
 @pytest.mark.parametrize("given", ["freeze=at_boundary", "shrink=True", "cache=prefix, shrink=True"])
 def test_its_parameters_go_with_it_alone(given):
-    with pytest.raises(BadParameter, match="go with cache=freecache"):
+    with pytest.raises(BadParameter, match="only with cache=freecache"):
         toy_diffusion_model().generate(PROMPT, f"masked-diffusion({given})")
 
 

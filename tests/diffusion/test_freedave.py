@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from canvas_outcomes import acting
 
 import decodery
 from decodery.diffusion.blocks import FixedBlocks
@@ -101,7 +102,7 @@ def test_the_row_before_a_block_of_a_shifted_model_may_be_computed(cache):
     replies = {}
     for layout in ("batch", "tree"):
         for shift_row in ("carry", "compute"):
-            spec = f"freedave(block_length=4, cache={cache}, layout={layout}, shift_row={shift_row})"
+            spec = acting(f"freedave(block_length=4, cache={cache}, layout={layout}, shift_row={shift_row})")
             _same(lm, spec)
             replies[shift_row] = [reply.token_ids for reply in _both(lm, spec)[0]]
     assert replies["carry"] != replies["compute"], "the setting does something"
@@ -121,7 +122,7 @@ def _same_but_single(lm, parameters, settings=None):
 def test_any_rule_of_the_static_decoder_may_be_drafted(rule, temperature):
     """Also at a temperature: the noise of a draw is that of its address."""
     lm = toy_diffusion_model(seed=4, canvas=10)
-    forwards, static = _same(lm, f"freedave(rule={rule}, steps=5)", {"temperature": temperature}, PROMPTS[:2])
+    forwards, static = _same(lm, acting(f"freedave(rule={rule}, steps=5)"), {"temperature": temperature}, PROMPTS[:2])
     assert forwards <= static
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from canvas_outcomes import acting
 
 from decodery.diffusion.guided_diffusion import GATES, Gate, Guidance
 from decodery.diffusion.loop import Denoising
@@ -124,7 +125,7 @@ def test_every_token_is_the_diffusion_model_s_likeliest_when_it_is_filled(gate):
     """Replayed: the canvas as it was before each step, through the network alone."""
     lm = _toy()
     for prompt in PROMPTS[:4]:
-        reply = lm.generate(prompt, f"guided-diffusion(gate={gate}, cache=none, top_k=3, ratio=0.8)", seed=3)
+        reply = lm.generate(prompt, acting(f"guided-diffusion(gate={gate}, cache=none, top_k=3, ratio=0.8)"), seed=3)
         canvas = [*prompt, *[MASK] * LENGTH]
         for offsets, tokens in _steps(reply):
             [scores] = lm.network.run([Forward(lm.network.new_sequence(), canvas, attend=Attend.FULL)])
@@ -168,7 +169,9 @@ def test_the_guide_s_cache_ends_one_token_before_the_first_mask_when_a_round_beg
 def test_chunks_change_nothing(gate, cache):
     for prompt in PROMPTS[:3]:
         replies = [
-            _LM.generate(prompt, f"guided-diffusion(gate={gate}, cache={cache}, top_k=4, chunk={chunk})", seed=5)
+            _LM.generate(
+                prompt, acting(f"guided-diffusion(gate={gate}, cache={cache}, top_k=4, chunk={chunk})"), seed=5
+            )
             for chunk in (1, 4, 32)
         ]
         assert len({tuple(reply.token_ids) for reply in replies}) == 1
@@ -202,7 +205,7 @@ def test_cached_forwards_decide_the_same_where_one_layer_makes_them_exact(cache,
         if cache == "dual":  # its forwards see no drafts behind the block
             assert one.stats.step_of == sorted(one.stats.step_of)
             continue
-        none = lm.generate(prompt, f"guided-diffusion({shared}, cache=none)")
+        none = lm.generate(prompt, "guided-diffusion(block_length=4, cache=none)")
         assert one.token_ids == none.token_ids
         assert one.stats.step_of == none.stats.step_of
         assert one.stats.rows <= none.stats.rows

@@ -394,9 +394,9 @@ def test_the_defaults_are_the_published_ones():
         ("block_lengths=2x4, steps=3", "3 steps do not divide into a canvas of 12 with blocks of 2"),
         ("block_lengths=4, steps=2", "2 steps do not divide"),
         ("block_lengths=4x, steps=12", "numbers joined by x, not '4x'"),
-        ("block_lengths=2x4, block_length=4", "two ways to say the same"),
-        ("choice=likelihood, stop_when_decided=True", "every run is needed"),
-        ("shrink=True", "go with cache=freecache"),
+        ("block_lengths=2x4, block_length=4", "only with block_length=auto"),
+        ("choice=likelihood, stop_when_decided=True", "only with choice=vote"),
+        ("shrink=True", "only with cache=freecache"),
     ],
 )
 def test_what_does_not_go_together_is_refused(spec, reason):

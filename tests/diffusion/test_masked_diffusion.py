@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from canvas_outcomes import acting
 
 from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
 from decodery.diffusion.laws import RANKS, Laws
@@ -98,7 +99,7 @@ def test_the_shifted_oracle_gives_the_same_law():
     oracle = TabularDenoiser.random(seed=1, shift=True)
     for cache in ("none", "prefix", "dual"):
         spec = f"masked-diffusion(value_independent=True, block_length=2, cache={cache}, shift_row=compute)"
-        assert total_variation(_law_of(spec, oracle), oracle.law()) < 1e-6
+        assert total_variation(_law_of(acting(spec), oracle), oracle.law()) < 1e-6
 
 
 # Limits of the rules
@@ -292,9 +293,7 @@ class Compared(Denoising):
 
 def _drift(layers, cache, shift=False, shift_row="carry"):
     lm = toy_diffusion_model(layers=layers, shift=shift)
-    request, method = new_request(
-        lm, f"masked-diffusion(block_length=4, shift_row={shift_row})", PROMPT, Settings(seed=0)
-    )
+    request, method = new_request(lm, "masked-diffusion(block_length=4)", PROMPT, Settings(seed=0))
     plan = method.plan(request)
     run = Compared(request, Plan(plan.rule, 12, 12, plan.blocks, cache, shift_row=shift_row))
     run.drift = []
@@ -329,7 +328,7 @@ def test_token_forwards_of_the_caches(rule):
     lm = toy_diffusion_model()
     for cache, each in (("none", 17), ("dual", 4)):
         stats = lm.generate(
-            PROMPT, f"masked-diffusion(rule={rule}, threshold=0.4, block_length=4, cache={cache})"
+            PROMPT, acting(f"masked-diffusion(rule={rule}, threshold=0.4, block_length=4, cache={cache})")
         ).stats
         assert stats.rows == 17 * 3 + each * (stats.forwards - 3)
     stats = lm.generate(PROMPT, "masked-diffusion(block_length=4, cache=prefix)").stats

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
+from canvas_outcomes import PROMPT, acting, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
 
 from decodery.diffusion.sched.margins import Calibration, Thresholds, margins, quality_penalised_speed
 from decodery.engine.registry import method as as_method
@@ -71,7 +71,7 @@ def test_an_exit_that_never_fires_leaves_the_sampler_as_it_is(sampler, temperatu
         if "steps" in canvas and "adablock" in sampler:
             continue
         bracket = f"{sampler[:-1]}, {canvas})" if sampler.endswith(")") else f"{sampler}({canvas})"
-        plain = lm.generate(PROMPT, bracket, temperature=temperature, seed=3)
+        plain = lm.generate(PROMPT, acting(bracket), temperature=temperature, seed=3)
         found = lm.generate(PROMPT, f"sched(sampler='{sampler}', {NEVER}, {canvas})", temperature=temperature, seed=3)
         assert decoded(found) == decoded(plain)
         assert found.text == plain.text
@@ -378,7 +378,7 @@ def test_thresholds_that_rise_or_are_half_infinite_are_refused():
     for spec in ("threshold_high=1.0", "threshold_high=inf", "threshold_low=-inf"):
         with pytest.raises(BadParameter, match="cannot fall"):
             as_method(f"sched({spec})")
-    for spec in (NEVER, ALWAYS, "shape=prophet", "sampler='adablock(delimiters=2+5)', slope=8.0"):
+    for spec in (NEVER, ALWAYS, "shape=prophet", "sampler='adablock(delimiters=2+5)', shape=exponential, slope=8.0"):
         method = as_method(f"sched({spec})")
         assert as_method(method.spec()) == method
 

@@ -109,7 +109,7 @@ METHODS = [
     "token-recycling(nodes=80, seed_from_prompt=true)",
     "cascade(nodes=64)",
     "swift(bypass=false, context_window=8, stop_threshold=0.0)",
-    "del(bypass=false, length=9)",
+    "del(length=9)",
     "suffix-automaton(auxiliary=token-recycling, adapt=false, length=100)",
 ]
 

@@ -246,4 +246,10 @@ def test_a_method_refuses_settings_it_cannot_honour() -> None:
 
 
 def test_which_guarantees_are_lossless() -> None:
-    assert [e.value for e in Exactness if e.lossless] == ["identical-to-sampling", "greedy-identical"]
+    assert [e.value for e in Exactness if e.lossless] == [
+        "identical-to-plain",
+        "identical-to-sampling",
+        "greedy-identical",
+    ]
+    assert [e.value for e in Exactness if e.same_law] == ["identical-to-plain", "identical-to-sampling"]
+    assert [e.value for e in Exactness if e.same_tokens] == ["identical-to-plain"]

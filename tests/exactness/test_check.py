@@ -11,10 +11,12 @@ import torch
 
 from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.method import Exactness
-from decodery.engine.registry import find, names
+from decodery.engine.registry import method as as_method
+from decodery.engine.registry import methods
 from decodery.errors import BadSetting, MethodUnavailable, Refused
 from decodery.evaluation.check import check_method
 from decodery.models.forward import Forward, Rows
+from decodery.models.kinds import Kind
 from decodery.testing import (
     SmallLanguageModel,
     planted_faults,
@@ -24,7 +26,7 @@ from decodery.testing import (
     toy_language_model,
 )
 
-CAUSAL = [name for name in names() if find(name).family != "diffusion"]
+CAUSAL = [info.name for info in methods() if info.suits(Kind.NEXT_TOKEN)]
 QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 1600}
 
 
@@ -37,7 +39,8 @@ def test_an_honest_method_passes(method):
     report = check_method(_model(), method, **QUICK)
     assert report.passed, [part for part in report.parts if part.passed is False]
     assert all(part.passed for part in report.parts), "every part has a verdict"
-    assert report.exactness == "identical-to-sampling"
+    assert as_method(method).exactness.same_law
+    assert report.exactness == as_method(method).exactness
 
 
 @pytest.mark.parametrize("fault", planted_faults(), ids=lambda fault: fault.name)

@@ -1,13 +1,16 @@
-"""Everything composes, or is refused with the reason before work starts.
+"""All methods with all settings: what composes gives plain decoding's output, what does not is refused before work.
 
-The matrix is generated: every registered method with every setting and every pair of settings. Each cell must run or be
-refused in one sentence before the first forward. Where a method is lossless, the output of a cell is that of plain decoding
-under the same settings; where its drafts are deterministic, this holds for sampled output too, since the noise of a position
-has an address.
+The matrix is generated. By default it is one of mechanisms: for each way in which methods work (their loop, their guarantee,
+what they need) one method, with every step of the law and every rule of the end in every way of running; and a row for each method
+with all that it takes at once. `make test-all` tries every method with every pair of settings.
+
+Each cell must run or be refused in one sentence before the first forward. Where a method is lossless, the output of a cell is
+that of plain decoding under the same settings; where it promises the same tokens, this holds for sampled output too.
 """
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -15,9 +18,10 @@ import pytest
 import torch
 
 from decodery.engine.events import Finished, Token
-from decodery.engine.registry import find, names
+from decodery.engine.needs import DEFAULTS
+from decodery.engine.registry import MethodInfo, find, names
 from decodery.errors import DecoderyError
-from decodery.speculative.draft_laws.laws import DraftLawMethod
+from decodery.models.kinds import Kind
 from decodery.testing import (
     SmallLanguageModel,
     scripted_language_model,
@@ -26,8 +30,6 @@ from decodery.testing import (
     watched,
 )
 
-RANDOM_DRAFTS = {name for name in names() if issubclass(find(name), DraftLawMethod)} | {"swift", "del"}
-"""Their drafts are drawn at random: for a seed they give another sample of the same law."""
 VOCABULARY = 24
 END = 11
 TEMPERATURES = (0.0, 2.0)
@@ -80,7 +82,7 @@ Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 """Per reply: tokens, text, log probabilities, reason of its end."""
 
 
-CAUSAL = [name for name in names() if find(name).family != "diffusion"]
+CAUSAL = [name for name in names() if MethodInfo.of(find(name)).suits(Kind.NEXT_TOKEN)]
 
 
 @cache
@@ -93,7 +95,7 @@ def _host(diffusion: bool = False) -> SmallLanguageModel:
 
 
 def _run(method: str, chosen: frozenset[str], temperature: float) -> Outcome:
-    lm = _host(find(method).family == "diffusion")
+    lm = _host(method not in CAUSAL)
     arguments: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature, "method": method}
     for name in sorted(chosen):
         arguments |= SETTINGS[name]
@@ -171,7 +173,7 @@ def _cell(method: str, chosen: frozenset[str]) -> None:
             continue
         forwards: list[object] = []
         try:
-            with watched(_host(cls.family == "diffusion").network, forwards.append):
+            with watched(_host(method not in CAUSAL).network, forwards.append):
                 found = _run(method, chosen, temperature)
         except DecoderyError as refused:
             reason = str(refused)
@@ -180,21 +182,59 @@ def _cell(method: str, chosen: frozenset[str]) -> None:
             assert len(reason) > 20, f"{method} refuses {sorted(chosen)} without a reason"
             continue
         sampled = temperature > 0
-        if cls.exactness.lossless and not (sampled and method in RANDOM_DRAFTS):
+        if cls.exactness.lossless and (not sampled or cls.exactness.same_tokens):
             expected = _plain(chosen, temperature)
             assert _same(found, expected), f"{method} with {sorted(chosen)} at {temperature}: {found} is not {expected}"
 
 
+def _mechanism(method: str) -> object:
+    """How a method works: its loop, the abstract bases that it fills in, its guarantee, and what it needs."""
+    cls = find(method)
+    return cls.decode, tuple(base for base in cls.__mro__ if inspect.isabstract(base)), cls.exactness, cls.needs
+
+
+def _one_of_each() -> list[str]:
+    """One method of each mechanism: the default method where it is of it, else the first."""
+    found: dict[object, str] = {}
+    for name in names():
+        if name in DEFAULTS.values() or _mechanism(name) not in found:
+            found[_mechanism(name)] = name
+    return list(found.values())
+
+
+WAYS = ("echo", "n", "logprobs", "session", "streaming", "packed", "cancellation")
+"""Ways of running: they change no token."""
+ENDS = ("stop", "stop_token_ids", "ignore_eos", "min_new_tokens", "stopping_criteria", "max_new_tokens")
+STEPS = [name for name in SETTINGS if name not in WAYS]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", [name for name in _one_of_each() if name != "autoregressive"])
+def test_every_mechanism_with_every_step_in_every_way(method: str, way: str) -> None:
+    for step in STEPS:
+        _cell(method, frozenset({step, way}))
+
+
 @pytest.mark.parametrize("method", names())
-def test_every_setting_alone(method):
+def test_every_method_with_all_that_it_takes(method: str) -> None:
+    taken = [name for name in STEPS if name not in find(method).refuses]
+    law = [name for name in taken if name not in ENDS]
+    for chosen in ([], [*law, "packed"], [*law, *ENDS, "streaming"], ["n", "logprobs"], ["echo", "session"]):
+        _cell(method, frozenset(chosen))
+
+
+@pytest.mark.all_pairs
+@pytest.mark.parametrize("method", names())
+def test_every_setting_alone(method: str) -> None:
     _cell(method, frozenset())
     for name in SETTINGS:
         _cell(method, frozenset({name}))
 
 
+@pytest.mark.all_pairs
 @pytest.mark.parametrize("first", list(SETTINGS)[:-1])
 @pytest.mark.parametrize("method", [name for name in names() if name != "autoregressive"])
-def test_every_pair(method, first):
+def test_every_pair(method: str, first: str) -> None:
     place = list(SETTINGS).index(first)
     for second in list(SETTINGS)[place + 1 :]:
         _cell(method, frozenset({first, second}))

@@ -94,7 +94,7 @@ def test_the_work_of_each_network_is_counted_apart():
     ("spec", "error", "reason"),
     [
         ("draft-model(layers=3)", MethodUnavailable, "nothing to gain"),
-        ("draft-model(draft=other, layers=1)", MethodUnavailable, "goes with draft=layers"),
+        ("draft-model(draft=other, layers=1)", BadParameter, "only with draft=layers"),
         ("draft-model(length=0)", BadParameter, "must lie in"),
     ],
 )

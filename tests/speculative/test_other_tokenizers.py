@@ -212,8 +212,8 @@ def test_more_memory_is_set_aside_for_a_tokenizer_that_needs_more_tokens():
         ),
         (
             "vocabulary=text, width=2",
-            MethodUnavailable,
-            "draft-model: width=2 draws from a draft law, and a draft that is text has none; leave width at 1.",
+            BadParameter,
+            "draft-model: width=2 does something only where vocabulary is not text, and here it is vocabulary=text.",
         ),
         (
             "vocabulary=bytes",

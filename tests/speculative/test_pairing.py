@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decodery.engine.settings import Settings
-from decodery.errors import MethodUnavailable
+from decodery.errors import BadParameter
 from decodery.testing import (
     TabularScorer,
     exact_outputs,
@@ -134,10 +134,16 @@ def test_a_draft_model_without_scores_drafts_nothing():
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("draft-model(vocabulary=same)", "goes with a draft model; draft=layers drafts in the target's own tokens"),
-        ("spectr(vocabulary=shared)", "goes with a draft model; draft=ngram"),
+        (
+            "draft-model(vocabulary=same)",
+            "only where draft is not ngram or ngram-text or layers, and here it is draft=layers",
+        ),
+        (
+            "spectr(vocabulary=shared)",
+            "only where draft is not ngram or ngram-text or layers, and here it is draft=ngram",
+        ),
     ],
 )
 def test_a_vocabulary_without_a_draft_model_is_refused(spec, reason):
-    with pytest.raises(MethodUnavailable, match=reason):
+    with pytest.raises(BadParameter, match=reason):
         scripted_language_model(story_scorer()).generate([1], method=spec, max_new_tokens=4)

@@ -466,11 +466,11 @@ def test_a_branching_vector_of_one_level_is_a_number():
 @pytest.mark.parametrize(
     ("spec", "error", "reason"),
     [
-        ("branching=3x0", BadParameter, "branching must be numbers"),
-        ("branching=wide", BadParameter, "branching must be numbers"),
-        ("branching=65", BadParameter, "from 1 to 64"),
+        ("tree=branching, branching=3x0", BadParameter, "branching must be numbers"),
+        ("tree=branching, branching=wide", BadParameter, "branching must be numbers"),
+        ("tree=branching, branching=65", BadParameter, "from 1 to 64"),
         ("tree=bush", BadParameter, "must be one of"),
-        ("layers=1", MethodUnavailable, "goes with draft=layers"),
+        ("layers=1", BadParameter, "only with draft=layers"),
         ("draft=layers, layers=3", MethodUnavailable, "nothing to gain"),
     ],
 )

@@ -108,7 +108,7 @@ def test_greedy_decoding_branches_into_different_tokens():
     [
         ("spectr(verifier=greedy-set)", "the drafts are drawn with replacement; use k-seq or recursive-rejection or"),
         ("spectr(verifier=transport-plan)", "vocabularies of up to 16 tokens, not 24"),
-        ("spectr(rho=drafts, verifier=recursive-rejection)", "has no such factor"),
+        ("spectr(rho=drafts, verifier=recursive-rejection)", "only with verifier=auto or k-seq"),
         ("spectr(drafts=0)", "must lie in"),
         ("spectr(verifier=guess)", "must be one of"),
     ],

@@ -98,7 +98,7 @@ def bench(
         return
     if full or plot is not None:
         raise BadSetting("--full and --plot belong to a suite; name one with --suite.")
-    specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
+    specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.extras]
     check_writable(csv, out)
     from decodery.evaluation.benchmark import run_benchmark
     from decodery.evaluation.questions import load_questions

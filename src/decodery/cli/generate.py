@@ -153,7 +153,7 @@ def _one_canvas(
     lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any], show: bool, page: Path | None
 ) -> None:
     """The filling of one canvas, drawn or written to a page, and then the text."""
-    if lm.diffusion is None:
+    if lm.network.masked is None:
         raise BadSetting(f"{lm.name} is a causal model, which fills no canvas that could be shown.")
     stream = lm.stream(prompt, method, **settings)
     filling = canvas_view.Filling(lm.tokenizer.decode)

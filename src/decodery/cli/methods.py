@@ -12,10 +12,11 @@ from decodery.cli.console import output, print_json, print_line, print_table
 from decodery.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from decodery.engine.method import Parameter
+    from decodery.engine.parameters import Parameter
     from decodery.engine.registry import MethodInfo
 
 SHADES = {
+    "identical-to-plain": "green",
     "identical-to-sampling": "green",
     "greedy-identical": "green",
     "approximate": "yellow",
@@ -29,8 +30,9 @@ def methods(
 ) -> None:
     """List the decoding methods, or describe one with its paper and parameters.
 
-    Each method says what it guarantees: identical-to-sampling and greedy-identical methods give the output of plain
-    decoding (in float32), only faster; the others say what they change. decodery check decides that by experiment.
+    Each method says what it guarantees: identical-to-plain, identical-to-sampling and greedy-identical methods give the
+    output of plain decoding (in float32), only faster: the very tokens at the same seed, the same law, or the same greedy
+    output. The others say what they change. decodery check decides that by experiment.
 
     Example: `decodery methods token-recycling`
     """
@@ -55,7 +57,7 @@ def methods(
                 entry.title,
                 _exactness(entry),
                 entry.family,
-                "; ".join(entry.needs) or "–",
+                "; ".join(entry.wanted) or "–",
             )
             for entry in entries
         ],
@@ -77,7 +79,7 @@ def _page(info: MethodInfo) -> None:
         ("exactness", _exactness(info)),
         ("family", info.family),
         ("paper", info.paper),
-        ("needs", "; ".join(info.needs) or "nothing"),
+        ("needs", "; ".join(info.wanted) or "nothing"),
         *(("refuses", f"{setting}: {reason}") for setting, reason in info.refuses.items()),
     ]
     for label, fact in facts:
@@ -86,7 +88,7 @@ def _page(info: MethodInfo) -> None:
     if info.parameters:
         print_table(
             ("parameter", "type", "default", "range", "meaning"),
-            [(Text(p.name, style="bold"), p.type, _default(p), p.range or "–", _meaning(p)) for p in info.parameters],
+            [(Text(p.name, style="bold"), p.type, _default(p), p.range or "–", p.meaning) for p in info.parameters],
         )
     else:
         print_line("It has no parameters.")
@@ -98,10 +100,6 @@ def _default(parameter: Parameter) -> str:
     if parameter.default is None:
         return "auto"
     return str(parameter.default) if parameter.default != "" else '""'
-
-
-def _meaning(parameter: Parameter) -> str:
-    return f"{parameter.help}; auto: {parameter.auto}" if parameter.auto else parameter.help
 
 
 def _example(info: MethodInfo) -> str:

@@ -250,15 +250,17 @@ def _summary(console: Console, lanes: list[Lane], described: dict[str, Any], set
 
 def _verdict(lanes: list[Lane], dtype: str, settings: dict[str, Any]) -> Text:
     """Whether the outputs are identical, and where they are not, whether they should be."""
+    from decodery.engine.method import Exactness
+
     difference = _first_difference(lanes)
     if difference is None:
         return Text(f"The outputs are identical, all {len(lanes[0].token_ids)} tokens.", style="green")
     differ = f"The outputs differ from token {difference + 1} on"
-    exactness = lanes[1].exactness
-    if exactness not in ("identical-to-sampling", "greedy-identical"):
+    exactness = Exactness(lanes[1].exactness)
+    if not exactness.lossless:
         return Text(f"{differ}; {lanes[1].method} is {exactness}.", style="yellow")
-    if settings["temperature"] > 0:
-        if exactness == "identical-to-sampling":
+    if settings["temperature"] > 0 and not exactness.same_tokens:
+        if exactness.same_law:
             return Text(f"{differ}: they are two samples of the same law.", style="yellow")
         return Text(f"{differ}; {lanes[1].method} promises identity for greedy decoding only.", style="yellow")
     if dtype != "float32":

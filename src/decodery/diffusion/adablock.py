@@ -6,18 +6,18 @@ official code. Without a sure enough delimiter in the window, a block has its us
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion.base import BLOCK, Claim, DiffusionMethod
+from decodery.diffusion.base import BLOCK, Claim, DiffusionMethod, StepwiseMethod
 from decodery.diffusion.blocks import BlockSchedule
 from decodery.diffusion.laws import descending
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.wrapping import WrappingMethod
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import Where
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class DelimitedBlocks(BlockSchedule):
 def delimiter_ids(host: Host, sign: str, match: str = "contains") -> frozenset[int]:
     """The tokens of a model's tokenizer whose text contains the sign, or (match "ends") ends with it; without the model's
     reserved and end tokens."""
-    assert host.diffusion is not None
-    special = {*host.diffusion.reserved, *host.diffusion.end_token_ids}
+    model = host.network.masked
+    assert model is not None
+    special = {*model.reserved, *model.end_token_ids}
     tokenizer: Any = host.tokenizer
     size = min(host.network.vocabulary, len(tokenizer))
     texts = ((token, tokenizer.decode([token])) for token in range(size) if token not in special)
@@ -108,7 +109,7 @@ class AdaBlock(WrappingMethod):
         auto="masked-diffusion with the rule threshold",
     )
     threshold: float | None = parameter(
-        None, "confidence at which a token is filled in, where no sampler is named", low=0.0, auto="0.9"
+        None, "confidence at which a token is filled in", low=0.0, auto="0.9", only={"sampler": None}
     )
     delimiter_threshold: float = parameter(
         0.3, "confidence of a delimiter that ends a block (0.5 for Dream); inf: never", low=0.0
@@ -122,6 +123,7 @@ class AdaBlock(WrappingMethod):
         "contains",
         "which tokens are delimiters: those that contain the sign, or end with it",
         choices=("contains", "ends"),
+        only={"delimiters": Where(lambda given: bool({*(given or "newline").split("+")} & {*SIGNS}), "name a sign")},
     )
     window: float = parameter(0.25, "where a delimiter is looked for, as a share of the canvas", low=0.0, high=1.0)
     window_base: str = parameter(
@@ -139,10 +141,7 @@ class AdaBlock(WrappingMethod):
         threshold = THRESHOLD if self.threshold is None else self.threshold
         return MaskedDiffusionDecoding(rule="threshold", threshold=threshold)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sampler is not None and self.threshold is not None:
-            raise BadParameter("adablock: threshold is that of the default sampler; give it to the sampler you name.")
+    def check(self) -> None:
         for part in self._parts():
             if part not in SIGNS and part not in PUBLISHED and not part.isdecimal():
                 raise BadParameter(
@@ -171,8 +170,8 @@ class AdaBlock(WrappingMethod):
         return frozenset(ids)
 
     def claims(self) -> tuple[Claim, ...]:
-        fixed = dataclasses.replace(self.inner(), block_length=self.block_length or BLOCK)
-        never = dataclasses.replace(self, delimiter_threshold=math.inf)
+        fixed = self.inner().varied(block_length=self.block_length or BLOCK)
+        never = self.varied(delimiter_threshold=math.inf)
         return (
             Claim("without sure delimiters its blocks are fixed", never, fixed),
             Claim("the same at a temperature", never, fixed, temperature=1.0),
@@ -191,8 +190,13 @@ class AdaBlock(WrappingMethod):
             self.boundary == "drawn",
         )
 
-    def check_steps(self, length: int) -> None:
-        """Blocks of any length have their share of any number of steps."""
+    def wrapped(self, inner: DiffusionMethod) -> DiffusionMethod:
+        found = super().wrapped(inner)
+        if self.steps is not None and not (isinstance(found, StepwiseMethod) and found.steps):
+            raise BadParameter(
+                f"{self.name}: steps={self.steps} does nothing, since its sampler {inner.spec()} plans none."
+            )
+        return found
 
     def admit(self, request: Request) -> None:
         DiffusionMethod.admit(self, request)

@@ -13,6 +13,8 @@ from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
 from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.loop import Denoising, Plan, model_of
 from decodery.engine.method import Decoding, Method, parameter
+from decodery.engine.needs import MASKED_POSITIONS, Requirement
+from decodery.engine.parameters import not_one_of
 from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class DiffusionMethod(Method):
     """Base of methods that fill a canvas. A subclass gives `unmasking`, and may give blocks and a cache of its own."""
 
     family: ClassVar[str] = "diffusion"
-    needs: ClassVar[tuple[str, ...]] = ("a masked-diffusion model",)
+    needs: ClassVar[tuple[Requirement, ...]] = (MASKED_POSITIONS,)
     refuses: ClassVar[Mapping[str, str]] = {
         "repetition_penalty": NO_PREFIX,
         "presence_penalty": NO_PREFIX,
@@ -59,21 +61,25 @@ class DiffusionMethod(Method):
     block_length: int | None = parameter(
         None, "positions of a block; blocks are filled from left to right", low=1, auto="32, at most the canvas"
     )
-    steps: int | None = parameter(
-        None, "steps for the whole canvas, of rules that plan them", low=1, auto="one per position"
-    )
     cache: str = parameter("none", "which keys and values are reused", choices=(*REGIMES, "freecache"))
-    freeze: str = parameter(FREEZE[0], "when a finished block is frozen, with cache=freecache", choices=FREEZE)
-    shrink: bool = parameter(False, "with cache=freecache: end tokens at the canvas's end are frozen too")
+    freeze: str = parameter(FREEZE[0], "when a finished block is frozen", choices=FREEZE, only={"cache": "freecache"})
+    shrink: bool = parameter(False, "end tokens at the canvas's end are frozen too", only={"cache": "freecache"})
     cfg_scale: float = parameter(0.0, "classifier-free guidance; above 0 every step costs two forwards", low=0.0)
     early_stop: str = parameter("block", "when an end token ends the decoding", choices=("block", "prefix", "never"))
     shift_row: str = parameter(
-        "carry", "the row before a block of a shifted model, where the cache spares it", choices=("carry", "compute")
+        "carry",
+        "the row before a block of a shifted model, where the cache spares it",
+        choices=("carry", "compute"),
+        only={"cache": not_one_of("none")},
     )
 
     def canvas_parameters(self) -> dict[str, Any]:
         """The values of the parameters above, which every method of canvases has."""
         return {item.name: getattr(self, item.name) for item in DiffusionMethod.parameters()}
+
+    def planned(self, length: int) -> int:
+        """Steps for a whole canvas of `length`, for rules that plan them."""
+        return length
 
     @abstractmethod
     def unmasking(self, request: Request) -> Rule:
@@ -107,7 +113,7 @@ class DiffusionMethod(Method):
         return Plan(
             rule=self.unmasking(request),
             length=length,
-            steps=self.steps or length,
+            steps=self.planned(length),
             blocks=self.blocks(request, length),
             cache=self.regime(request),
             cfg_scale=self.cfg_scale,
@@ -132,13 +138,27 @@ class DiffusionMethod(Method):
                 f"{self.name} does not run with echo and logprobs together: a canvas is filled behind a given prompt, whose "
                 "own tokens are never scored."
             )
-        if self.cache != "freecache" and (self.freeze != FREEZE[0] or self.shrink):
-            raise BadParameter(f"{self.name}: freeze and shrink go with cache=freecache, not with cache={self.cache}.")
-        self.check_steps(length)
 
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         rows = len(request.prompt) + self.length(request)
         return [(request.host.network, rows)] * (2 if self.cfg_scale else 1)
+
+    def decode(self, request: Request) -> Decoding:
+        yield from Denoising(request, self.plan(request)).run()
+
+    def claims(self) -> tuple[Claim, ...]:
+        """What this method says of itself, for `decodery check` to decide by experiment."""
+        return ()
+
+
+@dataclass(frozen=True)
+class StepwiseMethod(DiffusionMethod):
+    """Base of methods that can be told how many steps a canvas takes."""
+
+    steps: int | None = parameter(None, "steps for the whole canvas", low=1, auto="one per position")
+
+    def planned(self, length: int) -> int:
+        return self.steps or length
 
     def check_steps(self, length: int) -> None:
         """Raise BadParameter where the steps that were asked for cannot be shared out among the blocks of a canvas."""
@@ -150,9 +170,6 @@ class DiffusionMethod(Method):
                     "the block length must divide the canvas, and the number of blocks the steps."
                 )
 
-    def decode(self, request: Request) -> Decoding:
-        yield from Denoising(request, self.plan(request)).run()
-
-    def claims(self) -> tuple[Claim, ...]:
-        """What this method says of itself, for `decodery check` to decide by experiment."""
-        return ()
+    def admit(self, request: Request) -> None:
+        super().admit(request)
+        self.check_steps(self.length(request))

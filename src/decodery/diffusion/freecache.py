@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from decodery.diffusion.base import Claim
@@ -28,10 +28,10 @@ class FreeCacheDecoding(MaskedDiffusionDecoding):
     )
 
     def claims(self) -> tuple[Claim, ...]:
-        plain = replace(self, rule="low_confidence", value_independent=False, end_tokens="free", steps=None)
-        at_once = replace(plain, steps=1, block_length=LONG)
-        uncached = MaskedDiffusionDecoding(self.gen_length, LONG, 1, cfg_scale=self.cfg_scale)
+        plain = self.varied(rule="low_confidence", value_independent=False, end_tokens="free", steps=None)
+        at_once = plain.varied(steps=1, block_length=LONG)
+        uncached = MaskedDiffusionDecoding(self.gen_length, LONG, steps=1, cfg_scale=self.cfg_scale)
         return (
-            Claim("a threshold above 1 is one token per step", replace(plain, rule="threshold", threshold=1.01), plain),
+            Claim("a threshold above 1 is one token per step", plain.varied(rule="threshold", threshold=1.01), plain),
             Claim("the first forward is that without a cache", at_once, uncached),
         )

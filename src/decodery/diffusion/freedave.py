@@ -5,14 +5,13 @@ Free Draft-and-Verification: Toward Lossless Parallel Decoding for Diffusion Lar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.diffusion.base import REGIMES, Claim
 from decodery.diffusion.drafting import Drafting
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.engine.method import Decoding, Exactness, parameter
-from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
     from decodery.engine.request import Request
@@ -40,18 +39,12 @@ class FreeDave(MaskedDiffusionDecoding):
 
     draft_steps: int = parameter(4, "states that are forwarded together", low=1, high=64)
     layout: str = parameter(
-        "auto", "drafts in copies of the cache, or side by side in one forward; auto: batch up to 64 positions, else tree",
+        "auto",
+        "drafts in copies of the cache, or side by side in one forward; auto: batch up to 64 positions, else tree",
         choices=LAYOUTS,
-    )  # fmt: skip
-    eager: bool = parameter(False, "drafts go on in the next blocks; with cache none only")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eager and self.cache != "none":
-            raise BadParameter(
-                f"{self.name}: eager drafts go on in the next block, but with cache={self.cache} the static decoder "
-                "computes all keys and values anew where a block begins, so they would see others; use cache=none."
-            )
+    )
+    # With a cache the static decoder computes all keys and values anew where a block begins: drafts beyond would see others.
+    eager: bool = parameter(False, "drafts go on in the next blocks", only={"cache": "none"})
 
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         caches, states = super().caches(request), self.draft_steps
@@ -78,10 +71,10 @@ class FreeDave(MaskedDiffusionDecoding):
         )
 
     def claims(self) -> tuple[Claim, ...]:
-        variants = {f"{layout} layout, cache {cache}": replace(self, layout=layout, cache=cache, eager=False)
+        variants = {f"{layout} layout, cache {cache}": self.varied(layout=layout, cache=cache, eager=False)
                     for cache in REGIMES for layout in ("batch", "tree")}  # fmt: skip
-        variants["eager"] = replace(self, cache="none", eager=True)
-        free = replace(self, value_independent=True)
+        variants["eager"] = self.varied(cache="none", eager=True)
+        free = self.varied(value_independent=True)
         return (
             Claim("the canvas of the static decoder", self, self.static()),
             *(
@@ -92,7 +85,15 @@ class FreeDave(MaskedDiffusionDecoding):
             Claim("the same draws as the static decoder's, positions chosen by their laws", free, free.static(), 1.0),
             Claim(
                 "one token per step, at a position chosen by its law alone, is exact sampling",
-                replace(free, rule="low_confidence", steps=None, tokens_per_step=None, cache="none", cfg_scale=0.0),
+                free.varied(
+                    rule="low_confidence",
+                    value_independent=True,
+                    steps=None,
+                    tokens_per_step=None,
+                    end_tokens="free",
+                    cache="none",
+                    cfg_scale=0.0,
+                ),
             ),
         )
 
@@ -108,8 +109,10 @@ class FreeDavePlusPlus(FreeDave):
     subset: ClassVar[bool] = True
 
     rule: str = parameter("threshold", "which masked positions are filled in a step", choices=("threshold", "factor"))
-    threshold: float = parameter(0.95, "confidence of the rule threshold; above 1: one token per step", low=0.0)
+    threshold: float = parameter(
+        0.95, "confidence at which a token is filled in; above 1: one per step", low=0.0, only={"rule": "threshold"}
+    )
 
     def claims(self) -> tuple[Claim, ...]:
-        static = replace(self, rule="threshold", threshold=1.01)
+        static = self.varied(rule="threshold", threshold=1.01)
         return (Claim("with a threshold above 1 the canvas of one token per step", static, static.static()),)

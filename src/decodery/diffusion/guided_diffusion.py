@@ -7,17 +7,19 @@ would have been content with, or one draft where it is content with none; so the
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.base import Claim, DiffusionMethod
-from decodery.diffusion.caches.freecache import FREEZE
 from decodery.diffusion.loop import Denoising, model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
+from decodery.engine.needs import MASKED_POSITIONS, Companion, Requirement
+from decodery.engine.parameters import unused
 from decodery.errors import BadPrompt, Refused
 from decodery.models.forward import Forward, Rows
+from decodery.models.kinds import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,17 +158,23 @@ class GuidedDiffusion(DiffusionMethod):
     title: ClassVar[str] = "Guided diffusion"
     paper: ClassVar[str] = "FlashDLM: efficient KV caching and guided diffusion, 2025, arXiv 2505.21467"
     exactness: ClassVar[Exactness] = Exactness.QUALITY_CHANGING
-    needs: ClassVar[tuple[str, ...]] = ("a masked-diffusion model", "a causal model with its tokenizer")
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        MASKED_POSITIONS,
+        Companion("guide", "a causal model with its tokenizer", Kind.NEXT_TOKEN, beside="diffusion-stories"),
+    )
 
     cache: str = parameter(
         "freecache", "which keys and values are reused", choices=("none", "prefix", "dual", "freecache")
     )
+    shrink: bool = unused(
+        False
+    )  # filled from left to right, a canvas has no end tokens at its end before it is complete
     early_stop: str = parameter("prefix", "when an end token ends the decoding", choices=("block", "prefix", "never"))
     guide: str = parameter("stories-twin", "the causal model that judges the drafts: a name or a folder")
     gate: str = parameter("deterministic", "when the guide is content with a draft", choices=GATES)
-    top_k: int = parameter(5, "of the gate topk: the guide's likeliest tokens", low=1)
-    ratio: float = parameter(0.5, "of the gate relative: share of the guide's highest probability", low=0.0)
-    threshold: float = parameter(0.1, "of the gate threshold: least probability to the guide", low=0.0)
+    top_k: int = parameter(5, "among how many of the guide's likeliest tokens", low=1, only={"gate": "topk"})
+    ratio: float = parameter(0.5, "share of the guide's highest probability", low=0.0, only={"gate": "relative"})
+    threshold: float = parameter(0.1, "least probability to the guide", low=0.0, only={"gate": "threshold"})
     chunk: int = parameter(32, "drafts that the guide judges in one forward", low=1)
 
     def admit(self, request: Request) -> None:
@@ -188,10 +196,6 @@ class GuidedDiffusion(DiffusionMethod):
     def _check(self, request: Request, partner: Host) -> bool:
         """Raise Refused where this model cannot be the guide."""
         model, host = model_of(request), request.host
-        if partner.diffusion is not None:
-            raise Refused(
-                f"{self.name}: the guide must be a causal model, and {self.guide} is a masked-diffusion model."
-            )
         special = {*model.reserved, *model.end_token_ids, *partner.stop_ids}
         for token in range(host.network.vocabulary):
             if token in special:
@@ -217,7 +221,7 @@ class GuidedDiffusion(DiffusionMethod):
         return Guidance(request, partner.network, gate, self.chunk)
 
     def claims(self) -> tuple[Claim, ...]:
-        never = replace(self, gate="relative", ratio=2.0, cache="none", freeze=FREEZE[0], shrink=False)
+        never = self.varied(gate="relative", ratio=2.0, cache="none")
         plain = MaskedDiffusionDecoding(self.gen_length, 1, cfg_scale=self.cfg_scale)
         return (Claim("where the guide is never content, this is greedy decoding from left to right", never, plain),)
 

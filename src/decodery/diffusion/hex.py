@@ -10,10 +10,10 @@ import hashlib
 import re
 import struct
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.diffusion.base import Claim, DiffusionMethod
+from decodery.diffusion.base import Claim, DiffusionMethod, StepwiseMethod
 from decodery.diffusion.blocks import FixedBlocks
 from decodery.diffusion.loop import Denoising, Plan, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
@@ -74,7 +74,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class HiddenExperts(DiffusionMethod):
+class HiddenExperts(StepwiseMethod):
     """Decode the prompt with several block lengths and several seeds of each, and give the answer that most runs agree on."""
 
     name: ClassVar[str] = "hex"
@@ -94,7 +94,9 @@ class HiddenExperts(DiffusionMethod):
         auto="one per two positions, where all blocks are even, otherwise one per position",
     )
     block_lengths: int | str = parameter(
-        "auto", "lengths joined by x, as in 8x16x32; auto: 1/32, 1/16, … 1/2 of the canvas"
+        "auto",
+        "lengths joined by x, as in 8x16x32; auto: 1/32, 1/16, … 1/2 of the canvas",
+        only={"block_length": None},
     )
     seeds: int = parameter(5, "runs of each block length", low=1)
     temperature: float = parameter(0.9, "of the runs, where the request is greedy", low=0.0)
@@ -103,16 +105,14 @@ class HiddenExperts(DiffusionMethod):
     choice: str = parameter(
         "vote", "who wins: the most frequent answer, or the likeliest run", choices=("vote", "likelihood")
     )
-    stop_when_decided: bool = parameter(False, "skip runs that cannot change the winning answer any more")
+    stop_when_decided: bool = parameter(
+        False, "skip runs that cannot change the winning answer any more", only={"choice": "vote"}
+    )
     at_once: int = parameter(5, "runs that share a pass", low=1)
 
     def lengths(self, length: int) -> tuple[int, ...]:
         """The block lengths on a canvas of `length`, ascending. Raises BadParameter."""
         if self.block_length is not None:
-            if self.block_lengths != "auto":
-                raise BadParameter(
-                    f"{self.name}: block_length and block_lengths are two ways to say the same; give one."
-                )
             return (min(self.block_length, length),)
         if self.block_lengths == "auto":
             return tuple(length // part for part in HALVINGS if length % part == 0) or (length,)
@@ -136,14 +136,7 @@ class HiddenExperts(DiffusionMethod):
                     f"{self.name}: {steps} steps do not divide into a canvas of {length} with blocks of {block}; "
                     "the block length must divide the canvas, and the number of blocks the steps."
                 )
-        if self.choice == "likelihood" and self.stop_when_decided:
-            raise BadParameter(
-                f"{self.name}: stop_when_decided counts votes; with choice=likelihood every run is needed."
-            )
-        replace(self, block_length=None, block_lengths="auto", steps=None)._admit_canvas(request)
-
-    def _admit_canvas(self, request: Request) -> None:
-        super().admit(request)
+        DiffusionMethod.admit(self, request)
 
     def unmasking(self, request: Request) -> Rule:
         return Quota(ORDERS[self.order])
@@ -153,18 +146,8 @@ class HiddenExperts(DiffusionMethod):
         return [(block, seed) for block in self.lengths(length) for seed in range(self.seeds)]
 
     def claims(self) -> tuple[Claim, ...]:
-        one = replace(self, block_length=1, block_lengths="auto", steps=None, seeds=1, temperature=0.0)
-        plain = MaskedDiffusionDecoding(
-            self.gen_length,
-            1,
-            None,
-            self.cache,
-            self.freeze,
-            self.shrink,
-            self.cfg_scale,
-            self.early_stop,
-            self.shift_row,
-        )
+        one = self.varied(block_length=1, block_lengths="auto", steps=None, seeds=1, temperature=0.0)
+        plain = MaskedDiffusionDecoding(**{**self.canvas_parameters(), "block_length": 1})
         return (Claim("one block length with one seed is plain decoding", one, plain),)
 
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:

@@ -70,8 +70,7 @@ class LocalLeap(DiffusionMethod):
         False, "positions are chosen by their law and not by the token drawn from it, at a temperature"
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         if self.relaxed_threshold > self.threshold:
             raise BadParameter(
                 f"localleap: relaxed_threshold {self.relaxed_threshold:g} is above the threshold {self.threshold:g}."

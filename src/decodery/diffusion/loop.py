@@ -258,10 +258,10 @@ class Denoising:
 
 def model_of(request: Request) -> MaskedDiffusion:
     """The description of the request's masked-diffusion model."""
-    model: MaskedDiffusion | None = getattr(request.host, "diffusion", None)
-    if model is None:
-        raise ValueError(f"{request.host.network.name} is no masked-diffusion model")
-    return model
+    network = request.host.network
+    if network.masked is None:
+        raise ValueError(f"{network.name} is no masked-diffusion model")
+    return network.masked
 
 
 def together(

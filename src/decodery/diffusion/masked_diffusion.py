@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.diffusion.base import Claim, DiffusionMethod
+from decodery.diffusion.base import Claim, StepwiseMethod
 from decodery.diffusion.laws import RANKS
 from decodery.diffusion.loop import model_of
 from decodery.diffusion.unmasking import dream
@@ -23,10 +23,12 @@ WITHOUT_BLOCKS = (*dream.ALGORITHMS, "ancestral")
 """Rules published without blocks."""
 WITH_QUOTA = ("low_confidence", "random")
 RULES = ("low_confidence", "random", "threshold", "factor", *WITHOUT_BLOCKS)
+BY_LAW = ("low_confidence", "threshold", "factor")
+"""Rules that can choose positions by their laws alone, if they are told to."""
 
 
 @dataclass(frozen=True)
-class MaskedDiffusionDecoding(DiffusionMethod):
+class MaskedDiffusionDecoding(StepwiseMethod):
     """Fill a canvas of masks with a bidirectional model: by default one token per step, the surest first, in blocks."""
 
     name: ClassVar[str] = "masked-diffusion"
@@ -38,29 +40,43 @@ class MaskedDiffusionDecoding(DiffusionMethod):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
     rule: str = parameter("low_confidence", "which masked positions are filled in a step", choices=RULES)
+    steps: int | None = parameter(
+        None,
+        "steps for the whole canvas",
+        low=1,
+        auto="one per position",
+        only={"rule": (*WITH_QUOTA, *WITHOUT_BLOCKS)},
+    )
     value_independent: bool = parameter(
-        False, "positions are chosen by their law and not by the token drawn from it: exact at one token per step"
+        False,
+        "positions are chosen by their law and not by the token drawn from it: exact at one token per step",
+        only={"rule": BY_LAW},
     )
-    rank: str = parameter("entropy", "what value_independent ranks by", choices=RANKS)
-    threshold: float = parameter(0.9, "confidence of the rule threshold; above 1: one token per step", low=0.0)
-    factor: float = parameter(1.0, "of the rule factor; towards 0: one token per step", low=0.0)
+    rank: str = parameter(
+        "entropy",
+        "what positions are ranked by",
+        choices=RANKS,
+        only={"rule": "low_confidence", "value_independent": True},
+    )
+    threshold: float = parameter(
+        0.9, "confidence at which a token is filled in; above 1: one per step", low=0.0, only={"rule": "threshold"}
+    )
+    factor: float = parameter(
+        1.0, "of the rule factor; towards 0: one token per step", low=0.0, only={"rule": "factor"}
+    )
     tokens_per_step: int | None = parameter(
-        None, "a fixed number of tokens per step, of rules with a quota", low=1, auto="as steps say"
+        None, "a fixed number of tokens per step", low=1, auto="as steps say", only={"rule": WITH_QUOTA, "steps": None}
     )
-    alg_temp: float = parameter(0.0, "temperature of the choice of positions, of Dream's rules", low=0.0)
+    alg_temp: float = parameter(0.0, "temperature of the choice of positions", low=0.0, only={"rule": dream.RANKED})
     end_tokens: str = parameter(
         "free",
-        "end tokens are free, come last (of rules with a quota), or are banned",
+        "end tokens are free, come last (of the rule low_confidence), or are banned",
         choices=("free", "last", "banned"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens_per_step is not None and (self.rule not in WITH_QUOTA or self.steps is not None):
-            raise BadParameter(
-                f"{self.name}: tokens_per_step is for the rules {' and '.join(WITH_QUOTA)} without steps, which say "
-                "how many tokens a step takes as well."
-            )
+    def check(self) -> None:
+        if self.end_tokens == "last" and self.rule != "low_confidence":
+            raise BadParameter(f"{self.name}: end_tokens=last does something only with rule=low_confidence.")
 
     def block(self, length: int) -> int:
         if self.block_length is None and self.rule in WITHOUT_BLOCKS:
@@ -71,15 +87,15 @@ class MaskedDiffusionDecoding(DiffusionMethod):
         return model_of(request).end_token_ids if self.end_tokens == "banned" else ()
 
     def claims(self) -> tuple[Claim, ...]:
-        one_by_one = replace(self, rule="low_confidence", value_independent=False, steps=None, end_tokens="free")
-        exact = replace(one_by_one, value_independent=True, cache="none", cfg_scale=0.0)
+        one_by_one = self.varied(rule="low_confidence", value_independent=False, steps=None, end_tokens="free")
+        exact = one_by_one.varied(value_independent=True, cache="none", cfg_scale=0.0)
         return (
             Claim(
                 "a threshold above 1 is one token per step",
-                replace(one_by_one, rule="threshold", threshold=1.01),
+                one_by_one.varied(rule="threshold", threshold=1.01),
                 one_by_one,
             ),
-            Claim("a factor of 0 is one token per step", replace(one_by_one, rule="factor", factor=0.0), one_by_one),
+            Claim("a factor of 0 is one token per step", one_by_one.varied(rule="factor", factor=0.0), one_by_one),
             Claim("one token per step, at a position chosen by its law alone, is exact sampling", exact),
         )
 

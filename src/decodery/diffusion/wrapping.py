@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.diffusion.base import DiffusionMethod
+from decodery.diffusion.base import DiffusionMethod, StepwiseMethod
 from decodery.engine.method import parameter
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WrappingMethod(DiffusionMethod):
+class WrappingMethod(StepwiseMethod):
     """Base of the methods that decode as `sampler` does, but for what the subclass overrides.
 
     Canvas, block length, steps, cache and guidance are parameters of this method, which the sampler then has as well.
@@ -27,8 +26,7 @@ class WrappingMethod(DiffusionMethod):
 
     sampler: str | None = parameter(None, "whose rule and blocks are used: a method that fills a canvas")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         self.inner()
 
     @abstractmethod
@@ -45,10 +43,17 @@ class WrappingMethod(DiffusionMethod):
             raise BadParameter(
                 f"{self.name}: {inner.name} is not made of a rule and blocks alone, so it cannot be the sampler."
             )
-        own = [item.name for item in DiffusionMethod.parameters() if getattr(inner, item.name) != item.default]
+        shared = StepwiseMethod.parameters() if isinstance(inner, StepwiseMethod) else DiffusionMethod.parameters()
+        own = [item.name for item in shared if getattr(inner, item.name) != item.default]
         if own:
             raise BadParameter(f"{self.name}: give {', '.join(own)} to {self.name} itself, not to its sampler.")
-        return dataclasses.replace(inner, **self.canvas_parameters())
+        return self.wrapped(inner)
+
+    def wrapped(self, inner: DiffusionMethod) -> DiffusionMethod:
+        """A sampler with the canvas of this method. Raises BadParameter where that does not suit it."""
+        if isinstance(inner, StepwiseMethod):
+            return inner.varied(**self.canvas_parameters(), steps=self.steps)
+        return inner.varied(**self.canvas_parameters())
 
     def block(self, length: int) -> int:
         return self.inner().block(length)

@@ -20,7 +20,7 @@ class Autoregressive(Method):
     name: ClassVar[str] = "autoregressive"
     title: ClassVar[str] = "Autoregressive decoding"
     paper: ClassVar[str] = "the chain rule; the baseline of every paper here"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "sampling"
 
     def decode(self, request: Request) -> Decoding:

@@ -196,5 +196,5 @@ def budget_for(network: Scorer, setting: object = None) -> KVBudget:
     if setting is None or setting == "auto":
         if network.cache_bytes(1) == 0:
             return KVBudget()
-        return KVBudget(int(SHARE * free_memory(str(getattr(network, "device", "cpu")))))
+        return KVBudget(int(SHARE * free_memory(str(network.device))))
     return KVBudget(parse_size("kv_budget", setting))

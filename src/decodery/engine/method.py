@@ -12,14 +12,14 @@ import enum
 import functools
 import math
 import re
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from decodery.engine.plain import plain
+from decodery.engine.needs import NEXT_TOKENS, Requirement
+from decodery.engine.parameters import Parameter, checked, idle, idle_sentence, parameters_of
+from decodery.engine.parameters import parameter as parameter
 from decodery.errors import BadParameter, Refused, near
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
 class Exactness(enum.StrEnum):
     """What a method promises about its output. `decodery check` decides it by experiment."""
 
+    IDENTICAL_TO_PLAIN = "identical-to-plain"
+    """The very tokens of plain decoding, greedy or sampled at the same seed."""
     IDENTICAL_TO_SAMPLING = "identical-to-sampling"
     """The output has exactly the law of plain sampling from the processed target, and greedy output is identical."""
     GREEDY_IDENTICAL = "greedy-identical"
@@ -49,48 +51,17 @@ class Exactness(enum.StrEnum):
     @property
     def lossless(self) -> bool:
         """Whether greedy output is promised to equal plain decoding's."""
-        return self in (Exactness.IDENTICAL_TO_SAMPLING, Exactness.GREEDY_IDENTICAL)
-
-
-def parameter(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    auto: str = "",
-) -> Any:
-    """A dataclass field that is a parameter of a method.
-
-    help: one line. low, high: inclusive range. choices: allowed words. auto: what None (written "auto") means.
-    """
-    meta = {"help": help, "low": low, "high": high, "choices": choices, "auto": auto}
-    return dataclasses.field(default=default, metadata=meta)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a method, as the registry lists it."""
-
-    name: str
-    type: str
-    default: Any
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    auto: str = ""
+        return self.same_law or self is Exactness.GREEDY_IDENTICAL
 
     @property
-    def range(self) -> str:
-        """The allowed values, for people."""
-        if self.choices:
-            return " | ".join(self.choices)
-        if self.low is None and self.high is None:
-            return ""
-        low = "" if self.low is None else f"{self.low:g}"
-        return f"{low}..{'' if self.high is None else f'{self.high:g}'}"
+    def same_law(self) -> bool:
+        """Whether sampled output is promised to have plain sampling's law."""
+        return self in (Exactness.IDENTICAL_TO_PLAIN, Exactness.IDENTICAL_TO_SAMPLING)
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether sampled output is promised to equal plain sampling's at the same seed."""
+        return self is Exactness.IDENTICAL_TO_PLAIN
 
 
 @dataclass(frozen=True)
@@ -108,8 +79,8 @@ class Method(ABC):
     exactness: ClassVar[Exactness]
     family: ClassVar[str]
     """Room of the method: "sampling", "speculative", "diffusion", …"""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """What must be there for it to run, in words."""
+    needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS,)
+    """What must be there for it to run."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
@@ -122,10 +93,9 @@ class Method(ABC):
         """Decode one request. It returns when the request is over; to return earlier is an error."""
 
     @property
-    def beyond_chains(self) -> str:
-        """What it asks of the target that a network of chains alone does not answer (`Scorer.chains_only`), as the rest of a
-        sentence that begins with its name; empty where it asks nothing of the kind, or drafts chains there."""
-        return ""
+    def requirements(self) -> tuple[Requirement, ...]:
+        """What must be there with these parameters: `needs`, and more where a parameter asks for it."""
+        return self.needs
 
     def admit(self, request: Request) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
@@ -137,9 +107,38 @@ class Method(ABC):
         """
         return [(request.host.network, len(request.prompt) + request.settings.max_new_tokens)]
 
+    def check(self) -> None:  # noqa: B027
+        """Raise BadParameter where values that are right by themselves do not go together. Called when the method is made, of
+        each class in the line of a method, the base first: none of them calls another."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if cls.__post_init__ is not Method.__post_init__:
+            raise TypeError(f"{cls.__name__} must check its parameters in check(), not in __post_init__")
+
     def __post_init__(self) -> None:
+        every = {field.name: field.default for field in dataclasses.fields(self)}
         for item in self.parameters():
-            object.__setattr__(self, item.name, _checked(self.name, item, getattr(self, item.name)))
+            every[item.name] = checked(self.name, item, getattr(self, item.name))
+            object.__setattr__(self, item.name, every[item.name])
+        known = {item.name: item for item in self.parameters()}
+        for name, default in every.items():
+            if name not in known and getattr(self, name) != default:
+                raise BadParameter(f"{self.name} has no parameter {name!r}; {near(name, known)}")
+        for item in self.parameters():
+            if idle(item, every):
+                raise BadParameter(idle_sentence(self.name, item, every))
+        for cls in reversed(type(self).__mro__):
+            if "check" in vars(cls):
+                vars(cls)["check"](self)
+
+    def varied(self, **values: Any) -> Self:
+        """This method with other values; what does nothing beside them any more has its default again."""
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | values
+        mine |= {item.name: checked(self.name, item, mine[item.name]) for item in self.parameters()}
+        while left := [item for item in self.parameters() if idle(item, mine)]:
+            mine |= {item.name: item.default for item in left}
+        return type(self)(**mine)
 
     @classmethod
     def parameters(cls) -> tuple[Parameter, ...]:
@@ -159,47 +158,7 @@ class Method(ABC):
 @functools.cache
 def _parameters(cls: type[Method]) -> tuple[Parameter, ...]:
     # Resolving type hints is slow, and every request asks for its method's parameters.
-    hints = typing.get_type_hints(cls)
-    return tuple(
-        Parameter(field.name, _type_name(hints[field.name]), field.default, **field.metadata)
-        for field in dataclasses.fields(cls)
-    )
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        names = [_type_name(arg) for arg in inner]
-        return " | ".join([*names, "auto"] if len(inner) < len(typing.get_args(hint)) else names)
-    return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
-TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-
-
-def _checked(method: str, item: Parameter, value: Any) -> Any:
-    """The value of a parameter, or BadParameter."""
-    names = item.type.split(" | ")
-    value = plain(value)
-    if value is None and "none" in item.choices:
-        return "none"  # written as a bare word, it is read as Python's None
-    if value is None and "auto" in names:
-        return None
-    if value == "auto" and "auto" in names and "str" not in names:
-        return None
-    matches = [n for n in names if n != "auto" and isinstance(value, TYPES[n])]
-    if isinstance(value, bool) and "bool" not in names:
-        matches = []
-    if not matches:
-        raise BadParameter(f"{method}: {item.name} must be {' or '.join(names)}, not {value!r} ({item.help}).")
-    if item.choices and value not in item.choices:
-        raise BadParameter(f"{method}: {item.name} must be one of {', '.join(item.choices)}, not {value!r}.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        below = item.low is not None and value < item.low
-        above = item.high is not None and value > item.high
-        if below or above or value != value:
-            raise BadParameter(f"{method}: {item.name} must lie in {item.range}, not {value!r} ({item.help}).")
-    return float(value) if matches == ["float"] else value
+    return parameters_of(cls)
 
 
 _PARTS = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"])+""")
@@ -273,25 +232,12 @@ def refusal(method: Method, settings: Settings) -> str | None:
     return None
 
 
-DIFFUSION = "diffusion"
-"""The family of the methods that fill a canvas."""
-
-
-APPENDED_ONLY = "keeps a cache of its own for each text, which whole tokens can be appended to and nothing else"
-"""What there is to say of a network of chains alone."""
-
-
 def admit(method: Method, request: Request) -> None:
     """Raise Refused, BadParameter, BadPrompt or MethodUnavailable where a method does not run this request."""
-    network = request.host.network.name
-    if method.family == DIFFUSION and request.host.diffusion is None:
-        raise Refused(f"{method.name} fills the canvas of a masked-diffusion model, and {network} is a causal one.")
-    if method.family != DIFFUSION and request.host.diffusion is not None:
-        raise Refused(
-            f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
-        )
-    if request.host.network.chains_only and method.beyond_chains:
-        raise Refused(f"{method.name} {method.beyond_chains}, and {network} {APPENDED_ONLY}.")
+    for need in method.requirements:
+        missing = need.missing(method, request.host)
+        if missing is not None:
+            raise need.refusal(missing)
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)

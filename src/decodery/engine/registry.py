@@ -10,8 +10,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from decodery.engine.method import TYPES, Exactness, Method, Parameter, build, parse_spec
+from decodery.engine.method import Exactness, Method, build, parse_spec
+from decodery.engine.needs import MASKED_POSITIONS, Requirement, Scoring
+from decodery.engine.parameters import TYPES, Parameter
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near
+from decodery.models.kinds import Kind
 
 log = logging.getLogger("decodery")
 
@@ -43,10 +46,6 @@ BUILT_IN = {
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
-DEFAULT_METHOD = "cascade"
-"""What decodes where no method is named: lossless, needs nothing, and fast."""
-DIFFUSION_METHOD = "masked-diffusion"
-"""The same for a masked-diffusion model."""
 ENTRY_POINTS = "decodery.methods"
 """The entry-point group in which other packages declare methods: name -> "module:Class"."""
 
@@ -60,7 +59,7 @@ class MethodInfo:
     paper: str
     exactness: Exactness
     family: str
-    needs: tuple[str, ...]
+    needs: tuple[Requirement, ...]
     parameters: tuple[Parameter, ...]
     summary: str
     refuses: dict[str, str]
@@ -80,6 +79,20 @@ class MethodInfo:
             dict(method.refuses),
         )
 
+    @property
+    def extras(self) -> tuple[Requirement, ...]:
+        """What it needs beside a model of the right kind."""
+        return tuple(need for need in self.needs if need.extra)
+
+    @property
+    def wanted(self) -> list[str]:
+        """What it needs, in words; a causal model, with whatever a usual one can do, is taken for granted."""
+        return [need.words for need in self.needs if need.extra or need == MASKED_POSITIONS]
+
+    def suits(self, kinds: Kind) -> bool:
+        """Whether it decodes with models of these kinds."""
+        return all(need.kind in kinds for need in self.needs if isinstance(need, Scoring))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -89,7 +102,7 @@ class MethodInfo:
             "paper": self.paper,
             "exactness": str(self.exactness),
             "family": self.family,
-            "needs": list(self.needs),
+            "needs": self.wanted,
             "refuses": self.refuses,
             "parameters": [
                 {
@@ -101,6 +114,7 @@ class MethodInfo:
                     "high": p.high,
                     "choices": list(p.choices),
                     "auto": p.auto,
+                    "only": p.condition,
                 }
                 for p in self.parameters
             ],
@@ -145,13 +159,18 @@ def conform(cls: type[Method]) -> None:
     for attribute in ("name", "title", "paper", "exactness", "family"):
         if not getattr(cls, attribute, None):
             raise ValueError(f"{cls.__name__} must set the class attribute {attribute}")
+    if not all(isinstance(need, Requirement) for need in cls.needs):
+        raise ValueError(f"{cls.__name__}.needs must be of decodery.engine.needs, not words")
     if not isinstance(cls.exactness, Exactness):
         raise ValueError(f"{cls.__name__}.exactness must be an Exactness")
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
         raise ValueError(f"{cls.__name__} has parameters, so it must be decorated with @dataclass(frozen=True)")
     for field in dataclasses.fields(cls):
-        if not field.metadata.get("help"):
+        if not field.metadata.get("help") and not field.metadata.get("unused"):
             raise ValueError(f"parameter {field.name} of {cls.__name__} needs a help text; make it with parameter()")
+        for other in {name for one in field.metadata.get("only", ()) for name in one}:
+            if other not in {known.name for known in dataclasses.fields(cls)}:
+                raise ValueError(f"parameter {field.name} of {cls.__name__} depends on {other}, which is no parameter")
     for item in cls.parameters():
         if not set(item.type.split(" | ")) <= {*TYPES, "auto"}:
             raise ValueError(
@@ -209,6 +228,6 @@ def markdown_table() -> str:
     """All methods as a Markdown table, for the README and the documentation; a test keeps both up to date."""
     rows = ["| method | what it is | guarantee | needs | source |", "|---|---|---|---|---|"]
     for entry in methods():
-        needs = "; ".join(entry.needs) or "nothing"
+        needs = "; ".join(entry.wanted) or "nothing"
         rows.append(f"| `{entry.name}` | {entry.title} | {entry.exactness} | {needs} | {entry.paper} |")
     return "\n".join(rows)

@@ -20,7 +20,6 @@ from decodery.sampling.noise import Chance, Noise
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
-    from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
@@ -38,8 +37,6 @@ class Host(Protocol):
     """Tokens that end the model's output."""
     memory: dict[Hashable, Any]
     """What methods keep between requests."""
-    diffusion: MaskedDiffusion | None
-    """What decoders must know of a masked-diffusion model; None for a causal one."""
 
     def cost(self, network: Scorer) -> CostCurve: ...
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
-
-from decodery.engine.registry import DIFFUSION_METHOD
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadInput, BadSetting
 from decodery.evaluation.entrants import Answer, Ask, BareCanvas, BareForward, Entrant, MethodEntrant, rivals, timed
@@ -21,6 +18,7 @@ from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import Question
 from decodery.evaluation.report import OVERALL, BenchmarkReport, Row, Tally
 from decodery.language_model import LanguageModel
+from decodery.models.kinds import Kind
 
 Progress = Callable[[str, int, int], None]
 PLAIN = "autoregressive"
@@ -76,9 +74,9 @@ def run_benchmark(
             raise BadSetting(f"{name} must be at least {least}, not {value}.")
     if not questions:
         raise BadInput("there are no questions to measure on.")
-    reference = PLAIN if lm.diffusion is None else DIFFUSION_METHOD
+    reference = PLAIN if Kind.NEXT_TOKEN in lm.network.kinds else lm.default_method
     plain = MethodEntrant(lm, reference)
-    bare = BareForward(lm) if lm.diffusion is None else BareCanvas(lm)
+    bare = BareForward(lm) if Kind.NEXT_TOKEN in lm.network.kinds else BareCanvas(lm)
     specs = list(dict.fromkeys(as_method(method).spec() for method in methods))
     others, notes = rivals(lm, against, batch_size)
     entrants = [plain, *(MethodEntrant(lm, spec) for spec in specs if spec != reference), *others]
@@ -134,7 +132,7 @@ class _Runner:
     ):
         self._lm, self._plain, self._bare, self._entrants = lm, plain, bare, entrants
         self._max_new_tokens, self._temperature, self._seed = max_new_tokens, temperature, seed
-        self._device = torch.device(getattr(lm.network, "device", "cpu"))
+        self._device = lm.network.device
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._repeats: dict[tuple[str, int], Tally] = {}
         self._steps = 0

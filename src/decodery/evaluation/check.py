@@ -1,41 +1,35 @@
 """`decodery check`: decide by experiment whether a method keeps what it declares.
 
-Two kinds of evidence. On the user's model: greedy output against plain decoding, token by token. On tiny models whose law is
-known: sampled output against that law, exactly by enumeration and with real noise by a chi-square test.
+Two kinds of evidence. On the user's model: greedy output against plain decoding, token by token, and sampled output too where
+the same tokens are promised. On tiny models whose law is known: sampled output against that law, exactly by enumeration and with
+real noise by a chi-square test. What is tried follows from the method's `Exactness`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
+from decodery.engine.request import Request
+from decodery.engine.settings import Settings
 from decodery.errors import BadSetting
+from decodery.evaluation.diffusion_check import canvas_parts
+from decodery.evaluation.experiments import CheckPart, Progress, dtype_of
+from decodery.evaluation.sampled_law import law_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
+from decodery.models.kinds import Kind
 from decodery.replies import Reply
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and how many there are."""
-
+PLAIN = "autoregressive"
 TIE = 1e-4
-"""Where the two highest scores are closer than this in float32, either may win: sums over other row counts round otherwise."""
+"""Where the two highest scores, or a draw and the border of its token, are closer than this in float32, either may win: sums
+over other row counts round otherwise."""
 PLAIN_BATCH = 8
 """Prompts whose plain output is decoded together; a difference is judged against plain decoding alone."""
-
-
-@dataclass(frozen=True)
-class CheckPart:
-    """One experiment. passed: None where it gives no verdict, only numbers. detail: one sentence for people."""
-
-    name: str
-    passed: bool | None
-    detail: str
-    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,20 +74,20 @@ def check_method(
     often a sound method may be refuted by chance, over all those tests together.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
     """
-    from decodery.evaluation.sampled_law import law_parts
-
     if samples < 100:
         raise BadSetting(f"samples must be at least 100 to say anything, not {samples}.")
     if not 0 < significance < 1:
         raise BadSetting(f"significance must lie between 0 and 1, not {significance!r}.")
     chosen = as_method(method)
     tell = on_progress or (lambda label, done, total: None)
-    if lm.diffusion is not None:
-        from decodery.evaluation.diffusion_check import canvas_parts
-
+    if Kind.NEXT_TOKEN not in lm.network.kinds:
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:
-        parts = _greedy_parts(lm, chosen, _prompts(lm, prompts, max_new_tokens), max_new_tokens, tell)
+        ids = _prompts(lm, prompts, max_new_tokens)
+        parts = _identity_parts(lm, chosen, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
+        if chosen.exactness.same_tokens:
+            sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
+            parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
         parts += law_parts(lm, chosen, samples, significance, seed, tell)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
@@ -121,24 +115,28 @@ def _prompts(lm: LanguageModel, prompts: int | Sequence[str], max_new_tokens: in
     return [tokens[-most:] for tokens in ids]
 
 
-def _greedy_parts(
-    lm: LanguageModel, method: Method, prompts: list[list[int]], max_new_tokens: int, tell: Progress
+def _identity_parts(
+    lm: LanguageModel, method: Method, kind: str, prompts: list[list[int]], settings: Settings, tell: Progress
 ) -> list[CheckPart]:
+    """Outputs against plain decoding's under the same settings, prompt i with seed + i. kind: of decoding, in a word."""
+    seed = settings.seed or 0
+    shared = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
     plain: list[Reply] = []
+    label = f"plain {kind} decoding"
     for start in range(0, len(prompts), PLAIN_BATCH):
-        tell("plain greedy decoding", start, len(prompts))
+        tell(label, start, len(prompts))
         batch = prompts[start : start + PLAIN_BATCH]
-        plain += lm.generate(batch, method="autoregressive", max_new_tokens=max_new_tokens)
-    tell("plain greedy decoding", len(prompts), len(prompts))
+        plain += lm.generate(batch, method=PLAIN, seed=[seed + start + i for i in range(len(batch))], **shared)
+    tell(label, len(prompts), len(prompts))
     parts = []
     for label in ("cold", "hot"):
-        name = f"greedy identity, {label}"
+        name = f"{kind} identity, {label}"
         replies = []
         for place, prompt in enumerate(prompts):
             tell(name, place, len(prompts))
             if label == "cold":
                 lm.forget(_SESSION)
-            replies.append(lm.generate(prompt, method=method, max_new_tokens=max_new_tokens, session=_SESSION))
+            replies.append(lm.generate(prompt, method=method, session=_SESSION, seed=seed + place, **shared))
         tell(name, len(prompts), len(prompts))
         parts.append(_compare(lm, method, name, prompts, plain, replies))
     lm.forget(_SESSION)
@@ -151,23 +149,25 @@ _SESSION = "decodery check"
 def _compare(
     lm: LanguageModel, method: Method, name: str, prompts: list[list[int]], plain: list[Reply], replies: list[Reply]
 ) -> CheckPart:
-    differences = []
+    differences, greedy = [], name.startswith("greedy")
     for place, (prompt, reference, reply) in enumerate(zip(prompts, plain, replies, strict=True)):
         if reply.token_ids == reference.token_ids:
             continue
         # The reference was decoded in a batch; what counts is plain decoding of this prompt alone.
         count = max(len(reply.token_ids), len(reference.token_ids))
-        alone = lm.generate(prompt, method="autoregressive", max_new_tokens=count)
+        temperature = 0.0 if greedy else 1.0
+        alone = lm.generate(prompt, method=PLAIN, max_new_tokens=count, temperature=temperature, seed=reply.seed)
         plain[place] = alone
         if reply.token_ids != alone.token_ids:
-            differences.append(_difference(lm, place, prompt, alone.token_ids, reply.token_ids))
+            settings = Settings(max_new_tokens=count, temperature=temperature, seed=reply.seed)
+            differences.append(_difference(lm, place, prompt, alone.token_ids, reply.token_ids, settings))
     tokens = sum(len(reply.token_ids) for reply in replies)
     rounds = sum(reply.stats.rounds for reply in replies)
     numbers: dict[str, Any] = {
         "prompts": len(prompts),
         "tokens": tokens,
         "identical": len(prompts) - len(differences),
-        "dtype": _dtype(lm),
+        "dtype": dtype_of(lm),
         "acceptance_length": tokens / rounds if rounds else 0.0,
         "differences": differences,
     }
@@ -190,14 +190,14 @@ def _compare(
     return CheckPart(name, passed, said, numbers)
 
 
-def _dtype(lm: LanguageModel) -> str:
-    return str(getattr(lm.network, "dtype", torch.float32)).removeprefix("torch.")
-
-
 def _difference(
-    lm: LanguageModel, place: int, prompt: list[int], expected: list[int], found: list[int]
+    lm: LanguageModel, place: int, prompt: list[int], expected: list[int], found: list[int], settings: Settings
 ) -> dict[str, Any]:
-    """Where an output leaves plain decoding's, and how close the decision was there."""
+    """Where an output leaves plain decoding's, and how close the decision was there.
+
+    A greedy decision ties where the two highest scores are close, a sampled one where the draw would have been the other if
+    the one token had a little less probability and the other a little more.
+    """
     common = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
     at = min(len(expected), len(found)) if common is None else common
     sequence = lm.network.new_sequence()
@@ -205,16 +205,20 @@ def _difference(
     top = scores.logits[0].topk(2)
     gap = float(top.values[0] - top.values[1])
     token = found[at] if at < len(found) else None
+    plain = expected[at] if at < len(expected) else None
+    tie = gap < TIE and token in top.indices.tolist()
+    if settings.temperature > 0 and token is not None and plain is not None:
+        law = scores.logits[0].double().softmax(-1)
+        moved = min(TIE, float(law[plain]))
+        law[plain] -= moved
+        law[token] += moved
+        request = Request(lm, [*prompt, *expected[:at]], settings)
+        tie = request.draw(law.log().float()) == token
     return {
         "prompt": place,
         "token": at,
-        "expected": expected[at] if at < len(expected) else None,
+        "expected": plain,
         "found": token,
         "top_2_gap": gap,
-        "tie": gap < TIE and token in top.indices.tolist(),
+        "tie": tie,
     }
-
-
-def undecided(exactness: Exactness, part: CheckPart) -> CheckPart:
-    """The part with its numbers and without a verdict, where the method promises nothing about it."""
-    return CheckPart(part.name, None, f"{part.detail}; {exactness} promises nothing here", part.numbers)

@@ -7,7 +7,7 @@ commits, or that its law is the model's joint law, which is decided by enumerati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.engine.events import Unmasked
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.errors import BadInput, BadParameter, BadPrompt, BadSetting, MethodUnavailable, Refused, UnknownModel
-from decodery.evaluation.check import CheckPart, Progress, _dtype
+from decodery.errors import BadSetting
+from decodery.evaluation.experiments import CheckPart, Progress, attempt, dtype_of
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
 from decodery.testing.denoisers import TabularDenoiser, denoising_language_model
@@ -51,21 +51,11 @@ def canvas_parts(
             experiment = partial(_same, lm, claim.method, claim.same_as, ids, claim.temperature, seed)
         else:
             experiment = partial(_enumerated, claim.method, True)
-        parts.append(_attempt(name, experiment))
+        parts.append(attempt(name, experiment, "here"))
     tell("claims", len(claims), len(claims))
-    promised = method.exactness is Exactness.IDENTICAL_TO_SAMPLING
-    parts.append(_attempt("law by enumeration", partial(_enumerated, method, promised)))
+    promised = method.exactness.same_law
+    parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     return parts
-
-
-def _attempt(name: str, experiment: Callable[[], CheckPart]) -> CheckPart:
-    try:
-        part = experiment()
-    except (UnknownModel, MethodUnavailable, Refused, BadParameter, BadInput, BadPrompt) as error:
-        return CheckPart(name, None, f"does not run here: {error}")
-    except Exception as error:  # whatever a method's own code raises is a finding
-        return CheckPart(name, False, f"broke down with {type(error).__name__}: {error}")
-    return CheckPart(name, part.passed, part.detail, part.numbers)
 
 
 def _prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list[list[int]]:
@@ -74,8 +64,9 @@ def _prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list
         return [lm.tokenize(text) for text in prompts]
     if prompts < 1:
         raise BadSetting(f"prompts must be at least 1, not {prompts}.")
-    assert lm.diffusion is not None
-    hidden = {*lm.diffusion.reserved, *lm.stop_ids}
+    model = lm.network.masked
+    assert model is not None
+    hidden = {*model.reserved, *lm.stop_ids}
     known = [token for token in range(lm.network.vocabulary) if token not in hidden]
     generator = np.random.Generator(np.random.Philox(key=seed))
     return [[known[i] for i in generator.integers(len(known), size=PROMPT_TOKENS)] for _ in range(prompts)]
@@ -85,7 +76,8 @@ def _canvases(
     lm: LanguageModel, method: Method, ids: list[list[int]], temperature: float, seed: int, label: str, tell: Progress
 ) -> CheckPart:
     """What every decoder owes; raises what `generate` raises before work starts."""
-    assert lm.diffusion is not None
+    model = lm.network.masked
+    assert model is not None
     seeds = [seed + place for place in range(len(ids))]
     tell(label, 0, len(ids))
     together = lm.generate(ids, method, temperature=temperature, seed=seeds)
@@ -98,7 +90,7 @@ def _canvases(
         filled = [offset for event in reply.events if isinstance(event, Unmasked) for offset in event.offsets]
         if len(filled) != len(set(filled)):
             faults.append(f"prompt {place}: a position was filled twice")
-        if set(reply.token_ids) & set(lm.diffusion.reserved):
+        if set(reply.token_ids) & set(model.reserved):
             faults.append(f"prompt {place}: a reserved token was committed")
         if place == 0 and outcome(lm.generate(prompt, method, temperature=temperature, seed=seeds[0])) != outcome(
             reply
@@ -113,10 +105,10 @@ def _canvases(
         "steps": steps,
         "forwards": forwards,
         "token_forwards": sum(reply.stats.rows for reply in together),
-        "dtype": _dtype(lm),
+        "dtype": dtype_of(lm),
     }
     # In other dtypes sums over another number of rows round otherwise, so the batch may matter.
-    passed = not faults or (None if _dtype(lm) != "float32" and all("alone" in fault for fault in faults) else False)
+    passed = not faults or (None if dtype_of(lm) != "float32" and all("alone" in fault for fault in faults) else False)
     said = f"{len(ids)} canvases, {tokens} tokens in {forwards} forwards; each position once, nothing reserved"
     return CheckPart(label, passed, "; ".join(faults[:2]) or said, numbers)
 
@@ -149,8 +141,8 @@ def _same(
     said = f"{len(ids) - len(different)} of {len(ids)} canvases and orders are those of {other.spec()}"
     said += f"; {costs[0]} forwards, there {costs[1]}"
     passed: bool | None = not different
-    if different and _dtype(lm) != "float32":
-        passed, said = None, f"{said}; identity is promised in float32 only, and this is {_dtype(lm)}"
+    if different and dtype_of(lm) != "float32":
+        passed, said = None, f"{said}; identity is promised in float32 only, and this is {dtype_of(lm)}"
     return CheckPart("", passed, said, numbers)
 
 

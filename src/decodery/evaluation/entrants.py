@@ -15,6 +15,7 @@ import torch
 from decodery.errors import BadSetting, near
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Attend, Forward, Rows
+from decodery.models.kinds import Kind
 from decodery.models.reading import transformers_model
 
 WARM_UP = "benchmark warm-up"
@@ -134,8 +135,9 @@ class BareCanvas(BareForward):
 
     def __init__(self, lm: LanguageModel):
         super().__init__(lm)
-        assert lm.diffusion is not None
-        self._canvas, self._mask = lm.diffusion.canvas, lm.diffusion.mask_token_id
+        model = lm.network.masked
+        assert model is not None
+        self._canvas, self._mask = model.canvas, model.mask_token_id
         self._forwards: list[int] = []
 
     def follow(self, answers: Sequence[Answer]) -> None:
@@ -221,7 +223,7 @@ def rivals(lm: LanguageModel, against: Sequence[str], batch_size: int) -> tuple[
     for engine in against:
         if engine != "transformers":
             raise BadSetting(f"{engine!r} is no engine to measure against; {near(engine, ['transformers'])}")
-        if lm.diffusion is not None:
+        if Kind.NEXT_TOKEN not in lm.network.kinds:
             raise BadSetting(f"{lm.name} is a masked-diffusion model, which transformers' generate does not decode.")
         if not hasattr(lm.network, "model"):
             raise BadSetting(f"{lm.name} is no transformers model, so transformers cannot decode it.")

@@ -20,15 +20,13 @@ from decodery.language_model import LanguageModel
 def provenance(lm: LanguageModel) -> dict[str, Any]:
     """What a measurement with `lm` ran on, for JSON. load: processes that ran beside it, on average of the last minute."""
     network = lm.network
-    device = torch.device(getattr(network, "device", "cpu"))
-    model = getattr(network, "model", None)
     return {
         "model": lm.name,
-        "parameters": sum(weight.numel() for weight in model.parameters()) if model is not None else None,
-        "dtype": str(getattr(network, "dtype", torch.float32)).removeprefix("torch."),
-        "path": getattr(network, "path", ""),
-        "device": str(device),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "parameters": network.parameters or None,
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "path": network.path,
+        "device": str(network.device),
+        "hardware": torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": {

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from decodery.engine import registry
-from decodery.engine.method import DIFFUSION
+from decodery.engine.needs import Companion
+from decodery.models.kinds import Kind
 
 
 def replace(text: str, mark: str, content: str) -> str:
@@ -25,14 +26,15 @@ def replace(text: str, mark: str, content: str) -> str:
 
 def page_head(entry: registry.MethodInfo) -> str:
     """What the page of a method says of its own accord."""
-    canvas = " --model diffusion-lists" if entry.family == DIFFUSION else ""
-    if any(parameter.name == "guide" for parameter in entry.parameters):
-        canvas = " --model diffusion-stories"
+    beside = next(
+        (need.beside for need in entry.needs if isinstance(need, Companion) and need.beside), "diffusion-lists"
+    )
+    canvas = f" --model {beside}" if entry.suits(Kind.MASKED_POSITIONS) else ""
     prompt = '"…"' if canvas else '--chat "…"'
     lines = [
         f"- **Source:** {entry.paper}",
         f"- **Guarantee:** {entry.exactness}; `decodery check {entry.name}{canvas}` decides it by experiment",
-        f"- **Needs:** {'; '.join(entry.needs) or 'nothing'}",
+        f"- **Needs:** {'; '.join(entry.wanted) or 'nothing'}",
         f"- **Run it:** `decodery generate {prompt} --method {entry.name}{canvas}`",
     ]
     lines += [f"- **Refuses** {setting}: {reason}" for setting, reason in entry.refuses.items()]
@@ -44,7 +46,13 @@ def page_head(entry: registry.MethodInfo) -> str:
         if item.low is not None or item.high is not None:
             bounds = f"{'' if item.low is None else item.low} … {'' if item.high is None else item.high}"
         default = f"auto: {item.auto}" if item.default is None else repr(item.default)
-        cells = (f"`{item.name}`", item.type, default, bounds, item.help)
+        cells = (
+            f"`{item.name}`",
+            item.type,
+            default,
+            bounds,
+            f"{item.help}; only {item.condition}" if item.only else item.help,
+        )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

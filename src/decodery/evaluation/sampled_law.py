@@ -12,10 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.errors import BadInput, BadParameter, MethodUnavailable, Refused
-from decodery.evaluation.check import CheckPart, Progress, undecided
+from decodery.evaluation.experiments import CheckPart, Progress, attempt, undecided
 from decodery.language_model import LanguageModel
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
@@ -23,6 +22,7 @@ from decodery.testing.hosts import scripted_language_model
 from decodery.testing.outputs import exact_outputs, finished, new_request, sampled_outputs
 from decodery.testing.scorers import TabularScorer
 
+TABLES = "on a tabular model"
 LENGTH = 3
 """Tokens whose joint law is tested."""
 STOP = 2
@@ -57,10 +57,10 @@ def law_parts(
 ) -> list[CheckPart]:
     """The experiments on tabular models. lm: only its number of layers is used, for methods that name some."""
     layers = max(3, lm.network.layers)
-    parts = [_attempt("no impossible tokens", partial(_impossible, method, layers))]
+    parts = [attempt("no impossible tokens", partial(_impossible, method, layers), TABLES)]
     tell("law by enumeration", 0, len(LAWS))
     for place, name in enumerate(LAWS):
-        parts.append(_attempt(f"law by enumeration, {name}", partial(_enumerated, method, layers, name, seed)))
+        parts.append(attempt(f"law by enumeration, {name}", partial(_enumerated, method, layers, name, seed), TABLES))
         tell("law by enumeration", place + 1, len(LAWS))
     each = -(-samples // len(LAWS))
     for name in LAWS:
@@ -70,21 +70,10 @@ def law_parts(
             tell(label, done, total)
 
         experiment = partial(_sampled, method, layers, name, each, significance / len(LAWS), seed, progress)
-        parts.append(_attempt(label, experiment))
-    if method.exactness is not Exactness.IDENTICAL_TO_SAMPLING:
+        parts.append(attempt(label, experiment, TABLES))
+    if not method.exactness.same_law:
         parts = [undecided(method.exactness, part) if part.passed is not None else part for part in parts]
     return parts
-
-
-def _attempt(name: str, experiment: Callable[[], CheckPart]) -> CheckPart:
-    """The experiment's part. A method that cannot run here gets no verdict; one that breaks down is refuted."""
-    try:
-        part = experiment()
-    except (MethodUnavailable, Refused, BadParameter, BadInput) as error:
-        return CheckPart(name, None, f"does not run on a tabular model: {error}")
-    except Exception as error:  # whatever a method's own code raises is a finding
-        return CheckPart(name, False, f"broke down with {type(error).__name__}: {error}")
-    return dataclasses.replace(part, name=name)
 
 
 def _model(vocabulary: int, layers: int, stop_ids: tuple[int, ...]) -> tuple[LanguageModel, TabularScorer]:

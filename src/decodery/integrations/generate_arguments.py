@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from decodery.engine.method import Method, build
-from decodery.engine.registry import DEFAULT_METHOD, find
+from decodery.engine.needs import DEFAULTS
+from decodery.engine.registry import find
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, BadPrompt, BadSetting, ModelNotReadable
+from decodery.models.kinds import Kind
 
 ASSISTANT = "assistant_model"
 """The argument of `generate`, and the name under which methods find the network that was given as it."""
@@ -165,7 +167,7 @@ def meant_method(given: Method | None, config: Any, assistant: Any, same_tokens:
     if lookup is not None:
         meant["prompt_lookup_num_tokens"] = "prompt-lookup", {"length": lookup, "max_ngram": ngram or 2}
     if not meant:
-        return as_method(DEFAULT_METHOD) if given is None else given
+        return as_method(DEFAULTS[Kind.NEXT_TOKEN]) if given is None else given
     if len(meant) > 1:
         raise BadSetting(f"{' and '.join(meant)} each mean a way of drafting; give one of them.")
     (argument, (name, values)), *_ = meant.items()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from decodery.models.forward import Forward, Layers, Ranking, Scores
+from decodery.models.kinds import Kind
+from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.sequence import Sequence
 from decodery.sampling.top import top_ids
 
@@ -59,8 +61,20 @@ class Scorer(ABC):
     """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
 
     name: str
-    path = "none"
+    path: str = "none"
     """How passes are run; part of what a cost curve was measured of."""
+    masked: MaskedDiffusion | None = None
+    """The mask and the other special tokens of a scorer of masked positions."""
+    timed: bool = False
+    """Whether its passes cost time that is worth measuring."""
+    device: torch.device = torch.device("cpu")
+    """Where its hidden rows lie."""
+    dtype: torch.dtype = torch.float32
+    """Of the hidden rows."""
+    threads: int = 1
+    """Processor threads of its passes."""
+    parameters: int = 0
+    """How many weights it has."""
     vocabulary: int
     """Number of token ids the logits range over."""
     context: int
@@ -75,6 +89,11 @@ class Scorer(ABC):
     drafts can be chains, but no trees; there are no masks, no rewritten rows, no parts of the network."""
     measured_rows: int = 256
     """Most rows of the passes that a cost curve is measured of; beyond, it goes on as a line."""
+
+    @property
+    def kinds(self) -> Kind:
+        """What it scores."""
+        return Kind.NEXT_TOKEN if self.masked is None else Kind.MASKED_POSITIONS
 
     @property
     def border(self) -> int | None:
@@ -148,14 +167,6 @@ class Scorer(ABC):
 
 
 class Network(Scorer):
-    """A scorer that runs a network, and whose passes therefore cost time.
+    """A scorer that runs a network, and whose passes therefore cost time."""
 
-    path: how passes are run; part of what a cost curve was measured of. device, dtype: of the hidden rows. threads: processor
-    threads of its passes. parameters: how many weights it has.
-    """
-
-    path: str
-    device: torch.device
-    dtype: torch.dtype
-    threads: int
-    parameters: int
+    timed = True

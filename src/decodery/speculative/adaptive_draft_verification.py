@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import above
 from decodery.errors import BadInput
 from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
@@ -23,6 +24,8 @@ MOST_NODES = 64
 """No draft has more nodes, whatever the budget."""
 TABLE_ENDING = ".npz"
 """Files that end so are tables counted before; others are text."""
+LEARNING = {"delta": above(0)}
+"""The table changes."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,22 @@ class AdaptiveDraftVerification(SpeculativeMethod):
     name: ClassVar[str] = "adaptive-draft-verification"
     title: ClassVar[str] = "Adaptive draft verification (ADED)"
     paper: ClassVar[str] = "Liu et al., Adaptive Draft-Verification for LLM Decoding, 2024, arXiv 2407.12021"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     corpus: str = parameter(
         "", "a UTF-8 text file, or a table made by decodery.training.trigram_table; empty: begin with nothing"
     )
     top_m: int = parameter(12, "successors kept per pair of tokens", low=1, high=64)
-    window: int = parameter(16, "last tokens whose trigrams are reinforced in every round", low=3, high=256)
+    window: int = parameter(
+        16, "last tokens whose trigrams are reinforced in every round", low=3, high=256, only=LEARNING
+    )
     delta: float = parameter(0.04, "how much weight a trigram gains each time; 0: the table stays", low=0.0, high=1.0)
-    cap: float = parameter(3.0, "most weight that reinforcement gives", low=0.0, high=100.0)
+    cap: float = parameter(3.0, "most weight that reinforcement gives", low=0.0, high=100.0, only=LEARNING)
     simulations: int = parameter(150, "simulations of the tree search", low=1, high=2000)
     path_keys: int = parameter(4, "pairs of tokens along a searched path, the root's included", low=2, high=16)
-    c1: float = parameter(32.0, "constant of the exploration term", low=0.0, high=1000.0)
-    c2: float = parameter(8.0, "visits after which exploration grows", low=0.1, high=10000.0)
+    c1: float = parameter(32.0, "constant of the exploration term", low=0.0, high=1000.0, only={"explore": True})
+    c2: float = parameter(8.0, "visits after which exploration grows", low=0.1, high=10000.0, only={"explore": True})
     prefixes: int = parameter(24, "most visited prefixes that are drafted", low=1, high=64)
     choices: int = parameter(24, "size of the draft, counted as `budget` says", low=1, high=64)
     budget: str = parameter(
@@ -56,8 +61,10 @@ class AdaptiveDraftVerification(SpeculativeMethod):
     )
     explore: bool = parameter(True, "try what is likely or was rarely tried; without it the search is greedy")
     legacy_score: bool = parameter(False, "score paths as the published code does, by the middle token of each trigram")
-    read_prompt: bool = parameter(False, "reinforce all trigrams of the prompt once, not only the last ones")
-    persist: bool = parameter(True, "keep the table between requests of a session")
+    read_prompt: bool = parameter(
+        False, "reinforce all trigrams of the prompt once, not only the last ones", only=LEARNING
+    )
+    persist: bool = parameter(True, "keep the table between requests of a session", only=LEARNING)
     adapt: bool = parameter(True, "verify only as many nodes as pay on this machine")
 
     @property

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, Companion, Requirement
+from decodery.engine.parameters import not_one_of
 from decodery.engine.text import REPLACEMENT
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Rows
 from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
 from decodery.speculative.draft_laws.growth import grow_branching
-from decodery.speculative.draft_laws.laws import LAYERS, DraftLawMethod, DraftLaws, NetworkLaws
+from decodery.speculative.draft_laws.laws import A_MODEL, LAYERS, DraftLawMethod, DraftLaws, NetworkLaws
 from decodery.speculative.draft_laws.pairing import AUTO, SAME, SHARED, TEXT, Pair
 from decodery.speculative.draft_laws.transcript import Transcript
 from decodery.speculative.loop import Drafter, Round
@@ -38,19 +40,28 @@ class DraftModel(DraftLawMethod):
     paper: ClassVar[str] = "Leviathan et al., ICML 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
-    needs: ClassVar[tuple[str, ...]] = ("a smaller model, or the target's first layers",)
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        Companion("draft", "a smaller model, or the target's first layers"),
+    )
 
     draft: str = parameter(
         LAYERS, "a model's name, layers (the target's first), ngram (counts and recycled scores), ngram-text (counts)"
     )
     length: int | None = parameter(4, "tokens drafted per round", low=1, high=32, auto="what pays, from its acceptance")
-    width: int = parameter(1, "draws after the last committed token; more than one makes a tree", low=1, high=16)
-
+    width: int = parameter(
+        1,
+        "draws after the last committed token; more than one makes a tree",
+        low=1,
+        high=16,
+        only={"vocabulary": not_one_of(TEXT)},
+    )
     vocabulary: str = parameter(
         AUTO,
         "how a draft model's tokens stand for the target's; same: they are the same; shared: it drafts the tokens that both "
         "have; text: it writes text; auto: same where they are, else shared",
         choices=(AUTO, SAME, SHARED, TEXT),
+        only={"draft": A_MODEL},
     )
 
     @property
@@ -59,13 +70,6 @@ class DraftModel(DraftLawMethod):
 
     def most_nodes(self) -> int:
         return self.width * (self.length or LONGEST)
-
-    def admit(self, request: Request) -> None:
-        if self.vocabulary == TEXT and self.width > 1:
-            raise MethodUnavailable(
-                f"{self.name}: width={self.width} draws from a draft law, and a draft that is text has none; leave width at 1."
-            )
-        super().admit(request)
 
     def laws(self, request: Request) -> DraftLaws:
         if self.vocabulary == TEXT:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import Where
 from decodery.errors import BadParameter
 from decodery.speculative.draft import Siblings
 from decodery.speculative.draft_laws.growth import MOST_CHILDREN, level_sizes
@@ -35,11 +36,14 @@ class OptimalMultiDraft(MultiDraftMethod):
     widths: str | int = parameter("3x1x1", "drafts per node level by level, written 3x1x1")
     mode: str = parameter("greedy", "how the drafts of a node are drawn", choices=tuple(MODES))
     least: float = parameter(
-        0.0, "nodes whose draft probability along the path is below this get no children", low=0.0, high=1.0
+        0.0,
+        "nodes whose draft probability along the path is below this get no children",
+        low=0.0,
+        high=1.0,
+        only={"widths": Where(lambda widths: "x" in str(widths), "has more than one level")},
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         if not self.counts() or not all(1 <= count <= MOST_CHILDREN for count in self.counts()):
             raise BadParameter(
                 f"{self.name}: widths must be numbers from 1 to {MOST_CHILDREN} with an x between them, such as 3x1x1, "

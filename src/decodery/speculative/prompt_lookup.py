@@ -22,7 +22,7 @@ class PromptLookup(SpeculativeMethod):
     name: ClassVar[str] = "prompt-lookup"
     title: ClassVar[str] = "Prompt lookup decoding"
     paper: ClassVar[str] = "A. Saxena, Prompt Lookup Decoding, 2023 (apoorvumang/prompt-lookup-decoding)"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     max_ngram: int = parameter(3, "longest run of last tokens that is looked up", low=1, high=16)

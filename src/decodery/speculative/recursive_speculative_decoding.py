@@ -39,12 +39,13 @@ class RecursiveSpeculativeDecoding(DraftLawMethod):
         "beam (RSD-S): the first sequences of each level to come up; branching (RSD-C): so many children per node",
         choices=(BEAM, BRANCHING),
     )
-    width: int = parameter(3, "sequences per level of a beam", low=1, high=64)
-    length: int = parameter(3, "levels of a beam", low=1, high=32)
-    branching: int | str = parameter("3x1x1", "children of each node level by level, written 3x1x1")
+    width: int = parameter(3, "sequences per level of a beam", low=1, high=64, only={"tree": BEAM})
+    length: int = parameter(3, "levels of a beam", low=1, high=32, only={"tree": BEAM})
+    branching: int | str = parameter(
+        "3x1x1", "children of each node level by level, written 3x1x1", only={"tree": BRANCHING}
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         self.levels()
 
     def levels(self) -> tuple[int, ...]:

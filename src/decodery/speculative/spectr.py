@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import above
 from decodery.speculative.draft import Siblings
-from decodery.speculative.draft_laws.multi_draft import BEST, MultiDrafter, MultiDraftMethod
+from decodery.speculative.draft_laws.multi_draft import AUTO, BEST, MultiDrafter, MultiDraftMethod
 
 if TYPE_CHECKING:
     from decodery.engine.request import Request
@@ -28,8 +29,12 @@ class Spectr(MultiDraftMethod):
 
     drafts: int = parameter(3, "independent continuations", low=1, high=32)
     length: int = parameter(3, "tokens of each", low=1, high=32)
-    rho: str = parameter("best", "division factor of K-SEQ: the best valid one, or the number of drafts",
-                         choices=("best", "drafts"))  # fmt: skip
+    rho: str = parameter(
+        "best",
+        "division factor of K-SEQ: the best valid one, or the number of drafts",
+        choices=("best", "drafts"),
+        only={"verifier": (AUTO, BEST[Siblings.WITH_REPLACEMENT]), "drafts": above(1)},
+    )
 
     @property
     def siblings(self) -> Siblings:
@@ -54,12 +59,3 @@ class Spectr(MultiDraftMethod):
         from decodery.speculative.verifiers import KSeq
 
         return KSeq(best_factor=False)
-
-    def admit(self, request: Request) -> None:
-        if self.rho != "best" and self.verifier not in ("auto", BEST[self.siblings]):
-            from decodery.errors import BadParameter
-
-            raise BadParameter(
-                f"{self.name}: rho={self.rho} is K-SEQ's, and verifier={self.verifier} has no such factor."
-            )
-        super().admit(request)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import not_one_of
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 
@@ -97,14 +98,18 @@ class TokenRecycling(SpeculativeMethod):
     name: ClassVar[str] = "token-recycling"
     title: ClassVar[str] = "Token Recycling"
     paper: ClassVar[str] = "Luo et al., Turning Trash into Treasure, ACL 2025, arXiv 2408.08696"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
-    k: int = parameter(8, "candidates kept per token", low=1, high=64)
+    k: int = parameter(8, "candidates kept per token; the tree has room for 8", low=1, high=8)
     nodes: int | None = parameter(
         None, "nodes of the draft tree", low=1, high=80, auto="as many as pay on this machine, of the template's 80"
     )
-    persist: bool = parameter(True, "keep the candidates between requests of a session")
+    persist: bool = parameter(
+        True,
+        "keep the candidates between requests of a session",
+        only=({"update": not_one_of("none")}, {"seed_from_prompt": True}),
+    )
     seed_from_prompt: bool = parameter(False, "also take candidates from the prompt's own scores")
     skip_unknown: bool = parameter(
         True, "leave out nodes whose token was never seen (the original drafts token 0 there)"

@@ -37,7 +37,7 @@ def drafting_method(name: str, propose: Proposing) -> SpeculativeMethod:
         name: ClassVar[str] = label
         title: ClassVar[str] = label
         paper: ClassVar[str] = "none"
-        exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+        exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
         family: ClassVar[str] = "speculative"
 
         @property

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from decodery.engine.events import Event, Finished, Token
-from decodery.engine.method import Exactness, Method
+from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
@@ -74,6 +74,17 @@ class MethodLaws:
             for _ in ("cold", "hot"):
                 for prompt, expected in zip(prompts, plain, strict=True):
                     reply = lm.generate(prompt, method=method, max_new_tokens=24)
+                    assert reply.token_ids == expected.token_ids, _differ(method, prompt, reply, expected)
+
+    def test_sampled_output_is_that_of_plain_decoding_at_the_same_seed(self) -> None:
+        """Where the very tokens are promised."""
+        settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 0.95}
+        for method in self.methods:
+            if as_method(method).exactness.same_tokens:
+                lm, plain = self.host(), self.host()
+                for seed, prompt in enumerate(self.prompts(8)):
+                    reply = lm.generate(prompt, method=method, seed=seed, **settings)
+                    expected = plain.generate(prompt, method="autoregressive", seed=seed, **settings)
                     assert reply.token_ids == expected.token_ids, _differ(method, prompt, reply, expected)
 
     def test_sampled_law_is_that_of_plain_decoding_exactly(self) -> None:
@@ -262,7 +273,7 @@ class MethodLaws:
 
     def _sampling(self) -> Iterator[str | Method]:
         for method in self.methods:
-            if as_method(method).exactness is Exactness.IDENTICAL_TO_SAMPLING:
+            if as_method(method).exactness.same_law:
                 yield method
 
     def _runs(self) -> Iterator[tuple[str | Method, LanguageModel, list[int], Reply]]:

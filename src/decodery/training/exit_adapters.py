@@ -279,7 +279,7 @@ def make(
         "agreement": {str(exit): numbers for exit, numbers in agreement.items() if exit},
         "coverage": agreement[0],
         "log": trainer.log,
-        "dtype": str(lm.network.dtype),  # type: ignore[attr-defined]
+        "dtype": str(lm.network.dtype),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "seconds_of_last_run": round(time.perf_counter() - started),
     }

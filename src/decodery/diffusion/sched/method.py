@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ from decodery.diffusion.sched.margins import SHAPES, Calibration, Thresholds, ma
 from decodery.diffusion.unmasking.base import Commit, Rule, Step
 from decodery.diffusion.wrapping import WrappingMethod
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import not_one_of
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from decodery.models.forward import Forward
 
 log = logging.getLogger("decodery")
+
+STABLE = ({"stability_gate": True}, {"stability_gate": None, "shape": not_one_of("prophet")})
+"""The stability gate is on."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +196,18 @@ class SchED(WrappingMethod):
         None, "mean margin of raw scores that ends the decoding at its start", auto="the calibration's, else 7.5"
     )
     threshold_low: float | None = parameter(None, "the same at the end", auto="the calibration's, else 2.5")
-    slope: float = parameter(4.0, "how fast an exponential threshold falls", low=0.0)
+    slope: float = parameter(4.0, "how fast the threshold falls", low=0.0, only={"shape": "exponential"})
     calibration: str | None = parameter(
-        None, "a file that python -m decodery.training.exit_thresholds wrote for the model", auto="none"
+        None,
+        "a file that python -m decodery.training.exit_thresholds wrote for the model",
+        auto="none",
+        only=({"threshold_high": None}, {"threshold_low": None}),
     )
     stability_gate: bool | None = parameter(
         None, "exit only if the likeliest tokens have not changed since the last step", auto="yes, but not of prophet"
     )
-    patience: int = parameter(0, "how many further steps they must not have changed", low=0)
-    max_change: float = parameter(0.0, "share of them that counts as no change", low=0.0, high=1.0)
+    patience: int = parameter(0, "how many further steps they must not have changed", low=0, only=STABLE)
+    max_change: float = parameter(0.0, "share of them that counts as no change", low=0.0, high=1.0, only=STABLE)
     region: str = parameter(
         "canvas", "what is looked at and filled: all that is masked, or the block alone", choices=("canvas", "block")
     )
@@ -216,8 +223,7 @@ class SchED(WrappingMethod):
     def default_sampler(self) -> DiffusionMethod:
         return MaskedDiffusionDecoding()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         if self.region == "canvas" and self.cache == "dual":
             raise BadParameter("sched: the dual cache scores the block alone; choose region=block or another cache.")
         if self.calibration is None:
@@ -248,7 +254,7 @@ class SchED(WrappingMethod):
         self.thresholds(request.host.network.name)
 
     def claims(self) -> tuple[Claim, ...]:
-        never = replace(self, threshold_high=math.inf, threshold_low=math.inf, calibration=None)
+        never = self.varied(threshold_high=math.inf, threshold_low=math.inf)
         return (
             Claim("without an exit it is its sampler", never, self.inner()),
             Claim("the same at a temperature", never, self.inner(), temperature=1.0),

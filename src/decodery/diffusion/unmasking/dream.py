@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 LAST_TIME = 1e-3
 """Where the grid of times ends."""
-ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
+RANKED = ("maskgit_plus", "topk_margin", "entropy")
+ALGORITHMS = ("origin", *RANKED)
 
 
 def share(step: int, steps: int, last_time: float) -> float:

@@ -19,6 +19,7 @@ from decodery.errors import BadInput, BadSetting
 from decodery.evaluation.parallelbench.tasks import TASKS, Sample, make_samples, score
 from decodery.evaluation.provenance import provenance
 from decodery.language_model import LanguageModel
+from decodery.models.kinds import Kind
 
 Progress = Callable[[str, int, int], None]
 SHORT, LONG = 16, 32
@@ -71,7 +72,7 @@ def default_entrants(full: bool = False) -> list[Entrant]:
                 f"blocks of {block}, tokens per step", f"{base}(block_length={block}, steps={{steps}})", (1, 2, 4)
             )
     for info in registry.methods():
-        if info.family == "diffusion" and info.name != base and len(info.needs) <= 1:
+        if info.suits(Kind.MASKED_POSITIONS) and info.name != base and not info.extras:
             found.append(Entrant(info.name, "default", info.name))
     return found
 
@@ -187,7 +188,7 @@ def run_suite(
         raise BadSetting(f"{unknown[0]!r} is no task of the suite; known: {', '.join(TASKS)}.")
     if samples < 1 or batch_size < 1 or not entrants or not tasks:
         raise BadSetting("the suite needs at least one sample, one request at a time, one task and one entrant.")
-    if lm.diffusion is None:
+    if Kind.MASKED_POSITIONS not in lm.network.kinds:
         raise BadSetting(f"{lm.name} is no masked-diffusion model; the suite measures decoders of canvases.")
     tell = on_progress or (lambda label, done, total: None)
     outcomes: dict[tuple[int, str], list[Outcome]] = {}

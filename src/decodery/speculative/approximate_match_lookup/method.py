@@ -9,6 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import GIVEN
 from decodery.errors import BadParameter
 from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
@@ -38,7 +39,7 @@ class ApproximateMatchLookup(SpeculativeMethod):
     name: ClassVar[str] = "approximate-match-lookup"
     title: ClassVar[str] = "Approximate-match lookup"
     paper: ClassVar[str] = "Chan et al., Text-to-Pattern Hamming Distances, FOCS 2023, arXiv 2310.13174 (the matching)"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     window: int = parameter(8, "last tokens whose mismatches are counted", low=1, high=256)
@@ -55,7 +56,9 @@ class ApproximateMatchLookup(SpeculativeMethod):
         "what tells the best place: mismatches weighted by age, mismatches in the window, or the exact run",
         choices=("decayed", "mismatches", "run"),
     )
-    decay: float = parameter(0.75, "weight of a mismatch against one a token later", low=0.0, high=0.99)
+    decay: float = parameter(
+        0.75, "weight of a mismatch against one a token later", low=0.0, high=0.99, only={"rank": "decayed"}
+    )
     length: int = parameter(8, "most tokens to copy", low=1, high=64)
     places: int = parameter(1, "places to copy from: one gives a chain, more a tree", low=1, high=16)
     nodes: int = parameter(8, "most nodes of the tree", low=1, high=64)
@@ -68,11 +71,14 @@ class ApproximateMatchLookup(SpeculativeMethod):
     substitute: bool = parameter(False, "apply consistent replacements of the aligned text to the copy")
     persist: bool = parameter(False, "also look into earlier texts of the session")
     corpus: str = parameter("", "a UTF-8 text file to copy from as well; its index is built on first use")
-    corpus_window: int = parameter(16, "last tokens that are looked for in the corpus", low=1, high=256)
-    corpus_mismatches: int = parameter(3, "most mismatches of them in the corpus", low=0, high=64)
+    corpus_window: int = parameter(
+        16, "last tokens that are looked for in the corpus", low=1, high=256, only={"corpus": GIVEN}
+    )
+    corpus_mismatches: int = parameter(
+        3, "most mismatches of them in the corpus", low=0, high=64, only={"corpus": GIVEN}
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         if self.mismatches is not None and self.mismatches > self.window:
             raise BadParameter(f"{self.name}: mismatches must not exceed the window of {self.window}.")
         if self.corpus_mismatches >= self.corpus_window:

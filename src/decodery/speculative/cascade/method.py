@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.cost import CONTEXT_STEP, CostCurve
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import Where
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.catalogue import ARTIFACTS
 from decodery.speculative.cascade.sources import (
@@ -57,18 +58,22 @@ class Cascade(SpeculativeMethod):
     paper: ClassVar[str] = (
         "decodery's own, of the ideas of SAM Decoding, arXiv 2411.10666, and Token Recycling, 2408.08696"
     )
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     sources: str = parameter("copied+recycled+table", "which sources take part, of copied, recycled and table")
-    table: str = parameter("auto", "a table of successors (.npz); auto: the one that ships for the model, if any")
+    table: str = parameter(
+        "auto",
+        "a table of successors (.npz); auto: the one that ships for the model, if any",
+        only={"sources": Where(lambda words: "table" in words.split("+"), "name table")},
+    )
     nodes: int | None = parameter(
         None, "nodes of the draft tree", low=1, high=64, auto="as many as pay on this machine, up to 48"
     )
     depth: int = parameter(16, "longest path of the tree", low=1, high=32)
     persist: bool = parameter(True, "keep what was learned between requests of a session")
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         unknown = [word for word in self._words() if word not in SOURCES]
         if unknown or not self._words():
             raise BadParameter(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, Artifact, MoreThanChains, Requirement, Taps
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.forward import Forward, Layers, Rows, Scores
 from decodery.speculative.del_.exit_choice import PLAIN_INTERVAL, ExitStatistics, Price
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from decodery.speculative.del_.exits import ExitAdapters
 
 FORBIDDEN = float("-inf")
+CHOOSING = ({"exit": None}, {"length": None})
+"""Exits are watched, so that one of them or a length can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class DynamicExit(SpeculativeMethod):
     paper: ClassVar[str] = "Entezari Zarch et al., COLM 2025, arXiv 2504.05598; LayerSkip, arXiv 2404.16710"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
-    needs: ClassVar[tuple[str, ...]] = ("a model trained for early exit, or exit adapters (shipped for smollm2-135m)",)
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        MoreThanChains("drafts with the target's first layers"),
+        Taps(),
+        Artifact("a model trained for early exit, or exit adapters (shipped for smollm2-135m)"),
+    )
 
     exit: int | None = parameter(
         None, "draft with this many layers always", low=1, high=1024, auto="by tokens per layer"
@@ -47,29 +55,29 @@ class DynamicExit(SpeculativeMethod):
         "threshold",
         "what ends a draft: a token less likely than the exit's threshold, or the length with the most tokens per layer",
         choices=("threshold", "fixed"),
+        only={"length": None},
     )
-    max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64)
-    exits: str | int = parameter("auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all")
+    max_draft: int = parameter(18, "tokens drafted per round at most", low=1, high=64, only={"length": None})
+    exits: str | int = parameter(
+        "auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all", only={"exit": None}
+    )
     adapters: str = parameter(
         "auto", "folder of exit adapters; auto: those shipped for model and exits; off: the model's own head"
     )
-    omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0)
-    context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096)
+    omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0, only=CHOOSING)
+    context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096, only=CHOOSING)
     cost: str = parameter(
         "measured",
         "what tokens are divided by: layers alone, as published, or also heads and rows on this machine's cost curve",
         choices=("layers", "measured"),
+        only=CHOOSING,
     )
-    bypass: bool = parameter(True, "decode plainly where that has the most tokens per layer")
-    clip: bool = parameter(True, "do not count what was drafted after a wrong token")
+    bypass: bool = parameter(True, "decode plainly where that has the most tokens per layer", only={"length": None})
+    clip: bool = parameter(True, "do not count what was drafted after a wrong token", only=CHOOSING)
 
     @property
     def adaptive(self) -> bool:
         return False  # the length is chosen before drafting, since drafting is what costs
-
-    @property
-    def beyond_chains(self) -> str:
-        return "drafts with the target's first layers"
 
     def admit(self, request: Request) -> None:
         adapters = self._adapters(request)
@@ -98,8 +106,6 @@ class DynamicExit(SpeculativeMethod):
     def _exits(self, request: Request, adapters: ExitAdapters | None) -> tuple[int, ...]:
         """The eligible exits, ascending. Raises MethodUnavailable or BadParameter."""
         network = request.host.network
-        if network.hidden is None:
-            raise MethodUnavailable(f"del: {network.name} has no hidden rows to go on from.")
         exits: tuple[int, ...]
         if self.exit is not None:
             exits = (self.exit,)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from decodery._lazy import torch
-from decodery.engine.method import APPENDED_ONLY, parameter
+from decodery.engine.method import parameter
+from decodery.engine.needs import MoreThanChains, Requirement
+from decodery.engine.parameters import not_one_of
 from decodery.errors import MethodUnavailable, Refused
 from decodery.models.forward import ALL_LAYERS, Forward, Layers
 from decodery.speculative.draft_laws.pairing import AUTO, SAME, SHARED, Pair, pair
@@ -33,6 +35,8 @@ NGRAM_TEXT = "ngram-text"
 """The word for a drafter that only counts the running text."""
 LAYERS = "layers"
 """The word for a drafter made of the target's first layers."""
+A_MODEL = not_one_of(NGRAM, NGRAM_TEXT, LAYERS)
+"""The drafter is a model, by its name."""
 
 Path: TypeAlias = tuple[int, ...]
 """The drafted tokens from the first after the committed text down to a node; empty for the root."""
@@ -147,13 +151,14 @@ class DraftLawMethod(SpeculativeMethod):
         NGRAM, "ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), or a model's name"
     )
     layers: int | None = parameter(
-        None, "how many first layers draft, with draft=layers", low=1, high=1024, auto="a third of them"
+        None, "how many first layers draft", low=1, high=1024, auto="a third of them", only={"draft": LAYERS}
     )
     vocabulary: str = parameter(
         AUTO,
         "how a draft model's tokens stand for the target's; same: they are the same; shared: it drafts the tokens that both "
         "have; auto: same where they are, else shared",
         choices=(AUTO, SAME, SHARED),
+        only={"draft": A_MODEL},
     )
 
     @property
@@ -166,31 +171,25 @@ class DraftLawMethod(SpeculativeMethod):
         return ""
 
     @property
-    def beyond_chains(self) -> str:
+    def requirements(self) -> tuple[Requirement, ...]:
         if self.draft == LAYERS:
-            return "with draft=layers drafts with the target's first layers"
-        return f"draws draft trees, unless {self.chain_setting}" if self.chain_setting else ""
+            return (*self.needs, MoreThanChains("with draft=layers drafts with the target's first layers"))
+        return (*self.needs, self._trees) if self.chain_setting else self.needs
+
+    @property
+    def _trees(self) -> MoreThanChains:
+        return MoreThanChains(f"draws draft trees, unless {self.chain_setting}")
 
     @property
     def _has_model(self) -> bool:
         """Whether `draft` names a model."""
-        return self.draft not in (NGRAM, NGRAM_TEXT, LAYERS)
+        return A_MODEL.holds(self.draft)
 
     def admit(self, request: Request) -> None:
-        if self.layers is not None and self.draft != LAYERS:
-            raise MethodUnavailable(
-                f"{self.name}: layers={self.layers} goes with draft=layers, the target's own; draft={self.draft} has "
-                "no use for it."
-            )
-        if self.vocabulary != AUTO and not self._has_model:
-            raise MethodUnavailable(
-                f"{self.name}: vocabulary={self.vocabulary} goes with a draft model; draft={self.draft} drafts in the target's "
-                "own tokens."
-            )
         if self._has_model:
-            network = self.pair(request).draft.network
-            if network.chains_only and self.chain_setting:
-                raise Refused(f"{self.name} {self.beyond_chains}, and {network.name} {APPENDED_ONLY}.")
+            missing = self._trees.missing(self, self.pair(request).draft)
+            if missing is not None and self.chain_setting:
+                raise Refused(missing)
         elif self.draft == LAYERS:
             self.first_layers(request)
 

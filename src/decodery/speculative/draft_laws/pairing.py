@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery.errors import MethodUnavailable
+from decodery.models.kinds import Kind
 from decodery.speculative.draft_laws.transcript import OtherTokens, Reading, SameTokens
 from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens, difference
 
@@ -47,10 +48,8 @@ def pair(target: Host, draft: Host, vocabulary: str, method: str) -> Pair:
     vocabulary: a word of the parameter. method: who asks, for messages. Raises MethodUnavailable where it cannot work.
     """
     ours, theirs = target.network, draft.network
-    if draft.diffusion is not None:
-        raise MethodUnavailable(
-            f"{method}: {theirs.name} is a masked-diffusion model, and a draft model is a causal one."
-        )
+    if Kind.NEXT_TOKEN not in theirs.kinds:
+        raise MethodUnavailable(f"{method}: {theirs.name} is {theirs.kinds.words}, and a draft model is a causal one.")
     mute = next((model.network.name for model in (target, draft) if model.tokenizer is None), None)
     by_number = None
     if ours.vocabulary != theirs.vocabulary:

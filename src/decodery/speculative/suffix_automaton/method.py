@@ -9,6 +9,7 @@ from math import floor
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.parameters import GIVEN
 from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, Draft, chain
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
@@ -27,16 +28,18 @@ class SuffixAutomatonLookup(SpeculativeMethod):
     name: ClassVar[str] = "suffix-automaton"
     title: ClassVar[str] = "Suffix-automaton lookup (SAM-Decoding)"
     paper: ClassVar[str] = "Hu et al., SAM Decoding, ACL 2025, arXiv 2411.10666"
-    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
+    exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_PLAIN
     family: ClassVar[str] = "speculative"
 
     length: int = parameter(40, "most tokens to copy", low=1, high=256)
     alpha: float = parameter(4.0, "tokens to copy per token of match, plus one", low=0.0, high=64.0)
     corpus: str = parameter("", "a UTF-8 text file to copy from as well; its automaton is built on first use")
-    corpus_handicap: int = parameter(0, "how much longer a corpus match must be to win", low=0, high=64)
+    corpus_handicap: int = parameter(
+        0, "how much longer a corpus match must be to win", low=0, high=64, only={"corpus": GIVEN}
+    )
     auxiliary: str = parameter("none", "who drafts where no long match is found", choices=("none", "token-recycling"))
     threshold: int = parameter(
-        5, "with an auxiliary: copy only from matches of at least so many tokens", low=1, high=64
+        5, "copy only from matches of at least so many tokens", low=1, high=64, only={"auxiliary": "token-recycling"}
     )
     adapt: bool = parameter(True, "verify only as many copied tokens as pay on this machine")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
 from decodery.engine.method import Exactness, parameter
+from decodery.engine.needs import NEXT_TOKENS, MoreThanChains, Requirement
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Rows, Slots
 from decodery.speculative.budget import best_chain
@@ -39,6 +40,8 @@ PRIOR = 2.0
 """Weight, in observations, of what is assumed of a layer set's acceptance before it drafts."""
 MEMORY = 64.0
 """Counts are halved when they reach this, so that old text is forgotten."""
+SEARCHING = {"layer_set": "", "optimise": True}
+"""Sets are searched for; a stored one, and the one to begin with, are what they are."""
 WORTH_TRYING = 1.1
 """Speed-up that drafts without a single wrong token would have to bring, for drafting and the search to be tried at all."""
 
@@ -53,6 +56,10 @@ class Swift(SpeculativeMethod):
     paper: ClassVar[str] = "Xia et al., On-the-Fly Self-Speculative Decoding, ICLR 2025, arXiv 2410.06916"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
+    needs: ClassVar[tuple[Requirement, ...]] = (
+        NEXT_TOKENS,
+        MoreThanChains("drafts with some of the target's layers"),
+    )
 
     skip_ratio: float | None = parameter(
         None,
@@ -60,21 +67,39 @@ class Swift(SpeculativeMethod):
         low=0.0,
         high=1.0,
         auto="0.45; 0.1 below a billion parameters",
+        only=SEARCHING,
     )
     layer_set: str = parameter("", "file with a stored set, which is used as it is; empty: search")
-    optimise: bool = parameter(True, "search for a better set while decoding")
-    whole_layers: bool = parameter(False, "leave out attention and feed-forward of a layer together only")
-    context_window: int = parameter(32, "tokens by which a set is scored", low=1, high=1024)
-    opt_interval: int = parameter(1, "rounds per candidate", low=1, high=1024)
-    bayes_interval: int = parameter(25, "every so many candidates one is of the Gaussian process; 0: none", low=0)
+    optimise: bool = parameter(True, "search for a better set while decoding", only={"layer_set": ""})
+    whole_layers: bool = parameter(
+        False, "leave out attention and feed-forward of a layer together only", only=SEARCHING
+    )
+    context_window: int = parameter(32, "tokens by which a set is scored", low=1, high=1024, only=SEARCHING)
+    opt_interval: int = parameter(1, "rounds per candidate", low=1, high=1024, only=SEARCHING)
+    bayes_interval: int = parameter(
+        25, "every so many candidates one is of the Gaussian process; 0: none", low=0, only=SEARCHING
+    )
     max_opt_iterations: int | None = parameter(
-        None, "candidates after which the search ends", low=1, auto="1000; 200 below a billion parameters"
+        None,
+        "candidates after which the search ends",
+        low=1,
+        auto="1000; 200 below a billion parameters",
+        only=SEARCHING,
     )
     max_tolerance: int | None = parameter(
-        None, "candidates without a better one after which it ends", low=1, auto="300; 60 below a billion parameters"
+        None,
+        "candidates without a better one after which it ends",
+        low=1,
+        auto="300; 60 below a billion parameters",
+        only=SEARCHING,
     )
     max_score: float | None = parameter(
-        None, "score beyond which the search ends", low=0.0, high=1.0, auto="0.95; 0.9 below a billion parameters"
+        None,
+        "score beyond which the search ends",
+        low=0.0,
+        high=1.0,
+        auto="0.95; 0.9 below a billion parameters",
+        only=SEARCHING,
     )
     stop_threshold: float = parameter(0.8, "drafting ends after a token less likely than this", low=0.0, high=1.0)
     max_steps: int | None = parameter(
@@ -84,15 +109,11 @@ class Swift(SpeculativeMethod):
         None, "alternatives per step at most", low=1, high=10, auto="10; 4 below a billion parameters"
     )
     bypass: bool = parameter(True, "decode plainly where drafting does not pay on this machine")
-    search_seed: int = parameter(0, "seed of the random candidates", low=0)
+    search_seed: int = parameter(0, "seed of the random candidates", low=0, only=SEARCHING)
 
     @property
     def adaptive(self) -> bool:
         return self.bypass
-
-    @property
-    def beyond_chains(self) -> str:
-        return "drafts with some of the target's layers"
 
     def admit(self, request: Request) -> None:
         self._stored(request)

@@ -1,0 +1,292 @@
+"""For every parameter of every method two specs that differ in it alone, and a situation in which the difference shows.
+
+Listed by the class that declares the parameter, so that a base says it once for all methods; a method may say it again for
+itself. A spec is written without the method's name. The situations are functions of this module's second half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pair:
+    """one, other: values of the parameter. beside: further parameters, the same in both. situation: where it shows."""
+
+    one: object
+    other: object
+    beside: str = ""
+    situation: str = ""
+
+
+def text(one: object, other: object, beside: str = "") -> Pair:
+    """Seen in greedy decoding of several texts, each twice in one session."""
+    return Pair(one, other, beside, "text")
+
+
+def sampled(one: object, other: object, beside: str = "") -> Pair:
+    """Seen at a temperature of 1."""
+    return Pair(one, other, beside, "sampled")
+
+
+def deep(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a network with six layers, greedily, over a longer text."""
+    return Pair(one, other, beside, "deep")
+
+
+def network(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a small network."""
+    return Pair(one, other, beside, "network")
+
+
+def canvas(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a canvas of twelve positions, greedily."""
+    return Pair(one, other, beside, "canvas")
+
+
+def hot_canvas(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on such a canvas at a temperature of 1."""
+    return Pair(one, other, beside, "hot canvas")
+
+
+def ending(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a canvas whose likeliest tokens are end tokens here and there."""
+    return Pair(one, other, beside, "ending canvas")
+
+
+def shifted(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on the canvas of a shifted model."""
+    return Pair(one, other, beside, "shifted canvas")
+
+
+DRAFT = "draft=other"
+SEARCH = "bypass=False, context_window=4"
+DELIMITERS = "delimiters=0+6+7+8, block_length=4"
+PAIRS: dict[str, dict[str, Pair]] = {
+    "PromptLookup": {
+        "max_ngram": text(1, 3),
+        "length": text(2, 10, "adapt=False"),
+        "pick": text("first", "last"),
+        "require_full": text(False, True),
+        "adapt": text(True, False),
+    },
+    "SuffixAutomatonLookup": {
+        "length": text(2, 40, "adapt=False"),
+        "alpha": text(0.0, 4.0, "adapt=False"),
+        "corpus": text("", "{corpus}"),
+        "corpus_handicap": text(0, 9, "corpus='{corpus}'"),
+        "auxiliary": text("none", "token-recycling"),
+        "threshold": text(1, 5, "auxiliary=token-recycling"),
+        "adapt": text(True, False),
+    },
+    "TokenRecycling": {
+        "k": text(2, 8),
+        "nodes": text(3, 30),
+        "persist": text(True, False),
+        "seed_from_prompt": text(False, True),
+        "skip_unknown": text(True, False),
+        "update": text("all", "accepted"),
+    },
+    "Cascade": {
+        "sources": text("copied", "copied+recycled"),
+        "table": text("auto", "{table}"),
+        "nodes": text(2, 20),
+        "depth": text(1, 16, "nodes=20"),
+        "persist": text(True, False, "nodes=20"),
+    },
+    "ApproximateMatchLookup": {
+        "window": text(2, 8, "mismatches=1"),
+        "mismatches": text(0, 4, "policy=none"),
+        "anchor": text(0, 3, "policy=none"),
+        "rank": text("decayed", "run", "policy=none"),
+        "decay": text(0.0, 0.9, "policy=none"),
+        "length": text(2, 8, "policy=none"),
+        "places": text(1, 4, "policy=none"),
+        "nodes": text(2, 8, "policy=none"),
+        "wrap": text(False, True, "policy=none, length=16, nodes=16"),
+        "policy": text("cost", "none"),
+        "substitute": text(False, True, "policy=none"),
+        "persist": text(False, True, "policy=none"),
+        "corpus": text("", "{corpus}", "policy=none"),
+        "corpus_window": text(2, 12, "policy=none, corpus='{corpus}', corpus_mismatches=1"),
+        "corpus_mismatches": text(0, 3, "policy=none, corpus='{corpus}', corpus_window=4"),
+    },
+    "AdaptiveDraftVerification": {
+        "corpus": text("", "{corpus}"),
+        "top_m": text(1, 12),
+        "window": text(3, 16),
+        "delta": text(0.04, 0.4),
+        "cap": text(0.05, 3.0),
+        "simulations": text(2, 150),
+        "path_keys": text(2, 4, "adapt=False"),
+        "c1": text(0.0, 32.0, "corpus='{corpus}', simulations=40, prefixes=6"),
+        "c2": text(0.1, 100.0, "corpus='{corpus}', simulations=40, prefixes=6, c1=0"),
+        "prefixes": text(1, 24, "adapt=False"),
+        "choices": text(2, 24, "adapt=False"),
+        "budget": text("paths", "trie", "adapt=False, choices=6, corpus='{corpus}'"),
+        "explore": text(True, False, "corpus='{corpus}', simulations=40, prefixes=6"),
+        "legacy_score": text(False, True, "corpus='{corpus}', simulations=40, prefixes=6"),
+        "read_prompt": text(False, True, "window=3"),
+        "persist": text(True, False),
+        "adapt": text(True, False),
+    },
+    "DraftLawMethod": {
+        "draft": sampled("ngram", "layers"),
+        "layers": deep(1, 3, "draft=layers"),
+        "vocabulary": Pair("auto", "same", DRAFT, "other tokenizer"),
+    },
+    "MultiDraftMethod": {"verifier": sampled("recursive-rejection", "k-seq", "draft=ngram-text")},
+    "DraftModel": {
+        "draft": sampled("layers", "other"),
+        "length": sampled(2, 4),
+        "width": sampled(1, 3),
+        "vocabulary": Pair("shared", "text", DRAFT, "other tokenizer"),
+    },
+    "RecursiveSpeculativeDecoding": {
+        "tree": sampled("beam", "branching"),
+        "width": sampled(2, 4),
+        "length": sampled(1, 4),
+        "branching": sampled("2x2", "3x1x1", "tree=branching"),
+    },
+    "Spectr": {
+        "drafts": sampled(1, 3),
+        "length": sampled(1, 3),
+        "rho": sampled("best", "drafts"),
+    },
+    "OptimalMultiDraft": {
+        "verifier": sampled("recursive-rejection", "k-seq", "mode=with-replacement"),
+        "widths": sampled("2x2", "3x1x1"),
+        "mode": sampled("greedy", "with-replacement"),
+        "least": sampled(0.0, 0.9),
+    },
+    "Swift": {
+        "skip_ratio": deep(0.25, 0.75, SEARCH),
+        "layer_set": deep("", "{layer_set}", "bypass=False"),
+        "optimise": deep(True, False, SEARCH),
+        "whole_layers": deep(False, True, f"{SEARCH}, skip_ratio=0.5"),
+        "context_window": deep(2, 8, "bypass=False"),
+        "opt_interval": deep(1, 3, SEARCH),
+        "bayes_interval": deep(0, 3, f"{SEARCH}, max_score=1.0"),
+        "max_opt_iterations": deep(1, 20, f"{SEARCH}, max_score=1.0"),
+        "max_tolerance": deep(1, 20, f"{SEARCH}, max_score=1.0"),
+        "max_score": deep(0.0, 1.0, SEARCH),
+        "stop_threshold": deep(0.0, 0.9, "bypass=False"),
+        "max_steps": deep(1, 6, "bypass=False, stop_threshold=0"),
+        "top_k": deep(1, 4, "bypass=False, stop_threshold=0"),
+        "bypass": deep(True, False),
+        "search_seed": deep(0, 1, SEARCH),
+    },
+    "DynamicExit": {
+        "exit": deep(1, 3),
+        "length": deep(1, 4),
+        "policy": deep("threshold", "fixed", "bypass=False"),
+        "max_draft": deep(2, 9, "bypass=False"),
+        "exits": deep("1+2", "4+5", "bypass=False"),
+        "adapters": network("off", "{adapters}", "exits=2, bypass=False"),
+        "omega": deep(0.1, 1.0, "bypass=False"),
+        "context": deep(0, 32, "bypass=False"),
+        "cost": text("layers", "measured", "policy=fixed, exits=1"),
+        "bypass": Pair(True, False, "exits=5", "hard"),
+        "clip": deep(True, False, "bypass=False"),
+    },
+    "DiffusionMethod": {
+        "gen_length": canvas(6, 12),
+        "block_length": canvas(3, 12),
+        "cache": canvas("none", "dual", "block_length=4"),
+        "freeze": canvas("after_clean_forward", "at_boundary", "block_length=4, cache=freecache"),
+        "shrink": ending(False, True, "block_length=12, cache=freecache"),
+        "cfg_scale": canvas(0.0, 1.5),
+        "early_stop": ending("block", "never", "block_length=4"),
+        "shift_row": shifted("carry", "compute", "block_length=4, cache=prefix"),
+    },
+    "StepwiseMethod": {"steps": canvas(6, 12, "block_length=4")},
+    "MaskedDiffusionDecoding": {
+        "rule": canvas("low_confidence", "threshold"),
+        "steps": canvas(6, 12, "block_length=4"),
+        "value_independent": hot_canvas(False, True),
+        "rank": hot_canvas("entropy", "margin", "value_independent=True"),
+        "threshold": canvas(0.9, 0.999, "rule=threshold"),
+        "factor": canvas(0.2, 3.0, "rule=factor"),
+        "tokens_per_step": canvas(1, 3),
+        "alg_temp": canvas(0.0, 2.0, "rule=entropy"),
+        "end_tokens": ending("free", "banned"),
+    },
+    "FreeDave": {
+        "draft_steps": canvas(1, 4),
+        "layout": canvas("batch", "tree"),
+        "eager": canvas(False, True, "block_length=4"),
+    },
+    "FreeDavePlusPlus": {
+        "rule": canvas("threshold", "factor"),
+        "threshold": canvas(0.9, 0.999),
+        "draft_steps": canvas(1, 4, "threshold=0.999"),
+        "value_independent": hot_canvas(False, True, "threshold=0.4"),
+        "eager": canvas(False, True, "block_length=4, threshold=0.999"),
+        "early_stop": ending("block", "never", "block_length=4, threshold=0.4"),
+    },
+    "FreeCacheDecoding": {
+        "freeze": canvas("after_clean_forward", "at_boundary", "block_length=4"),
+        "shrink": ending(False, True, "block_length=12"),
+        "shift_row": shifted("carry", "compute", "block_length=4"),
+    },
+    "GuidedDiffusion": {
+        "cache": canvas("none", "freecache"),
+        "freeze": canvas("after_clean_forward", "at_boundary", "block_length=4"),
+        "early_stop": ending("prefix", "never"),
+        "shift_row": shifted("carry", "compute", "block_length=4, cache=dual"),
+        "guide": canvas("stories-twin", "another"),
+        "gate": canvas("deterministic", "topk"),
+        "top_k": canvas(1, 20, "gate=topk"),
+        "ratio": canvas(0.0, 1.0, "gate=relative"),
+        "threshold": canvas(0.0, 0.9, "gate=threshold"),
+        "chunk": canvas(1, 32, "gate=topk, top_k=20"),
+    },
+    "HiddenExperts": {
+        "block_length": canvas(3, 12),
+        "steps": canvas(6, 12, "block_lengths=2"),
+        "block_lengths": canvas("2", "2x4"),
+        "seeds": canvas(1, 3),
+        "temperature": canvas(0.0, 0.9),
+        "order": canvas("low_confidence", "random"),
+        "answer": canvas("text", "number"),
+        "choice": canvas("vote", "likelihood"),
+        "stop_when_decided": canvas(False, True, "block_lengths=2x4x6, temperature=0, at_once=1"),
+        "at_once": canvas(1, 5),
+    },
+    "WrappingMethod": {},
+    "AdaBlock": {
+        "sampler": canvas("auto", "localleap"),
+        "steps": canvas(6, 12, "sampler=masked-diffusion"),
+        "threshold": canvas(0.9, 0.999),
+        "delimiter_threshold": canvas(0.0, 0.9999, DELIMITERS),
+        "delimiters": canvas("0+6", "7+8", "delimiter_threshold=0, block_length=4"),
+        "delimiter_match": Pair("contains", "ends", "delimiters=comma, delimiter_threshold=0, block_length=4", "words"),
+        "window": canvas(0.1, 1.0, "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4"),
+        "window_base": canvas(
+            "length", "generated", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=1.0"
+        ),
+        "boundary": hot_canvas(
+            "drawn", "likeliest", "delimiter_threshold=0, delimiters=0+6+7+8, block_length=4, window=0.25"
+        ),
+    },
+    "LocalLeap": {
+        "threshold": canvas(0.9, 0.999, "relaxed_threshold=0.85"),
+        "relaxed_threshold": canvas(0.1, 0.99, "threshold=0.99"),
+        "radius": canvas(0, 6, "threshold=0.99, relaxed_threshold=0.1"),
+        "value_independent": hot_canvas(False, True, "threshold=0.4, relaxed_threshold=0.1"),
+    },
+    "SchED": {
+        "sampler": canvas("auto", "localleap"),
+        "shape": canvas("linear", "cosine", "threshold_high=8, threshold_low=0.5, stability_gate=False"),
+        "threshold_high": canvas(3.0, 20.0, "stability_gate=False"),
+        "threshold_low": canvas(0.0, 6.0, "threshold_high=6.0, stability_gate=False"),
+        "slope": canvas(0.5, 9.0, "shape=exponential, threshold_high=9, threshold_low=0, stability_gate=False"),
+        "calibration": canvas("auto", "{calibration}", "stability_gate=False"),
+        "stability_gate": canvas(True, False, "threshold_high=4, threshold_low=0.5"),
+        "patience": canvas(0, 3, "threshold_high=4, threshold_low=0.5"),
+        "max_change": canvas(0.0, 1.0, "threshold_high=4.5, threshold_low=4.5"),
+        "region": canvas("canvas", "block", "threshold_high=4, threshold_low=0.5, block_length=4"),
+        "ends": ending("counted", "left_out", "threshold_high=2.8, threshold_low=2.8, stability_gate=False"),
+        "average": canvas("request", "joint", "threshold_high=6, threshold_low=6, stability_gate=False"),
+    },
+}

@@ -1,0 +1,266 @@
+"""Every parameter of every method does something, or is refused.
+
+For each of them two values are run that differ in nothing else; what is seen (passes of all networks with their rows, events,
+drafts, tokens, what the statistics tell) must differ. A parameter without such a pair fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parameter_pairs import PAIRS, Pair
+
+from decodery.diffusion.sched.margins import Calibration
+from decodery.engine.cost import CostCurve
+from decodery.engine.events import Finished
+from decodery.engine.method import Method
+from decodery.engine.parameters import Parameter
+from decodery.engine.registry import BUILT_IN, find
+from decodery.engine.registry import method as as_method
+from decodery.errors import BadParameter, DecoderyError
+from decodery.models.scorer import Scorer
+from decodery.speculative.continuations.successors import SuccessorTable
+from decodery.speculative.del_.exits import ExitAdapters
+from decodery.speculative.swift.layer_search import LayerSet
+from decodery.testing import (
+    LetterTokenizer,
+    ScriptedDenoiser,
+    SmallLanguageModel,
+    confident,
+    denoising_language_model,
+    story_scorer,
+    toy_diffusion_model,
+    toy_language_model,
+)
+
+VOCABULARY = 24
+PROMPTS = [
+    [0, 1, 2, 3, 0, 1, 2],
+    [5, 6, 5, 7, 5, 6, 9, 5, 6],
+    [12, 20, 4],
+    [1, 2, 3, 20, 5, 6, 20, 8, 9, 20, 1, 2, 3, 21, 5, 6, 21, 8, 9],
+]
+EVERY = [(name, item.name) for name in BUILT_IN for item in find(name).parameters()]
+
+
+class Priced(SmallLanguageModel):
+    """A machine on which a further row costs a tenth of a pass."""
+
+    def cost(self, network: Scorer) -> CostCurve:
+        return CostCurve((1, 101), (1.0, 11.0))
+
+
+class Rotated(LetterTokenizer):
+    """Writes other letters for the same numbers."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [(token + 1) % VOCABULARY for token in super().encode(text)]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        return super().decode([(token - 1) % VOCABULARY for token in token_ids])
+
+
+def _story(layers: int = 3, surprise: float = 1.0) -> SmallLanguageModel:
+    scorers = [story_scorer(VOCABULARY, surprise=surprise), story_scorer(VOCABULARY, surprise=0.5, name="other")]
+    for scorer in scorers:
+        scorer.layers = layers
+    return Priced(scorers[0], LetterTokenizer(VOCABULARY), (), scorers[1])
+
+
+def _other_tokenizer() -> SmallLanguageModel:
+    lm = _story()
+    assert lm.drafter is not None
+    lm.companions["other"] = SmallLanguageModel(lm.drafter, Rotated(VOCABULARY))
+    return lm
+
+
+def _canvas(shift: bool = False) -> SmallLanguageModel:
+    lm = toy_diffusion_model(canvas=12, shift=shift)
+    guide = SmallLanguageModel(story_scorer(VOCABULARY, name="guide"), lm.tokenizer)
+    lm.companions |= {"stories-twin": guide, "another": SmallLanguageModel(story_scorer(seed=3), lm.tokenizer)}
+    return lm
+
+
+def _ending() -> SmallLanguageModel:
+    """Sure of end tokens at the canvas's end, and at one place before."""
+    tokens = [3, 4, 5, 0, 6, 7, 8, 1, 0, 0, 0, 0]
+    confidences = [0.6, 0.5, 0.7, 0.8, 0.4, 0.5, 0.6, 0.7, 0.9, 0.9, 0.95, 0.97]
+    lm = denoising_language_model(
+        ScriptedDenoiser(12, 9, lambda canvas: confident(12, 9, confidences, tokens)), stop_ids=(0,)
+    )
+    lm.companions["stories-twin"] = SmallLanguageModel(story_scorer(10, name="guide"), lm.tokenizer)
+    return lm
+
+
+class Commas(LetterTokenizer):
+    """Some tokens contain a comma, and some end with it."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        return "".join(f"x,{'y' if t % 4 else ''}" if t % 2 else super(Commas, self).decode([t]) for t in token_ids)
+
+
+def _words() -> SmallLanguageModel:
+    lm = toy_diffusion_model(canvas=12)
+    lm.tokenizer = Commas(VOCABULARY)
+    return lm
+
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
+SAMPLED: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "seed": 2}
+SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] = {
+    "text": (_story, GREEDY),
+    "sampled": (_story, SAMPLED),
+    "deep": (lambda: _story(layers=7), GREEDY),
+    "hard": (lambda: _story(7, surprise=6.0), GREEDY),
+    "network": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 6, "seed": 2}),
+    "other tokenizer": (_other_tokenizer, SAMPLED),
+    "canvas": (_canvas, {"seed": 2}),
+    "hot canvas": (_canvas, {"temperature": 1.0, "seed": 2}),
+    "shifted canvas": (lambda: _canvas(shift=True), {"seed": 2}),
+    "ending canvas": (_ending, {"seed": 2}),
+    "words": (_words, {"seed": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the specs name in braces."""
+    folder: Path = tmp_path_factory.mktemp("files")
+    (folder / "corpus.txt").write_text(_story().generate([0, 1, 2], "autoregressive", max_new_tokens=300).text)
+    generator = np.random.Generator(np.random.Philox(key=1))
+    shares = np.full((400, 4), 0.2, dtype=np.float32)
+    SuccessorTable.average(
+        generator.integers(0, VOCABULARY, (400, 3)), generator.integers(0, VOCABULARY, (400, 4)), shares, VOCABULARY
+    ).save(folder / "table.npz")
+    deep = SITUATIONS["deep"][0]().network
+    LayerSet(frozenset({1, 2}), frozenset({3})).write(folder / "set.json", 0.9, deep.fingerprint())
+    Calibration("toy-diffusion-0", 5.0, 0.5, 3, 0.9, 0.3).write(folder / "calibration.json")
+    network = SITUATIONS["network"][0]().network
+    random = torch.Generator().manual_seed(0)
+    weights = {2: (torch.randn(8, 32, generator=random), torch.randn(32, 8, generator=random))}
+    ExitAdapters(weights, torch.arange(0, 260, 2), network.fingerprint(), {}).write(folder / "adapters")
+    return {
+        "corpus": str(folder / "corpus.txt"),
+        "table": str(folder / "table.npz"),
+        "layer_set": str(folder / "set.json"),
+        "calibration": str(folder / "calibration.json"),
+        "adapters": str(folder / "adapters"),
+    }
+
+
+def _pair(name: str, parameter: str) -> Pair | None:
+    """The pair of the method's own class, or of the nearest base that has one."""
+    for cls in find(name).__mro__:
+        if parameter in PAIRS.get(cls.__name__, {}):
+            return PAIRS[cls.__name__][parameter]
+    return None
+
+
+@cache
+def _seen(situation: str, spec: str) -> object:
+    """All that can be seen of decoding a few prompts with a method, or why it is refused."""
+    try:
+        return _decoded(situation, as_method(spec))
+    except DecoderyError as refused:
+        return str(refused)
+
+
+@cache
+def _decoded(situation: str, method: Method) -> object:
+    make, settings = SITUATIONS[situation]
+    lm = make()
+    passes: list[object] = []
+    watched = [lm.network, *(other.network for other in lm.companions.values())]
+    for network in [*watched, *([lm.drafter] if lm.drafter is not None else [])]:
+        _watch(network, passes)
+    if lm.diffusion is not None:
+        replies = lm.generate([[3, 1, 4], [1, 5]], method, **settings)
+    else:
+        prompts = ["a short text, a short text"] if situation == "network" else PROMPTS
+        replies = [lm.generate(prompt, method, **settings) for _ in range(2) for prompt in prompts]
+    events = [[event for event in reply.events if not isinstance(event, Finished)] for reply in replies]
+    return passes, events, [reply.stats.details for reply in replies]
+
+
+def _watch(network: Scorer, passes: list[object]) -> None:
+    original = network.run_pass
+
+    def spied(forwards: Any) -> Any:
+        rows = [
+            (tuple(map(str, f.tokens)), str(f.layers), tuple(f.written_slots()), tuple(f.row_positions()), f.taps)
+            for f in forwards
+        ]
+        passes.append((network.name, rows, [tuple(f.logit_rows()) for f in forwards]))
+        return original(forwards)
+
+    network.run_pass = spied  # type: ignore[method-assign]
+
+
+def _spec(name: str, item: Parameter, value: object, beside: str, files: dict[str, str]) -> str:
+    words = f"'{value}'" if isinstance(value, str) and value != "auto" else str(value)
+    inside = ", ".join(part for part in (f"{item.name}={words}", beside) if part)
+    for word, path in files.items():
+        inside = inside.replace(f"{{{word}}}", path)
+    return f"{name}({inside})"
+
+
+@pytest.mark.parametrize(("name", "parameter"), EVERY)
+def test_a_parameter_does_something(name: str, parameter: str, files: dict[str, str]) -> None:
+    [item] = [item for item in find(name).parameters() if item.name == parameter]
+    if len(item.choices) == 1:  # a subclass has settled it
+        with pytest.raises(BadParameter):
+            as_method(f"{name}({parameter}=another)")
+        return
+    pair = _pair(name, parameter)
+    assert pair is not None, f"{name} has no pair of values of {parameter} in parameter_pairs.py"
+    one, other = (
+        _seen(pair.situation, _spec(name, item, value, pair.beside, files)) for value in (pair.one, pair.other)
+    )
+    assert not (isinstance(one, str) and isinstance(other, str)), f"both are refused: {one}; {other}"
+    assert one != other, f"{name}: {parameter}={pair.one} and {pair.other} are the same beside {pair.beside!r}"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_what_cannot_act_is_refused(name: str) -> None:
+    """Beside the defaults of all others, or beside the first value that forbids it."""
+    cls = find(name)
+    items = {item.name: item for item in cls.parameters()}
+    for item in items.values():
+        value = _another(item)
+        if value is None or not item.only or len(item.choices) == 1:
+            continue
+        for values in ({}, *({key: choice} for one in item.only for key in one for choice in items[key].choices)):
+            given = {key: other.default for key, other in items.items()} | values
+            if item.acts(given) or any(not items[key].acts(given) for key in values):
+                continue
+            with pytest.raises(BadParameter) as refused:
+                cls(**values, **{item.name: value})
+            assert item.condition in str(refused.value)
+
+
+def _another(item: Parameter) -> object:
+    """A value of a parameter that is not its default; None where none is known."""
+    if item.choices:
+        return next((choice for choice in item.choices if choice != item.default), None)
+    if item.type.startswith("bool"):
+        return not item.default
+    if item.type.startswith("int"):
+        return next(v for v in (1, 2) if v != item.default)
+    if item.type.startswith("float"):
+        return next(v for v in (0.5, 0.25) if v != item.default)
+    return None
+
+
+def test_no_pair_is_left_over() -> None:
+    """Each pair stands at a class that has the parameter."""
+    line = {cls.__name__: cls for name in BUILT_IN for cls in find(name).__mro__}
+    for name, pairs in PAIRS.items():
+        known = {field.name for field in dataclasses.fields(line[name])}
+        assert set(pairs) <= known, f"{name} has no {set(pairs) - known}"
