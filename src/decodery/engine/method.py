@@ -19,8 +19,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from decodery.engine.plain import plain
 from decodery.errors import BadParameter, Refused, near
+from decodery.plain import plain
 
 if TYPE_CHECKING:
     from decodery.engine.request import Request
@@ -261,10 +261,12 @@ def build(cls: type[Method], values: Mapping[str, Any]) -> Method:
 
 def refusal(method: Method, settings: Settings) -> str | None:
     """Why a method does not run with these settings; None where it does."""
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    from decodery.engine.settings import declared
+
+    known = declared()
     for name, reason in method.refuses.items():
         value = getattr(settings, name)
-        if value not in (defaults.get(name), (), {}, None):
+        if value not in (known[name].default, (), {}, None):
             return f"{method.name} does not run with {name}: {reason}"
     return None
 

@@ -14,8 +14,9 @@ from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import Decoder, TextStream, prompt_text
 from decodery.models.forward import Forward, Scores
+from decodery.sampling.chance import Sample
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Chance, Noise, Stage
+from decodery.sampling.noise import Chance, Stage
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
@@ -73,16 +74,15 @@ class Request:
         """Prompt and committed tokens."""
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
-        self.law = Law(self.settings, self.prompt, sorted(self.stop_ids))
-        assert self.settings.seed is not None
-        self.noise: Chance = Noise(self.settings.seed, sample)
+        self.noise: Chance = self.chance()
         """Where every random decision comes from; tests put one in its place that tries all of them."""
+        self.law = Law(self.settings, self.prompt, sorted(self.stop_ids), self.noise)
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
         self.events: list[Event] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
-        self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
+        self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria) or self.law.stateful
         """Whether `commit` looks at the rows that it is given."""
         self.company = 1
         """How many requests share the engine now; a draft that rides along with others costs more."""
@@ -108,9 +108,16 @@ class Request:
         """The position of the next token: the address of its draws."""
         return len(self.tokens)
 
+    def chance(self, seed: int | None = None) -> Chance:
+        """The draws of the source that the settings name, from their beginning. seed: another than the request's."""
+        settings = self.settings
+        assert settings.seed is not None
+        given = settings.seed if seed is None else seed
+        return settings.chance.chance(Sample(given, self.sample, settings.n, self.tokens, len(self.prompt)))
+
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""
-        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids))
+        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids), self.noise)
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
@@ -128,7 +135,7 @@ class Request:
         if self.law.greedy:
             return self.law.likeliest(row, path)
         law = self.law.log_probabilities(row, path).exp()
-        return self.noise.choose(law, self.position + len(path), Stage.TARGET)
+        return self.noise.choose(law, self.position + len(path), Stage.TARGET, path=path)
 
     def remember(self, key: Hashable, make: Callable[[], Value], everywhere: bool = False) -> Value:
         """State that outlives the request, shared by the requests of the same session; made on first use.
@@ -193,7 +200,7 @@ class Request:
                 processed = self.law.log_probabilities(rows[place])
                 logprobs = self._logprobs(rows[place], token, float(processed[token]))
             self.tokens.append(token)
-            self.law.observe(token)
+            self.law.observe(token, rows[place] if self.law.stateful else None)
             count = len(self.tokens) - len(self.prompt)
             if count == 1:
                 self.statistics.first_token()

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
-from decodery.engine.plain import plain
 from decodery.engine.request import Request
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
 from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.scorer import PassKey, pass_key
+from decodery.plain import plain
 
 if TYPE_CHECKING:
     from decodery.models.scorer import Scorer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -36,3 +37,12 @@ def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
     if row.device.type == "cpu" and row.dtype == torch.float32:
         return int(row.detach().numpy().argmax())
     return int(row.argmax())
+
+
+def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:
+    """The values of each row from high to low. numpy sorts them on a CPU many times faster than `sort`, which also tells from where
+    each comes."""
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        ordered = np.sort(rows.detach().numpy(), axis=-1)[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(ordered))
+    return rows.sort(dim=-1, descending=True).values
