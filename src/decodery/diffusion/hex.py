@@ -205,11 +205,9 @@ class HiddenExperts(DiffusionMethod):
         law = request.law
         if law.greedy and self.temperature > 0:
             law = request.law_with(temperature=self.temperature)
-        from decodery.sampling.noise import Noise  # here, since it needs torch
-
         assert request.settings.seed is not None
-        noise = Noise(run_seed(request.settings.seed, key), request.sample)
-        denoising = Denoising(request, plan, noise, publish=False, law=law)
+        chance = request.chance(run_seed(request.settings.seed, key))
+        denoising = Denoising(request, plan, chance, publish=False, law=law)
         yield from denoising.run()
         forwards = denoising.forwards * len(denoising.sequences)
         denoising.sequences = ()  # only the canvas is looked at from here on

@@ -110,6 +110,8 @@ class Method(ABC):
     """Room of the method: "sampling", "speculative", "diffusion", …"""
     needs: ClassVar[tuple[str, ...]] = ()
     """What must be there for it to run, in words."""
+    random_drafts: ClassVar[bool] = False
+    """Whether its drafts are drawn at random: its samples have the law of plain decoding's, and are others at the same seed."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
@@ -293,4 +295,8 @@ def admit(method: Method, request: Request) -> None:
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)
+    source = request.settings.chance
+    beside = method.family == DIFFUSION or (method.random_drafts and not request.law.greedy)
+    if source.target_only and beside:
+        raise Refused(f"{method.name} does not run with chance {source.name}: {source.target_only}.")
     method.admit(request)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from decodery.engine.draws import foresee
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.request import Request
@@ -23,8 +24,11 @@ from decodery.models.scorer import PassKey, pass_key
 from decodery.plain import plain
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.law import Law
 
 CHUNKS = (64, 128, 256, 512)
 """Rows of prompts that a pass may take beside running requests, where the cost curve chooses."""
@@ -161,6 +165,7 @@ class Scheduler:
             for task, ask, leader in held:
                 if task.request.finish_reason is None:
                     self._follow(task, ask, leader)
+            foresee(_drawing(self._tasks))
             for task in list(self._tasks):
                 task.request.company = len(self._tasks)
                 if task.request.finish_reason is None and all(ask.answer is not None for ask in task.asks):
@@ -359,6 +364,17 @@ class Scheduler:
                 f"{error}: {task.request.host.network.origin_of_faults(task.request.tokens)}.", raw=True
             )
         task.request.finish("error", error)
+
+
+def _drawing(tasks: Sequence[_Task]) -> Iterator[tuple[Law, Tensor]]:
+    """The law of each request that goes on now, and the row of the target that it likely draws from first."""
+    for task in tasks:
+        request = task.request
+        for ask in task.asks:
+            answer = ask.answer
+            if answer is not None and ask.forward.sequence.owner is request.host.network and len(answer.logits):
+                yield request.law, answer.logits[0]
+                break
 
 
 def _reads(task: _Task, ask: Ask) -> bool:

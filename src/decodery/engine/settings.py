@@ -137,16 +137,17 @@ def schema() -> dict[str, Any]:
     """The settings as a JSON schema, for servers; without those that JSON cannot say (functions)."""
     properties: dict[str, Any] = {}
     for own in declared().values():
-        if own.kind.schema is None:
+        kind = own.kind.schema()
+        if kind is None:
             continue
         default = {"default": list(own.default) if isinstance(own.default, tuple) else own.default}
         properties[own.name] = {
-            **own.kind.schema,
+            **kind,
             "description": own.help,
             **(default if not isinstance(own.default, Source) else {"default": own.default.name}),
         }
         for alias in own.aliases:
-            properties[alias] = {**own.kind.schema, "description": f"The same as {own.name}."}
+            properties[alias] = {**kind, "description": f"The same as {own.name}."}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

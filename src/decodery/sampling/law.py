@@ -56,13 +56,14 @@ class Law:
         """Whether the tokens of a path matter to its rows."""
         self.stateful = any(step.stateful for step in self.steps)
         """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
-        self._chance: Chance = Noise(0) if chance is None else chance
+        self.chance: Chance = Noise(0) if chance is None else chance
+        """Of steps that draw."""
         self._states: States = {step.name: step.begin(self.tokens) for step in self.steps if step.stateful}
         self._passed: dict[tuple[int, ...], tuple[States, Tensor]] = {}
         """Path -> states before its row and the finished scores [vocabulary] there: what the states after it follow from."""
         self._decisions: dict[tuple[str, int, int], bool] = {}
         self._follows = True
-        self._foreseen: tuple[Tensor, Callable[[], Tensor]] | None = None
+        self._foreseen: tuple[Tensor, Callable[[], Tensor | None]] | None = None
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ class Law:
         other._passed, other._decisions = dict(self._passed), dict(self._decisions)
         other._foreseen = None
         if chance is not None:
-            other._chance = chance
+            other.chance = chance
         return other
 
     @property
@@ -132,18 +133,17 @@ class Law:
             law = torch.full_like(row, MINUS_INFINITY, dtype=torch.float32)
             law[self.likeliest(row, path)] = 0.0
             return law
-        if not path and self._foreseen is not None and _same(self._foreseen[0], row):
-            law = self._foreseen[1]()
-        else:
+        law = self._foreseen[1]() if not path and self._foreseen is not None and _same(self._foreseen[0], row) else None
+        if law is None:
             law = torch.log_softmax(self.scores(row, path).float(), dim=-1)
         # One score that is no number, or none that is above minus infinity, spoils the sum that all are divided by.
         if bool(law[0].isnan()):
             raise self._complaint(row, path)
         return law
 
-    def foresee(self, row: Tensor, law: Callable[[], Tensor]) -> None:
+    def foresee(self, row: Tensor, law: Callable[[], Tensor | None]) -> None:
         """The next row that is asked about is likely this one; `law` gives its log probabilities [vocabulary] float32, computed
-        together with those of others. Forgotten with the next token."""
+        together with those of others, or None where that failed. Forgotten with the next token."""
         self._foreseen = row, law
 
     def likeliest(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> int:
@@ -165,7 +165,7 @@ class Law:
         key = (step, position, index)
         if key not in self._decisions:
             masses = torch.tensor([1 - probability, probability], dtype=torch.float64)
-            self._decisions[key] = bool(self._chance.choose(masses, position, Stage.LAW, (step, index)))
+            self._decisions[key] = bool(self.chance.choose(masses, position, Stage.LAW, (step, index)))
         return self._decisions[key]
 
     def _states_after(self, path: Sequence[int]) -> States:

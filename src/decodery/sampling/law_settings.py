@@ -16,7 +16,9 @@ class Order(Kind):
     """The names of all steps, or the name of a preset."""
 
     option = str
-    schema = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, {"type": "array", "items": {"type": "string"}}]}
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"anyOf": [{"type": "string", "enum": list(PRESETS)}, {"type": "array", "items": {"type": "string"}}]}
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[str, ...]:
         if isinstance(value, str):

@@ -21,10 +21,13 @@ ANY_VOCABULARY = 1 << 62
 
 
 class Kind:
-    """What the values of a setting are. schema: in JSON; None where JSON has no such values. option: type on the command line."""
+    """What the values of a setting are. option: their type on the command line; None: they cannot be said there."""
 
-    schema: Mapping[str, Any] | None = None
     option: Any = None
+
+    def schema(self) -> Mapping[str, Any] | None:
+        """The values as a JSON schema; None where JSON has no such values."""
+        return None
 
     def check(self, name: str, value: Any, vocabulary: int) -> Any:
         """The value as it is kept. name: of the setting; vocabulary: how many tokens there are. Raises BadSetting."""
@@ -110,8 +113,7 @@ class Real(Kind):
     open_low: bool = False
     option = float
 
-    @property
-    def schema(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def schema(self) -> Mapping[str, Any]:
         least = {"exclusiveMinimum": self.low} if self.open_low else {"minimum": self.low}
         return {"type": "number", **least, **({"maximum": self.high} if math.isfinite(self.high) else {})}
 
@@ -133,8 +135,7 @@ class Whole(Kind):
     high: int | None = None
     option = int
 
-    @property
-    def schema(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def schema(self) -> Mapping[str, Any]:
         return {"type": "integer", "minimum": self.low, **({} if self.high is None else {"maximum": self.high})}
 
     def check(self, name: str, value: Any, vocabulary: int) -> int:
@@ -156,9 +157,8 @@ class Optional(Kind):
     def option(self) -> Any:  # type: ignore[override]
         return self.kind.option
 
-    @property
-    def schema(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        return None if self.kind.schema is None else {"anyOf": [self.kind.schema, {"type": "null"}]}
+    def schema(self) -> Mapping[str, Any] | None:
+        return None if (own := self.kind.schema()) is None else {"anyOf": [own, {"type": "null"}]}
 
     def check(self, name: str, value: Any, vocabulary: int) -> Any:
         return None if value is None else self.kind.check(name, value, vocabulary)
@@ -168,7 +168,9 @@ class Flag(Kind):
     """True or False."""
 
     option = bool
-    schema = {"type": "boolean"}
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "boolean"}
 
     def check(self, name: str, value: Any, vocabulary: int) -> bool:
         if not isinstance(value, bool):
@@ -180,7 +182,9 @@ class Text(Kind):
     """A string."""
 
     option = str
-    schema = {"type": "string"}
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string"}
 
     def check(self, name: str, value: Any, vocabulary: int) -> str:
         if not isinstance(value, str):
@@ -192,9 +196,11 @@ class Texts(Kind):
     """One or more strings that are not empty, or none."""
 
     option = list[str]
-    schema = {
-        "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
-    }
+
+    def schema(self) -> Mapping[str, Any]:
+        return {
+            "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+        }
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[str, ...]:
         strings = (value,) if isinstance(value, str) else tuple(() if value is None else value)
@@ -226,9 +232,11 @@ class Tokens(Kind):
     """One or more token ids, or none."""
 
     option = list[int]
-    schema = {
-        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]
-    }
+
+    def schema(self) -> Mapping[str, Any]:
+        return {
+            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]
+        }
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[int, ...]:
         if isinstance(value, str):

@@ -20,6 +20,6 @@ from decodery.sampling.chance.replay import Replay as Replay
 
 for _file in pkgutil.iter_modules(__path__):
     for _value in list(vars(importlib.import_module(f"{__name__}.{_file.name}")).values()):
-        if isinstance(_value, type) and issubclass(_value, Source) and _value.__module__ == f"{__name__}.{_file.name}":
-            if _value is not Source and _value.by_name:
-                register(_value)
+        _here = isinstance(_value, type) and _value.__module__ == f"{__name__}.{_file.name}"
+        if _here and issubclass(_value, Source) and _value is not Source and _value.by_name:
+            register(_value)

@@ -86,7 +86,9 @@ class Chances(Kind):
     """A source of chance: as name, as name(key=value), or a `Source`."""
 
     option = str
-    schema = {"type": "string"}
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string"}
 
     def check(self, name: str, value: Any, vocabulary: int) -> Source:
         if isinstance(value, Source):

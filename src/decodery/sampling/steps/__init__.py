@@ -16,6 +16,6 @@ from decodery.sampling.steps.base import unregister as unregister
 
 for _file in pkgutil.iter_modules(__path__):
     for _value in list(vars(importlib.import_module(f"{__name__}.{_file.name}")).values()):
-        if isinstance(_value, type) and issubclass(_value, Step) and _value.__module__ == f"{__name__}.{_file.name}":
-            if _value is not Step:
-                register(_value)
+        _here = isinstance(_value, type) and _value.__module__ == f"{__name__}.{_file.name}"
+        if _here and issubclass(_value, Step) and _value is not Step:
+            register(_value)

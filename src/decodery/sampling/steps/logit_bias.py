@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.errors import BadSetting
 from decodery.plain import plain
@@ -22,7 +22,9 @@ class Bias(Kind):
     """Token id -> number below infinity; minus infinity forbids the token."""
 
     option = list[str]
-    schema = {"type": "object", "additionalProperties": {"type": "number"}}
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "object", "additionalProperties": {"type": "number"}}
 
     def check(self, name: str, value: Any, vocabulary: int) -> dict[int, float]:
         if not isinstance(value, Mapping):
@@ -68,7 +70,7 @@ class LogitBias(Step):
 
     name = "logit_bias"
     place = 130
-    places = {"hf": 90, "vllm": 70, "llama.cpp": 60}
+    places: ClassVar[Mapping[str, float]] = {"hf": 90, "vllm": 70, "llama.cpp": 60}
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         for token, value in self.logit_bias.items():

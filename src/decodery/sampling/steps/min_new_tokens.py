@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps.base import Step
@@ -27,7 +27,7 @@ class MinNewTokens(Step):
 
     name = "min_new_tokens"
     place = 140
-    places = {"vllm": 60, "llama.cpp": 70}
+    places: ClassVar[Mapping[str, float]] = {"vllm": 60, "llama.cpp": 70}
     reads_prefix = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps.base import Step
@@ -27,7 +27,7 @@ class MinP(Step):
 
     name = "min_p"
     place = 320
-    places = {"vllm": 290}
+    places: ClassVar[Mapping[str, float]] = {"vllm": 290}
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery._lazy import torch
 from decodery.sampling.settings import Callables, setting
@@ -31,7 +31,7 @@ class Processors(Step):
 
     name = "processors"
     place = 150
-    places = {"vllm": 80, "llama.cpp": 80}
+    places: ClassVar[Mapping[str, float]] = {"vllm": 80, "llama.cpp": 80}
     reads_prefix = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps.base import Step
@@ -25,7 +25,7 @@ class Temperature(Step):
 
     name = "temperature"
     place = 200
-    places = {"llama.cpp": 400}
+    places: ClassVar[Mapping[str, float]] = {"llama.cpp": 400}
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
