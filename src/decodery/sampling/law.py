@@ -116,7 +116,7 @@ class Law:
         if not self.steps:
             return row.float()
         prefix = self.prefix(path)
-        scores = processed(row[None], self.steps, [prefix])[0]
+        scores = processed(row[None].clone(), self.steps, [prefix])[0]
         if self.stateful and self._follows:
             self._passed[tuple(path)] = self._states_after(path), scores
         return scores
@@ -198,8 +198,8 @@ class Law:
 
 
 def processed(rows: Float[Tensor, "n vocabulary"], steps: Sequence[Step], prefixes: Sequence[Prefix]) -> Tensor:
-    """Processed scores [n, vocabulary] float32 of raw rows, each behind its prefix. The input is not changed."""
-    scores = rows.float().clone()  # one private copy; the steps work in place on it
+    """Processed scores [n, vocabulary] float32 of raw rows, each behind its prefix. The rows are changed in place."""
+    scores = rows.float()
     for step in steps:
         scores = step.apply(scores, prefixes)
     return scores

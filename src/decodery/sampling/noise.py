@@ -190,14 +190,13 @@ def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, floa
 
     Entries without mass are never it.
     """
-    held = probabilities.nonzero().flatten() if probabilities.is_cpu else torch.arange(len(probabilities))
-    cumulated = probabilities[held].double().cumsum(0)
+    cumulated = probabilities.double().cumsum(0)
     total = float(cumulated[-1])
     place = int(torch.searchsorted(cumulated, number * total, right=True))
     # A number close to 1 can round up to the total; the last entry with mass is meant then.
-    place = min(place, int(torch.searchsorted(cumulated, cumulated[-1])))
+    place = min(place, int(torch.searchsorted(cumulated, total)))
     before = float(cumulated[place - 1]) if place else 0.0
-    return int(held[place]), before / total, (float(cumulated[place]) - before) / total
+    return place, before / total, (float(cumulated[place]) - before) / total
 
 
 def fastest(log_weights: Float[Tensor, "n"], numbers: Float64[Tensor, "n"]) -> int:

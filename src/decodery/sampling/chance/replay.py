@@ -69,6 +69,7 @@ class Replay(Source):
 
     name = "replay"
     summary = "The draws of a recorded run, handed in again (`Recording` records one)."
+    by_name: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.draws:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from decodery._lazy import torch
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps.base import Step
 
@@ -32,4 +33,4 @@ class MinP(Step):
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         probabilities = rows.softmax(dim=-1)
-        return rows.masked_fill(probabilities < self.min_p * probabilities.amax(-1, keepdim=True), FORBIDDEN)
+        return torch.where(probabilities < self.min_p * probabilities.amax(-1, keepdim=True), FORBIDDEN, rows)

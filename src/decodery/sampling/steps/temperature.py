@@ -32,4 +32,4 @@ class Temperature(Step):
         if self.temperature < TINY_TEMPERATURE:
             # The quotient would overflow. Shifted by the highest score, it is 0 there and falls to minus infinity elsewhere.
             return ((rows.double() - rows.amax(-1, keepdim=True)) / self.temperature).float()
-        return rows / self.temperature
+        return rows.div_(self.temperature)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from decodery._lazy import torch
 from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps.base import Step
 
@@ -31,4 +32,4 @@ class TopK(Step):
         if self.top_k >= rows.shape[1]:
             return rows
         least = rows.topk(self.top_k).values[:, -1:]
-        return rows.masked_fill(rows < least, FORBIDDEN)
+        return torch.where(rows < least, FORBIDDEN, rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from decodery._lazy import torch
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps.base import Step
 
@@ -36,14 +37,17 @@ class TopP(Step):
         from decodery.sampling.top import falling  # here, since it needs torch
 
         ordered = falling(rows)
-        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
         # A token is dropped when the mass of those before it already reaches p; the first always stays.
-        counts = 1 + (mass[:, :-1] < self.top_p).sum(dim=-1)
-        last = ordered.gather(1, counts[:, None] - 1)
-        kept = rows >= last
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        border = torch.full((len(rows), 1), self.top_p, dtype=mass.dtype, device=mass.device)
+        last = torch.searchsorted(mass, border).clamp_(max=rows.shape[1] - 1)
+        least = ordered.gather(1, last)
+        rows = torch.where(rows < least, FORBIDDEN, rows)
         # Of those equal to the last, as many as there is room for. More are rare, and looked for row by row.
-        for row in (kept.sum(dim=-1) > counts).nonzero().flatten().tolist():
-            equal = (rows[row] == last[row]).nonzero().flatten()
-            beyond = int(kept[row].sum() - counts[row])
-            kept[row, equal[len(equal) - beyond :]] = False
-        return rows.masked_fill(~kept, FORBIDDEN)
+        following = ordered.gather(1, (last + 1).clamp_(max=rows.shape[1] - 1))
+        tied = (following == least) & (least > FORBIDDEN) & (last < rows.shape[1] - 1)
+        for row in tied[:, 0].nonzero().flatten().tolist():
+            equal = (rows[row] == least[row]).nonzero().flatten()
+            room = int(last[row]) + 1 - int((rows[row] > least[row]).sum())
+            rows[row, equal[room:]] = FORBIDDEN
+        return rows
