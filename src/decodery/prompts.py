@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decodery.conversations import Conversations, Message, Tool
-from decodery.engine.plain import plain
 from decodery.engine.spelling import REPLACEMENT
 from decodery.errors import BadPrompt
+from decodery.plain import plain
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """A text, a conversation ({"role", "content"} per message), or token ids: a list, or an array of one dimension."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from decodery.engine.plain import plain
+from decodery.plain import plain
 from decodery.engine.request import PROMPT_CHUNK
 from decodery.engine.task import Asking, Task
 from decodery.engine.text import TextStream

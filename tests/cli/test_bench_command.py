@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from decodery.cli.bench import split_specs
+from decodery.cli.options import split_specs
 from decodery.evaluation import benchmark
 
 
@@ -91,6 +91,8 @@ def test_files(command: Any, toy: Any, asked: Any, questions: Path, tmp_path: Pa
         (["--against", "pencils"], "'pencils' is no engine"),
         (["--csv", "nowhere/speeds.csv"], "nowhere/speeds.csv cannot be written"),
         (["--repeats", "often"], "--repeats"),
+        (["--suite", "parallelbench"], "No such option: --suite"),
+        (["--plot", "curves.png"], "No such option: --plot"),
     ],
 )
 def test_refused(

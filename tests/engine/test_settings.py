@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from decodery.engine.settings import ALIASES, Settings
+from decodery.engine.settings import Settings, aliases, declared
 from decodery.errors import BadSetting
 from decodery.sampling import DEFAULT_ORDER, LawSettings
+from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed
+from decodery.sampling.steps import default_order
 
 VOCABULARY = 100
+ALIASES = aliases()
 
 
 def of(**values: Any) -> Settings:
@@ -69,6 +71,10 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("logprobs", 1000, 1000),
     ("stopping_criteria", [keep], (keep,)),
     ("session", "mine", "mine"),
+    ("order", "llama.cpp", default_order("llama.cpp")),
+    ("chance", "gumbel", GumbelRace()),
+    ("chance", "keyed(key=7, window=0, race=False)", Keyed(7, 0, False)),
+    ("chance", Arithmetic(), Arithmetic()),
 ]
 
 
@@ -130,6 +136,18 @@ BAD: dict[str, list[Any]] = {
     "logprobs": ["1", True, 1.0, -1, 1001],
     "stopping_criteria": [5, "name", [5]],
     "session": [5, None, ["a"]],
+    "chance": [
+        5,
+        None,
+        "dice",
+        "recording",
+        "replay",
+        "keyed(key",
+        "keyed(keys=3)",
+        "keyed(key=-1)",
+        "keyed(key=x)",
+        "gumbel(a=1)",
+    ],
 }
 
 
@@ -144,7 +162,7 @@ def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
 
 
 def test_every_setting_is_tested() -> None:
-    names = {field.name for field in dataclasses.fields(Settings)}
+    names = set(declared())
     assert set(BAD) == names
     assert {name for name, _, _ in GOOD} == names
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
 from typer import Option
 
-from decodery.cli.console import Counter, check_writable, output, print_json, print_line, print_table, write_files
+from decodery.cli.console import Counter, check_writable, print_json, print_table, write_files
 from decodery.cli.machine import in_words
-from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
-from decodery.errors import BadSetting
+from decodery.cli.options import (
+    CsvOption,
+    JsonOption,
+    MethodsOption,
+    ModelOptions,
+    OutOption,
+    SeedOption,
+    TemperatureOption,
+    named,
+    print_remarks,
+    specs_of,
+    with_option_groups,
+)
 
 if TYPE_CHECKING:
     from decodery.evaluation.report import BenchmarkReport
@@ -20,14 +30,7 @@ if TYPE_CHECKING:
 @with_option_groups
 def bench(
     model: ModelOptions,
-    methods: Annotated[
-        list[str] | None,
-        Option(
-            "--methods",
-            metavar="SPECS",
-            help="Methods, separated by commas; may be repeated. Default: all lossless ones that need nothing.",
-        ),
-    ] = None,
+    methods: MethodsOption = None,
     prompts: Annotated[
         Path | None,
         Option(
@@ -39,71 +42,36 @@ def bench(
         str | None, Option("--categories", metavar="NAMES", help="Only these categories, separated by commas.")
     ] = None,
     max_new_tokens: Annotated[int, Option("--max-new-tokens", help="Most tokens per answer.")] = 128,
-    temperature: Annotated[float, Option("--temperature", "-t", help="0 is greedy decoding.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     repeats: Annotated[int, Option("--repeats", help="How often everything is measured.")] = 1,
     warmup: Annotated[int, Option("--warmup", help="Questions decoded before, which do not count.")] = 1,
     batch_size: Annotated[int, Option("--batch-size", help="Questions decoded together.")] = 1,
     against: Annotated[
         str | None, Option("--against", metavar="NAMES", help="Other engines to measure beside: transformers.")
     ] = None,
-    seed: Annotated[int, Option("--seed", help="Fixes every random draw.")] = 0,
-    csv: Annotated[Path | None, Option("--csv", metavar="FILE", help="Write the rows to a CSV file.")] = None,
-    out: Annotated[Path | None, Option("--out", metavar="FILE", help="Write the report to a JSON file.")] = None,
-    suite: Annotated[
-        str | None,
-        Option(
-            "--suite",
-            metavar="NAME",
-            help="Tasks with right answers instead of questions: parallelbench, for masked-diffusion models.",
-        ),
-    ] = None,
-    full: Annotated[bool, Option("--full", help="Of a suite: the published grid of settings.")] = False,
-    plot: Annotated[
-        Path | None, Option("--plot", metavar="FILE", help="Of a suite: draw its trade-off curves.")
-    ] = None,
+    seed: SeedOption = 0,
+    csv: CsvOption = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure methods on a set of questions: speed, tokens per forward, and the share of outputs that stay identical.
 
-    Plain decoding is always measured too, in the same run on the same machine; every speed-up is relative to it.
-
-    With `--suite parallelbench` every decoder of canvases is measured on the same tasks: accuracy against tokens per forward;
-    --categories names tasks and --limit samples of each.
+    Without --methods all lossless ones are measured that need nothing. Plain decoding is always measured too, in the same run on
+    the same machine; every speed-up is relative to it.
 
     Example: `decodery bench --methods "prompt-lookup, token-recycling" --limit 2 --csv speeds.csv`
     """
     from decodery.engine import registry
 
-    specs = [spec for text in methods or [] for spec in split_specs(text)]
-    for spec in specs if suite is None else ():
+    specs = specs_of(methods)
+    for spec in specs:
         registry.method(spec)
-    if suite is not None:
-        from decodery.cli import bench_suite
-
-        bench_suite.run(
-            suite,
-            model,
-            specs,
-            tasks=_names(categories),
-            limit=limit,
-            batch_size=batch_size,
-            temperature=temperature,
-            seed=seed,
-            full=full,
-            csv=csv,
-            out=out,
-            plot=plot,
-            as_json=as_json,
-        )
-        return
-    if full or plot is not None:
-        raise BadSetting("--full and --plot belong to a suite; name one with --suite.")
     specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.extras]
     check_writable(csv, out)
     from decodery.evaluation.benchmark import run_benchmark
     from decodery.evaluation.questions import load_questions
 
-    questions = load_questions(prompts, per_category=limit, categories=_names(categories) or None)
+    questions = load_questions(prompts, per_category=limit, categories=named(categories) or None)
     lm = model.load()
     with Counter() as counter:
         report = run_benchmark(
@@ -115,7 +83,7 @@ def bench(
             repeats=repeats,
             warmup=warmup,
             batch_size=batch_size,
-            against=_names(against),
+            against=named(against),
             seed=seed,
             on_progress=counter,
         )
@@ -129,29 +97,10 @@ def bench(
 def _show(report: BenchmarkReport) -> None:
     header, *rows = report.table()
     print_table((header[0], *(f"{column}>" for column in header[1:])), rows)
-    print_line()
     told, overhead = report.provenance, report.engine_overhead
-    remarks = [
+    print_remarks(
         f"{in_words(told)}; {told['questions']} questions ({told['prompts']}), at most {told['max_new_tokens']} new "
         f"tokens, temperature {told['temperature']:g}, batch size {told['batch_size']}.",
         f"Plain decoding takes {abs(overhead):.1%} {'longer' if overhead >= 0 else 'less time'} than its bare forwards.",
         *report.notes,
-    ]
-    for remark in remarks:
-        output().print(Text(remark, style="dim"), soft_wrap=True)
-
-
-def split_specs(text: str) -> list[str]:
-    """Specs separated by commas; those between the brackets of a spec do not count."""
-    specs, depth = [""], 0
-    for character in text:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if character == "," and depth <= 0:
-            specs.append("")
-        else:
-            specs[-1] += character
-    return [spec.strip() for spec in specs if spec.strip()]
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from decodery.cli.console import output, print_line, print_table
 from decodery.cli.conversation import Conversation
 from decodery.errors import BadInput, BadSetting, near
+from decodery.sampling.chance import Source
 
 
 class Leave(Exception):
@@ -78,13 +79,11 @@ def _value(text: str) -> Any:
 
 
 def _settings(conversation: Conversation, rest: str) -> None:
-    import dataclasses
-
     from decodery.cli.conversation import NOT_IN_A_CHAT
-    from decodery.engine.settings import Settings
+    from decodery.engine.settings import declared
 
     hidden = {*NOT_IN_A_CHAT, "processors", "stopping_criteria", "order"}
-    defaults = {name: value for name, value in dataclasses.asdict(Settings()).items() if name not in hidden}
+    defaults = {name: own.default for name, own in declared().items() if name not in hidden}
     rows = [
         (name, _shown(conversation.settings.get(name, default)), "" if name in conversation.settings else "default")
         for name, default in defaults.items()
@@ -95,7 +94,7 @@ def _settings(conversation: Conversation, rest: str) -> None:
 def _shown(value: Any) -> str:
     if value is None or value in ((), {}):
         return "none"
-    return str(value)
+    return value.spec() if isinstance(value, Source) else str(value)
 
 
 def _system(conversation: Conversation, rest: str) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from decodery.cli.console import Counter, notice, print_json, print_line, print_table
-from decodery.cli.options import JsonOption, ModelOptions, with_option_groups
+from decodery.cli.options import JsonOption, ModelOptions, SeedOption, with_option_groups
 from decodery.errors import MethodUnavailable, Refused
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check(
     significance: Annotated[
         float, Option("--significance", help="How often a sound method may be refuted by chance.")
     ] = 0.001,
-    seed: Annotated[int, Option("--seed", help="Fixes every random draw.")] = 0,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Decide by experiment whether methods keep what they declare.

@@ -98,9 +98,9 @@ class Conversation:
 
     def set(self, name: str, value: Any) -> None:
         """Change a setting; None gives it its default back. Raises BadSetting."""
-        from decodery.engine.settings import ALIASES, Settings
+        from decodery.engine.settings import Settings, aliases
 
-        ours = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
+        ours = aliases().get(name.replace("-", "_"), name.replace("-", "_"))
         if ours in NOT_IN_A_CHAT:
             raise BadSetting(f"{ours} cannot be set in a conversation: {NOT_IN_A_CHAT[ours]}.")
         changed = {key: item for key, item in self.settings.items() if key != ours}

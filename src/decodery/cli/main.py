@@ -24,6 +24,7 @@ from decodery.cli.methods import methods
 from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
+from decodery.cli.suite import suite
 from decodery.errors import DecoderyError
 
 BAD_INPUT = 2
@@ -60,6 +61,7 @@ app.command("pull")(pull)
 app.command("race")(race)
 app.command("check")(check)
 app.command("bench")(bench)
+app.command("suite")(suite)
 app.command("acceptance")(acceptance)
 
 USAGE_ERROR: type[Exception] = next(

@@ -1,8 +1,8 @@
 """The options that several verbs share, in groups.
 
 A verb takes a group as one parameter (`model: ModelOptions`); `with_option_groups` turns each field of the group into
-an option of the verb. Ranges are not checked here: the settings check themselves, with the same sentences for
-everybody.
+an option of the verb. An option that several verbs have is declared here, once. Ranges are not checked here: the settings check
+themselves, with the same sentences for everybody.
 """
 
 from __future__ import annotations
@@ -13,24 +13,37 @@ import inspect
 import os
 import secrets
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+from rich.text import Text
 from typer import Option
 
 from decodery._lazy import without_collection
-from decodery.cli.console import Bars
-from decodery.errors import BadSetting
+from decodery.cli.console import Bars, output, print_line
+from decodery.engine.settings import declared
+from decodery.sampling.law_settings import LawSettings
+from decodery.sampling.settings import ANY_VOCABULARY, Setting, settings_of
+from decodery.sampling.steps import step_settings
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
 
 DEFAULT_MODEL = "smollm2-135m"
-ANY_VOCABULARY = 1 << 62
-"""Stands for the size of a vocabulary while the model is not loaded yet."""
+
+# Options of single verbs that mean the same in all of them
 
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
+SeedOption = Annotated[int, Option("--seed", help="Fixes every random draw.")]
+TemperatureOption = Annotated[float, Option("--temperature", "-t", help="0 is greedy decoding.")]
+CsvOption = Annotated[Path | None, Option("--csv", metavar="FILE", help="Write the rows to a CSV file.")]
+MethodsOption = Annotated[
+    list[str] | None,
+    Option("--methods", metavar="SPECS", help="Methods, separated by commas; may be repeated."),
+]
+OutOption = Annotated[Path | None, Option("--out", metavar="FILE", help="Write the report to a JSON file.")]
 
 
 def _method_names(incomplete: str) -> list[str]:
@@ -51,53 +64,44 @@ MethodOption = Annotated[
 ]
 
 
+def _panelled(panel: str) -> Callable[..., Any]:
+    return functools.partial(Option, rich_help_panel=panel)
+
+
+_model = _panelled("Model")
+
+
+ModelOption = Annotated[
+    str, _model("--model", "-m", help="A bundled name, owner/name on the hub, a folder, or a .gguf file.")
+]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and how it is run."""
 
-    model: Annotated[
-        str,
-        Option(
-            "--model",
-            "-m",
-            help="A bundled name, owner/name on the hub, a folder, or a .gguf file.",
-            rich_help_panel="Model",
-        ),
-    ] = DEFAULT_MODEL
-    dtype: Annotated[str, Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = (
-        "auto"
-    )
-    device: Annotated[str, Option("--device", help="auto, cpu, cuda, …", rich_help_panel="Model")] = "auto"
-    threads: Annotated[
-        int | None, Option("--threads", help="Processor threads.", show_default="all", rich_help_panel="Model")
-    ] = None
-
+    model: ModelOption = DEFAULT_MODEL
+    dtype: Annotated[str, _model("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[str, _model("--device", help="auto, cpu, cuda, …")] = "auto"
+    threads: Annotated[int | None, _model("--threads", help="Processor threads.", show_default="all")] = None
     fast: Annotated[
-        str,
-        Option(
-            "--fast",
-            help="How passes are run: auto, packed, native (compiled), fused, or off.",
-            rich_help_panel="Model",
-        ),
+        str, _model("--fast", help="How passes are run: auto, packed, native (compiled), fused, or off.")
     ] = "auto"
-
     kv_budget: Annotated[
         str | None,
-        Option(
+        _model(
             "--kv-budget",
             metavar="SIZE",
             help="Most memory for keys and values, such as 2GB; requests beyond it wait.",
             show_default="half of what is free",
-            rich_help_panel="Model",
         ),
     ] = None
     prefill_chunk: Annotated[
         int | None,
-        Option(
+        _model(
             "--prefill-chunk",
             help="Prompt tokens scored in one pass while other requests run; 0: whole prompts.",
             show_default="by the cost curve",
-            rich_help_panel="Model",
         ),
     ] = None
 
@@ -124,100 +128,57 @@ def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> Langua
     )
 
 
-_LAW = "Law of the tokens"
-_OUTPUT = "Output"
-
-
-@dataclass(frozen=True)
-class SettingOptions:
-    """Settings of a generation (`decodery.engine.settings.Settings`); None: not given."""
-
-    temperature: Annotated[
-        float | None,
-        Option("--temperature", "-t", help="0 is greedy decoding.", show_default="0", rich_help_panel=_LAW),
-    ] = None
-    top_k: Annotated[
-        int | None, Option("--top-k", help="Only the k likeliest tokens; 0: all.", rich_help_panel=_LAW)
-    ] = None
-    top_p: Annotated[
-        float | None,
-        Option("--top-p", help="Only the likeliest tokens that together reach this mass.", rich_help_panel=_LAW),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        Option("--min-p", help="Only tokens at least this share as likely as the likeliest.", rich_help_panel=_LAW),
-    ] = None
-    repetition_penalty: Annotated[
-        float | None,
-        Option("--repetition-penalty", help="Factor against tokens seen before.", rich_help_panel=_LAW),
-    ] = None
-    presence_penalty: Annotated[
-        float | None,
-        Option("--presence-penalty", help="Subtracted for tokens of the output.", rich_help_panel=_LAW),
-    ] = None
-    frequency_penalty: Annotated[
-        float | None,
-        Option("--frequency-penalty", help="Subtracted for each time they occur in it.", rich_help_panel=_LAW),
-    ] = None
-    logit_bias: Annotated[
-        list[str] | None,
-        Option(
-            "--logit-bias",
-            metavar="ID=VALUE",
-            help="Added to the score of a token; may be repeated.",
-            rich_help_panel=_LAW,
-        ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        Option("--seed", help="Fixes every random draw.", show_default="a fresh one", rich_help_panel=_LAW),
-    ] = None
-    max_new_tokens: Annotated[
-        int | None, Option("--max-new-tokens", help="Most tokens to generate.", rich_help_panel=_OUTPUT)
-    ] = None
-    min_new_tokens: Annotated[
-        int | None, Option("--min-new-tokens", help="No end before that many.", rich_help_panel=_OUTPUT)
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        Option("--stop", help="Text that ends the output; may be repeated.", rich_help_panel=_OUTPUT),
-    ] = None
-    stop_token_id: Annotated[
-        list[int] | None,
-        Option("--stop-token-id", help="Token that ends the output; may be repeated.", rich_help_panel=_OUTPUT),
-    ] = None
-    ignore_eos: Annotated[
-        bool, Option("--ignore-eos", help="The model's end tokens do not end the output.", rich_help_panel=_OUTPUT)
-    ] = False
-    session: Annotated[
-        str | None,
-        Option("--session", help="Name of the memory that methods share between requests.", rich_help_panel=_OUTPUT),
-    ] = None
+class _SettingGroup:
+    """Base of the group of settings: one field for each setting that is on the command line; None: not given."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given, by their names in `Settings`."""
-        values: dict[str, Any] = {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None and value is not False and value != []
-        }
-        if "logit_bias" in values:
-            values["logit_bias"] = dict(_bias(pair) for pair in values["logit_bias"])
-        if "stop_token_id" in values:
-            values["stop_token_ids"] = tuple(values.pop("stop_token_id"))
-        if "stop" in values:
-            values["stop"] = tuple(values["stop"])
+        """The settings that were given, by their names in `Settings`. Raises BadSetting."""
+        values: dict[str, Any] = {}
+        for setting in _on_the_command_line():
+            value = getattr(self, _parameter(setting))
+            if value is not None and value is not False and value != []:
+                values[setting.name] = setting.kind.read(tuple(value) if isinstance(value, list) else value)
         return values
 
 
-def _bias(pair: str) -> tuple[int, float]:
-    token, equals, value = pair.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        return int(token), float(value)
-    except ValueError:
-        raise BadSetting(f"--logit-bias takes ID=VALUE, a token id and a number, not {pair!r}.") from None
+def _on_the_command_line() -> list[Setting]:
+    return [setting for setting in declared().values() if setting.option]
+
+
+def _parameter(setting: Setting) -> str:
+    """How a setting is called among the parameters of a verb: by its option, which may be in the singular."""
+    return setting.option[0].removeprefix("--").replace("-", "_")
+
+
+def _field(setting: Setting) -> tuple[str, Any, Any]:
+    """A field of the group, for a dataclass."""
+    law = setting.name in step_settings() or setting in settings_of(LawSettings) or setting.name in ("seed", "chance")
+    option = Option(
+        *setting.option,
+        help=setting.help,
+        metavar=setting.metavar,
+        show_default=False if setting.kind.option is bool else _default(setting),
+        rich_help_panel="Law of the tokens" if law else "Output",
+    )
+    if setting.kind.option is bool:
+        return _parameter(setting), Annotated[bool, option], False
+    return _parameter(setting), Annotated[setting.kind.option | None, option], None
+
+
+def _default(setting: Setting) -> str | bool:
+    plain = isinstance(setting.default, int | float | str) and not isinstance(setting.default, bool)
+    return f"{setting.default}" if plain else False
+
+
+if TYPE_CHECKING:
+    SettingOptions: TypeAlias = _SettingGroup
+else:
+    SettingOptions = dataclasses.make_dataclass(
+        "SettingOptions", [_field(setting) for setting in _on_the_command_line()], bases=(_SettingGroup,), frozen=True
+    )
+    SettingOptions.__doc__ = (
+        "The settings of a generation that are on the command line; made of what the settings declare."
+    )
 
 
 def check_early(method: str | None, settings: dict[str, Any]) -> str | None:
@@ -267,3 +228,32 @@ def with_option_groups(verb: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     call.__annotations__ = {option.name: option.annotation for option in options}
     return call
+
+
+def named(text: str | None) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def specs_of(given: Sequence[str] | None) -> list[str]:
+    """The specs of methods that were given, each time several separated by commas."""
+    return [spec for text in given or () for spec in split_specs(text)]
+
+
+def split_specs(text: str) -> list[str]:
+    """Specs separated by commas; those between the brackets of a spec do not count."""
+    specs, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and depth <= 0:
+            specs.append("")
+        else:
+            specs[-1] += character
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
+def print_remarks(*remarks: str) -> None:
+    """Print what there is to say below a table."""
+    print_line()
+    for remark in remarks:
+        output().print(Text(remark, style="dim"), soft_wrap=True)

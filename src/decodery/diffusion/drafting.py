@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
     from decodery.engine.request import Request
     from decodery.models.sequence import Sequence as CachedSequence
-    from decodery.sampling.noise import Chance, Stage
+    from decodery.sampling.noise import Chance, Index, Stage
 
 Answering = Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Scores]]]
 """Yields forwards, returns the answers to each ask."""
@@ -64,13 +64,20 @@ class Draft:
 class Likeliest:
     """A chance without noise: whatever is likeliest."""
 
-    def choose(self, probabilities: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def choose(
+        self, probabilities: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
+    ) -> int:
         return int(probabilities.argmax())
 
-    def accept(self, probability: float, position: int, index: int = 0) -> bool:
+    def accept(self, probability: float, position: int, index: Index = 0) -> bool:
         return probability > 0.5
 
-    def race(self, log_weights: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def fork(self, text: Sequence[int]) -> Likeliest:
+        return self
+
+    def race(
+        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
+    ) -> int:
         return int(log_weights.argmax())
 
 

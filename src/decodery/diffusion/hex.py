@@ -188,11 +188,9 @@ class HiddenExperts(StepwiseMethod):
         law = request.law
         if law.greedy and self.temperature > 0:
             law = request.law_with(temperature=self.temperature)
-        from decodery.sampling.noise import Noise  # here, since it needs torch
-
         assert request.settings.seed is not None
-        noise = Noise(run_seed(request.settings.seed, key), request.sample)
-        denoising = Denoising(request, plan, noise, request.output.fork(), law)
+        chance = request.chance(run_seed(request.settings.seed, key))
+        denoising = Denoising(request, plan, chance, request.output.fork(), law)
         yield from denoising.run()
         forwards = denoising.forwards * len(denoising.sequences)
         denoising.sequences = ()  # only the canvas is looked at from here on

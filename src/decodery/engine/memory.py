@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decodery.engine.plain import plain
 from decodery.errors import BadSetting, NotEnoughMemory
+from decodery.plain import plain
 
 if TYPE_CHECKING:
     from decodery.engine.method import Method

@@ -81,6 +81,8 @@ class Method(ABC):
     """Room of the method: "sampling", "speculative", "diffusion", …"""
     needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS,)
     """What must be there for it to run."""
+    random_drafts: ClassVar[bool] = False
+    """Whether its drafts are drawn at random: its samples have the law of plain decoding's, and are others at the same seed."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
@@ -224,10 +226,12 @@ def build(cls: type[Method], values: Mapping[str, Any]) -> Method:
 
 def refusal(method: Method, settings: Settings) -> str | None:
     """Why a method does not run with these settings; None where it does."""
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    from decodery.engine.settings import declared
+
+    known = declared()
     for name, reason in method.refuses.items():
         value = getattr(settings, name)
-        if value not in (defaults.get(name), (), {}, None):
+        if value not in (known[name].default, (), {}, None):
             return f"{method.name} does not run with {name}: {reason}"
     return None
 
@@ -241,4 +245,8 @@ def admit(method: Method, request: Request) -> None:
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)
+    source = request.settings.chance
+    beside = method.family == "diffusion" or (method.random_drafts and not request.law.greedy)
+    if source.target_only and beside:
+        raise Refused(f"{method.name} does not run with chance {source.name}: {source.target_only}.")
     method.admit(request)

@@ -30,7 +30,9 @@ class Output:
         self.request = request
         self.tokens: list[int] = list(request.prompt)
         """Prompt and committed tokens."""
-        self.law = Law(request.settings, request.prompt, sorted(request.stop_ids))
+        self.noise = request.chance(text=self.tokens)
+        """Where its random decisions come from."""
+        self.law = Law(request.settings, request.prompt, sorted(request.stop_ids), self.noise)
         """The processed law, which has observed the committed tokens."""
         self.logprobs: list[TokenLogprobs] = []
         """Of each committed token, where the settings ask for them."""
@@ -81,12 +83,14 @@ class Output:
         if self.law.greedy:
             return self.law.likeliest(row, path)
         law = self.law.log_probabilities(row, path).exp()
-        return self.request.noise.choose(law, self.position + len(path), Stage.TARGET, index)
+        return self.noise.choose(law, self.position + len(path), Stage.TARGET, index, path)
 
     def fork(self) -> Output:
         """A try that goes on from here by itself."""
         twin = copy.copy(self)
-        twin.tokens, twin.law, twin._text = list(self.tokens), self.law.fork(), self._text.fork()
+        twin.tokens, twin._text = list(self.tokens), self._text.fork()
+        twin.noise = self.noise.fork(twin.tokens)
+        twin.law = self.law.fork(twin.noise)
         twin.logprobs, twin.step_of, twin.block_ends = list(self.logprobs), list(self.step_of), list(self.block_ends)
         twin._untold = list(self._untold)
         if self.place is not None:
@@ -186,7 +190,7 @@ class Output:
         """Take a token in: the text that becomes visible, and why the output ends with it, if so."""
         settings = self.request.settings
         self.tokens.append(token)
-        self.law.observe(token)
+        self.law.observe(token, rows[place] if self.law.stateful else None)
         count = len(self.tokens) - len(self.request.prompt)
         # Before the least length nothing ends the output, and an end token is a token like others.
         early = count < settings.min_new_tokens

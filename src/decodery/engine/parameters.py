@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from decodery.engine.plain import plain
+from decodery.plain import plain
 from decodery.errors import BadParameter
 
 

@@ -15,8 +15,9 @@ from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import Decoder, prompt_text
 from decodery.models.forward import Forward, Scores
+from decodery.sampling.chance import Sample
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Chance, Noise
+from decodery.sampling.noise import Chance
 
 if TYPE_CHECKING:
     from decodery.engine.cost import CostCurve
@@ -77,17 +78,12 @@ class Request:
         self.prompt = tuple(prompt)
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
-        assert self.settings.seed is not None
-        self.noise: Chance = Noise(self.settings.seed, sample)
-        """Where every random decision comes from; tests put one in its place that tries all of them."""
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
         self.events: list[Event] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         """Why it is over: that of its first output."""
         self.error: Exception | None = None
-        self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria)
-        """Whether `commit` looks at the rows that it is given."""
         self.company = 1
         """How many tasks share the engine now; a draft that rides along with others costs more."""
         self.rows: Mapping[int, int] = {}
@@ -96,6 +92,8 @@ class Request:
         self.output = Output(self)
         """The text that it decodes. Where several are decided together: one without new tokens, to fork; when they are decided,
         the first of them."""
+        self.reads_rows = settings.logprobs is not None or bool(settings.stopping_criteria) or self.law.stateful
+        """Whether `commit` looks at the rows that it is given."""
         self.outputs: list[Output] = []
         """What it gives, as far as that is shown."""
         if not together:
@@ -149,9 +147,26 @@ class Request:
 
     # What methods use: its own
 
+    @property
+    def noise(self) -> Chance:
+        """Where every random decision comes from; tests put one in its place that tries all of them."""
+        return self.output.noise
+
+    @noise.setter
+    def noise(self, chance: Chance) -> None:
+        self.output.noise = self.output.law.chance = chance
+
+    def chance(self, seed: int | None = None, text: Sequence[int] | None = None) -> Chance:
+        """The draws of the source that the settings name, from their beginning. seed: another than the request's. text: the
+        committed tokens, which grow; None: those of its output."""
+        settings = self.settings
+        assert settings.seed is not None
+        given = settings.seed if seed is None else seed
+        return settings.chance.chance(Sample(given, self.sample, settings.n, self.tokens if text is None else text, len(self.prompt)))
+
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""
-        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids))
+        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids), self.noise)
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""

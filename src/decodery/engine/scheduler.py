@@ -13,15 +13,17 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from decodery.engine.draws import foresee
 from decodery.engine.memory import KVBudget, Need, size_text
-from decodery.engine.plain import plain
 from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
 from decodery.engine.task import Asking, Decode, Task
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.scorer import PassKey, pass_key
+from decodery.plain import plain
 
 if TYPE_CHECKING:
+
     from decodery.engine.method import Method
     from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
@@ -161,6 +163,7 @@ class Scheduler:
             for running, ask, leader in held:
                 if not running.task.over:
                     self._follow(running, ask, leader)
+            foresee(filter(None, (running.task.draws(running.asks) for running in self._running)))
             for running in list(self._running):
                 running.task.meets(len(self._running))
                 if not running.task.over and all(ask.answer is not None for ask in running.asks):

@@ -12,10 +12,13 @@ from decodery.errors import BadSetting, ScoresNotNumbers
 from decodery.models.forward import Forward
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from decodery.engine.method import Method
     from decodery.engine.request import Request
     from decodery.engine.sharing import Ask
     from decodery.models.scorer import Scorer
+    from decodery.sampling.law import Law
 
 Value = TypeVar("Value")
 Asking: TypeAlias = Generator[Forward | tuple[Forward, ...], Any, Value]
@@ -70,6 +73,11 @@ class Task(Generic[Value]):
     def reads(self, ask: Ask) -> bool:
         """Whether an ask reads a text that was there before, and may be cut into pieces while others wait."""
         return ask.plain
+
+    def draws(self, asks: Sequence[Ask]) -> tuple[Law, Tensor] | None:
+        """The law and the raw scores [vocabulary] that it likely draws from when it goes on, so that those of a round are computed
+        together."""
+        return None
 
     def meets(self, company: int) -> None:
         """So many tasks share the engine now, this one included."""
@@ -133,6 +141,13 @@ class Decode(Task[None]):
     def reads(self, ask: Ask) -> bool:
         # Long drafts are no prompts: their requests are those that must not wait.
         return ask.plain and ask.base < len(self.request.prompt) - 1
+
+    def draws(self, asks: Sequence[Ask]) -> tuple[Law, Tensor] | None:
+        target = self.request.host.network
+        for ask in asks:
+            if ask.answer is not None and ask.forward.sequence.owner is target and len(ask.answer.logits):
+                return self.request.law, ask.answer.logits[0]
+        return None
 
     def meets(self, company: int) -> None:
         self.request.company = company

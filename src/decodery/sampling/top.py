@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -36,3 +37,13 @@ def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
     if row.device.type == "cpu" and row.dtype == torch.float32:
         return int(row.detach().numpy().argmax())
     return int(row.argmax())
+
+
+def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:
+    """The values of each row from high to low. On a CPU numpy sorts them many times faster than `sort`, which also tells from
+    where each comes."""
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        ordered = -rows.detach().numpy()
+        ordered.sort(axis=-1)
+        return torch.from_numpy(np.negative(ordered, out=ordered))
+    return rows.sort(dim=-1, descending=True).values

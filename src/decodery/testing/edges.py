@@ -8,7 +8,7 @@ from torch import Tensor
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Noise, Stage
+from decodery.sampling.noise import Index, Noise, Stage
 from decodery.testing.hosts import scripted_language_model
 from decodery.testing.outputs import finished, new_request
 from decodery.testing.scorers import Prefix, TabularScorer
@@ -26,10 +26,10 @@ class EdgeNoise(Noise):
         super().__init__(0)
         self.value = value
 
-    def uniform(self, position: int, stage: Stage, index: int = 0) -> float:
+    def uniform(self, position: int, stage: Stage, index: Index = 0) -> float:
         return self.value
 
-    def uniforms(self, count: int, position: int, stage: Stage, index: int = 0) -> Tensor:
+    def uniforms(self, count: int, position: int, stage: Stage, index: Index = 0) -> Tensor:
         return torch.full((count,), self.value, dtype=torch.float64)
 
 

@@ -8,13 +8,13 @@ three.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
-from decodery.sampling.noise import Chance, Stage
+from decodery.sampling.noise import Chance, Index, Stage
 
 Outcome = TypeVar("Outcome", bound=Hashable)
 SMALLEST = 1e-300
@@ -39,24 +39,31 @@ class ScriptedChance:
     def __init__(self, script: list[_Decision]):
         self._script = script
         self._next = 0
-        self._used: set[tuple[int, Stage, int]] = set()
+        self._used: set[tuple[int, Stage, Index]] = set()
 
-    def choose(self, probabilities: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def choose(
+        self, probabilities: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
+    ) -> int:
         masses = probabilities.double().tolist()
         total = math.fsum(masses)
         assert total > 0, f"a draw from a law without mass at position {position}"
         assert min(masses) >= 0, f"a draw from negative probabilities at position {position}"
         return self._decide([(i, mass / total) for i, mass in enumerate(masses)], position, stage, index)
 
-    def accept(self, probability: float, position: int, index: int = 0) -> bool:
+    def accept(self, probability: float, position: int, index: Index = 0) -> bool:
         assert not math.isnan(probability), f"acceptance with probability nan at position {position}"
         chance = min(max(probability, 0.0), 1.0)
         return bool(self._decide([(1, chance), (0, 1 - chance)], position, Stage.ACCEPT, index))
 
-    def race(self, log_weights: Tensor, position: int, stage: Stage, index: int = 0) -> int:
+    def fork(self, text: Sequence[int]) -> ScriptedChance:
+        return self
+
+    def race(
+        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
+    ) -> int:
         return self.choose((log_weights.double() - log_weights.max()).exp(), position, stage, index)
 
-    def _decide(self, branches: list[tuple[int, float]], position: int, stage: Stage, index: int) -> int:
+    def _decide(self, branches: list[tuple[int, float]], position: int, stage: Stage, index: Index) -> int:
         if stage is not Stage.DRAFT:
             address = (position, stage, index)
             assert address not in self._used, f"the noise at {address} is used twice"

@@ -96,7 +96,7 @@ def exact_outputs(
     def run(chance: Chance) -> Prefix:
         lm.memory = {**memory, **copy.deepcopy(learned)}
         request, chosen = new_request(lm, method, prompt, settings)
-        request.noise = chance
+        request.noise = request.law.chance = chance
         return tuple(finished(request, chosen).new_tokens)
 
     try:

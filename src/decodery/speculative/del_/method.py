@@ -36,6 +36,7 @@ class DynamicExit(SpeculativeMethod):
     have drafted, and the exit and length with the most tokens per layer draft next. Wants exits that were trained."""
 
     name: ClassVar[str] = "del"
+    random_drafts: ClassVar[bool] = True
     title: ClassVar[str] = "DEL: dynamic exit layer"
     paper: ClassVar[str] = "Entezari Zarch et al., COLM 2025, arXiv 2504.05598; LayerSkip, arXiv 2404.16710"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
@@ -277,7 +278,7 @@ class ExitDrafter(Drafter):
         """The next drafted token and its probability in the exit's raw law; no token where all are forbidden."""
         request, path = self._request, self._drafted
         whole = self._speech.whole(row)
-        scores = request.law.scores(whole, path)
+        scores = request.law.drafting.scores(whole, path)
         if not float(scores.max()) > FORBIDDEN:
             return None, 0.0
         if request.law.greedy:
@@ -285,7 +286,7 @@ class ExitDrafter(Drafter):
         else:
             from decodery.sampling.noise import Stage
 
-            law = request.law.log_probabilities(whole, path).exp()
+            law = request.law.drafting.log_probabilities(whole, path).exp()
             q[len(path) - 1] = law
             token = request.noise.choose(law, request.position + len(path), Stage.DRAFT)
         return token, float((whole[token] - row.logsumexp(dim=-1)).exp())

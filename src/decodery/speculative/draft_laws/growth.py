@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from decodery.speculative.draft_laws.laws import DraftLaws, Path
 
 MOST_CHILDREN = 64
-"""Each node has this many addresses for the draws of its children."""
+"""No node has more children."""
 
 
-def draw_independent(chance: Chance, law: Tensor, count: int, position: int, index: int = 0) -> list[int]:
-    """`count` independent draws from a law [vocabulary]. position, index: address of the first draw."""
+def draw_independent(chance: Chance, law: Tensor, count: int, position: int, node: int = ROOT) -> list[int]:
+    """`count` independent draws from a law [vocabulary]. node: whose children they are, for the address."""
     from decodery.sampling.noise import Stage
 
-    return [chance.choose(law, position, Stage.DRAFT, index + i) for i in range(count)]
+    return [chance.choose(law, position, Stage.DRAFT, (node, i)) for i in range(count)]
 
 
-def draw_distinct(chance: Chance, law: Tensor, count: int, position: int, index: int = 0) -> list[int]:
+def draw_distinct(chance: Chance, law: Tensor, count: int, position: int, node: int = ROOT) -> list[int]:
     """Up to `count` different tokens in the order in which they are drawn, each from the law without the earlier ones.
 
     This is Gumbel top-k: the k highest of log q + Gumbel noise, in falling order, have exactly this law (Kool et al., arXiv
@@ -41,7 +41,7 @@ def draw_distinct(chance: Chance, law: Tensor, count: int, position: int, index:
     for i in range(count):
         if not float(rest.sum()) > 0:
             break
-        drawn.append(chance.choose(rest, position, Stage.DRAFT, index + i))
+        drawn.append(chance.choose(rest, position, Stage.DRAFT, (node, i)))
         rest[drawn[-1]] = 0
     return drawn
 
@@ -112,7 +112,7 @@ def grow_branching(
             else:
                 tree.q[parent] = law
                 position = request.position + level - 1
-                children = draw(request.noise, law, count, position, (parent + 1) * MOST_CHILDREN)
+                children = draw(request.noise, law, count, position, parent)
             nodes = [tree.add(parent, token) for token in children]
             fresh += [node for node in nodes if tree.tokens[node] not in request.stop_ids]
         if level == len(branching) or not fresh:
@@ -203,14 +203,14 @@ def draw_beam(
         rate = sum(masses)
         if not rate > 0:
             break
-        parent = chance.choose(torch.tensor(masses, dtype=torch.float64), position, Stage.DRAFT, 2 * event)
+        parent = chance.choose(torch.tensor(masses, dtype=torch.float64), position, Stage.DRAFT, ("parent", event))
         if parent == len(rates):
             rates.append(0.0)
         law, start = left[parent], whole[parent]
         if law is None or start is None:
             grown.append(Arrival(rate, None, -1, 0.0))
         else:
-            token = chance.choose(law, position, Stage.DRAFT, 2 * event + 1)
+            token = chance.choose(law, position, Stage.DRAFT, ("child", event))
             share = above[parent].share
             grown.append(Arrival(rate, parent, token, share * float(start[token])))
             sequences += 1

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from decodery._lazy import torch
 from decodery.engine.method import parameter
@@ -67,7 +67,7 @@ class DraftLaws(ABC):
 
     def processed(self, row: Tensor, path: Path) -> Tensor | None:
         """The law of a raw row of scores [vocabulary] after the committed text and `path`: the target's own processing."""
-        law = self.request.law
+        law = self.request.law.drafting
         scores = law.scores(row, path)
         if not math.isfinite(float(scores.max())):
             return None
@@ -146,6 +146,8 @@ class NetworkLaws(DraftLaws):
 @dataclass(frozen=True)
 class DraftLawMethod(SpeculativeMethod):
     """Base of the methods that draw their drafts from a draft law, and of their common parameters."""
+
+    random_drafts: ClassVar[bool] = True
 
     draft: str = parameter(
         NGRAM, "ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), or a model's name"

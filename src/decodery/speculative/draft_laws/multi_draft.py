@@ -11,7 +11,7 @@ from decodery.engine.method import parameter
 from decodery.errors import BadParameter
 from decodery.models.forward import Forward
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings
-from decodery.speculative.draft_laws.growth import MOST_CHILDREN, Growing, draw_distinct, draw_independent, likeliest
+from decodery.speculative.draft_laws.growth import Growing, draw_distinct, draw_independent, likeliest
 from decodery.speculative.draft_laws.laws import DraftLawMethod, DraftLaws
 from decodery.speculative.loop import Drafter, Round
 
@@ -163,18 +163,18 @@ class MultiDrafter(Drafter):
 
     def _draw(self, law: Tensor, count: int, position: int, parent: int) -> list[int]:
         """The drafts of a node in order, repeats included; in greedy decoding the likeliest tokens."""
-        noise, index = self._request.noise, (parent + 1) * MOST_CHILDREN
+        noise = self._request.noise
         if self._request.law.greedy:
             return likeliest(law, count)
         if self._siblings is Siblings.WITH_REPLACEMENT:
-            return draw_independent(noise, law, count, position, index)
+            return draw_independent(noise, law, count, position, parent)
         if self._siblings is Siblings.WITHOUT_REPLACEMENT:
-            return draw_distinct(noise, law, count, position, index)
+            return draw_distinct(noise, law, count, position, parent)
         top = greedy_top(law, count - 1)
         rest = law.double().clone()
         rest[top] = 0
         # Where the likeliest tokens are all there are, no draw is left to make.
-        return top + (draw_independent(noise, rest, 1, position, index) if float(rest.sum()) > 0 else [])
+        return top + (draw_independent(noise, rest, 1, position, parent) if float(rest.sum()) > 0 else [])
 
     def observe(self, round: Round) -> None:
         self._laws.observe(round)

@@ -52,6 +52,7 @@ class Swift(SpeculativeMethod):
     Which ones can be spared is searched for while decoding. Pays on large models; where it cannot, it decodes plainly."""
 
     name: ClassVar[str] = "swift"
+    random_drafts: ClassVar[bool] = True
     title: ClassVar[str] = "SWIFT"
     paper: ClassVar[str] = "Xia et al., On-the-Fly Self-Speculative Decoding, ICLR 2025, arXiv 2410.06916"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
@@ -339,7 +340,7 @@ class SkippingDrafter(Drafter):
         request, path = self._request, self._chain
         raw = row.float().softmax(dim=-1)
         if request.law.greedy:
-            best = request.law.scores(row, path).topk(min(max(self._widths), row.shape[0]))
+            best = request.law.drafting.scores(row, path).topk(min(max(self._widths), row.shape[0]))
             children = [
                 t for t, score in zip(best.indices.tolist(), best.values.tolist(), strict=True) if score > -1e38
             ]
@@ -350,7 +351,7 @@ class SkippingDrafter(Drafter):
             return children[: self._widths[band]], confidence, band
         from decodery.sampling.noise import Stage
 
-        law = request.law.log_probabilities(row, path).exp()
+        law = request.law.drafting.log_probabilities(row, path).exp()
         q[parent] = law
         position = request.position + len(path)
         rest = law.clone()

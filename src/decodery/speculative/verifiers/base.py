@@ -69,7 +69,8 @@ class NodeByNode(ABC):
             place = position + len(path)
             drawn = draft.drawn(node)
             if not drawn:
-                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET))
+                tokens = [draft.tokens[passed] for passed in path]
+                return Verdict(tuple(path), chance.choose(p, place, Stage.TARGET, path=tokens))
             accepted, token = self.judge(draft, node, drawn, p, chance, place)
             if accepted is None:
                 return Verdict(tuple(path), token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from decodery.sampling.noise import Chance, Stage
 from decodery.sampling.top import likeliest
@@ -19,8 +19,8 @@ class GreedyMatch:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         own: Callable[[int], int] | None = getattr(target, "likeliest", None)
         if own is not None:
-            return _follow(draft, lambda node, depth: own(node + 1))
-        return _follow(draft, lambda node, depth: likeliest(target[node + 1]))
+            return _follow(draft, lambda node, path: own(node + 1))
+        return _follow(draft, lambda node, path: likeliest(target[node + 1]))
 
 
 class SampleThenMatch:
@@ -34,18 +34,20 @@ class SampleThenMatch:
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
         return _follow(
             draft,
-            lambda node, depth: chance.choose(target[node + 1].exp(), position + depth, Stage.TARGET),
+            lambda node, path: chance.choose(target[node + 1].exp(), position + len(path), Stage.TARGET, path=path),
         )
 
 
-def _follow(draft: Draft, choose: Callable[[int, int], int]) -> Verdict:
-    """choose: (node, depth) -> the token that the target takes after the node."""
+def _follow(draft: Draft, choose: Callable[[int, Sequence[int]], int]) -> Verdict:
+    """choose: (node, tokens down to it) -> the token that the target takes after the node."""
     node = ROOT
     path: list[int] = []
+    tokens: list[int] = []
     while True:
-        token = choose(node, len(path))
+        token = choose(node, tokens)
         child = next((c for c in draft.children.get(node, ()) if draft.tokens[c] == token), None)
         if child is None:
             return Verdict(tuple(path), token)
         path.append(child)
+        tokens.append(token)
         node = child

@@ -35,7 +35,7 @@ class ChainRejection:
                 last = chance.choose(residual(p, q), position + node, Stage.RESIDUAL)
                 return Verdict(tuple(range(node)), last)
         depth = len(draft)
-        bonus = chance.choose(target[depth].exp(), position + depth, Stage.TARGET)
+        bonus = chance.choose(target[depth].exp(), position + depth, Stage.TARGET, path=draft.tokens)
         return Verdict(tuple(range(depth)), bonus)
 
 

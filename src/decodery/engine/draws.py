@@ -1,0 +1,61 @@
+"""The laws of all rows that are drawn from in a round, computed together.
+
+Row by row, a batch of 32 spends as long on temperature and top-p as a tenth of its pass and more. Which rows are drawn from is
+known before the first draw: the row of every request that has its scores. Nothing is computed before somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from decodery.sampling.law import processed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.sampling.law import Law
+
+
+class Together:
+    """Laws with the same steps, and a row of each, [vocabulary] raw scores."""
+
+    def __init__(self, laws: list[Law], rows: list[Tensor]):
+        self._members = laws, rows
+        self._found: Tensor | None = None
+        self._failed = False
+
+    def law(self, place: int) -> Tensor | None:
+        """Log probabilities [vocabulary] float32 of the law at `place`; None where some row could not be processed: then each does
+        it alone, and only the request whose fault it is meets the error."""
+        if self._found is None and not self._failed:
+            laws, rows = self._members
+            try:
+                scores = processed(torch.stack(rows), laws[0].steps, [law.prefix() for law in laws])
+                self._found = torch.log_softmax(scores, dim=-1)
+            except Exception:
+                self._failed = True
+        return None if self._found is None else self._found[place]
+
+
+def foresee(drawing: Iterable[tuple[Law, Tensor]]) -> None:
+    """Tell laws that each will likely be asked for the law of its row next, [vocabulary] raw scores. Those with equal steps share
+    the work; numbers are the same as alone."""
+    groups: list[tuple[list[Law], list[Tensor]]] = []
+    for law, row in drawing:
+        if law.greedy or law.stateful:
+            continue
+        for laws, rows in groups:
+            if laws[0].steps == law.steps and rows[0].shape == row.shape and rows[0].device == row.device:
+                laws.append(law)
+                rows.append(row)
+                break
+        else:
+            groups.append(([law], [row]))
+    for laws, rows in groups:
+        if len(laws) > 1:
+            together = Together(laws, rows)
+            for place, (law, row) in enumerate(zip(laws, rows, strict=True)):
+                law.foresee(row, lambda together=together, place=place: together.law(place))  # type: ignore[misc]

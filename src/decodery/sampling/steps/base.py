@@ -1,0 +1,125 @@
+"""What a step of the law is, and all of them by name.
+
+A step is a frozen dataclass in a file of its own: its fields are its settings, made with `setting`; its class attributes say
+where it stands in an order, what it looks at and what it leaves alone. `apply` works on many rows at once. Steps of other
+packages are registered at run time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from decodery.sampling.settings import Setting, settings_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.sampling.prefix import Prefix
+
+PRESETS = ("hf", "vllm", "llama.cpp")
+"""Orders of other libraries; a step says in `places` where it stands in them, as far as it stands elsewhere than by default.
+
+hf: transformers' `GenerationMixin._get_logits_processor`: sequence bias, penalties, least length, own processors, temperature,
+truncation. vllm: `vllm/v1/sample/sampler.py`: least length, bias and own processors, then the penalties, temperature, min-p, and
+top-k with top-p. llama.cpp: `common/sampling.cpp`: bias, penalties, top-k, top-p, min-p, and temperature last.
+"""
+
+
+class Step(ABC):
+    """One step from raw scores to the law.
+
+    The first setting switches it on: where it has its neutral value, the step is left out, and its other settings, which then
+    could not act, are refused.
+    """
+
+    name: ClassVar[str]
+    """In `order` and in messages; by habit that of its first setting."""
+    place: ClassVar[float]
+    """Where it stands in the default order: below 100 before all others, 100 to 199 what looks at the text, 200 temperature, from
+    300 on truncation."""
+    places: ClassVar[Mapping[str, float]] = {}
+    """Preset -> place there, where it is another."""
+    reads_prefix: ClassVar[bool] = False
+    """Whether the tokens before a row matter, or their number."""
+    stateful: ClassVar[bool] = False
+    """Whether it carries a state along the text: `begin` and `advance`. The state follows forks and drafts, and is rolled back
+    with them."""
+    draws: ClassVar[bool] = False
+    """Whether it takes random decisions itself, by `Prefix.accept`, at addresses of its own."""
+    keeps_argmax: ClassVar[bool] = False
+    """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
+
+    @abstractmethod
+    def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
+        """Processed scores [n, vocabulary] float32. rows: [n, vocabulary], which may be changed in place; what is forbidden is
+        at minus infinity. prefixes: what stands before each row."""
+
+    def begin(self, prompt: Sequence[int]) -> Any:
+        """The state before the first token of the output. States are never changed, but replaced."""
+        raise NotImplementedError(f"{self.name} is stateful and does not say where it begins")
+
+    def advance(self, state: Any, scores: Tensor, token: int) -> Any:
+        """The state after `token` was taken. scores: [vocabulary] the finished scores of the law that it was taken from."""
+        raise NotImplementedError(f"{self.name} is stateful and does not say how it goes on")
+
+    @classmethod
+    def settings(cls) -> tuple[Setting, ...]:
+        """Its settings; the first switches it on."""
+        return settings_of(cls)
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything."""
+        first = self.settings()[0]
+        return bool(getattr(self, first.name) != first.neutral)
+
+    @property
+    def uses_prefix(self) -> bool:
+        """Whether its work depends on what stands before a row."""
+        return self.reads_prefix or self.stateful or self.draws
+
+
+_STEPS: dict[str, type[Step]] = {}
+_SETTINGS: dict[str, Setting] = {}
+
+
+def register(step: type[Step]) -> type[Step]:
+    """Make a step known, with its settings; as a decorator, or called for a step of another package. Raises ValueError where the
+    name of the step or of a setting is taken."""
+    taken = [setting.name for setting in step.settings() if setting.name in _SETTINGS]
+    if step.name in _STEPS or taken:
+        raise ValueError(f"{step.name} is registered already, or its setting {' or '.join(taken)} is another step's")
+    if not step.settings():
+        raise ValueError(f"{step.name} has no setting that switches it on")
+    _STEPS[step.name] = step
+    _SETTINGS.update((setting.name, setting) for setting in step.settings())
+    return step
+
+
+def unregister(step: type[Step]) -> None:
+    """Forget a step again."""
+    del _STEPS[step.name]
+    for setting in step.settings():
+        del _SETTINGS[setting.name]
+
+
+def steps() -> Mapping[str, type[Step]]:
+    """All steps by name."""
+    return _STEPS
+
+
+def step_settings() -> Mapping[str, Setting]:
+    """The settings of all steps by name, in the default order of their steps."""
+    return dict(sorted(_SETTINGS.items(), key=lambda entry: _owner(entry[0]).place))
+
+
+def _owner(setting: str) -> type[Step]:
+    return next(step for step in _STEPS.values() if any(own.name == setting for own in step.settings()))
+
+
+def default_order(preset: str | None = None) -> tuple[str, ...]:
+    """The names of all steps in the default order, or in that of a preset."""
+    place = {name: step.places.get(preset or "", step.place) for name, step in _STEPS.items()}
+    return tuple(sorted(_STEPS, key=lambda name: (place[name], name)))
