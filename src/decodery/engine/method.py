@@ -123,6 +123,12 @@ class Method(ABC):
         sentence that begins with its name; empty where it asks nothing of the kind, or drafts chains there."""
         return ""
 
+    @property
+    def finishes_layers(self) -> bool:
+        """Whether it has later layers go on from hidden rows of earlier ones, which only the network itself can do, and no
+        target of several members."""
+        return False
+
     def admit(self, request: Request) -> None:  # noqa: B027
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
 
@@ -131,7 +137,7 @@ class Method(ABC):
 
         Memory is set aside for them before the request starts. Where it turns out to be too little, caches grow nevertheless.
         """
-        return [(request.host.network, len(request.prompt) + request.settings.max_new_tokens)]
+        return [(request.network, len(request.prompt) + request.settings.max_new_tokens)]
 
     def __post_init__(self) -> None:
         for item in self.parameters():
@@ -286,8 +292,13 @@ def admit(method: Method, request: Request) -> None:
         raise Refused(
             f"{method.name} decodes causal models, and {network} is a masked-diffusion model; masked-diffusion runs on it."
         )
-    if request.host.network.chains_only and method.beyond_chains:
+    if request.network.chains_only and method.beyond_chains:
         raise Refused(f"{method.name} {method.beyond_chains}, and {network} {APPENDED_ONLY}.")
+    if request.settings.target is not None and method.finishes_layers:
+        raise Refused(
+            f"{method.name} has later layers go on from the hidden rows of earlier ones, which a target of several members "
+            "cannot."
+        )
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from decodery.engine.composed import composed
 from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
@@ -69,6 +70,10 @@ class Request:
         self.settings = settings.with_seed()
         self.number, self.sample = number, sample
         self.prompt = tuple(prompt)
+        self.network: Scorer = host.network
+        """What is scored: the host's network, or that of the settings' target."""
+        if self.settings.target is not None:
+            self.network = composed(self.settings.target, self)
         self.tokens: list[int] = list(prompt)
         """Prompt and committed tokens."""
         stop_ids = () if settings.ignore_eos else host.stop_ids
@@ -114,7 +119,7 @@ class Request:
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
-        owner = network or self.host.network
+        owner = network or self.network
         sequence = owner.new_sequence()
         if id(owner) in self.rows:
             sequence.cache.expect(owner.rows_kept(self.rows[id(owner)]))

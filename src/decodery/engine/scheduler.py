@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from decodery.engine.composed import expanded
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.plain import plain
@@ -191,7 +192,8 @@ class Scheduler:
             request.rows = need.rows
         request.statistics.admitted(need.bytes)
         try:
-            task = _Task(request, waiting.method.decode(request), need)
+            decoding = waiting.method.decode(request)
+            task = _Task(request, decoding if request.settings.target is None else expanded(decoding), need)
         except Exception as error:  # a `decode` that is no generator function runs at once
             request.finish("error", error)
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decodery.engine.plain import plain
+from decodery.engine.target import Target, target
 from decodery.errors import BadSetting, near
 from decodery.sampling.law import _STEPS, LawSettings
 
@@ -37,6 +38,8 @@ class Settings(LawSettings):
     n: how many independent samples. logprobs: None, or how many alternatives to report with each token's own log
     probabilities (0: none), always the target's, raw and processed. stopping_criteria: callables (input_ids [1, n],
     scores) -> bool, as in transformers. session: name of the memory that stateful methods share between requests.
+    target: what is scored in place of the model after the prompt alone, as text such as "guidance(scale=1.5)"; see
+    `engine.target`.
     """
 
     max_new_tokens: int = 128
@@ -49,6 +52,7 @@ class Settings(LawSettings):
     logprobs: int | None = None
     stopping_criteria: tuple[Callable[..., Any], ...] = ()
     session: str = "default"
+    target: Target | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], vocabulary: int) -> Settings:
@@ -209,6 +213,7 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "logprobs": _optional(_integer(0, 1000)),
     "stopping_criteria": _callables,
     "session": _text,
+    "target": lambda name, value, vocabulary: None if value is None else target(value),
 }
 
 

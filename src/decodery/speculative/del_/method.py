@@ -71,6 +71,10 @@ class DynamicExit(SpeculativeMethod):
     def beyond_chains(self) -> str:
         return "drafts with the target's first layers"
 
+    @property
+    def finishes_layers(self) -> bool:
+        return True
+
     def admit(self, request: Request) -> None:
         adapters = self._adapters(request)
         self._spoken(self._exits(request, adapters), adapters)

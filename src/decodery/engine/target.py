@@ -1,0 +1,90 @@
+"""What is scored: one model after the request's prompt, or several sequences whose scores are read as those of one target.
+
+A `Target` names the members and says how their scores become one row. Every method runs on it: the network that a request sees
+is then a `ComposedNetwork`, each forward of which becomes one forward per member before the scheduler sees it. So members pack
+with whatever else runs, draft trees are verified on the target's own law, and no method knows of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from decodery.engine.declared import Declared, build, parse_spec
+from decodery.engine.vocabularies import Tokens, difference
+from decodery.errors import BadSetting, MethodUnavailable, near
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.request import Request
+    from decodery.models.scorer import Scorer
+
+BUILT_IN = {
+    "guidance": "decodery.targets.guidance:Guidance",
+    "contrast": "decodery.targets.contrast:Contrast",
+    "ensemble": "decodery.targets.ensemble:Ensemble",
+}
+"""Name -> where its class is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One sequence that a target scores: a network, and the prompt that it reads in place of the request's (None: the same)."""
+
+    network: Scorer
+    prompt: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Target(Declared, ABC):
+    """Base of the targets. Subclasses are frozen dataclasses whose fields are made with `parameter`."""
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """Authors, title, year and identifier of the source."""
+
+    @abstractmethod
+    def members(self, request: Request) -> Sequence[Member]:
+        """The sequences beside the request's own, which is always the first. Raises MethodUnavailable or BadParameter where
+        they cannot be had."""
+
+    @abstractmethod
+    def combine(self, rows: Sequence[Tensor]) -> Tensor:
+        """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence and of each member."""
+
+
+def companion(request: Request, name: str, target: str) -> Scorer:
+    """The network of another model that a target scores beside the request's own. Raises MethodUnavailable where its tokens are
+    others."""
+    ours, other = request.host, request.host.companion(name)
+    network = other.network
+    if other.diffusion is not None:
+        raise MethodUnavailable(f"{target}: {network.name} is a masked-diffusion model, and a member is a causal one.")
+    found: str | None = None
+    if network.vocabulary != ours.network.vocabulary:
+        found = f"{network.name} has {network.vocabulary} tokens and {ours.network.name} {ours.network.vocabulary}"
+    elif ours.tokenizer is not None and other.tokenizer is not None:
+        found = difference(Tokens(ours), Tokens(other))
+    if found is not None:
+        raise MethodUnavailable(f"{target} adds up the scores of models with the same tokenizer, but {found}.")
+    return network
+
+
+def target(given: Any) -> Target:
+    """The target that a user means: a `Target`, or text such as "guidance(scale=1.5)". Raises BadSetting or BadParameter."""
+    if isinstance(given, Target):
+        return given
+    if not isinstance(given, str):
+        raise BadSetting(f"target must be text such as guidance(scale=1.5), not {given!r}.")
+    name, values = parse_spec(given)
+    if name not in BUILT_IN:
+        raise BadSetting(f"there is no target {name!r}; {near(name, BUILT_IN)}")
+    module, attribute = BUILT_IN[name].split(":")
+    cls: type[Target] = getattr(importlib.import_module(module), attribute)
+    made = build(cls, values)
+    assert isinstance(made, Target)
+    return made
