@@ -114,7 +114,7 @@ def test_random_drafts_leave_the_law_of_a_target(method: str) -> None:
     """A chi-square test at 1e-4 over the 16 pairs of first tokens, against the law by definition."""
     scorer = TabularScorer(4, order=None, seed=3)
     lm = scripted_language_model(scorer, drafter=scorer.blurred())
-    prompt, scale, X
+    prompt, scale, count = [0, 1, 2], 1.7, 1000
     expected: dict[tuple[int, ...], float] = {}
     for first in range(4):
         for second in range(4):

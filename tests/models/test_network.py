@@ -202,7 +202,10 @@ def test_embeddings_equal_ids(family: str, path: str) -> None:
     sequence = network.new_sequence()
     assert worst(network.run([Forward(sequence, rows)])[0].logits, expected) < BOUND
     assert sequence.tokens == [-1] * 12
-    assert worst(network.run([Forward(network.new_sequence(), network.embed(torch.tensor(ids)))])[0].logits, expected) < BOUND
+    assert (
+        worst(network.run([Forward(network.new_sequence(), network.embed(torch.tensor(ids)))])[0].logits, expected)
+        < BOUND
+    )
 
 
 @both_paths

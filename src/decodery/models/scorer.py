@@ -119,9 +119,9 @@ class Scorer(ABC):
         raise ValueError(f"{self.name} is no network and has no hidden rows")
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What enters the first layer, [n, hidden]: of n token ids, or of n mixtures of tokens, given as weights [n, vocabulary],
-        the weighted sums of their rows. A forward takes such rows in place of token ids. Raises ValueError where there are no
-        rows."""
+        """What enters the first layer, [n, hidden]: of n token ids, or of n mixtures of tokens, given as weights
+        [n, vocabulary], the weighted sums of their rows. A forward takes such rows in place of token ids. Raises ValueError
+        where there are no rows."""
         raise ValueError(f"{self.name} takes token ids and no embeddings")
 
     def origin_of_faults(self, tokens: Listing[int]) -> str:
