@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from decodery import scoring
 from decodery.conversations import Message, Tool
+from decodery.engine.background import Background
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event
 from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
@@ -60,6 +61,7 @@ class LanguageModel:
         if diffusion is not None:
             network.masked = diffusion
         self.memory: dict[Hashable, Any] = {}
+        self.background = Background()
         self.companions: dict[str, LanguageModel] = {}
         """Other models that methods use beside this one, by the name under which a method asks for them."""
         self._identity = identity or network.name
@@ -91,7 +93,8 @@ class LanguageModel:
         prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
         """
         size = parse_size("prefix_cache", prefix_cache) if prefix_cache else 0
-        return Scheduler(self.budget, dataclasses.replace(self.scheduling, prefix_cache=size, watched=watched))
+        scheduling = dataclasses.replace(self.scheduling, prefix_cache=size, watched=watched)
+        return Scheduler(self.budget, scheduling, self.background)
 
     @property
     def diffusion(self) -> MaskedDiffusion | None:

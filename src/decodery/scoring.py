@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from decodery.plain import plain
 from decodery.engine.request import PROMPT_CHUNK
 from decodery.engine.task import Asking, Task
 from decodery.engine.text import TextStream
 from decodery.errors import BadPrompt, BadSetting, Refused, ScoresNotNumbers
 from decodery.models.forward import POST_NORM, Forward, Rows
+from decodery.plain import plain
 from decodery.prompts import Prompt, is_batch
 from decodery.sampling.top import top_ids
 

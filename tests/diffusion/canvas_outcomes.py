@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from decodery.engine.declared import parse_spec
 from decodery.engine.events import Unmasked
-from decodery.engine.method import parse_spec
 from decodery.engine.registry import find
 from decodery.evaluation.check import check_method
 from decodery.testing import toy_diffusion_model

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodery.engine.method import Decoding, Exactness, Method, build, parameter, parse_spec, refusal
+from decodery.engine.declared import build, parse_spec
+from decodery.engine.method import Decoding, Exactness, Method, parameter, refusal
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter

@@ -136,6 +136,7 @@ BAD: dict[str, list[Any]] = {
     "logprobs": ["1", True, 1.0, -1, 1001],
     "stopping_criteria": [5, "name", [5]],
     "session": [5, None, ["a"]],
+    "target": [5, "guidanc", "guidance(scale=2"],
     "chance": [
         5,
         None,

@@ -148,7 +148,7 @@ def test_forks_on_both_sides_of_the_border() -> None:
 def test_what_cannot_be_read_again_says_so() -> None:
     network = network_of("reread")
     positions = [BORDER, BORDER + 1, BORDER + 1]
-    rows = network.embedding[torch.tensor([4])].detach()
+    rows = network.embed(torch.tensor([4]))
     asks: list[dict[str, Any]] = [
         {"positions": positions, "attend": Tree([-1, -1])},
         {"attend": Attend.FULL},

@@ -81,7 +81,7 @@ def test_the_transformers_model_is_built_when_it_is_asked_for(folder: Path) -> N
         assert type(network.model).__name__ == "LlamaForCausalLM"
         assert network.model is network.model
         weight = network.model.get_input_embeddings().weight
-        assert torch.equal(weight, network.embedding)
+        assert torch.equal(weight, network.embed(torch.arange(network.vocabulary)))
 
 
 def known(folder: Path, packed: bool = True) -> bool:

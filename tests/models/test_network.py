@@ -202,7 +202,10 @@ def test_embeddings_equal_ids(family: str, path: str) -> None:
     sequence = network.new_sequence()
     assert worst(network.run([Forward(sequence, rows)])[0].logits, expected) < BOUND
     assert sequence.tokens == [-1] * 12
-    assert worst(network.run([Forward(network.new_sequence(), network.embedding[ids])])[0].logits, expected) < BOUND
+    assert (
+        worst(network.run([Forward(network.new_sequence(), network.embed(torch.tensor(ids)))])[0].logits, expected)
+        < BOUND
+    )
 
 
 @both_paths
@@ -280,7 +283,7 @@ def test_answers_keep_the_order_of_mixed_passes(path: str) -> None:
 
     network = network_of("llama", path)
     ids = random_ids(6, seed=50)
-    rows = network.embedding[ids]
+    rows = network.embed(torch.tensor(ids))
     asks = [
         Forward(network.new_sequence(), ids),
         Forward(network.new_sequence(), ids, layers=Layers(0, 2)),

@@ -10,9 +10,9 @@ from tiny_models import byte_level_tokenizer, make_model, sentence_piece_tokeniz
 
 import decodery
 from decodery.engine.settings import Settings
+from decodery.engine.vocabularies import SharedTokens, Tokens
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models import store
-from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens
 from decodery.testing import (
     SmallLanguageModel,
     TabularScorer,

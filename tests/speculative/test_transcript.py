@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from piece_tokenizer import PieceTokenizer
 from tiny_models import byte_level_tokenizer, sentence_piece_tokenizer
 
+from decodery.engine.vocabularies import SharedTokens, Tokens
 from decodery.models.forward import Forward
 from decodery.speculative.draft_laws.transcript import STRETCH, OtherTokens, SameTokens, Transcript
-from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens
 from decodery.testing import SmallLanguageModel, TabularScorer
 
 TEXT = "the quick brown fox jumps over the lazy dog. "

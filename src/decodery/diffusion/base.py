@@ -53,6 +53,7 @@ class DiffusionMethod(Method):
         "presence_penalty": NO_PREFIX,
         "frequency_penalty": NO_PREFIX,
         "processors": NO_PREFIX,
+        "target": "a canvas has guidance of its own, cfg_scale",
     }
 
     gen_length: int | None = parameter(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from decodery.plain import plain
 from decodery.errors import BadParameter
+from decodery.plain import plain
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from decodery.engine.method import Exactness, Method, build, parse_spec
+from decodery.engine.declared import build, parse_spec
+from decodery.engine.method import Exactness, Method
 from decodery.engine.needs import MASKED_POSITIONS, Requirement, Scoring
 from decodery.engine.parameters import TYPES, Parameter
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near

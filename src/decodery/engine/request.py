@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from decodery.engine.composed import composed
 from decodery.engine.events import Event, TokenLogprobs
 from decodery.engine.output import Output
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import Decoder, prompt_text
-from decodery.models.forward import Forward, Scores
+from decodery.errors import Refused
+from decodery.models.forward import Forward, Rows, Scores
 from decodery.sampling.chance import Sample
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance
 
 if TYPE_CHECKING:
+    from decodery.engine.background import Background
     from decodery.engine.cost import CostCurve
+    from decodery.engine.prompt_layout import PromptLayout
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
@@ -38,6 +42,8 @@ class Host(Protocol):
     """Tokens that end the model's output."""
     memory: dict[Hashable, Any]
     """What methods keep between requests."""
+    background: Background
+    """What methods do between passes."""
 
     def cost(self, network: Scorer) -> CostCurve: ...
 
@@ -76,6 +82,10 @@ class Request:
         self.n = self.settings.n if together else 1
         """How many outputs it gives."""
         self.prompt = tuple(prompt)
+        self.network: Scorer = host.network
+        """What is scored: the host's network, or that of the settings' target."""
+        if self.settings.target is not None:
+            self.network = composed(self.settings.target, self)
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
@@ -86,6 +96,8 @@ class Request:
         self.error: Exception | None = None
         self.company = 1
         """How many tasks share the engine now; a draft that rides along with others costs more."""
+        self.layout: PromptLayout | None = None
+        """How its prompt is read, where this is not from left to right; set by a method before it scores anything."""
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener
@@ -170,7 +182,7 @@ class Request:
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
-        owner = network or self.host.network
+        owner = network or self.network
         sequence = owner.new_sequence()
         if id(owner) in self.rows:
             sequence.cache.expect(owner.rows_kept(self.rows[id(owner)]))
@@ -188,22 +200,35 @@ class Request:
         return value
 
     def score_prompt(
-        self, sequence: CachedSequence, watch: Callable[[Sequence[int], Tensor], None] | None = None
+        self,
+        sequence: CachedSequence,
+        watch: Callable[[Sequence[int], Scores], None] | None = None,
+        taps: tuple[int, ...] = (),
     ) -> Generator[Forward, Scores, None]:
         """Score the prompt but for its last token, where somebody wants the scores: the user (echo with logprobs) or a
-        method (`watch`, called with the tokens and raw scores [n, vocabulary] of each chunk).
+        method (`watch`, called with the tokens, raw scores [n, vocabulary] and tapped rows of each chunk). So it is, too, where
+        the prompt has a `layout`.
 
-        Every method calls it first, so that all of them offer the prompt's log probabilities.
+        Every method calls it first, so that all of them offer the prompt's log probabilities, and read it as it is to be read.
         """
         echo = self.settings.echo and self.settings.logprobs is not None
+        if self.layout is not None and sequence.length == 0:
+            if echo:
+                raise Refused(
+                    "a prompt whose parts stand side by side is no text whose tokens had scores; ask without them."
+                )
+            before = len(self.prompt) - 1
+            visible = self.layout.visible[:before, :before]
+            yield Forward(sequence, self.prompt[:-1], self.layout.positions[:before], visible, logits=Rows.NONE)
+            return
         if not echo and watch is None:
             return
         while sequence.length < len(self.prompt) - 1:
             start = sequence.length
             chunk = self.prompt[start : min(start + PROMPT_CHUNK, len(self.prompt) - 1)]
-            scores = yield Forward(sequence, chunk)
+            scores = yield Forward(sequence, chunk, taps=taps)
             if watch is not None:
-                watch(chunk, scores.logits)
+                watch(chunk, scores)
             if echo:
                 for row, token in zip(scores.logits, self.prompt[start + 1 :], strict=False):
                     self.prompt_logprobs.append(self.logprobs_of(row, token))

@@ -8,6 +8,7 @@ others, and that a beginning which several have in common is scored once.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from decodery.models.scorer import PassKey, pass_key
 from decodery.plain import plain
 
 if TYPE_CHECKING:
-
+    from decodery.engine.background import Background
     from decodery.engine.method import Method
     from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
@@ -81,7 +82,14 @@ class Scheduler:
     budget: of keys and values, which may be shared with other schedulers; None: unlimited.
     """
 
-    def __init__(self, budget: KVBudget | None = None, scheduling: Scheduling | None = None) -> None:
+    def __init__(
+        self,
+        budget: KVBudget | None = None,
+        scheduling: Scheduling | None = None,
+        background: Background | None = None,
+    ) -> None:
+        self.background = background
+        """Work of methods between passes: a share of the time while requests run, and all that `idle` gives it."""
         self.budget = KVBudget() if budget is None else budget
         self.scheduling = Scheduling() if scheduling is None else scheduling
         self.prefixes = PrefixCache(self.budget, self.scheduling.prefix_cache)
@@ -151,6 +159,7 @@ class Scheduler:
         if not self._running:
             self._wait()
             return
+        began = time.perf_counter()
         self._stepping = True
         try:
             pieces, held = self._plan()
@@ -173,6 +182,13 @@ class Scheduler:
         finally:
             self._stepping = False
         self._sweep()
+        if self.background is not None:
+            self.background.passed(time.perf_counter() - began)
+
+    def idle(self, seconds: float) -> None:
+        """Give the time that no request needs to what methods do between passes. Returns when it is over or nothing waits."""
+        if self.background is not None:
+            self.background.run(seconds)
 
     # Memory
 

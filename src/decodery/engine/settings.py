@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from decodery.engine.target import Target, Targets
 from decodery.errors import BadSetting, near
 from decodery.plain import plain
 from decodery.sampling.chance import Addressed, Chances, Source
@@ -72,6 +73,13 @@ class Settings(LawSettings):
     )
     session: str = setting(
         "default", Text(), "Name of the memory that methods share between requests.", option=("--session",)
+    )
+    target: Target | None = setting(
+        None,
+        Optional(Targets()),
+        "What is scored in place of the model alone: guidance, contrast or ensemble, as name(key=value).",
+        option=("--target",),
+        metavar="SPEC",
     )
 
     @classmethod

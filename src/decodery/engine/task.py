@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from decodery.engine.composed import expanded
 from decodery.engine.cost import CostCurve
 from decodery.engine.memory import Need
 from decodery.engine.statistics import Statistics
@@ -133,7 +134,8 @@ class Decode(Task[None]):
             raise ValueError(f"{self.method.name} decides texts {kind}, and the request was not made for that")
         if need is not None:
             self.request.rows = need.rows
-        return self.method.decode(self.request)
+        decoding = self.method.decode(self.request)
+        return decoding if self.request.settings.target is None else expanded(decoding)
 
     def cost(self, network: Scorer) -> CostCurve:
         return self.request.host.cost(network)
@@ -143,7 +145,7 @@ class Decode(Task[None]):
         return ask.plain and ask.base < len(self.request.prompt) - 1
 
     def draws(self, asks: Sequence[Ask]) -> tuple[Law, Tensor] | None:
-        target = self.request.host.network
+        target = self.request.network
         for ask in asks:
             if ask.answer is not None and ask.forward.sequence.owner is target and len(ask.answer.logits):
                 return self.request.law, ask.answer.logits[0]

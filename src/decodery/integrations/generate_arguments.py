@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from decodery.engine.method import Method, build
+from decodery.engine.declared import build
+from decodery.engine.method import Method
 from decodery.engine.needs import DEFAULTS
 from decodery.engine.registry import find
 from decodery.engine.registry import method as as_method

@@ -51,6 +51,17 @@ class KeyValueNetwork(Network):
                 return f"it begins in layer {layer + 1} of {self.layers} of {self.name}, in {str(self.dtype)[6:]}: {advice}"
         return f"it begins after the last layer of {self.name}, in {str(self.dtype)[6:]}: {advice}"
 
+    @abstractmethod
+    def entering(self, ids: Tensor) -> Tensor:
+        """Rows [n, hidden] that enter the first layer for n token ids."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        if not tokens.is_floating_point():
+            return self.entering(tokens.to(self.device))
+        used = (tokens != 0).any(dim=0).nonzero()[:, 0]
+        rows = self.entering(used.to(self.device)).float()
+        return (tokens[:, used].to(rows) @ rows).to(self.dtype)
+
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]
         pack = Pack.of(forwards, self.device, self.stability.columns if self.stability else 1)

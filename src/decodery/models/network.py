@@ -176,15 +176,10 @@ class TransformersNetwork(KeyValueNetwork):
             note(angles, forward)
         return [answers[place] for place in range(len(forwards))]
 
-    @property
-    def embedding(self) -> Tensor:
-        """What enters the first layer for each token id [vocabulary, hidden]: the embedding matrix, scaled where a family
-        scales it."""
-        module: Any = self.model.get_input_embeddings()
-        if type(module) is nn.Embedding:
-            return module.weight
+    def entering(self, ids: Tensor) -> Tensor:
+        module: Any = self.model.get_input_embeddings()  # which scales its rows, in families that do
         with torch.no_grad():
-            rows: Tensor = module(torch.arange(module.weight.shape[0], device=self.device))
+            rows: Tensor = module(ids)
         return rows
 
     def head(self, tokens: Tensor | None = None) -> Head:

@@ -137,6 +137,12 @@ class Scorer(ABC):
         [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. Raises ValueError where there are no rows."""
         raise ValueError(f"{self.name} is no network and has no hidden rows")
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What enters the first layer, [n, hidden]: of n token ids, or of n mixtures of tokens, given as weights
+        [n, vocabulary], the weighted sums of their rows. A forward takes such rows in place of token ids. Raises ValueError
+        where there are no rows."""
+        raise ValueError(f"{self.name} takes token ids and no embeddings")
+
     def origin_of_faults(self, tokens: Listing[int]) -> str:
         """Where scores after a text come from that are not numbers, and what helps, as the end of a sentence."""
         return f"they come from {self.name}"

@@ -154,7 +154,7 @@ class Optional(Kind):
     kind: Kind
 
     @property
-    def option(self) -> Any:  # type: ignore[override]
+    def option(self) -> Any:
         return self.kind.option
 
     def schema(self) -> Mapping[str, Any] | None:

@@ -84,8 +84,8 @@ class Drafter(ABC):
     """Layers whose hidden rows it wants to see of each verified node."""
     rank: int = 0
     """So many likeliest tokens of each verified node are all it wants to know of the scores; 0: it wants the scores."""
-    watch_prompt: Callable[[Sequence[int], Tensor], None] | None = None
-    """Called with the prompt's tokens and their raw scores [n, vocabulary], chunk by chunk, where not None."""
+    watch_prompt: Callable[[Sequence[int], Scores], None] | None = None
+    """Called with the prompt's tokens, their raw scores and the rows of `taps`, chunk by chunk, where not None."""
 
     def begin(self, sequence: CachedSequence) -> None:  # noqa: B027
         """Called once, before the first proposal, with the target's own sequence: for drafters that draft in its cache.
@@ -152,7 +152,7 @@ def speculate(
     if not request.law.greedy or request.law.order or request.reads_rows:
         drafter.rank = 0  # the likeliest token alone does not tell what is emitted
     drafter.begin(sequence)
-    yield from request.score_prompt(sequence, drafter.watch_prompt)
+    yield from request.score_prompt(sequence, drafter.watch_prompt, drafter.taps)
     shared = request.remember((name, "acceptance"), Acceptance)
     alone = Acceptance()
     cost = request.host.cost(request.host.network) if adaptive else None

@@ -141,7 +141,8 @@ class RecyclingDrafter(Drafter):
         self, matrix: Tensor, shape: Template, skip_unknown: bool = True, update: str = "all", seed: bool = False
     ):
         self.matrix, self._shape, self._skip_unknown, self._update = matrix, shape, skip_unknown, update
-        self.watch_prompt = self.recycle if seed else None
+        if seed:
+            self.watch_prompt = lambda tokens, scores: self.recycle(tokens, scores.logits)
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         shape = self._shape

@@ -341,7 +341,8 @@ class _Follower:
 
 
 def _name(method: str | Method) -> str:
-    return as_method(method).spec()
+    name: str = as_method(method).spec()
+    return name
 
 
 def _differ(method: str | Method, prompt: list[int], reply: Reply, expected: Reply) -> str:

@@ -24,6 +24,12 @@ from decodery.testing.marks import LayerMarks
 
 Prefix = tuple[int, ...]
 """The tokens up to and including a row's own, from position 0 on."""
+Shares = tuple[tuple[int, float], ...]
+"""A mixture: tokens and their weights."""
+EMBEDDED = -1.0
+"""What marks a row that enters the first layer, where others have the number of layers they have gone through."""
+MIXTURE = -2
+"""The number of the first mixture, as it stands in a prefix; the others have lower ones."""
 
 
 def visible_prefixes(
@@ -72,6 +78,15 @@ def visible_prefixes(
     return [prefixes[row][max(len(prefixes[row]) - memory, 0) :] for row in rows]
 
 
+def _entering(forward: Forward) -> list[int] | None:
+    """The tokens and mixtures of a forward of embeddings; None where it is one of token ids."""
+    rows = forward.tokens
+    if forward.layers.start > 0 or not isinstance(rows, Tensor) or not rows.is_floating_point():
+        return None
+    assert bool((rows[:, 1] == EMBEDDED).all()), "rows that enter the first layer must come from `embed`"
+    return [int(number) for number in rows[:, 0].tolist()]
+
+
 class PrefixScorer(Scorer):
     """Base of the scorers here. A subclass gives `score`.
 
@@ -98,7 +113,49 @@ class PrefixScorer(Scorer):
         """Raw scores [n, vocabulary] float32 of the token after each prefix. whole: through all layers."""
 
     hidden = 2
-    """Hidden rows are made up: the number of the row's prefix, and how many layers it has gone through."""
+    """Hidden rows are made up: the number of the row's prefix, and how many layers it has gone through. A row that enters the
+    first layer has the number of a token or of a mixture, and EMBEDDED."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """As in a network. A mixture that is fed stands in the prefixes for its tokens: what is scored after it is the mean of
+        the laws after each of them, so that a mixture of one token is that token."""
+        if not tokens.is_floating_point():
+            return torch.tensor([[float(token), EMBEDDED] for token in tokens.tolist()], dtype=torch.float64)
+        rows = []
+        for weights in tokens.double():
+            shares = tuple((place, float(weights[place])) for place in weights.nonzero()[:, 0].tolist())
+            if len(shares) == 1 and shares[0][1] == 1:
+                rows.append([float(shares[0][0]), EMBEDDED])
+                continue
+            known = self._mixtures()
+            if shares not in known:
+                known.append(shares)
+            rows.append([float(MIXTURE - known.index(shares)), EMBEDDED])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _mixtures(self) -> list[Shares]:
+        """All mixtures that were ever embedded."""
+        if not hasattr(self, "_mixed"):
+            self._mixed: list[Shares] = []
+        return self._mixed
+
+    def _score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
+        """As `score`, where prefixes may hold mixtures."""
+        if not hasattr(self, "_mixed") or all(min(prefix, default=0) >= 0 for prefix in prefixes):
+            return self.score(prefixes, whole)
+        rows = []
+        for prefix in prefixes:
+            paths: list[tuple[Prefix, float]] = [((), 1.0)]
+            for entry in prefix:
+                shares = ((entry, 1.0),) if entry >= 0 else self._mixed[MIXTURE - entry]
+                paths = [((*path, token), weight * share) for path, weight in paths for token, share in shares]
+            scores = self.score([path for path, _ in paths], whole)
+            if len(paths) == 1:
+                rows.append(scores[0])
+            else:
+                weights = torch.tensor([weight for _, weight in paths], dtype=torch.float64)[:, None]
+                rows.append((scores.double().softmax(dim=-1) * weights).sum(dim=0).log().float())
+        return torch.stack(rows)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, LayerMarks(self.layers))
@@ -110,7 +167,7 @@ class PrefixScorer(Scorer):
         for forward in forwards:
             later = forward.layers.start > 0
             told = self._told(forward) if later else []
-            tokens = [prefix[-1] for prefix in told] if later else None
+            tokens = [prefix[-1] for prefix in told] if later else _entering(forward)
             rows = range(forward.count) if forward.taps or later else forward.logit_rows()
             prefixes = visible_prefixes(forward, rows, self.memory, self.causal, tokens)
             assert not later or prefixes == told, f"hidden rows of {told} are fed where {prefixes} are seen"
@@ -122,10 +179,10 @@ class PrefixScorer(Scorer):
             wanted += asked
             sizes.append(len(asked))
         whole = forwards[0].layers.completes(self.layers)
-        logits = self.score(wanted, whole) if wanted else torch.empty(0, self.vocabulary)
+        logits = self._score(wanted, whole) if wanted else torch.empty(0, self.vocabulary)
         for forward in forwards:
             if forward.slots is not Slots.NOWHERE:
-                slots, fed = forward.written_slots(), list(forward.tokens)
+                slots, fed = forward.written_slots(), _entering(forward) or list(forward.tokens)
                 if forward.layers.start > 0:
                     fed = [prefix[-1] for prefix in self._told(forward)]
                 if isinstance(forward.sequence.cache, LayerMarks):
@@ -141,7 +198,7 @@ class PrefixScorer(Scorer):
             for complete in (True, False):
                 places = (whole == complete).nonzero()[:, 0].tolist()
                 if places:
-                    logits[places] = self.score([prefixes[place] for place in places], complete)
+                    logits[places] = self._score([prefixes[place] for place in places], complete)
             return logits if tokens is None else logits[:, tokens]
 
         return head

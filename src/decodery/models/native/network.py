@@ -231,10 +231,8 @@ class NativeNetwork(KeyValueNetwork):
         self.library.decodery_rows(matrix, self.layout.hidden, ids.data_ptr(), len(ids), scale, rows.data_ptr())
         return rows
 
-    @property
-    def embedding(self) -> Tensor:
-        """What enters the first layer for each token id [vocabulary, hidden]."""
-        return self._rows(self._model.embedding, torch.arange(self.vocabulary), self.layout.embedding_scale)
+    def entering(self, ids: Tensor) -> Tensor:
+        return self._rows(self._model.embedding, ids, self.layout.embedding_scale)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, PairedCache(self._cache_shapes, self.dtype, self.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -41,6 +41,9 @@ class DynamicExit(SpeculativeMethod):
     paper: ClassVar[str] = "Entezari Zarch et al., COLM 2025, arXiv 2504.05598; LayerSkip, arXiv 2404.16710"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
     family: ClassVar[str] = "speculative"
+    refuses: ClassVar[Mapping[str, str]] = {
+        "target": "its later layers go on from the hidden rows of earlier ones, which several members together do not have"
+    }
     needs: ClassVar[tuple[Requirement, ...]] = (
         NEXT_TOKENS,
         MoreThanChains("drafts with the target's first layers"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from decodery.engine.vocabularies import SharedTokens, Tokens, difference
 from decodery.errors import MethodUnavailable
 from decodery.models.kinds import Kind
 from decodery.speculative.draft_laws.transcript import OtherTokens, Reading, SameTokens
-from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens, difference
 
 if TYPE_CHECKING:
     from decodery.engine.request import Host

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from decodery.engine.text import REPLACEMENT
 
 if TYPE_CHECKING:
+    from decodery.engine.vocabularies import Tokens
     from decodery.models.sequence import Sequence as CachedSequence
-    from decodery.speculative.draft_laws.vocabularies import Tokens
 
 STRETCH = 48
 """From so many tokens on, a stretch of text ends at the next word: what was read before is not read again."""

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens, difference
+from decodery.engine.vocabularies import SharedTokens, Tokens, difference
 from decodery.testing import ByteTokenizer, SmallLanguageModel, TabularScorer
 
 

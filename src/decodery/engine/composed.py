@@ -1,0 +1,257 @@
+"""Several sequences behind one: the network that a request with a `Target` sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from decodery._lazy import torch
+from decodery.errors import BadPrompt
+from decodery.models.forward import ALL_LAYERS, Attend, Forward, Scores, Slots, Tree
+from decodery.models.scorer import Head, Scorer, Work
+from decodery.models.sequence import NoCache
+from decodery.models.sequence import Sequence as CachedSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.method import Decoding
+    from decodery.engine.request import Request
+    from decodery.engine.target import Member, Target
+
+
+class ComposedNetwork(Scorer):
+    """What a request sees of a target: the request's own network first, and the target's members behind it.
+
+    prompt: of the request, in whose place members may read prompts of their own. Its forwards are never scored as they are:
+    `expanded` hands the scheduler one forward per member. Passes through some layers only, with which methods draft, are those
+    of the first network alone; rows that were begun there cannot be finished in the other members.
+    """
+
+    def __init__(self, target: Target, first: Scorer, members: Sequence[Member], prompt: Sequence[int]):
+        self.target, self.first, self.others = target, first, tuple(members)
+        self.prompt = tuple(prompt)
+        networks = [first, *(member.network for member in members)]
+        self.name = f"{first.name} as {target.spec()}"
+        self.path, self.vocabulary, self.layers, self.hidden = first.path, first.vocabulary, first.layers, first.hidden
+        self.device, self.dtype, self.threads = first.device, first.dtype, first.threads
+        self.parameters = sum({id(network): network.parameters for network in networks}.values())
+        self.context = min(
+            network.context - max(0, len(prompt_of(member, self.prompt)) - len(self.prompt))
+            for network, member in zip(networks, [None, *members], strict=True)
+        )
+        self.chains_only = any(network.chains_only for network in networks)
+        steady = [network.stability for network in networks if network.stability is not None]
+        self.stability = min(steady, key=lambda each: each.rows) if steady else None
+        self.measured_rows = first.measured_rows
+
+    @property
+    def networks(self) -> tuple[Scorer, ...]:
+        """Of all members, the request's own first."""
+        return (self.first, *(member.network for member in self.others))
+
+    @property
+    def border(self) -> int | None:
+        borders = [border for network in self.networks if (border := network.border) is not None]
+        return min(borders, default=None)
+
+    @property
+    def work(self) -> Work:
+        return self.first.work
+
+    def room(self, cached: int, length: int) -> int:
+        longer = [len(prompt_of(member, self.prompt)) - len(self.prompt) for member in (None, *self.others)]
+        return min(
+            network.room(max(0, cached + more), max(1, length + more))
+            for network, more in zip(self.networks, longer, strict=True)
+        )
+
+    def cache_bytes(self, rows: int) -> int:
+        behind = max(0, rows - len(self.prompt))
+        others = (member.network.cache_bytes(len(prompt_of(member, self.prompt)) + behind) for member in self.others)
+        return self.first.cache_bytes(rows) + sum(others)
+
+    def rows_kept(self, rows: int) -> int:
+        return self.first.rows_kept(rows)
+
+    def new_sequence(self) -> ComposedSequence:
+        return ComposedSequence(self, [network.new_sequence() for network in self.networks])
+
+    def head(self, tokens: Tensor | None = None) -> Head:
+        return self.first.head(tokens)
+
+    def fingerprint(self) -> str:
+        return self.first.fingerprint()
+
+    def origin_of_faults(self, tokens: Sequence[int]) -> str:
+        return f"they come from {self.name}"
+
+    def check(self, forward: Forward) -> None:
+        super().check(forward)
+        if forward.layers.start > 0:
+            raise ValueError(
+                f"rows of {self.name} cannot go on from hidden rows of one member; draft with a method that scores whole passes"
+            )
+
+    def run_pass(self, forwards: Sequence[Forward]) -> list[Scores]:
+        answers = []
+        for forward in forwards:
+            parts = self.parts(forward)
+            answers.append(self.joined(forward, parts, [part.sequence.owner.run_pass([part])[0] for part in parts]))
+        return answers
+
+    # From one forward to those of the members, and back
+
+    def parts(self, forward: Forward) -> list[Forward]:
+        """The forwards of the members that answer one of this network, the first network's first."""
+        sequence = forward.sequence
+        assert isinstance(sequence, ComposedSequence)
+        whole = forward.layers == ALL_LAYERS
+        parts = [replace(forward, sequence=sequence.members[0], rank=0 if whole else forward.rank)]
+        if not whole:
+            return parts
+        for member, own in zip(self.others, sequence.members[1:], strict=True):
+            if member.prompt is None:
+                parts.append(replace(forward, sequence=own, taps=(), rank=0, joined=False))
+            elif (part := self._behind(forward, own, member.prompt)) is not None:
+                parts.append(part)
+        return parts
+
+    def _behind(self, forward: Forward, own: CachedSequence, prompt: tuple[int, ...]) -> Forward | None:
+        """The same rows behind another prompt; None while the last row of the prompt is not scored."""
+        cached, last = forward.sequence.length, len(self.prompt) - 1
+        skipped = max(0, len(self.prompt) - cached)
+        if cached + forward.count <= last:
+            return None
+        if not isinstance(forward.slots, Slots):
+            raise ValueError(f"rows of {self.name} can be appended or written nowhere, and not to given slots")
+        before = list(prompt[own.length :]) if skipped else []
+        positions = None
+        if forward.positions is not None:
+            shift = len(prompt) - len(self.prompt)
+            positions = [
+                *range(own.length, own.length + len(before)),
+                *(p + shift for p in list(forward.positions)[skipped:]),
+            ]
+        rows = forward.tokens[skipped:]
+        if isinstance(rows, torch.Tensor) and rows.is_floating_point() and before:
+            rows = torch.cat([own.owner.embed(torch.tensor(before)).to(rows), rows])
+        elif before:
+            rows = [*before, *(rows.tolist() if isinstance(rows, torch.Tensor) else rows)]
+        attend: Attend | Tree | Tensor
+        if isinstance(forward.attend, torch.Tensor):
+            attend = torch.ones(len(rows), own.length + len(rows), dtype=torch.bool).tril(own.length)
+            behind = forward.attend.shape[1] - len(self.prompt)
+            attend[len(before) :, attend.shape[1] - behind :] = forward.attend[skipped:, len(self.prompt) :]
+        else:
+            attend = forward.attend
+        first = len(before) - skipped
+        logits = [row + first for row in forward.logit_rows() if cached + row >= last]
+        return Forward(own, rows, positions, attend, forward.slots, logits=logits)
+
+    def joined(self, forward: Forward, parts: Sequence[Forward], scores: Sequence[Scores]) -> Scores:
+        """The answer to a forward, given those to its parts. Rows before the prompt's last are the first network's alone."""
+        first, slots = scores[0], forward.written_slots()
+        last = len(self.prompt) - 1
+        common = [place for place, row in enumerate(forward.logit_rows()) if slots[row] >= last]
+        if forward.slots is not Slots.NOWHERE:
+            tokens = parts[0].sequence.tokens
+            forward.sequence.write(slots, [tokens[slot] for slot in slots], forward.row_positions())
+        if not common or len(scores) < len(self.networks):
+            return first
+        logits = first.logits.clone()
+        # Members that read the same prompt have scored every row, the others those from the prompt's last on.
+        rows = [part.logits if len(part.logits) == len(common) else part.logits[common] for part in scores[1:]]
+        logits[common] = self.target.combine([first.logits[common], *rows])
+        return Scores(logits, first.hidden)
+
+
+def composed(target: Target, request: Request) -> ComposedNetwork:
+    """The network of a request with a target. Raises MethodUnavailable or BadParameter where the target cannot be scored, and
+    BadPrompt where one of its members has too little context."""
+    network = ComposedNetwork(target, request.host.network, target.members(request), request.prompt)
+    needed = len(request.prompt) + request.settings.max_new_tokens
+    if needed > network.context:
+        raise BadPrompt(
+            f"prompt and output have {needed} tokens together, and {network.name} a context of {network.context} for them: "
+            "a member of the target has a longer prompt, or a shorter context."
+        )
+    return network
+
+
+class ComposedSequence(CachedSequence):
+    """The rows of a composed network, and the sequences of its members, which follow it.
+
+    members: of each network, the first being row for row this one.
+    """
+
+    def __init__(self, owner: ComposedNetwork, members: Sequence[CachedSequence]):
+        super().__init__(owner, NoCache())
+        self.members = list(members)
+        self._network = owner
+
+    def _moved(self) -> list[int]:
+        """By how many rows each member is longer."""
+        others = [len(prompt_of(member, self._network.prompt)) for member in self._network.others]
+        return [0, *(count - len(self._network.prompt) for count in others)]
+
+    def keep(self, rows: Sequence[int], start: int = 0) -> None:
+        for member, more in zip(self.members, self._moved(), strict=True):
+            _keep(member, [row + more for row in rows], start + more)
+        super().keep(rows, start)
+
+    def truncate(self, length: int) -> None:
+        for member, more in zip(self.members, self._moved(), strict=True):
+            if member.length > max(0, length + more):
+                member.truncate(length + more if length >= len(self._network.prompt) else min(length, member.length))
+        super().truncate(length)
+
+    def fork(self) -> ComposedSequence:
+        twin = ComposedSequence(self._network, [member.fork() for member in self.members])
+        twin.tokens, twin.positions = list(self.tokens), list(self.positions)
+        twin.read, twin.read_by, twin.regime = self.read, self.read_by, self.regime
+        return twin
+
+
+def _keep(sequence: CachedSequence, rows: Sequence[int], start: int) -> None:
+    """Keep rows of a member; rows that only the first network has, which drafted with some layers, are not there."""
+    there = [row for row in rows if row < sequence.length]
+    if start <= sequence.length:
+        sequence.keep(there, start)
+
+
+def prompt_of(member: Member | None, prompt: Sequence[int]) -> Sequence[int]:
+    """The prompt that a member reads."""
+    return prompt if member is None or member.prompt is None else member.prompt
+
+
+def expanded(decoding: Decoding) -> Decoding:
+    """The same coroutine with every forward of a composed network replaced by those of its members."""
+    answer: Any = None
+    try:
+        while True:
+            try:
+                ask = decoding.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
+            parts = [_parts(forward) for forward in forwards]
+            scores = yield tuple(part for group in parts for part in group)
+            answers, place = [], 0
+            for forward, group in zip(forwards, parts, strict=True):
+                own = scores[place : place + len(group)]
+                place += len(group)
+                owner = forward.sequence.owner
+                answers.append(owner.joined(forward, group, own) if isinstance(owner, ComposedNetwork) else own[0])
+            answer = answers[0] if isinstance(ask, Forward) else tuple(answers)
+    finally:
+        decoding.close()
+
+
+def _parts(forward: Forward) -> list[Forward]:
+    owner = forward.sequence.owner
+    if not isinstance(owner, ComposedNetwork):
+        return [forward]
+    owner.check(forward)
+    return owner.parts(forward)

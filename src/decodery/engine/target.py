@@ -1,0 +1,103 @@
+"""What is scored: one model after the request's prompt, or several sequences whose scores are read as those of one target.
+
+A `Target` names the members and says how their scores become one row. Every method runs on it: the network that a request sees
+is then a `ComposedNetwork`, each forward of which becomes one forward per member before the scheduler sees it. So members pack
+with whatever else runs, draft trees are verified on the target's own law, and no method knows of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from decodery.engine.declared import Declared, build, parse_spec
+from decodery.engine.vocabularies import Tokens, difference
+from decodery.errors import BadSetting, MethodUnavailable, near
+from decodery.models.kinds import Kind as ModelKind
+from decodery.sampling.settings import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.engine.request import Request
+    from decodery.models.scorer import Scorer
+
+BUILT_IN = {
+    "guidance": "decodery.targets.guidance:Guidance",
+    "contrast": "decodery.targets.contrast:Contrast",
+    "ensemble": "decodery.targets.ensemble:Ensemble",
+}
+"""Name -> where its class is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One sequence that a target scores: a network, and the prompt that it reads in place of the request's (None: the same)."""
+
+    network: Scorer
+    prompt: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Target(Declared, ABC):
+    """Base of the targets. Subclasses are frozen dataclasses whose fields are made with `parameter`."""
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """Authors, title, year and identifier of the source."""
+
+    @abstractmethod
+    def members(self, request: Request) -> Sequence[Member]:
+        """The sequences beside the request's own, which is always the first. Raises MethodUnavailable or BadParameter where
+        they cannot be had."""
+
+    @abstractmethod
+    def combine(self, rows: Sequence[Tensor]) -> Tensor:
+        """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence and of each member."""
+
+
+def companion(request: Request, name: str, target: str) -> Scorer:
+    """The network of another model that a target scores beside the request's own. Raises MethodUnavailable where its tokens are
+    others."""
+    ours, other = request.host, request.host.companion(name)
+    network = other.network
+    if ModelKind.NEXT_TOKEN not in network.kinds:
+        raise MethodUnavailable(f"{target}: {network.name} is {network.kinds.words}, and a member scores next tokens.")
+    found: str | None = None
+    if network.vocabulary != ours.network.vocabulary:
+        found = f"{network.name} has {network.vocabulary} tokens and {ours.network.name} {ours.network.vocabulary}"
+    elif ours.tokenizer is not None and other.tokenizer is not None:
+        found = difference(Tokens(ours), Tokens(other))
+    if found is not None:
+        raise MethodUnavailable(f"{target} adds up the scores of models with the same tokenizer, but {found}.")
+    return network
+
+
+def find(name: str) -> type[Target]:
+    """The class of a target. Raises BadSetting."""
+    if name not in BUILT_IN:
+        raise BadSetting(f"there is no target {name!r}; {near(name, BUILT_IN)}")
+    module, attribute = BUILT_IN[name].split(":")
+    cls: type[Target] = getattr(importlib.import_module(module), attribute)
+    return cls
+
+
+class Targets(Kind):
+    """A `Target`, or text such as "guidance(scale=1.5)"."""
+
+    option = str
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string"}
+
+    def check(self, name: str, value: Any, vocabulary: int) -> Target:
+        """Raises BadSetting or BadParameter."""
+        if isinstance(value, Target):
+            return value
+        if not isinstance(value, str):
+            raise BadSetting(f"{name} must be text such as guidance(scale=1.5), not {value!r}.")
+        word, values = parse_spec(value)
+        return build(find(word), values)
