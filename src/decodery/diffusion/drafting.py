@@ -72,9 +72,7 @@ class Likeliest:
     def accept(self, probability: float, position: int, index: Index = 0) -> bool:
         return probability > 0.5
 
-    def race(
-        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
-    ) -> int:
+    def race(self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()) -> int:
         return int(log_weights.argmax())
 
 

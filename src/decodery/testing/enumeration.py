@@ -55,9 +55,7 @@ class ScriptedChance:
         chance = min(max(probability, 0.0), 1.0)
         return bool(self._decide([(1, chance), (0, 1 - chance)], position, Stage.ACCEPT, index))
 
-    def race(
-        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
-    ) -> int:
+    def race(self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()) -> int:
         return self.choose((log_weights.double() - log_weights.max()).exp(), position, stage, index)
 
     def _decide(self, branches: list[tuple[int, float]], position: int, stage: Stage, index: Index) -> int:
