@@ -2,9 +2,9 @@
 
     python benchmarks/draws.py --batch 32 --tokens 16 --out draws.json
 
-Both times are taken in the same rounds: the passes alone, and all the rest of a round (laws, draws, commits, the scheduler). The
-fastest of all rounds is what the work takes, the median what it takes beside whatever else the machine does. Where it does much else,
-the seconds of processors (`*_cpu_ms`, of all threads) tell more.
+Both times are taken in the same rounds: the passes alone, and all the rest of a round (laws, draws, commits, the scheduler).
+The fastest of all rounds is what the work takes, the median what it takes beside whatever else the machine does. Where it
+does much else, the seconds of processors (`*_cpu_ms`, of all threads) tell more.
 """
 
 from __future__ import annotations
@@ -27,17 +27,27 @@ LAWS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},
     "temperature, top-p": {"temperature": 0.8, "top_p": 0.95},
     "temperature, top-k, top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
-    "temperature, top-p, penalties": {"temperature": 0.8, "top_p": 0.95, "repetition_penalty": 1.1, "presence_penalty": 0.5},
+    "temperature, top-p, penalties": {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+    },
 }
 
 
-def rounds(lm: decodery.LanguageModel, batch: int, tokens: int, settings: dict[str, Any]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Of each round in which the whole batch decodes one token: seconds of the pass and of all the rest, and the same of processors."""
+def rounds(
+    lm: decodery.LanguageModel, batch: int, tokens: int, settings: dict[str, Any]
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Of each round in which the whole batch decodes one token: seconds of the pass and of all the rest, and the same of
+    processors."""
     scheduler = lm.scheduler(watched=False)
     method = as_method("autoregressive")
     for number in range(batch):
         prompt = lm.tokenize(f"The {number}th of many stories that begin in the same way")
-        given = Settings.of({**settings, "seed": number, "max_new_tokens": tokens, "ignore_eos": True}, lm.network.vocabulary)
+        given = Settings.of(
+            {**settings, "seed": number, "max_new_tokens": tokens, "ignore_eos": True}, lm.network.vocabulary
+        )
         scheduler.submit(Request(lm, prompt, given, number), method)
     spent = spent_cpu = 0.0
     original = lm.network.run_pass

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from decodery.engine.settings import Settings, aliases, declared
+from decodery.engine.settings import Settings, aliases, declared, page, schema
 from decodery.errors import BadSetting
 from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed
@@ -261,3 +264,44 @@ def test_a_seed_is_kept_or_drawn() -> None:
     drawn = {of().with_seed().seed for _ in range(20)}
     assert None not in drawn
     assert len(drawn) == 20
+
+
+# What follows from the declarations
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def test_the_page_of_settings_is_as_declared() -> None:
+    """Where a declaration changed: DECODERY_UPDATE_API=1 pytest tests/engine/test_settings.py."""
+    head = PAGE.read_text().split("| setting |")[0]
+    expected = head + page()
+    if os.environ.get("DECODERY_UPDATE_API"):
+        PAGE.write_text(expected)
+    assert PAGE.read_text() == expected
+
+
+def test_the_schema_describes_what_is_accepted() -> None:
+    described = schema()
+    assert described["additionalProperties"] is False
+    for name, value, _ in GOOD:
+        if name in described["properties"] and isinstance(value, int | float | str) and not isinstance(value, bool):
+            own = described["properties"][name]
+            kinds = [own] if "type" in own else own["anyOf"]
+            word = "string" if isinstance(value, str) else "integer" if isinstance(value, int) else "number"
+            assert any(kind["type"] in (word, "number" if word == "integer" else word) for kind in kinds), name
+    assert {"processors", "stopping_criteria"}.isdisjoint(described["properties"])
+    json.dumps(described)
+
+
+def test_the_command_line_offers_what_the_settings_declare() -> None:
+    import dataclasses
+
+    from decodery.cli.options import SettingOptions
+
+    words = {own.option[0].removeprefix("--").replace("-", "_") for own in declared().values() if own.option}
+    assert {field.name for field in dataclasses.fields(SettingOptions)} == words  # type: ignore[arg-type]
+    group = SettingOptions(temperature=0.0, logit_bias=["3=1.5"], stop=["x"], stop_token_id=[4], order="hf")  # type: ignore[call-arg]
+    assert group.given() == {
+        "temperature": 0.0, "logit_bias": {3: 1.5}, "stop": ("x",), "stop_token_ids": (4,), "order": "hf",
+    }  # fmt: skip
+    assert SettingOptions().given() == {}

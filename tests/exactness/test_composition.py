@@ -60,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "processors": {"processors": [_not_the_successor]},
     "order": {"order": ["temperature", "top_p", "min_p", "top_k", "processors", "min_new_tokens", "logit_bias",
                         "frequency_penalty", "presence_penalty", "repetition_penalty"]},
+    "chance": {"chance": "gumbel"},
     "stop": {"stop": ["sa", "isb", "zz"]},
     "stop_token_ids": {"stop_token_ids": [15, 8]},
     "ignore_eos": {"ignore_eos": True},
@@ -242,11 +243,9 @@ def test_every_pair(method: str, first: str) -> None:
 
 def test_the_settings_of_the_matrix_are_all_there_are():
     """A new setting must join the matrix."""
-    import dataclasses
+    from decodery.engine.settings import declared
 
-    from decodery.engine.settings import Settings
-
-    assert {field.name for field in dataclasses.fields(Settings)} <= {*SETTINGS, "seed"}
+    assert set(declared()) <= {*SETTINGS, "seed"}
 
 
 def test_each_setting_of_the_matrix_does_something():

@@ -1,7 +1,7 @@
 """Sources of chance: each draws from the right law, and keeps what it promises beyond that.
 
-Statistical tests are deterministic (fixed seeds), and their bounds were chosen before looking: each fails for a right source with
-probability 1e-4 at most.
+Statistical tests are deterministic (fixed seeds), and their bounds were chosen before looking: each fails for a right source
+with probability 1e-4 at most.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def independent(source: str, number: int) -> str | Source:
 @pytest.mark.parametrize("method", ["autoregressive", "prompt-lookup"])
 @pytest.mark.parametrize("source", BY_NAME)
 def test_the_joint_law_of_a_text_is_the_model_s(source: str, method: str) -> None:
-    """Chi-square over all texts of three tokens. Contexts of two tokens that come again would meet the same keyed draw, and in so
-    short a text of a prompt like this they may: those texts are left to the test of single draws."""
+    """Chi-square over all texts of three tokens. Contexts of two tokens that come again would meet the same keyed draw, and
+    in so short a text of a prompt like this they may: those texts are left to the test of single draws."""
     lm, scorer = model()
     length = 1 if source == "keyed" else LENGTH
     counts = many(lm, method, [independent(source, seed) for seed in range(600)], length)
@@ -293,7 +293,22 @@ def test_a_run_that_ends_too_soon_or_does_not_fit_is_an_error() -> None:
 
 def test_addresses_of_any_length_are_apart() -> None:
     noise = Noise(3)
-    indices: list[Any] = [0, 1, (), (0,), (0, 0), ("0",), (0, "0"), ("00",), (10,), (1, 0), ("a", "b"), ("ab",), (-1,), (2**70,)]
+    indices: list[Any] = [
+        0,
+        1,
+        (),
+        (0,),
+        (0, 0),
+        ("0",),
+        (0, "0"),
+        ("00",),
+        (10,),
+        (1, 0),
+        ("a", "b"),
+        ("ab",),
+        (-1,),
+        (2**70,),
+    ]
     drawn = [noise.uniform(5, Stage.DRAFT, index) for index in indices]
     assert len(set(drawn)) == len(drawn)
     assert noise.uniform(5, Stage.DRAFT, (2**70,)) == drawn[-1]

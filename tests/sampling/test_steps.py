@@ -1,6 +1,8 @@
-"""Steps of the law: what each declares is true by experiment, for every registered step; states, draws, orders, and many rows at once.
+"""Steps of the law: what each declares is true by experiment, for every registered step; states, draws, orders, and many
+rows at once.
 
-`EXAMPLES` gives a value that switches each step on. Whatever else a step declares is read from it, so a new step only adds a line.
+`EXAMPLES` gives a value that switches each step on. Whatever else a step declares is read from it, so a new step only adds a
+line.
 """
 
 from __future__ import annotations
@@ -186,7 +188,11 @@ def test_presets_are_those_of_the_libraries() -> None:
 def test_temperature_last_truncates_the_law_before_it() -> None:
     row = torch.tensor([2.0, 1.0, 0.0])
     kept = {
-        preset: int((Law(Settings.of({"order": preset, "temperature": 3.0, "top_p": 0.85}, 3), [0]).scores(row) > FORBIDDEN).sum())
+        preset: int(
+            (
+                Law(Settings.of({"order": preset, "temperature": 3.0, "top_p": 0.85}, 3), [0]).scores(row) > FORBIDDEN
+            ).sum()
+        )
         for preset in ("hf", "llama.cpp")
     }
     assert kept == {"hf": 3, "llama.cpp": 2}
@@ -311,7 +317,8 @@ def test_states_follow_the_text_and_paths_and_are_rolled_back(tokens: list[int],
 
 @pytest.mark.parametrize("method", ["autoregressive", "prompt-lookup", "draft-model", "swift", "spectr(drafts=2)"])
 def test_methods_keep_the_law_of_a_state(others: None, method: str) -> None:
-    """The exact law of a whole request, with the state, is the law written out: also where drafts were verified or thrown away."""
+    """The exact law of a whole request, with the state, is the law written out: also where drafts were verified or thrown
+    away."""
     scorer = TabularScorer(3, order=None, seed=3, layers=3)
     scorer.early = drafter = scorer.blurred(0.9)
     lm = scripted_language_model(scorer, drafter=drafter)

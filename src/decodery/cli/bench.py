@@ -56,8 +56,8 @@ def bench(
 ) -> None:
     """Measure methods on a set of questions: speed, tokens per forward, and the share of outputs that stay identical.
 
-    Without --methods all lossless ones are measured that need nothing. Plain decoding is always measured too, in the same run on
-    the same machine; every speed-up is relative to it.
+    Without --methods all lossless ones are measured that need nothing. Plain decoding is always measured too, in the same
+    run on the same machine; every speed-up is relative to it.
 
     Example: `decodery bench --methods "prompt-lookup, token-recycling" --limit 2 --csv speeds.csv`
     """

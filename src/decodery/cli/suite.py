@@ -60,8 +60,8 @@ def suite(
 ) -> None:
     """Measure decoders of canvases on tasks with right answers: accuracy against tokens per forward.
 
-    Without --methods all of them are measured, the base decoder at several settings. Every speed-up is relative to one token per
-    forward, in the same run on the same machine.
+    Without --methods all of them are measured, the base decoder at several settings. Every speed-up is relative to one token
+    per forward, in the same run on the same machine.
 
     Example: `decodery suite parallelbench --tasks copy,sudoku --samples 20 --plot curves.png`
     """

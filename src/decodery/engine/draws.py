@@ -18,31 +18,40 @@ if TYPE_CHECKING:
 
     from decodery.sampling.law import Law
 
+CACHED = 1 << 16
+"""Numbers that a processor works on at a time: more do not stay in its cache, and come in fresh pages of memory, which takes
+longer than all that is computed of them."""
+
 
 class Together:
     """Laws with the same steps, and a row of each, [vocabulary] raw scores."""
 
     def __init__(self, laws: list[Law], rows: list[Tensor]):
         self._members = laws, rows
-        self._found: Tensor | None = None
+        self._found: list[Tensor] | None = None
         self._failed = False
 
     def law(self, place: int) -> Tensor | None:
-        """Log probabilities [vocabulary] float32 of the law at `place`; None where some row could not be processed: then each does
-        it alone, and only the request whose fault it is meets the error."""
+        """Log probabilities [vocabulary] float32 of the law at `place`; None where some row could not be processed: then
+        each does it alone, and only the request whose fault it is meets the error."""
         if self._found is None and not self._failed:
             laws, rows = self._members
             try:
-                scores = processed(torch.stack(rows), laws[0].steps, [law.prefix() for law in laws])
-                self._found = torch.log_softmax(scores, dim=-1)
+                pieces: list[Tensor] = []
+                size = len(laws) if rows[0].is_cuda else max(1, CACHED // len(rows[0]))
+                for start in range(0, len(laws), size):
+                    prefixes = [law.prefix() for law in laws[start : start + size]]
+                    scores = processed(torch.stack(rows[start : start + size]), laws[0].steps, prefixes)
+                    pieces += torch.log_softmax(scores, dim=-1).unbind()
+                self._found = pieces
             except Exception:
                 self._failed = True
         return None if self._found is None else self._found[place]
 
 
 def foresee(drawing: Iterable[tuple[Law, Tensor]]) -> None:
-    """Tell laws that each will likely be asked for the law of its row next, [vocabulary] raw scores. Those with equal steps share
-    the work; numbers are the same as alone."""
+    """Tell laws that each will likely be asked for the law of its row next, [vocabulary] raw scores. Those with equal steps
+    share the work; numbers are the same as alone."""
     groups: list[tuple[list[Law], list[Tensor]]] = []
     for law, row in drawing:
         if law.greedy or law.stateful:

@@ -11,7 +11,7 @@ from typing import Any
 from decodery.engine.target import Target, Targets
 from decodery.errors import BadSetting, near
 from decodery.plain import plain
-from decodery.sampling.chance import Addressed, Chances, Source
+from decodery.sampling.chance import Addressed, Chances, Source, sources
 from decodery.sampling.law_settings import LawSettings
 from decodery.sampling.settings import (
     Callables,
@@ -32,8 +32,8 @@ from decodery.sampling.steps import step_settings, steps
 class Settings(LawSettings):
     """Settings of one request: those of the law (`LawSettings`) and those of the output. docs/settings.md lists all of them.
 
-    A stop string that is complete before the least length is a part of the text. stop strings may hold special tokens, which the
-    output does not show. The log probabilities are always the target's, raw and processed.
+    A stop string that is complete before the least length is a part of the text. stop strings may hold special tokens, which
+    the output does not show. The log probabilities are always the target's, raw and processed.
     """
 
     max_new_tokens: int = setting(
@@ -46,7 +46,7 @@ class Settings(LawSettings):
     seed: int | None = setting(
         None, Optional(Whole(-(2**63), 2**64 - 1)), "Fixes every random draw; default: a fresh one.", option=("--seed",)
     )
-    chance: Source = setting(
+    chance: Source = setting(  # noqa: RUF009 (a dataclass field like the others)
         Addressed,
         Chances(),
         "Where random draws come from, as name or name(key=value).",
@@ -160,12 +160,34 @@ def schema() -> dict[str, Any]:
 
 
 def table() -> str:
-    """The settings as a table of Markdown, for the docs."""
+    """The settings as a table of Markdown."""
     lines = ["| setting | default | what it does | elsewhere | command line |", "|---|---|---|---|---|"]
     for own in declared().values():
-        default = own.default.name if isinstance(own.default, Source) else own.default
-        shown = ", ".join(default) if isinstance(default, tuple) and default else default
-        text = "none" if shown in ((), None) or shown == {} else str(shown)
         others, option = ", ".join(f"`{a}`" for a in own.aliases), ", ".join(f"`{o}`" for o in own.option)
-        lines.append(f"| `{own.name}` | {text} | {own.help} | {others} | {option} |")
+        lines.append(f"| `{own.name}` | {_shown(own.default)} | {own.help} | {others} | {option} |")
     return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """The tables of docs/settings.md: the settings, and the sources of chance."""
+    lines = [
+        "## Chance",
+        "",
+        "`chance` says where random draws come from. Each source gives every single draw its right law.",
+        "",
+        "| source | what it does | parameters |",
+        "|---|---|---|",
+    ]
+    for name, source in sorted(sources().items()):
+        parameters = "; ".join(f"`{own.name}` ({_shown(own.default)}): {own.help}" for own in source.parameters())
+        lines.append(f"| `{name}` | {source.summary} | {parameters or 'none'} |")
+    return table() + "\n" + "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    """A default, for people."""
+    if isinstance(value, Source):
+        return value.name
+    if value is None or value in ((), {}):
+        return "none"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

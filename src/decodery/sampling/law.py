@@ -2,8 +2,8 @@
 
 A law is an ordered list of steps (`sampling/steps/`); the order is data and is reported with the result. Each step sees the
 prefix of the row it works on, so a law means the same for a node of a draft tree as for the next token of plain decoding.
-Everything that a user sets (temperature, truncation, penalties, biases, own processors) lives here, and every verifier and drafter
-works on what comes out.
+Everything that a user sets (temperature, truncation, penalties, biases, own processors) lives here, and every verifier and
+drafter works on what comes out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ States = Mapping[str, Any]
 class Law:
     """The processed law of one text.
 
-    settings: see `LawSettings`; prompt: the prompt's token ids; stop_ids: tokens that end the output; chance: of steps that draw.
-    The committed output is told by `observe`; the tokens of a draft path are given per row. `fork` costs a copy of the token list.
+    settings: see `LawSettings`; prompt: the prompt's token ids; stop_ids: tokens that end the output; chance: of steps that
+    draw. The committed output is told by `observe`; the tokens of a draft path are given per row. `fork` costs a copy of the
+    token list.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Law:
         return tuple(step.name for step in self.steps)
 
     def observe(self, token: int, row: Float[Tensor, "vocabulary"] | None = None) -> None:
-        """A token was committed. row: [vocabulary] the raw scores that it was taken from; needed where the law is `stateful`."""
+        """A token was committed. row: [vocabulary] the raw scores that it was taken from; needed where the law is
+        `stateful`."""
         if self.stateful:
             if () not in self._passed:
                 if row is None:
@@ -110,8 +112,8 @@ class Law:
     def scores(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> Float[Tensor, "vocabulary"]:
         """Processed scores [vocabulary] float32 of a raw row, after the committed tokens and then `path`.
 
-        Forbidden tokens are at minus infinity. The input is not changed. Where the law is stateful, the rows along the path must
-        have been asked for before.
+        Forbidden tokens are at minus infinity. The input is not changed. Where the law is stateful, the rows along the path
+        must have been asked for before.
         """
         if not self.steps:
             return row.float()

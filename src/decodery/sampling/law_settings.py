@@ -42,7 +42,8 @@ class Order(Kind):
 
 @dataclass(frozen=True, init=False)
 class LawSettings:
-    """What shapes the law of a token: the settings of the steps, as attributes and by name in the call, and the order of the steps.
+    """What shapes the law of a token: the settings of the steps, as attributes and by name in the call, and the order of the
+    steps.
 
     `Settings(temperature=0.7).top_k` is 0, as nothing else was said. Each setting is declared in the step's own file
     (`sampling/steps/`; docs/settings.md lists them). Raises TypeError for a name that is no setting.

@@ -2,8 +2,8 @@
 
 Every draw is a pure function of (seed, sample, position, stage, index). So a result depends neither on what else runs in
 the batch, nor on how many drafts were made or rejected before it; and two methods that draw the token of a position from
-the same law at the same address draw the same token. An index is a number, or a tuple of numbers and words of any length: nobody
-packs several into one.
+the same law at the same address draw the same token. An index is a number, or a tuple of numbers and words of any length:
+nobody packs several into one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ Index: TypeAlias = int | tuple[int | str, ...]
 class Chance(Protocol):
     """The random decisions that a method may take.
 
-    index: tells apart draws of the same place. path: the tokens between the committed text and the position, where it is not the
-    next one; some chances look at the text before a position, and refuse a draw of the target where it is not all there.
+    index: tells apart draws of the same place. path: the tokens between the committed text and the position, where it is not
+    the next one; some chances look at the text before a position, and refuse a draw of the target where it is not all there.
     """
 
     def choose(
@@ -83,8 +83,8 @@ class Chance(Protocol):
 
 @dataclass(frozen=True)
 class Draw:
-    """A random decision that was taken: its address, and the number in [0, 1) that decided it; of a race the key, a whole number,
-    that its vector of numbers follows from (`unrolled`)."""
+    """A random decision that was taken: its address, and the number in [0, 1) that decided it; of a race the key, a whole
+    number, that its vector of numbers follows from (`unrolled`)."""
 
     position: int
     stage: Stage
@@ -147,7 +147,8 @@ class Numbers(ABC):
         return number < probability
 
     def fork(self, text: Sequence[int]) -> Self:
-        """The chance of a text that begins as this one's and goes its own way. text: its committed tokens, which grow with it."""
+        """The chance of a text that begins as this one's and goes its own way. text: its committed tokens, which grow with
+        it."""
         return self
 
 

@@ -1,7 +1,7 @@
 """What a setting is: its default, what it may be, what it is for, and what others call it.
 
-Settings are fields of dataclasses that are made with `setting`, as parameters of methods are made with `parameter`. Their check,
-the command line's option, the schema for a server and the table of the docs all come from that one line.
+Settings are fields of dataclasses that are made with `setting`, as parameters of methods are made with `parameter`. Their
+check, the command line's option, the schema for a server and the table of the docs all come from that one line.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """A declared setting. neutral: the value that asks for nothing (of a step: the one that switches it off). aliases: its names
-    in other libraries. option: its names on the command line; none: it is not there. metavar: what stands behind them."""
+    """A declared setting. neutral: the value that asks for nothing (of a step: the one that switches it off). aliases: its
+    names in other libraries. option: its names on the command line; none: it is not there. metavar: what stands behind them."""
 
     name: str
     default: Any
@@ -73,7 +73,8 @@ def setting(
     option: tuple[str, ...] = (),
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field that is a setting; see `Setting`. neutral: where it is not the default. default: a function gives a fresh one."""
+    """A dataclass field that is a setting; see `Setting`. neutral: where it is not the default. default: a function gives a
+    fresh one."""
     fresh: Callable[[], Any] = default if callable(default) else lambda: default
     about = {
         "neutral": neutral,
@@ -199,7 +200,10 @@ class Texts(Kind):
 
     def schema(self) -> Mapping[str, Any]:
         return {
-            "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}},
+            ]
         }
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[str, ...]:

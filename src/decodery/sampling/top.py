@@ -40,10 +40,10 @@ def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
 
 
 def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:
-    """The values of each row from high to low. On a CPU numpy sorts them many times faster than `sort`, which also tells from
+    """The values of each row from high to low. On a CPU numpy sorts values many times faster than `sort`, which also tells from
     where each comes."""
     if rows.device.type == "cpu" and rows.dtype == torch.float32:
-        ordered = -rows.detach().numpy()
-        ordered.sort(axis=-1)
-        return torch.from_numpy(np.negative(ordered, out=ordered))
+        values = -rows.detach().numpy()
+        values.sort(axis=-1)
+        return torch.from_numpy(np.negative(values, out=values))
     return rows.sort(dim=-1, descending=True).values

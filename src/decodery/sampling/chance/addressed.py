@@ -10,7 +10,8 @@ from decodery.sampling.noise import Chance, Noise
 
 @dataclass(frozen=True)
 class Addressed(Source):
-    """Noise of a seed and a sample (`sampling/noise.py`): samples are independent, and draws depend on nothing but their address."""
+    """Noise of a seed and a sample (`sampling/noise.py`): samples are independent, and draws depend on nothing but their
+    address."""
 
     name = "addressed"
     summary = "Independent samples by inverse transform; each draw is a hash of seed, sample and address."

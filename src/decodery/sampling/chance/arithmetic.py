@@ -1,8 +1,8 @@
 """Arithmetic sampling: a sample is one number, read along the whole text as an arithmetic code.
 
-Vilnis et al., Arithmetic sampling: parallel diverse decoding for large language models, 2023, arXiv 2210.15458. The numbers of n
-samples are one random number shifted by 0, 1/n, … (n - 1)/n: each sample has its right law, and together they cover the space of
-texts evenly, so means over them vary less than over independent samples.
+Vilnis et al., Arithmetic sampling: parallel diverse decoding for large language models, 2023, arXiv 2210.15458. The numbers
+of n samples are one random number shifted by 0, 1/n, … (n - 1)/n: each sample has its right law, and together they cover the
+space of texts evenly, so means over them vary less than over independent samples.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ COARSEST = 2.0**-32
 class Code(Numbers):
     """One number in [0, 1) that names a text. Each token takes its part of the number, and the rest is stretched for the next.
 
-    start: the number; first: the position of the first token; noise: for digits beyond those of the number, and for decisions of
-    steps of the law.
+    start: the number; first: the position of the first token; noise: for digits beyond those of the number, and for
+    decisions of steps of the law.
     """
 
     def __init__(self, source: Source, start: float, first: int, noise: Noise):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """Whose draws they are. seed: of the request. number, of: which of how many samples of the prompt. text: the committed tokens
-    with the prompt, a list that grows with the output. prompt: how many of them are the prompt's."""
+    """Whose draws they are. seed: of the request. number, of: which of how many samples of the prompt. text: the committed
+    tokens with the prompt, a list that grows with the output. prompt: how many of them are the prompt's."""
 
     seed: int
     number: int
@@ -39,8 +39,8 @@ class Source(ABC):
     by_name: ClassVar[bool] = True
     """Whether its name says all, so that it can be asked for by it."""
     target_only: ClassVar[str] = ""
-    """Why it cannot be spent on anything but the target's own tokens, from left to right; empty: it can. Methods whose drafts are
-    drawn at random, and those that fill canvases, are refused with this reason."""
+    """Why it cannot be spent on anything but the target's own tokens, from left to right; empty: it can. Methods whose
+    drafts are drawn at random, and those that fill canvases, are refused with this reason."""
 
     @abstractmethod
     def chance(self, sample: Sample) -> Chance:

@@ -1,7 +1,7 @@
 """Every draw is a race: each token has noise of its own, and the highest sum of log probability and noise wins.
 
-The Gumbel-max trick. Two runs that meet slightly different laws at the same address choose the same token mostly, since each token
-keeps its noise (Maddison et al. 2014, arXiv 1411.0030; counterfactuals: Oberst and Sontag 2019, arXiv 1905.05824).
+The Gumbel-max trick. Two runs that meet slightly different laws at the same address choose the same token mostly, since each
+token keeps its noise (Maddison et al. 2014, arXiv 1411.0030; counterfactuals: Oberst and Sontag 2019, arXiv 1905.05824).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class KeyedNoise(Noise):
-    """Noise of a key, whose addresses are what stands before a position. text: the committed tokens; own: for decisions of steps
-    of the law, which nobody has to find again."""
+    """Noise of a key, whose addresses are what stands before a position. text: the committed tokens; own: for decisions of
+    steps of the law, which nobody has to find again."""
 
     def __init__(self, source: Keyed, text: Sequence[int], prompt: int, own: Noise):
         super().__init__(source.key)
@@ -31,7 +31,8 @@ class KeyedNoise(Noise):
     def choose(
         self, probabilities: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
     ) -> int:
-        """Raises Refused for draws other than the target's tokens, and where the tokens before the position are not all there."""
+        """Raises Refused for draws other than the target's tokens, and where the tokens before the position are not all
+        there."""
         if stage is Stage.LAW:
             return self._own.choose(probabilities, position, stage, index)
         if stage is not Stage.TARGET or index != 0:
@@ -89,8 +90,8 @@ class Keyed(Source):
         return Noise(self.key)
 
     def address(self, before: Sequence[int], prompt: int = 0) -> tuple[int, tuple[int | str, ...]]:
-        """Position and index, within `noise()` and Stage.TARGET, of the draw after these tokens. prompt: how many of them are the
-        prompt's, which matters where places in the output decide."""
+        """Position and index, within `noise()` and Stage.TARGET, of the draw after these tokens. prompt: how many of them
+        are the prompt's, which matters where places in the output decide."""
         if self.window == 0:
             return len(before) - prompt, ("place",)
         return 0, ("context", *before[max(len(before) - self.window, 0) :])

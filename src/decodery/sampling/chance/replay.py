@@ -1,5 +1,5 @@
-"""The draws of a run, recorded and handed in again: what would have come under another prompt, setting or model, had chance been the
-same (counterfactuals: Chatzi et al. 2024, arXiv 2409.17027; Ravfogel et al. 2024, arXiv 2411.07180)."""
+"""The draws of a run, recorded and handed in again: what would have come under another prompt, setting or model, had chance
+been the same (counterfactuals: Chatzi et al. 2024, arXiv 2409.17027; Ravfogel et al. 2024, arXiv 2411.07180)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Replayed(Numbers):
-    """Decides as the recorded draws of the same addresses did. Positions count from the end of the prompt, as prompts may differ.
+    """Decides as the recorded draws of the same addresses did. Positions count from the end of the prompt, as prompts may
+    differ.
 
     Raises BadSetting where there is no draw at an address, or one of another kind.
     """
@@ -31,7 +32,8 @@ class Replayed(Numbers):
         if number is None:
             told = f"draw {index} " if index else "draw "
             raise BadSetting(
-                f"the recorded run has no {told}for {stage.name.lower()} at token {place + 1}; it holds {len(self._draws)} draws."
+                f"the recorded run has no {told}for {stage.name.lower()} at token {place + 1}; "
+                f"it holds {len(self._draws)} draws."
             )
         return number
 
@@ -90,8 +92,8 @@ class Replay(Source):
 
 @dataclass(frozen=True)
 class Recording(Source):
-    """Another source, whose draws are kept. runs: the draws of each sample in the order in which they began, positions counted from
-    the end of the prompt, for `Replay`."""
+    """Another source, whose draws are kept. runs: the draws of each sample in the order in which they began, positions
+    counted from the end of the prompt, for `Replay`."""
 
     source: Source = field(default_factory=Addressed)
     runs: list[_Run] = field(default_factory=list, compare=False)

@@ -22,8 +22,8 @@ PRESETS = ("hf", "vllm", "llama.cpp")
 """Orders of other libraries; a step says in `places` where it stands in them, as far as it stands elsewhere than by default.
 
 hf: transformers' `GenerationMixin._get_logits_processor`: sequence bias, penalties, least length, own processors, temperature,
-truncation. vllm: `vllm/v1/sample/sampler.py`: least length, bias and own processors, then the penalties, temperature, min-p, and
-top-k with top-p. llama.cpp: `common/sampling.cpp`: bias, penalties, top-k, top-p, min-p, and temperature last.
+truncation. vllm: `vllm/v1/sample/sampler.py`: least length, bias and own processors, then the penalties, temperature, min-p,
+and top-k with top-p. llama.cpp: `common/sampling.cpp`: bias, penalties, top-k, top-p, min-p, and temperature last.
 """
 
 
@@ -37,8 +37,8 @@ class Step(ABC):
     name: ClassVar[str]
     """In `order` and in messages; by habit that of its first setting."""
     place: ClassVar[float]
-    """Where it stands in the default order: below 100 before all others, 100 to 199 what looks at the text, 200 temperature, from
-    300 on truncation."""
+    """Where it stands in the default order: below 100 before all others, 100 to 199 what looks at the text, 200 temperature,
+    from 300 on truncation."""
     places: ClassVar[Mapping[str, float]] = {}
     """Preset -> place there, where it is another."""
     reads_prefix: ClassVar[bool] = False
@@ -86,8 +86,8 @@ _SETTINGS: dict[str, Setting] = {}
 
 
 def register(step: type[Step]) -> type[Step]:
-    """Make a step known, with its settings; as a decorator, or called for a step of another package. Raises ValueError where the
-    name of the step or of a setting is taken."""
+    """Make a step known, with its settings; as a decorator, or called for a step of another package. Raises ValueError where
+    the name of the step or of a setting is taken."""
     taken = [setting.name for setting in step.settings() if setting.name in _SETTINGS]
     if step.name in _STEPS or taken:
         raise ValueError(f"{step.name} is registered already, or its setting {' or '.join(taken)} is another step's")

@@ -1,4 +1,5 @@
-"""Tokens of the output become less likely, as often as they occur (OpenAI's frequency_penalty; tokens of the prompt do not count)."""
+"""Tokens of the output become less likely, as often as they occur (OpenAI's frequency_penalty; tokens of the prompt do not
+count)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""No end before a number of new tokens: until then stop tokens are impossible (transformers' min_new_tokens, vLLM's min_tokens)."""
+"""No end before a number of new tokens: until then stop tokens are impossible (transformers' min_new_tokens, vLLM's
+min_tokens)."""
 
 from __future__ import annotations
 

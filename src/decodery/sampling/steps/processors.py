@@ -22,7 +22,8 @@ FORBIDDEN = float("-inf")
 class Processors(Step):
     """Calls each with (input_ids [1, n], scores [1, vocabulary]) for its scores.
 
-    Before the least length stop tokens stay forbidden. Where processors leave nothing but stop tokens, they are not heard before.
+    Before the least length stop tokens stay forbidden. Where processors leave nothing but stop tokens, they are not heard
+    before.
     """
 
     processors: tuple[Callable[[Any, Any], Any], ...] = setting(

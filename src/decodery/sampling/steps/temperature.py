@@ -19,7 +19,8 @@ TINY_TEMPERATURE = 1e-30
 
 @dataclass(frozen=True)
 class Temperature(Step):
-    """Divides the scores. 0 is greedy decoding, a branch of its own: the highest score wins, the lowest token id among equals."""
+    """Divides the scores. 0 is greedy decoding, a branch of its own: the highest score wins, the lowest token id among
+    equals."""
 
     temperature: float = setting(0.0, Real(0.0), "0 is greedy decoding.", neutral=1.0, option=("--temperature", "-t"))
 

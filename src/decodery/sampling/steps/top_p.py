@@ -36,18 +36,18 @@ class TopP(Step):
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         from decodery.sampling.top import falling  # here, since it needs torch
 
-        ordered = falling(rows)
-        # A token is dropped when the mass of those before it already reaches p; the first always stays.
+        ordered, width = falling(rows), rows.shape[1]
         mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        # A token is dropped when the mass of those before it already reaches p; the first always stays.
         border = torch.full((len(rows), 1), self.top_p, dtype=mass.dtype, device=mass.device)
-        last = torch.searchsorted(mass, border).clamp_(max=rows.shape[1] - 1)
+        last = torch.searchsorted(mass, border).clamp_(max=width - 1)
         least = ordered.gather(1, last)
-        rows = torch.where(rows < least, FORBIDDEN, rows)
+        kept = torch.where(rows < least, FORBIDDEN, rows)
         # Of those equal to the last, as many as there is room for. More are rare, and looked for row by row.
-        following = ordered.gather(1, (last + 1).clamp_(max=rows.shape[1] - 1))
-        tied = (following == least) & (least > FORBIDDEN) & (last < rows.shape[1] - 1)
+        following = ordered.gather(1, (last + 1).clamp_(max=width - 1))
+        tied = (following == least) & (least > FORBIDDEN) & (last < width - 1)
         for row in tied[:, 0].nonzero().flatten().tolist():
             equal = (rows[row] == least[row]).nonzero().flatten()
             room = int(last[row]) + 1 - int((rows[row] > least[row]).sum())
-            rows[row, equal[room:]] = FORBIDDEN
-        return rows
+            kept[row, equal[room:]] = FORBIDDEN
+        return kept
