@@ -24,6 +24,8 @@ from decodery.cli.methods import methods
 from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
+from decodery.cli.train import SETTINGS as TRAIN
+from decodery.cli.train import train
 from decodery.errors import DecoderyError
 
 BAD_INPUT = 2
@@ -61,6 +63,7 @@ app.command("race")(race)
 app.command("check")(check)
 app.command("bench")(bench)
 app.command("acceptance")(acceptance)
+app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)

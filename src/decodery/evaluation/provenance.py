@@ -15,22 +15,39 @@ import torch
 
 from decodery._version import __version__
 from decodery.language_model import LanguageModel
+from decodery.models.scorer import Network
 
 
-def provenance(lm: LanguageModel) -> dict[str, Any]:
-    """What a measurement with `lm` ran on, for JSON. load: processes that ran beside it, on average of the last minute."""
-    network = lm.network
-    device = torch.device(getattr(network, "device", "cpu"))
-    model = getattr(network, "model", None)
-    return {
+def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:
+    """What a measurement with `lm` ran on, for JSON. whole: also the machine, its load and the command. The weights are those
+    that the network was made of, whatever form they are kept in."""
+    network = lm.network if isinstance(lm.network, Network) else None
+    device = torch.device("cpu") if network is None else network.device
+    told = {
         "model": lm.name,
-        "parameters": sum(weight.numel() for weight in model.parameters()) if model is not None else None,
-        "dtype": str(getattr(network, "dtype", torch.float32)).removeprefix("torch."),
-        "path": getattr(network, "path", ""),
+        "parameters": None if network is None else network.parameters,
+        "dtype": str(torch.float32 if network is None else network.dtype).removeprefix("torch."),
+        "path": "" if network is None else network.path,
         "device": str(device),
+    }
+    if not whole:
+        return told
+    return {
+        **told,
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        **machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """This machine and what runs on it, for JSON. load: processes that ran beside it, on average of the last minute."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": {
             "decodery": __version__,
             "torch": torch.__version__,
@@ -38,8 +55,6 @@ def provenance(lm: LanguageModel) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "system": f"{platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
