@@ -155,6 +155,69 @@ class Report:
             "records": [asdict(record) for record in self.records],
         }
 
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """For `results/engines.json`: the tables of the documents, of one request at a time and of each larger batch, and of
+        the
+        targets. How they were made stands in each."""
+
+        def number(value: float | None) -> list[float | None] | None:
+            return None if value is None else [value, None, None]
+
+        def interval(found: Ratio | None) -> list[float | None] | None:
+            return None if found is None else [found.value, found.low, found.high]
+
+        head = (
+            "entrant",
+            "weights",
+            "tokens/s",
+            "cascade over it",
+            "packed cascade over it",
+            "tokens/round",
+            "identical",
+        )
+        forms = [("s", ""), (".1f", ""), (".2f", "x"), (".2f", "x"), (".2f", ""), (".0%", "")]
+        found: dict[str, dict[str, Any]] = {}
+        for batch in self.batches:
+            rows = [
+                [
+                    row["entrant"],
+                    row["weights"],
+                    number(row["tokens_per_second"]),
+                    interval(row["cascade_over_it"]),
+                    interval(row["packed_over_it"]),
+                    number(row["tokens_per_round"]),
+                    number(row["identical"]),
+                ]
+                for row in self.rows(batch)
+            ]
+            name = "alone" if batch == 1 else f"together-{batch}"
+            found[name] = {"head": list(head), "forms": forms, "rows": rows, "claims": []}
+        targets = [
+            [
+                target["ours"],
+                target["theirs"],
+                f"{target['wanted']:g}x, {target['batch']} at a time",
+                interval(target["ratio"]),
+                "yes" if target["reached"] else "no",
+            ]
+            for target in self.targets()
+        ]
+        found["targets"] = {
+            "head": ["ours", "theirs", "wanted", "reached", "holds"],
+            "forms": [("s", ""), ("s", ""), (".2f", "x"), ("s", "")],
+            "rows": targets,
+            "claims": [],
+        }
+        told = self.told
+        about = (
+            f"{told['prompts']}; {told['new_tokens']} new tokens, greedy, {told['rule']}; {told['rounds']} "
+            "rounds, all engines in "
+            "turns. Ratios: geometric means over prompts of medians over rounds."
+        )
+        for table in found.values():
+            table |= {"about": about, "items": len(self.groups), "made": {**told["made"], "command": told["command"]}}
+        return found
+
     def markdown(self) -> str:
         """For people."""
         text: list[str] = []

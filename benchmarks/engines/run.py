@@ -2,6 +2,8 @@
 
     python benchmarks/engines/run.py --json race.json --markdown race.md
 
+The tables of the documents are made of what it leaves in results/engines.json: python -m experiments tables.
+
 What an engine needs is made first, below --folder, and kept. An engine that cannot be made, loaded or run is named with the
 reason and left out. See README.md beside this file for the rules and for the settings of each engine.
 """
@@ -20,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from decodery.evaluation.experiment_files import here
+from decodery.evaluation.experiment_files import write as keep
 from decodery.evaluation.provenance import processor
 from decodery.evaluation.questions import load_questions
 from decodery.models.cache import home
@@ -30,6 +34,7 @@ from engines.race import Race, groups_of
 from engines.report import Report
 from engines.worker import EngineFailed, Worker
 
+ROOT = Path(__file__).parents[2]
 SPARE = 64
 """Tokens of context beyond prompt and answer, for what is drafted past the end."""
 
@@ -207,6 +212,7 @@ def told(given: argparse.Namespace, files: ModelFiles, groups: Sequence[Any], co
         "rounds": 0,
         "context": context,
         "plain": PLAIN,
+        "made": {**here(ROOT, [str(Path(__file__).parent)]), "model": None, "modules": {}},
         "load": os.getloadavg()[0],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -217,6 +223,9 @@ def write(report: Report, given: argparse.Namespace) -> None:
     """Write what there is, so that an interrupted race leaves its rounds behind."""
     if given.json is not None:
         given.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", "utf-8")
+    if report.records:
+        tables = report.tables()
+        keep(ROOT, "engines", "Other engines on the same prompts", "the engines' own documentation", tables)
     if given.markdown is not None:
         given.markdown.write_text(report.markdown(), "utf-8")
 

@@ -16,7 +16,7 @@ from decodery.engine.scheduler import Scheduling
 from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
-from decodery.models.checkpoint import has_tokenizer, weight_files
+from decodery.models.checkpoint import has_tokenizer, tokenizer_folder, weight_files
 from decodery.models.gguf.weights import weight_source
 from decodery.models.known import Known
 from decodery.models.native import build
@@ -88,7 +88,7 @@ def load(
         if foreign or base != folder:
             tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
         else:
-            tokenizer = known.tokenizer(partial(read_tokenizer, folder))
+            tokenizer = known.tokenizer(partial(read_tokenizer, tokenizer_folder(folder)))
         # After the tokenizer, whose reading takes memory that is free again then.
         found = None if packed is None else known.network(label, packed)
         if found is not None and (fast != "packed" or found[0].path == "packed"):

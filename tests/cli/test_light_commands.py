@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-VERBS = ("run", "generate", "methods", "models", "pull", "race", "check", "bench", "acceptance")
+VERBS = ("run", "generate", "methods", "models", "pull", "race", "check", "bench", "acceptance", "train")
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["methods"], ["methods", "token-recycling"], ["models"], ["bench", "-h"]]
+    "arguments", [["--help"], ["methods"], ["methods", "token-recycling"], ["models"], ["bench", "-h"], ["train"]]
 )
 def test_no_torch_for_what_does_not_compute(arguments: list[str]) -> None:
     code = (
@@ -62,12 +62,24 @@ def test_unknown_verb(command: Any) -> None:
 
 
 class TestMethods:
-    def test_table_has_one_line_per_method(self, command: Any) -> None:
+    def test_table_has_one_line_per_method_below_its_family(self, command: Any) -> None:
         from decodery.engine import registry
 
         lines = command("methods").out.splitlines()
-        assert [line.split()[0] for line in lines] == ["name", *registry.names()]
-        assert "identical-to-plain" in lines[1]
+        families = list(dict.fromkeys(info.family for info in registry.methods()))
+        listed = [line.split()[0] for line in lines if line.startswith("  ")]
+        assert [line.strip() for line in lines[1:] if not line.startswith("  ")] == families
+        by_family = [i.name for family in families for i in registry.methods() if i.family == family]
+        assert listed == by_family
+        assert sorted(listed) == sorted(registry.names())
+        assert "identical-to-plain" in lines[2]
+
+    @pytest.mark.parametrize("word", ["spec", "SPEC", "SpecTr", "2310.15141"])
+    def test_a_word_finds_methods(self, command: Any, word: str) -> None:
+        out = command("methods", word).out
+        assert "spectr" in out
+        assert "localleap" not in out
+        assert "spectr" in [entry["name"] for entry in json.loads(command("methods", word, "--json").out)]
 
     def test_json_is_the_registry(self, command: Any) -> None:
         from decodery.engine import registry
@@ -99,9 +111,9 @@ class TestMethods:
         assert json.loads(command("methods", "prompt-lookup", "--json").out)["name"] == "prompt-lookup"
 
     def test_unknown(self, command: Any) -> None:
-        result = command("methods", "token-recyclin")
+        result = command("methods", "token-reciclin")
         assert (result.code, result.out) == (2, "")
-        assert result.err == "there is no method 'token-recyclin'; did you mean token-recycling?\n"
+        assert result.err == "there is no method 'token-reciclin'; did you mean token-recycling?\n"
 
 
 class TestModels:

@@ -21,6 +21,8 @@ from engines.ratios import Ratio, rate, rates, ratio
 from engines.report import Report
 from engines.worker import SCRIPTS, EngineFailed, Worker
 
+from decodery.evaluation import experiment_files
+
 FAKE = f"""
 import os
 import sys
@@ -269,6 +271,14 @@ def test_the_report_tells_targets_limits_and_failures():
     assert "**no**" in text
     assert "50% of the limit" in text
     assert "left out: OpenVINO bf16: not here." in text
+    report.told["made"] = {"commit": "0" * 40, "changed": False, "date": "2026-01-01", "processor": "p", "cores": 2}
+    report.told["command"] = "run.py"
+    tables = json.loads(json.dumps(report.tables()))
+    assert set(tables) == {"alone", "targets"}
+    page = experiment_files.markdown("engines", "alone", tables["alone"])
+    assert "| `vLLM` | bf16 | 25.0 | 4.00x | 8.00x |  | 100% |" in page
+    page = experiment_files.markdown("engines", "targets", tables["targets"])
+    assert "| `decodery cascade` | vLLM | 3.5x, 1 at a time | 4.00x | yes |" in page
     again = json.loads(json.dumps(report.as_dict()))
     assert again["rows"]["1"][1]["tokens_per_round"] == 2.5
     assert again["targets"][0]["ratio"]["value"] == pytest.approx(4)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +18,7 @@ from decodery.speculative.approximate_match_lookup.method import (
 )
 from decodery.speculative.draft import EMPTY
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
+from experiments import approximate_match_lookup as study
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
@@ -223,20 +221,8 @@ def test_impossible_options_are_refused():
 
 
 @cache
-def _study() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "approximate_match_lookup.py"
-    spec = importlib.util.spec_from_file_location("study_of_approximate_match_lookup", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
 def _simulated(drafter: str, rate: float) -> float:
     """Tokens per verification on templated text, mean of three texts."""
-    study = _study()
     make = study.DRAFTERS[drafter]
     return sum(study.tokens_per_verification(make(), study.templated_text(rate, seed)) for seed in range(3)) / 3
 
@@ -245,11 +231,11 @@ class TestSimulation:
     """A target that is known in advance writes templates with differences (the card's oracle-target simulation)."""
 
     def test_tolerance_pays_where_the_text_differs(self):
-        best_exact = max(_simulated(name, 0.1) for name in _study().EXACT)
+        best_exact = max(_simulated(name, 0.1) for name in study.EXACT)
         assert _simulated("default", 0.1) >= 1.2 * best_exact
 
     def test_and_costs_little_where_it_does_not(self):
-        best_exact = max(_simulated(name, 0.0) for name in _study().EXACT)
+        best_exact = max(_simulated(name, 0.0) for name in study.EXACT)
         assert _simulated("default", 0.0) >= 0.95 * best_exact
 
     def test_a_longer_window_is_not_better(self):

@@ -282,13 +282,13 @@ def test_a_shipped_model_is_what_its_card_says(name):
     """Ten held-out stories: as many bits per token as all of them, within four standard errors of the stories."""
     from transformers import AutoTokenizer
 
-    folder = ARTIFACTS / name
+    folder, shared = ARTIFACTS / name, ARTIFACTS / stories.DIFFUSION
     card = json.loads((folder / "card.json").read_text())
     network = SmallLlama.read(folder)
     assert sum(weight.numel() for weight in network.parameters()) == card["parameters"]
-    texts = (folder / "validation.txt").read_text().splitlines()
+    texts = (shared / "validation.txt").read_text().splitlines()
     assert len(texts) == card["metrics"]["stories"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(shared)
     rows = validation_rows(encode_stories(texts, tokenizer.backend_tokenizer))
     assert counted_tokens(rows) == card["metrics"]["tokens"]
     chosen = rows[:: len(rows) // 10]
@@ -328,7 +328,7 @@ def test_samples_are_words_that_are_not_reserved():
     for name in (stories.DIFFUSION, stories.TWIN):
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(ARTIFACTS / name / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(ARTIFACTS / stories.DIFFUSION / "tokenizer.json"))
         network = SmallLlama.read(ARTIFACTS / name)
         prompt = tokenizer.encode("Once upon a time").ids
         sample = stories.sample_twin if name == stories.TWIN else stories.sample_diffusion

@@ -25,6 +25,8 @@ from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
 from decodery.cli.suite import suite
+from decodery.cli.train import SETTINGS as TRAIN
+from decodery.cli.train import train
 from decodery.errors import DecoderyError
 
 BAD_INPUT = 2
@@ -63,6 +65,7 @@ app.command("check")(check)
 app.command("bench")(bench)
 app.command("suite")(suite)
 app.command("acceptance")(acceptance)
+app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)

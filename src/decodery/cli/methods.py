@@ -25,10 +25,13 @@ SHADES = {
 
 
 def methods(
-    name: Annotated[str | None, Argument(metavar="NAME", help="One method, with its parameters.")] = None,
+    name: Annotated[
+        str | None,
+        Argument(metavar="NAME", help="One method, with its parameters; or a part of names, titles or papers."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the decoding methods, or describe one with its paper and parameters.
+    """List the decoding methods by family, those that a word is found in, or describe one with its paper and parameters.
 
     Each method says what it guarantees: identical-to-plain, identical-to-sampling and greedy-identical methods give the
     output of plain decoding (in float32), only faster: the very tokens at the same seed, the same law, or the same greedy
@@ -38,30 +41,38 @@ def methods(
     """
     from decodery.engine import registry
 
-    if name is not None:
+    entries = registry.methods()
+    if name is not None and name not in registry.names() and (found := [e for e in entries if _holds(e, name)]):
+        entries = found
+    elif name is not None:
         info = registry.MethodInfo.of(registry.find(name))
         if as_json:
             print_json(info.as_dict())
         else:
             _page(info)
         return
-    entries = registry.methods()
     if as_json:
         print_json([entry.as_dict() for entry in entries])
         return
-    print_table(
-        ("name", "title", "exactness", "family", "needs"),
-        [
+    rows: list[tuple[str | Text, ...]] = []
+    for family in dict.fromkeys(entry.family for entry in entries):
+        rows.append((Text(family, style="dim"), "", "", ""))
+        rows += [
             (
-                Text(entry.name, style="bold"),
+                Text.assemble("  ", (entry.name, "bold")),
                 entry.title,
                 _exactness(entry),
-                entry.family,
                 "; ".join(entry.wanted) or "–",
             )
             for entry in entries
-        ],
-    )
+            if entry.family == family
+        ]
+    print_table(("name", "title", "exactness", "needs"), rows)
+
+
+def _holds(info: MethodInfo, word: str) -> bool:
+    """Whether a word is found in what a method is called, its family, or its source; upper and lower case are alike."""
+    return word.casefold() in " ".join((info.name, info.title, info.family, info.paper)).casefold()
 
 
 def _exactness(info: MethodInfo) -> Text:

@@ -223,12 +223,3 @@ def methods() -> list[MethodInfo]:
         except MethodUnavailable as error:
             log.warning("%s", error)
     return entries
-
-
-def markdown_table() -> str:
-    """All methods as a Markdown table, for the README and the documentation; a test keeps both up to date."""
-    rows = ["| method | what it is | guarantee | needs | source |", "|---|---|---|---|---|"]
-    for entry in methods():
-        needs = "; ".join(entry.wanted) or "nothing"
-        rows.append(f"| `{entry.name}` | {entry.title} | {entry.exactness} | {needs} | {entry.paper} |")
-    return "\n".join(rows)

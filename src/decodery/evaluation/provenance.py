@@ -15,20 +15,38 @@ import torch
 
 from decodery._version import __version__
 from decodery.language_model import LanguageModel
+from decodery.models.scorer import Network
 
 
-def provenance(lm: LanguageModel) -> dict[str, Any]:
-    """What a measurement with `lm` ran on, for JSON. load: processes that ran beside it, on average of the last minute."""
+def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:
+    """What a measurement with `lm` ran on, for JSON. whole: also the machine, its load and the command. The weights are those
+    that the network was made of, whatever form they are kept in."""
     network = lm.network
-    return {
+    told = {
         "model": lm.name,
         "parameters": network.parameters or None,
         "dtype": str(network.dtype).removeprefix("torch."),
         "path": network.path,
         "device": str(network.device),
+    }
+    if not whole:
+        return told
+    return {
+        **told,
         "hardware": torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else processor(),
+        **machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """This machine and what runs on it, for JSON. load: processes that ran beside it, on average of the last minute."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": {
             "decodery": __version__,
             "torch": torch.__version__,
@@ -36,8 +54,6 @@ def provenance(lm: LanguageModel) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "system": f"{platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

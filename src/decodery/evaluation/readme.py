@@ -1,6 +1,6 @@
 """Puts what the registry knows into the documents: `python -m decodery.evaluation.readme [FOLDER]`.
 
-The README gets the table of methods, and each page in docs/methods its guarantee, its needs and its parameters. The folder
+The README gets the methods by family, and each page in docs/methods its guarantee, its needs and its parameters. The folder
 is that of the repository, by default the current one.
 """
 
@@ -12,6 +12,27 @@ from pathlib import Path
 from decodery.engine import registry
 from decodery.engine.needs import Companion
 from decodery.models.kinds import Kind
+
+FAMILIES = {
+    "sampling": "plain decoding and its laws",
+    "speculative": "drafts are verified, several tokens a pass",
+    DIFFUSION: "canvases of a masked-diffusion model are filled",
+    "search": "several texts are decided together",
+}
+"""What the families do."""
+
+
+def by_family() -> str:
+    """All methods, a line for each family, with the guarantees that its methods give and links to their pages."""
+    entries = registry.methods()
+    lines = []
+    for family in dict.fromkeys(entry.family for entry in entries):
+        own = [entry for entry in entries if entry.family == family]
+        grades = ", ".join(dict.fromkeys(str(entry.exactness) for entry in own))
+        names = ", ".join(f"[`{entry.name}`](docs/methods/{entry.name}.md)" for entry in own)
+        about = f" ({FAMILIES[family]})" if family in FAMILIES else ""
+        lines.append(f"- **{family}**{about}; {grades}: {names}")
+    return "\n".join(lines)
 
 
 def replace(text: str, mark: str, content: str) -> str:
@@ -61,7 +82,7 @@ def rewritten(folder: Path) -> dict[Path, str]:
     """The documents of a repository that hold generated parts, as they should read. Raises OSError where one is missing,
     and ValueError where its marks are."""
     readme = folder / "README.md"
-    texts = {readme: replace(readme.read_text(), "methods", registry.markdown_table())}
+    texts = {readme: replace(readme.read_text(), "methods", by_family())}
     for name in registry.BUILT_IN:
         page = folder / "docs" / "methods" / f"{name}.md"
         texts[page] = replace(page.read_text(), "registry", page_head(registry.MethodInfo.of(registry.find(name))))

@@ -90,13 +90,23 @@ def check(folder: Path) -> None:
         if name == "config.json" or (folder / name).is_file():
             read_json(folder / name)
     check_weights(weight_files(folder))
-    if not has_tokenizer(folder):
+    if not has_tokenizer(tokenizer_folder(folder)):
         raise ModelNotReadable(f"{folder} holds no tokenizer; it needs tokenizer.json or tokenizer.model.")
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the vocabulary of a tokenizer."""
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a model lies: in its own folder, or in the one beside it that `tokenizer_folder` of its
+    config.json
+    names, so that models which share a tokenizer need not keep it twice."""
+    if has_tokenizer(folder) or not (folder / "config.json").is_file():
+        return folder
+    named = read_json(folder / "config.json").get("tokenizer_folder")
+    return folder.parent / named if isinstance(named, str) and Path(named).name == named else folder
 
 
 def is_adapter(folder: Path) -> bool:

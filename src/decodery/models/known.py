@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from decodery._version import __version__
 from decodery.models import tokenizer as lean
 from decodery.models.cache import home, sources_digest
+from decodery.models.checkpoint import tokenizer_folder
 from decodery.models.layout import Layout
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Known:
     @cached_property
     def place(self) -> Path:
         digest = hashlib.sha256("\0".join([FORMAT, __version__, *map(version, PACKAGES)]).encode() + sources_digest())
-        for path in sorted(self.folder.iterdir()):
+        folders = dict.fromkeys((self.folder, tokenizer_folder(self.folder)))
+        for path in (path for folder in folders for path in sorted(folder.iterdir())):
             if path.is_file() and path.suffix not in WEIGHTS:
                 content = path.read_bytes()
                 digest.update(f"\0{path.name} {len(content)}\0".encode() + content)

@@ -1,6 +1,6 @@
 """The recipe of `diffusion-lists`: a small masked-diffusion model of ParallelBench's tasks.
 
-    python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists
+    decodery train diffusion-lists --folder work --artifact diffusion-lists
 
 All data come from the generators of `decodery.evaluation.parallelbench`, new rows for every step; answers to tasks with many
 right answers are uniform over them. Canvases have random lengths, so that the model knows short and long ones.
@@ -8,7 +8,6 @@ right answers are uniform over them. Canvases have random lengths, so that the m
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -21,7 +20,7 @@ from decodery.evaluation.parallelbench.tasks import TASKS, make_samples, score
 from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, fill, machine
 from decodery.training.networks import Shape, SmallLlama
-from decodery.training.options import add_options, changed_options, read_options, refusing
+from decodery.training.options import add_options, changed_options, read_options, recipe_parser, refusing
 
 LENGTHS = (2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
 """List lengths in training, so often each."""
@@ -247,9 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from decodery.training.masked_diffusion import training_bar
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
-    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
+    parser = recipe_parser(
+        "diffusion-lists", __doc__, folder="where the checkpoint and the log are kept", artifact="where the model goes"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
     )
@@ -259,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, Sizes())
     given = vars(parser.parse_args(arguments))
     recipe, sizes = read_options(RECIPE, given), read_options(Sizes(), given)
-    command = "python -m decodery.training.diffusion_lists --folder work --artifact diffusion-lists"
+    command = "decodery train diffusion-lists --folder work --artifact diffusion-lists"
     command = " ".join((command, *changed_options(RECIPE, recipe), *changed_options(Sizes(), sizes)))
     if given["start"] is not None:
         command += f" --start first --stage {given['stage']}"

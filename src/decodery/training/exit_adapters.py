@@ -1,6 +1,6 @@
 """The recipe of exit adapters: teach early layers of a frozen model to speak through its head.
 
-    python -m decodery.training.exit_adapters --model smollm2-135m --folder work --artifact adapters
+    decodery train exit-adapters --model smollm2-135m --folder work --artifact adapters
 
 1. The model writes texts to varied prompts, half of them greedily and half sampled. 2. One forward of each keeps the hidden
 rows of the exits and of the last layer. 3. AdamW with a one-cycle rate brings each exit's law to the model's own, both over
@@ -10,7 +10,6 @@ The scaled recipe of LayerSkip's early-exit loss (arXiv 2404.16710) for DEL (arX
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -32,7 +31,7 @@ from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.del_.exits import ExitAdapters, adapted
-from decodery.training.options import add_options, read_options, refusing
+from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing
 from decodery.training.prompts import varied_prompts
 
 BATCH_TEXTS = 32
@@ -320,27 +319,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = recipe_parser(
+        "exit-adapters",
+        __doc__,
+        folder="where texts and checkpoints are kept",
+        artifact="where the adapters and their card go",
+    )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--folder", type=Path, required=True, help="where texts and checkpoints are kept")
-    parser.add_argument("--artifact", type=Path, required=True, help="where the adapters and their card go")
     add_options(parser, Recipe())
     given = vars(parser.parse_args(arguments))
-    folder, artifact, name = given["folder"], given["artifact"], given["model"]
-    recipe = read_options(Recipe(), given)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        card = make(load(name), recipe, folder, artifact, progress)
+    with progress_bars() as show:
+        card = make(load(given["model"]), read_options(Recipe(), given), given["folder"], given["artifact"], show)
     Console().print_json(data={"agreement": card["agreement"], "coverage": card["coverage"]})
 
 

@@ -1,6 +1,6 @@
 """Finds thresholds of the early exit `sched` that suit a model, from the margins of its first step.
 
-    python -m decodery.training.exit_thresholds --model diffusion-lists --prompts prompts.txt --output thresholds.json
+    decodery train exit-thresholds --model diffusion-lists --prompts prompts.txt --output thresholds.json
 
 Then: decodery generate --model diffusion-lists --method "sched(calibration=thresholds.json)". The high threshold is the 90th
 percentile of the margins, the low one the 30th. Nothing is trained.
@@ -8,7 +8,6 @@ percentile of the margins, the low one the 30th. Nothing is trained.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from decodery.diffusion.sched.margins import Calibration, margins
 from decodery.errors import BadInput, Refused
 from decodery.models.forward import Attend, Forward
-from decodery.training.options import refusing
+from decodery.training.options import progress_bars, recipe_parser, refusing
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -80,10 +79,9 @@ def read_prompts(path: Path) -> list[str]:
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recipe_parser("exit-thresholds", __doc__, output="where the thresholds go")
     parser.add_argument("--model", required=True, help="a masked-diffusion model")
     parser.add_argument("--prompts", type=Path, required=True, help=f"about {PROMPTS} prompts, one a line, or .jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="where the thresholds go")
     parser.add_argument("--gen-length", type=int, help="positions of the canvas (default: the model's)")
     parser.add_argument("--high", type=float, default=0.9, help="share of the margins below the threshold at the start")
     parser.add_argument("--low", type=float, default=0.3, help="share of the margins below the threshold at the end")
@@ -93,14 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not 0 <= given.low <= given.high <= 1:
         parser.error("the shares must be 0 <= low <= high <= 1")
-    from rich.progress import Progress
-
     from decodery.loading import load
 
     lm = load(given.model)
     prompts = [lm.tokenize(text) for text in read_prompts(given.prompts)]
-    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("first steps", total=len(prompts))
+    with progress_bars() as show:
         found = calibrate(
             lm,
             prompts,
@@ -108,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             high=given.high,
             low=given.low,
             of=given.of,
-            on_progress=lambda done, total: bar.update(task, completed=done),
+            on_progress=lambda done, total: show("first steps", done, total),
         )
     found.write(given.output)
     sys.stdout.write(f"threshold_high={found.high:.3f}, threshold_low={found.low:.3f}, in {given.output}\n")

@@ -1,7 +1,7 @@
 """The recipe of masked-diffusion language models: train a network to fill in hidden tokens, at any share of hidden tokens.
 
-    python -m decodery.training.masked_diffusion --data answers.jsonl --tokenizer folder --folder work --artifact model
-    python -m decodery.training.masked_diffusion --data answers.jsonl --adapt smollm2-135m --folder work --artifact model
+    decodery train masked-diffusion --data answers.jsonl --tokenizer folder --folder work --artifact model
+    decodery train masked-diffusion --data answers.jsonl --adapt smollm2-135m --folder work --artifact model
 
 Each line of the data is {"prompt": "...", "answer": "..."} or {"text": "..."}; the prompt is never hidden. Training goes on
 from its last checkpoint when it was interrupted. After LLaDA (arXiv 2502.09992, section 2) and MDLM (arXiv 2406.07524); the
@@ -11,7 +11,6 @@ of rows, and `decodery.training.diffusion_lists` shows how.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -30,7 +29,7 @@ import torch
 
 from decodery.errors import BadInput
 from decodery.training.masking import MASKS, Batch, Row, Source, batches, bound, collate, fill, hide, loss
-from decodery.training.options import add_options, read_options, refusing
+from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing
 
 __all__ = [
     "Batch", "Recipe", "Row", "Source", "Trainer", "batches", "bound", "collate", "fill", "hide", "loss", "machine",
@@ -237,16 +236,10 @@ def machine() -> str:
 @contextmanager
 def training_bar(name: str) -> Iterator[Progress]:
     """A progress bar on the error stream, with the newest loss."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bar(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None, loss="")
+    with progress_bars() as show:
 
         def progress(step: int, steps: int, entry: dict[str, float]) -> None:
-            bar.update(task, completed=step, total=steps, loss=f"loss {entry['loss']}" if entry else "")
+            show(name, step, steps, f"loss {entry['loss']}" if entry else "")
 
         yield progress
 
@@ -298,7 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from decodery.training.adaptation import AdaptedModel, reserved_token
     from decodery.training.networks import Shape, SmallLlama
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recipe_parser(
+        "masked-diffusion", __doc__, folder="where the checkpoint and the log are kept", artifact="where the model goes"
+    )
     parser.add_argument("--data", type=Path, required=True, help="JSON lines, each with prompt and answer, or text")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--tokenizer", help="train from scratch with the tokenizer of this folder or model")
@@ -308,8 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4, help="from scratch")
     parser.add_argument("--heads", type=int, default=4, help="from scratch")
     parser.add_argument("--canvas", type=int, default=64, help="positions behind the prompt")
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
-    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="from scratch: fuse the layers with torch.compile")
     add_options(parser, Recipe())
@@ -351,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer.save_pretrained(str(given.artifact))
     card = {
         "title": given.artifact.name,
-        "command": shlex.join(["python -m decodery.training.masked_diffusion", *(arguments or sys.argv[1:])]),
+        "command": shlex.join(["decodery", "train", "masked-diffusion", *(arguments or sys.argv[1:])]),
         "data": str(given.data),
         "licence": "not stated",
         "seed": recipe.seed,

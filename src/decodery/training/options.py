@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, fields, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from decodery.errors import DecoderyError
+from decodery.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,6 +34,42 @@ def refusing(main: Callable[Given, None]) -> Callable[Given, None]:
             raise SystemExit(2) from None
 
     return told
+
+
+def recipe_parser(name: str, about: str | None, **places: str) -> argparse.ArgumentParser:
+    """The command line of a recipe, before its own options. about: the docstring of its module. places: required options for
+    files and folders, and what goes there."""
+    text = f"{about or ''}\n\nExample: decodery train {name} {RECIPES[name].example}"
+    parser = argparse.ArgumentParser(
+        prog=f"decodery train {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for place, what in places.items():
+        parser.add_argument(f"--{place}", type=Path, required=True, help=what)
+    return parser
+
+
+class Show(Protocol):
+    """Tells how far a stage is, in steps, with a note behind the bar."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bars() -> Iterator[Show]:
+    """A progress bar for every stage, on the error stream."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, note: str = "") -> None:
+            if stage not in stages:
+                stages[stage] = bar.add_task(stage, total=total, note="")
+            bar.update(stages[stage], completed=done, total=total, note=note)
+
+        yield show
 
 
 def _option(item: Field[Any]) -> str:

@@ -1,7 +1,7 @@
 """The recipe of rainbow padding (arXiv 2510.03680), and its diagnostics: two arms that differ in their padding alone.
 
-    python -m decodery.training.rainbow_padding --padding eos --folder work-eos --artifact arm-eos
-    python -m decodery.training.rainbow_padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
+    decodery train rainbow-padding --padding eos --folder work-eos --artifact arm-eos
+    decodery train rainbow-padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
 
 Both arms start from `diffusion-lists` and see the same word problems of six steps. Most answers show their steps and end in a
 remark that breaks off anywhere, so that nothing tells the length in advance; some leave the steps out, which is short and hard
@@ -10,7 +10,6 @@ to get right. A decoder that fills late positions with end tokens first thereby 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, enc
 from decodery.models.catalogue import ARTIFACTS
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, collate, fill, machine, training_bar
 from decodery.training.networks import SmallLlama
-from decodery.training.options import add_options, changed_options, read_options, refusing
+from decodery.training.options import add_options, changed_options, read_options, recipe_parser, refusing
 
 POOL = 2048
 STEPS = 6
@@ -267,18 +266,18 @@ RECIPE = Recipe(steps=4000, batch_tokens=4096, rate=7e-4, warmup=30, masks="suff
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recipe_parser(
+        "rainbow-padding", __doc__, folder="where the checkpoint and the log are kept", artifact="where the model goes"
+    )
     parser.add_argument("--padding", choices=("eos", "rainbow", "random"), required=True, help="random is a control")
     parser.add_argument("--pads", type=int, default=K, help=f"colours of the rainbow, 1 to {len(PADS)}")
     parser.add_argument("--start", type=Path, default=ARTIFACTS / "diffusion-lists", help="the model to start from")
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the log are kept")
-    parser.add_argument("--artifact", type=Path, required=True, help="where the model goes")
     add_options(parser, RECIPE)
     given = vars(parser.parse_args(arguments))
     if not 1 <= given["pads"] <= len(PADS):
         parser.error(f"--pads must be 1 to {len(PADS)}")
     recipe = read_options(RECIPE, given)
-    command = f"python -m decodery.training.rainbow_padding --padding {given['padding']} --pads {given['pads']}"
+    command = f"decodery train rainbow-padding --padding {given['padding']} --pads {given['pads']}"
     if given["start"] != ARTIFACTS / "diffusion-lists":
         command += f" --start {given['start'].name}"
     command = " ".join((command, *changed_options(RECIPE, recipe)))

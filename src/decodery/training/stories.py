@@ -1,6 +1,6 @@
 """The recipe of `diffusion-stories`, a small masked-diffusion model of very short stories, and of its causal twin.
 
-    python -m decodery.training.stories --folder work --artifacts models
+    decodery train stories --folder work --artifacts models
 
 1. `smollm2-135m` goes on with many story beginnings; a filter keeps what is usable. 2. A byte-level tokenizer is trained on
 that. 3. `diffusion-stories` learns to fill in hidden tokens, `stories-twin` to predict the next one: two networks of the same
@@ -11,7 +11,6 @@ trained side by side. Stories of a model, as in TinyStories (arXiv 2305.07759); 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from decodery.training.masked_diffusion import Progress, Recipe, Trainer, machine, silent
 from decodery.training.masking import Row, bound, collate
 from decodery.training.networks import Shape, SmallLlama
-from decodery.training.options import add_options, changed_options, read_options, refusing
+from decodery.training.options import add_options, changed_options, progress_bars, read_options, recipe_parser, refusing
 from decodery.training.story_rows import (
     END_ID,
     MASK_ID,
@@ -309,12 +308,13 @@ RECIPE = Recipe(steps=5000, batch_tokens=2048, rate=2e-3, average=0.99)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where texts, checkpoints and logs are kept")
-    parser.add_argument("--artifacts", type=Path, required=True, help="the folder that the two models' folders go to")
+    parser = recipe_parser(
+        "stories",
+        __doc__,
+        folder="where texts, checkpoints and logs are kept",
+        artifacts="the folder that the two models' folders go to",
+    )
     parser.add_argument("--part", choices=("all", "corpus", DIFFUSION, TWIN), default="all")
     parser.add_argument("--draws", type=int, default=64, help="masks of each held-out story that measure the bound")
     add_options(parser, Corpus())
@@ -323,16 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     corpus, sizes, recipe = read_options(Corpus(), given), read_options(Sizes(), given), read_options(RECIPE, given)
     options = (*changed_options(Corpus(), corpus), *changed_options(Sizes(), sizes), *changed_options(RECIPE, recipe))
-    command = " ".join(("python -m decodery.training.stories --folder work --artifacts models", *options))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bar(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int, loss: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, loss="")
-            bar.update(tasks[stage], completed=done, loss=loss)
-
+    command = " ".join(("decodery train stories --folder work --artifacts models", *options))
+    with progress_bars() as show:
         data = prepare(corpus, recipe.seed, given["folder"], show)
         for name in (DIFFUSION, TWIN):
             if given["part"] not in ("all", name):

@@ -2,15 +2,15 @@
 
 Nothing is trained. The model answers varied prompts (`decodery.training.prompts`), half of them greedily and half at
 temperature 0.8; at every token its own probabilities of the likeliest successors are added up under the last token, the last
-two, and the last three. Run it as `python -m decodery.training.successors --help`.
+two, and the last three. Run it as `decodery train successors --help`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from decodery.speculative.continuations.successors import LENGTHS, SuccessorTable
 from decodery.speculative.continuations.trigrams import fingerprint
-from decodery.training.options import refusing
+from decodery.training.options import recipe_parser, refusing
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 
 if TYPE_CHECKING:
@@ -79,8 +79,14 @@ def table_of(files: list[Path], vocabulary: int, tokenizer: str) -> SuccessorTab
 
 
 @refusing
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the recipe."""
+    parser = recipe_parser(
+        "successors",
+        __doc__,
+        work="folder for the texts, so that a broken run goes on",
+        artifact="the .npz to write; a .json beside it describes it",
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--prompts", type=int, default=4096, help="different prompts")
     parser.add_argument("--answers", type=int, default=2, choices=(1, 2), help="how often each is answered")
@@ -89,7 +95,6 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--batch", type=int, default=96, help="prompts that are answered at once")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the texts, so that a broken run goes on")
     parser.add_argument(
         "--texts-of",
         type=Path,
@@ -97,10 +102,8 @@ def main() -> None:
         default=[],
         help="work folders of earlier runs, whose texts are averaged too",
     )
-    parser.add_argument(
-        "--artifact", type=Path, required=True, help="the .npz to write; a .json beside it describes it"
-    )
-    given = parser.parse_args()
+    told = sys.argv[1:] if arguments is None else arguments
+    given = parser.parse_args(told)
     import decodery
 
     lm = decodery.load(given.model)
@@ -116,7 +119,7 @@ def main() -> None:
     card = {
         "what": "successors of runs of one, two and three tokens, averaged over the model's own text",
         "model": given.model,
-        "recipe": f"python -m decodery.training.successors {shlex.join(sys.argv[1:])}",
+        "recipe": f"decodery train successors {shlex.join(told)}",
         "data": "answers of the model itself to decodery.training.prompts.varied_prompts",
         "seed": given.seed,
         "tokens": sum(len(np.load(path)["context"]) for path in files),

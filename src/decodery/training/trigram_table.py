@@ -1,7 +1,7 @@
 """Counts a table of trigrams for adaptive draft verification, over texts or over what a model itself writes.
 
-    python -m decodery.training.trigram_table --output table.npz book.txt articles.txt
-    python -m decodery.training.trigram_table --output table.npz --prompts prompts.txt --at-least 1
+    decodery train trigram-table --output table.npz book.txt articles.txt
+    decodery train trigram-table --output table.npz --prompts prompts.txt --at-least 1
 
 Then: decodery run --method "adaptive-draft-verification(corpus=table.npz)". The file is arrays of numbers and a fingerprint
 of the model's tokenizer; a table of 5 million tokens takes some 40 MB and loads at once.
@@ -9,7 +9,6 @@ of the model's tokenizer; a table of 5 million tokens takes some 40 MB and loads
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from decodery.errors import BadInput
 from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.speculative.continuations.trigrams import TrigramTable, fingerprint
-from decodery.training.options import refusing
+from decodery.training.options import recipe_parser, refusing
 
 BATCH = 8
 """Answers that are written together."""
@@ -70,9 +69,8 @@ def build(lm: LanguageModel, texts: Iterator[list[int]], at_least: int = 2) -> T
 
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recipe_parser("trigram-table", __doc__, output="the table's file, ending in .npz")
     parser.add_argument("texts", type=Path, nargs="*", help="UTF-8 files to count over")
-    parser.add_argument("--output", type=Path, required=True, help="the table's file, ending in .npz")
     parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer, and who answers the prompts")
     parser.add_argument("--prompts", type=Path, help="a file of prompts, one a line, that the model answers")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of each answer")

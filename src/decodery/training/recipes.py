@@ -1,0 +1,73 @@
+"""All recipes by name: what `decodery train` lists and runs. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from decodery.errors import BadInput, near
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A recipe. module: has `main(arguments)`. about: what it makes. example: options of a usual run."""
+
+    module: str
+    about: str
+    example: str
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Run it with these options. Ends the process with code 2 where one of them is wrong."""
+        importlib.import_module(self.module).main(list(arguments))
+
+
+RECIPES = {
+    "masked-diffusion": RecipeEntry(
+        "decodery.training.masked_diffusion",
+        "a masked-diffusion model of your own texts, from scratch or adapted from an autoregressive one",
+        "--data rows.jsonl --tokenizer smollm2-135m --folder work --artifact model",
+    ),
+    "diffusion-lists": RecipeEntry(
+        "decodery.training.diffusion_lists",
+        "the shipped model of lists, puzzles and word problems",
+        "--folder work --artifact diffusion-lists",
+    ),
+    "stories": RecipeEntry(
+        "decodery.training.stories",
+        "the shipped models of very short stories: diffusion-stories and stories-twin",
+        "--folder work --artifacts models",
+    ),
+    "rainbow-padding": RecipeEntry(
+        "decodery.training.rainbow_padding",
+        "a model whose answers end with a rainbow of pads, or its control with end tokens",
+        "--padding rainbow --folder work --artifact model",
+    ),
+    "exit-adapters": RecipeEntry(
+        "decodery.training.exit_adapters",
+        "adapters that let a model exit early, for del",
+        "--folder work --artifact exit-adapters",
+    ),
+    "exit-thresholds": RecipeEntry(
+        "decodery.training.exit_thresholds",
+        "thresholds of sched for a model",
+        "--model diffusion-lists --prompts prompts.txt --output thresholds.json",
+    ),
+    "successors": RecipeEntry(
+        "decodery.training.successors",
+        "the table of likely successors, for cascade",
+        "--work work --artifact successors.npz",
+    ),
+    "trigram-table": RecipeEntry(
+        "decodery.training.trigram_table",
+        "a table of pairs and their successors, for adaptive-draft-verification",
+        "--output table.npz book.txt",
+    ),
+}
+
+
+def find(name: str) -> RecipeEntry:
+    """A recipe by name. Raises BadInput with near names where there is none."""
+    if name not in RECIPES:
+        raise BadInput(f"there is no recipe {name!r}; {near(name, RECIPES)}")
+    return RECIPES[name]
