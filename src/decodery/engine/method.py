@@ -81,6 +81,8 @@ class Method(ABC):
     """Room of the method: "sampling", "speculative", "diffusion", …"""
     needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS,)
     """What must be there for it to run."""
+    example: ClassVar[str] = ""
+    """How one writes it to try it, where its name alone lacks an argument: what checks, documents and tests use."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
