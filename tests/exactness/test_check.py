@@ -8,16 +8,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from mechanisms import CAUSAL, one_of_each
 
 from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.method import Exactness
 from decodery.engine.registry import method as as_method
-from decodery.engine.registry import methods
 from decodery.errors import BadSetting, MethodUnavailable, Refused
 from decodery.evaluation import sampled_law
 from decodery.evaluation.check import check_method
 from decodery.models.forward import Forward, Rows
-from decodery.models.kinds import Kind
 from decodery.testing import (
     SmallLanguageModel,
     planted_faults,
@@ -27,7 +26,6 @@ from decodery.testing import (
     toy_language_model,
 )
 
-CAUSAL = [info.name for info in methods() if info.suits(Kind.NEXT_TOKEN)]
 QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 1600}
 ENUMERATED = {**QUICK, "samples": 200}
 """Where enumeration decides, and samples would only take time."""
@@ -43,7 +41,11 @@ def _model() -> SmallLanguageModel:
     return scripted_language_model(story_scorer(), drafter=story_scorer(surprise=0.5, name="other"))
 
 
-@pytest.mark.parametrize("method", [*CAUSAL, "token-recycling(nodes=5)", random_draft(5)], ids=str)
+EACH = [name for name in CAUSAL if name in one_of_each()]
+OTHERS = [pytest.param(name, marks=pytest.mark.all_pairs) for name in CAUSAL if name not in EACH]
+
+
+@pytest.mark.parametrize("method", [*EACH, "token-recycling(nodes=5)", random_draft(5), *OTHERS], ids=str)
 def test_an_honest_method_passes(method):
     report = check_method(_model(), method, **ENUMERATED)
     assert report.passed, [part for part in report.parts if part.passed is False]

@@ -10,19 +10,17 @@ that of plain decoding under the same settings; where it promises the same token
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from mechanisms import CAUSAL, one_of_each
 
 from decodery.engine.events import Finished, Token
-from decodery.engine.needs import DEFAULTS
 from decodery.engine.registry import MethodInfo, find, names
 from decodery.errors import DecoderyError
-from decodery.models.kinds import Kind
 from decodery.testing import (
     SmallLanguageModel,
     scripted_language_model,
@@ -81,9 +79,6 @@ CANCEL_AFTER = 4
 
 Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 """Per reply: tokens, text, log probabilities, reason of its end."""
-
-
-CAUSAL = [name for name in names() if MethodInfo.of(find(name)).suits(Kind.NEXT_TOKEN)]
 
 
 @cache
@@ -189,28 +184,13 @@ def _cell(method: str, chosen: frozenset[str], temperatures: Sequence[float] = T
             assert _same(found, expected), f"{method} with {sorted(chosen)} at {temperature}: {found} is not {expected}"
 
 
-def _mechanism(method: str) -> object:
-    """How a method works: its loop, the abstract bases that it fills in, its guarantee, and what it needs."""
-    cls = find(method)
-    return cls.decode, tuple(base for base in cls.__mro__ if inspect.isabstract(base)), cls.exactness, cls.needs
-
-
-def _one_of_each() -> list[str]:
-    """One method of each mechanism: the default method where it is of it, else the first."""
-    found: dict[object, str] = {}
-    for name in names():
-        if name in DEFAULTS.values() or _mechanism(name) not in found:
-            found[_mechanism(name)] = name
-    return list(found.values())
-
-
 WAYS = (("packed", "session", "logprobs"), ("streaming", "echo"), ("n",), ("cancellation",))
 """Ways of running, which change no token; those that go together are tried together."""
 ENDS = ("stop", "stop_token_ids", "ignore_eos", "min_new_tokens", "stopping_criteria", "max_new_tokens")
 STEPS = [name for name in SETTINGS if not any(name in way for way in WAYS)]
 
 
-@pytest.mark.parametrize("method", [name for name in _one_of_each() if name != "autoregressive"])
+@pytest.mark.parametrize("method", [name for name in one_of_each() if name != "autoregressive"])
 def test_every_mechanism_with_every_step_in_every_way(method: str) -> None:
     """Sampled in each way, where every step matters, and greedily by itself."""
     for step in STEPS:
