@@ -1,6 +1,6 @@
 """ParallelBench: every decoder of canvases on the same samples, accuracy against tokens per forward.
 
-The same entrants as `decodery bench --suite parallelbench`. The oracle curve takes each sample's best threshold afterwards.
+The same entrants as `decodery suite parallelbench`. The oracle curve takes each sample's best threshold afterwards.
 """
 
 from __future__ import annotations

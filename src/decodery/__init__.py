@@ -30,7 +30,7 @@ from decodery.errors import UnknownModel as UnknownModel
 if TYPE_CHECKING:
     from decodery.engine.method import Exactness as Exactness
     from decodery.engine.method import Method as Method
-    from decodery.engine.method import parameter as parameter
+    from decodery.engine.parameters import parameter as parameter
     from decodery.engine.registry import MethodInfo as MethodInfo
     from decodery.engine.registry import methods as methods
     from decodery.engine.registry import register as register
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Exactness": "decodery.engine.method",
     "Method": "decodery.engine.method",
-    "parameter": "decodery.engine.method",
+    "parameter": "decodery.engine.parameters",
     "MethodInfo": "decodery.engine.registry",
     "methods": "decodery.engine.registry",
     "register": "decodery.engine.registry",

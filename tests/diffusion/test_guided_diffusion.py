@@ -46,7 +46,7 @@ def _repeater(seed=0):
         if "layers" in name and weight.dim() == 2:
             weight.data *= 0.3
     network.model.lm_head.weight.data = network.model.model.embed_tokens.weight.data.clone()
-    network.name = "repeater"
+    network.name, network.masked = "repeater", None
     return network
 
 

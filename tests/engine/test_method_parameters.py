@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from decodery.engine.declared import build, parse_spec
 from decodery.engine.method import Decoding, Exactness, Method, parameter, refusal
+from decodery.engine.parameters import GIVEN, above, unused
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
@@ -254,3 +255,79 @@ def test_which_guarantees_are_lossless() -> None:
     ]
     assert [e.value for e in Exactness if e.same_law] == ["identical-to-plain", "identical-to-sampling"]
     assert [e.value for e in Exactness if e.same_tokens] == ["identical-to-plain"]
+
+
+# What depends on other parameters
+
+
+@dataclass(frozen=True)
+class Dependent(Sample):
+    """Parameters that act beside others only."""
+
+    name: ClassVar[str] = "dependent"
+
+    every: int = parameter(1, "how often", low=1, only={"pick": "last", "eager": True})
+    depth: int = parameter(1, "how deep", low=1, only=({"every": above(1)}, {"model": GIVEN}))
+
+    def check(self) -> None:
+        if self.length == 13:
+            raise BadParameter("dependent: 13 brings no luck.")
+
+
+def test_a_value_that_does_nothing_is_refused_with_what_it_needs() -> None:
+    assert Dependent(pick="last", eager=True, every=3, depth=2).depth == 2
+    assert Dependent(model="x", depth=2).depth == 2
+    assert Dependent(every=1, depth=1) == Dependent()
+    with pytest.raises(BadParameter) as refused:
+        Dependent(every=3, pick="last")
+    assert str(refused.value) == (
+        "dependent: every=3 does something only with pick=last and with eager=True, and here it is eager=False."
+    )
+    with pytest.raises(
+        BadParameter, match=r"depth=2 does something only where every is above 1, or where model is given"
+    ):
+        Dependent(depth=2)
+
+
+def test_a_variant_leaves_out_what_does_nothing_in_it() -> None:
+    method = Dependent(pick="last", eager=True, every=3, depth=2, rate=0.25)
+    assert method.varied(pick="first") == Dependent(eager=True, rate=0.25)
+    assert method.varied(length=5).every == 3
+
+
+def test_no_subclass_loses_the_check() -> None:
+    @dataclass(frozen=True)
+    class Forgetful(Dependent):
+        def check(self) -> None:
+            """Asks no base; that is the base's own affair."""
+
+    for wrong in ({"length": 17}, {"length": "long"}, {"every": 3}, {"length": 13}):
+        with pytest.raises(BadParameter):
+            Forgetful(**wrong)
+    with pytest.raises(TypeError, match=r"in check\(\), not in __post_init__"):
+
+        class Hasty(Dependent):
+            def __post_init__(self) -> None:
+                pass
+
+
+def test_what_a_subclass_has_no_use_for_is_none_of_its_parameters() -> None:
+    @dataclass(frozen=True)
+    class Settled(Dependent):
+        name: ClassVar[str] = "settled"
+        pick: str = parameter("first", "which one", choices=("first",))
+        width: int | None = unused(None)
+
+    assert [item.name for item in Settled.parameters()] == [
+        "length",
+        "rate",
+        "eager",
+        "model",
+        "pick",
+        "label",
+        "depth",
+    ]
+    with pytest.raises(BadParameter, match="settled has no parameter 'width'"):
+        Settled(width=2)
+    with pytest.raises(BadParameter, match="settled has no parameter 'every'"):
+        Settled(every=2)

@@ -113,7 +113,7 @@ def _words() -> SmallLanguageModel:
 
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
-SAMPLED: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "seed": 2}
+SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 2}
 SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] = {
     "text": (_story, GREEDY),
     "sampled": (_story, SAMPLED),
@@ -184,7 +184,11 @@ def _decoded(situation: str, method: Method) -> object:
         replies = lm.generate([[3, 1, 4], [1, 5]], method, **settings)
     else:
         prompts = ["a short text, a short text"] if situation == "network" else PROMPTS
-        replies = [lm.generate(prompt, method, **settings) for _ in range(2) for prompt in prompts]
+        replies = [
+            lm.generate(prompt, method, **settings)
+            for _ in range(1 if "temperature" in settings else 2)
+            for prompt in prompts
+        ]
     events = [[event for event in reply.events if not isinstance(event, Finished)] for reply in replies]
     return passes, events, [reply.stats.details for reply in replies]
 
@@ -194,10 +198,10 @@ def _watch(network: Scorer, passes: list[object]) -> None:
 
     def spied(forwards: Any) -> Any:
         rows = [
-            (tuple(map(str, f.tokens)), str(f.layers), tuple(f.written_slots()), tuple(f.row_positions()), f.taps)
+            (torch.as_tensor(f.tokens).tolist(), f.layers, f.written_slots(), f.row_positions(), f.taps, f.logit_rows())
             for f in forwards
         ]
-        passes.append((network.name, rows, [tuple(f.logit_rows()) for f in forwards]))
+        passes.append((network.name, rows))
         return original(forwards)
 
     network.run_pass = spied  # type: ignore[method-assign]

@@ -12,11 +12,10 @@ from collections import Counter
 
 import pytest
 import torch
+from mechanisms import CAUSAL
 
-from decodery.engine.registry import methods
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, tree_mask
-from decodery.models.kinds import Kind
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Noise, Stage
 from decodery.speculative.draft import ROOT, Draft, Siblings
@@ -35,7 +34,6 @@ from decodery.testing import (
     toy_language_model,
 )
 
-CAUSAL = [info.name for info in methods() if info.suits(Kind.NEXT_TOKEN)]
 ROUNDING = 1e-6
 LAWS = {
     "temperature 0.7": {"temperature": 0.7},

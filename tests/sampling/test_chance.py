@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 import torch
 
+from decodery.engine.method import Exactness
 from decodery.engine.registry import find, names
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
@@ -105,7 +106,7 @@ def test_speculation_without_drawn_drafts_gives_the_same_tokens(source: str, met
         assert one(lm, method, seed, chosen, 12) == one(lm, "autoregressive", seed, chosen, 12)
 
 
-@pytest.mark.parametrize("method", [name for name in names() if find(name).random_drafts])
+@pytest.mark.parametrize("method", [name for name in names() if find(name).exactness is Exactness.IDENTICAL_TO_SAMPLING])
 def test_drawn_drafts_are_refused_where_the_source_serves_the_target_alone(method: str) -> None:
     lm, _ = model()
     for source in ("arithmetic", "keyed", Recording(Arithmetic())):

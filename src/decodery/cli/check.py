@@ -43,7 +43,7 @@ def check(
     from decodery.engine import registry
 
     every = ALL in methods
-    specs = registry.names() if every else methods
+    specs = [info.example for info in registry.methods()] if every else methods
     for spec in specs:
         registry.method(spec)
     from decodery.evaluation.check import check_method

@@ -75,8 +75,8 @@ class Method(Declared, ABC):
     """Room of the method: "sampling", "speculative", "diffusion", …"""
     needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS,)
     """What must be there for it to run."""
-    random_drafts: ClassVar[bool] = False
-    """Whether its drafts are drawn at random: its samples have the law of plain decoding's, and are others at the same seed."""
+    example: ClassVar[str] = ""
+    """How one writes it to try it, where its name alone lacks an argument: what checks, documents and tests use."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
@@ -126,7 +126,8 @@ def admit(method: Method, request: Request) -> None:
     if reason is not None:
         raise Refused(reason)
     source = request.settings.chance
-    beside = method.family == "diffusion" or (method.random_drafts and not request.law.greedy)
+    drawn = method.exactness is Exactness.IDENTICAL_TO_SAMPLING and not request.law.greedy
+    beside = NEXT_TOKENS not in method.needs or drawn
     if source.target_only and beside:
         raise Refused(f"{method.name} does not run with chance {source.name}: {source.target_only}.")
     method.admit(request)

@@ -64,6 +64,8 @@ class MethodInfo:
     parameters: tuple[Parameter, ...]
     summary: str
     refuses: dict[str, str]
+    example: str
+    """A spec that runs."""
 
     @classmethod
     def of(cls, method: type[Method]) -> MethodInfo:
@@ -78,6 +80,7 @@ class MethodInfo:
             method.parameters(),
             " ".join(summary.split()),
             dict(method.refuses),
+            method.example or method.name,
         )
 
     @property
@@ -105,6 +108,7 @@ class MethodInfo:
             "family": self.family,
             "needs": self.wanted,
             "refuses": self.refuses,
+            "example": self.example,
             "parameters": [
                 {
                     "name": p.name,
@@ -178,7 +182,7 @@ def conform(cls: type[Method]) -> None:
                 f"parameter {item.name} of {cls.__name__} is {item.type}, but must be of {', '.join(TYPES)}"
             )
     try:
-        cls()
+        build(cls, parse_spec(cls.example or cls.name)[1])
     except (BadParameter, TypeError) as error:
         raise ValueError(f"the defaults of {cls.__name__} are not valid: {error}") from error
 

@@ -1,8 +1,8 @@
 """`decodery check`: decide by experiment whether a method keeps what it declares.
 
 Two kinds of evidence. On the user's model: greedy output against plain decoding, token by token, and sampled output too where
-the same tokens are promised. On tiny models whose law is known: sampled output against that law, exactly by enumeration and with
-real noise by a chi-square test. What is tried follows from the method's `Exactness`.
+the same tokens are promised. On tiny models whose law is known: sampled output against that law, exactly by enumeration and
+with real noise by a chi-square test. What is tried follows from the method's `Exactness`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from decodery.engine.method import Method
+from decodery.engine.method import Method, refusal
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
@@ -87,7 +87,11 @@ def check_method(
         parts = _identity_parts(lm, chosen, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
         if chosen.exactness.same_tokens:
             sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
-            parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
+            reason = refusal(chosen, sampling)
+            if reason is None:
+                parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
+            else:
+                parts.append(CheckPart("sampled identity", None, f"does not run here: {reason}"))
         parts += law_parts(lm, chosen, samples, significance, seed, tell)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
@@ -120,7 +124,7 @@ def _identity_parts(
 ) -> list[CheckPart]:
     """Outputs against plain decoding's under the same settings, prompt i with seed + i. kind: of decoding, in a word."""
     seed = settings.seed or 0
-    shared = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    shared: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
     plain: list[Reply] = []
     label = f"plain {kind} decoding"
     for start in range(0, len(prompts), PLAIN_BATCH):

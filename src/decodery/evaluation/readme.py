@@ -56,7 +56,7 @@ def page_head(entry: registry.MethodInfo) -> str:
         f"- **Source:** {entry.paper}",
         f"- **Guarantee:** {entry.exactness}; `decodery check {entry.name}{canvas}` decides it by experiment",
         f"- **Needs:** {'; '.join(entry.wanted) or 'nothing'}",
-        f"- **Run it:** `decodery generate {prompt} --method {entry.name}{canvas}`",
+        f"- **Run it:** `decodery generate {prompt} --method {entry.example}{canvas}`",
     ]
     lines += [f"- **Refuses** {setting}: {reason}" for setting, reason in entry.refuses.items()]
     if not entry.parameters:

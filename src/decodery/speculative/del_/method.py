@@ -36,7 +36,6 @@ class DynamicExit(SpeculativeMethod):
     have drafted, and the exit and length with the most tokens per layer draft next. Wants exits that were trained."""
 
     name: ClassVar[str] = "del"
-    random_drafts: ClassVar[bool] = True
     title: ClassVar[str] = "DEL: dynamic exit layer"
     paper: ClassVar[str] = "Entezari Zarch et al., COLM 2025, arXiv 2504.05598; LayerSkip, arXiv 2404.16710"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING

@@ -147,7 +147,6 @@ class NetworkLaws(DraftLaws):
 class DraftLawMethod(SpeculativeMethod):
     """Base of the methods that draw their drafts from a draft law, and of their common parameters."""
 
-    random_drafts: ClassVar[bool] = True
 
     draft: str = parameter(
         NGRAM, "ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), or a model's name"

@@ -52,7 +52,6 @@ class Swift(SpeculativeMethod):
     Which ones can be spared is searched for while decoding. Pays on large models; where it cannot, it decodes plainly."""
 
     name: ClassVar[str] = "swift"
-    random_drafts: ClassVar[bool] = True
     title: ClassVar[str] = "SWIFT"
     paper: ClassVar[str] = "Xia et al., On-the-Fly Self-Speculative Decoding, ICLR 2025, arXiv 2410.06916"
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
