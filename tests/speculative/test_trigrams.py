@@ -75,3 +75,15 @@ class TestStore:
         assert len(store._rows) <= 10
         assert store.find(39 * 100 + 60).ids == [61], "the latest are kept"
         assert store.find(1).ids == [2], "and the table can be read again"
+
+    def test_of_too_many_changed_rows_the_older_half_goes(self, monkeypatch):
+        monkeypatch.setattr("decodery.speculative.continuations.trigrams.CHANGED_ROWS", 10)
+        store = TrigramStore(100, 12)
+        for token in range(11):
+            store.reinforce(token, 60, 61, 0.04, 3.0)
+        store.tidy()
+        assert [token for token in range(11) if store.find(token * 100 + 60)] == [5, 6, 7, 8, 9, 10]
+        for token in range(11, 15):  # the count begins anew with what is left
+            store.reinforce(token, 60, 61, 0.04, 3.0)
+            store.tidy()
+        assert [token for token in range(15) if store.find(token * 100 + 60)] == list(range(5, 15))
