@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery.errors import MethodUnavailable
-from decodery.speculative.draft_laws.transcript import OtherTokens, Reading, SameTokens
+from decodery.speculative.draft_laws.transcript import OtherTokens, Rendering, SameTokens
 from decodery.speculative.draft_laws.vocabularies import SharedTokens, Tokens, difference
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Pair:
     tokens: tuple[Tokens, Tokens] | None = None
     shared: SharedTokens | None = None
 
-    def reading(self) -> Reading:
+    def rendering(self) -> Rendering:
         """How the draft model reads a request's text, from its beginning."""
         if self.tokens is None or self.shared is None:
             return SameTokens(self.draft.network.vocabulary)
