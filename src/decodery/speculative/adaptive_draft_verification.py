@@ -64,6 +64,10 @@ class AdaptiveDraftVerification(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.adapt
 
+    @property
+    def paced(self) -> bool:
+        return self.adaptive
+
     def admit(self, request: Request) -> None:
         if self.corpus:
             self._table(request)

@@ -115,6 +115,10 @@ class TokenRecycling(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.nodes is None
 
+    @property
+    def paced(self) -> bool:
+        return self.adaptive
+
     def most_nodes(self) -> int:
         return self.nodes or len(template().parents)
 

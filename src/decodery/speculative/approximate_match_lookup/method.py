@@ -83,6 +83,10 @@ class ApproximateMatchLookup(SpeculativeMethod):
         return self.policy == "cost"
 
     @property
+    def paced(self) -> bool:
+        return self.adaptive
+
+    @property
     def most_mismatches(self) -> int:
         """How many mismatches in the window a place may have."""
         if self.mismatches is not None:

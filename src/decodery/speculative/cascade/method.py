@@ -66,6 +66,10 @@ class Cascade(SpeculativeMethod):
     def adaptive(self) -> bool:
         return False  # the tree is grown as far as pays; there is nothing to cut
 
+    @property
+    def paced(self) -> bool:
+        return self.nodes is None
+
     def admit(self, request: Request) -> None:
         self._table(request)
 
