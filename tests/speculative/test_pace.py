@@ -180,7 +180,7 @@ def test_nobody_is_slower_where_the_curve_is_wrong(spec: str) -> None:
 def test_where_drafts_pay_they_go_on() -> None:
     plain, outputs, _ = seconds("autoregressive", CHEAP)
     believed, paced = seconds("prompt-lookup", CHEAP, paced=False), seconds("prompt-lookup", CHEAP)
-    assert believed[0] < 0.7 * plain, "the test needs drafts that pay"
+    assert believed[0] < 0.75 * plain, "the test needs drafts that pay"
     assert paced[0] < believed[0] + 3 * TURNS * PLAIN_ROUNDS * CHEAP(COMPANY), "but for the plain rounds of trials"
     assert outputs == paced[1]
 
