@@ -16,6 +16,7 @@ from decodery.speculative.pace import (
     LONGEST,
     PLAIN_ROUNDS,
     SHORTEST,
+    SOON,
     TURNS,
     Course,
     Laps,
@@ -35,8 +36,8 @@ def run(course: Course, rounds: int, plain: float, drafts: tuple[float, int], co
     for _ in range(rounds):
         kinds.append(course.drafts)
         seconds, tokens = drafts if course.drafts else (plain, 1)
-        for _ in range(company):
-            course.observe(company, tokens, seconds)
+        for who in range(company):
+            course.observe(who, company, tokens, seconds)
     return kinds
 
 
@@ -46,7 +47,7 @@ def test_a_rate_is_tokens_by_seconds_and_an_outlier_counts_three_medians() -> No
     assert found == pytest.approx(8 / 12)
     residuals = [1 - 4 / 3, 3 - 4 / 3, 2 - 4 / 3, 2 - 4]
     assert error == pytest.approx(sum(r * r for r in residuals) ** 0.5 / 12)
-    assert rate([Measured(1, 1.0, 0.5)] * 4) == (pytest.approx(2.0), pytest.approx(0.0))
+    assert rate([Measured(1, 1.0, 0.5)] * 4) == pytest.approx((2.0, 0.0))
 
 
 def test_a_trial_takes_turns_and_begins_plainly() -> None:
@@ -96,8 +97,22 @@ def test_rounds_of_another_company_are_no_measure() -> None:
     course.pays = False
     while course.drafts or course.stretch < 2 * TURNS:
         company = 5 if course.drafts else 8
-        for _ in range(company):
-            course.observe(company, 1, 1.0 if course.drafts else 2.0)
+        for who in range(company):
+            course.observe(who, company, 1, 1.0 if course.drafts else 2.0)
+    assert not course.pays
+
+
+def test_rounds_in_which_others_read_prompts_are_no_measure() -> None:
+    """Two of three requests are heard of, in long rounds without drafts: no verdict, and the next trial comes soon."""
+    course = Course()
+    kinds = []
+    for place in range(2 * (TRIAL + SOON)):
+        kinds.append(course.drafts)
+        for who in (0, 1):
+            course.observe(who, 3, 1, 1.0 if course.drafts else 50.0)
+        assert course.pays, place
+    assert kinds.count(False) == pytest.approx(2 * TURNS * PLAIN_ROUNDS, abs=2)
+    run(course, 3 * (TRIAL + SOON), 1.0, (2.0, 1), company=3)
     assert not course.pays
 
 
@@ -119,7 +134,10 @@ def test_a_round_counts_from_end_to_end_within_one_stretch() -> None:
     laps, course = Laps(pace), pace.course(1)
     seen: list[float] = []
     observe = course.observe
-    course.observe = lambda company, tokens, seconds: (seen.append(seconds), observe(company, tokens, seconds))[1]  # type: ignore[method-assign]
+    course.observe = lambda who, company, tokens, seconds: (
+        seen.append(seconds),
+        observe(who, company, tokens, seconds),
+    )[1]  # type: ignore[method-assign, func-returns-value]
     for _ in range(2 + PLAIN_ROUNDS + 1):
         laps.begin(1)
         now[0] += 3.0

@@ -18,6 +18,8 @@ PLAIN_ROUNDS, DRAFT_ROUNDS, TURNS = 2, 4, 2
 """A trial: so many measured rounds of either kind by turns."""
 SHORTEST, LONGEST = 64, 1024
 """Rounds from a trial to the next; twice as many each time that the verdict stays."""
+SOON = 8
+"""The same where a trial came to no verdict, such as while prompts are read."""
 KEPT_PLAIN, KEPT_DRAFTS = 8, 32
 """So many latest rounds count."""
 LEAST = 3
@@ -51,8 +53,8 @@ class Course:
 
     def __init__(self) -> None:
         self._rounds = {False: deque[Measured](maxlen=KEPT_PLAIN), True: deque[Measured](maxlen=KEPT_DRAFTS)}
-        self._open: list[Measured] = []
-        """What the requests told of the present round."""
+        self._open: dict[object, Measured] = {}
+        """What each request told of the present round."""
         self.pays = True
         """The verdict; before the first trial, what the cost curve is trusted with."""
         self._stretches = self._plan()
@@ -68,34 +70,45 @@ class Course:
             for _ in range(TURNS):
                 yield False, PLAIN_ROUNDS
                 yield True, DRAFT_ROUNDS
-            before, self.pays = self.pays, self._verdict()
-            patience = min(2 * patience, LONGEST) if self.pays == before else SHORTEST
-            yield self.pays, patience
+            before, verdict = self.pays, self._verdict()
+            if verdict is None:
+                yield before, SOON
+                continue
+            self.pays = verdict
+            patience = min(2 * patience, LONGEST) if verdict == before else SHORTEST
+            yield verdict, patience
 
     def _next(self) -> None:
         self.drafts, self._left = next(self._stretches)
         self.stretch += 1
-        self._open = []
+        self._open = {}
 
-    def observe(self, company: int, tokens: int, seconds: float) -> None:
-        """One of `company` requests committed `tokens` in a round that took `seconds`, of the present stretch."""
-        self._open.append(Measured(company, tokens, seconds))
-        if len(self._open) < company:
-            return
-        told, self._open = self._open, []
-        tokens_each, seconds_each = (sum(part) / len(told) for part in list(zip(*told, strict=True))[1:])
-        if seconds_each > 0:
-            self._rounds[self.drafts].append(Measured(company, tokens_each, seconds_each))
+    def observe(self, who: object, company: int, tokens: int, seconds: float) -> None:
+        """One of `company` requests, `who`, committed `tokens` in a round that took `seconds`, of the present stretch."""
+        if who in self._open:  # a round in which others read prompts, or do not draft: its time is no measure
+            self._over()
+        self._open[who] = Measured(company, tokens, seconds)
+        if len(self._open) == company:
+            told = self._open.values()
+            tokens_each = sum(round.tokens for round in told) / company
+            seconds_each = sum(round.seconds for round in told) / company
+            if seconds_each > 0:
+                self._rounds[self.drafts].append(Measured(company, tokens_each, seconds_each))
+            self._over()
+
+    def _over(self) -> None:
+        self._open = {}
         self._left -= 1
         if not self._left:
             self._next()
 
-    def _verdict(self) -> bool:
-        """Whether drafts pay: as before, unless measured rounds of the present company contradict it."""
+    def _verdict(self) -> bool | None:
+        """Whether drafts pay: as before, unless measured rounds of the present company contradict it; None where too few were
+        measured."""
         company = self._rounds[True][-1].company if self._rounds[True] else 0
         plain, drafts = ([round for round in self._rounds[kind] if round.company == company] for kind in (False, True))
         if min(len(plain), len(drafts)) < LEAST:
-            return self.pays
+            return None
         (without, doubt), (with_drafts, more_doubt) = rate(plain), rate(drafts)
         gain, doubt = with_drafts - without, DOUBT * math.hypot(doubt, more_doubt)
         return gain >= -doubt if self.pays else gain > doubt
@@ -139,5 +152,5 @@ class Laps:
         now = self._pace.clock()
         course = self._course
         if course is not None and self._pure and course.stretch == self._stretch:
-            course.observe(self._company, tokens, now - self._since)
+            course.observe(self, self._company, tokens, now - self._since)
         self._since = now

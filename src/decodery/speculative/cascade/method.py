@@ -186,7 +186,9 @@ class CascadeDrafter(Drafter):
             ids, shares = round.ranking or self._request.host.network.top(round.logits, RECYCLED)
             self._recycle(self._recycled, round, ids, shares)
 
-    def _recycle(self, recycled: Recycled, round: Round, ids: list[list[int]], shares: list[list[float]]) -> None:
+    def _recycle(
+        self, recycled: Recycled, round: Round, ids: Sequence[list[int]], shares: Sequence[list[float]]
+    ) -> None:
         """Remember the target's likeliest tokens after each verified node."""
         draft, last = round.draft, round.tokens[-1]
         recycled.learn(round.tokens[-2] if len(round.tokens) > 1 else -1, last, ids[0], shares[0])
