@@ -84,7 +84,7 @@ def test_more_rows_never_cost_less(points: dict[int, float], one: float, other: 
 
 
 def test_measuring_takes_the_fastest_of_several_and_never_falls(clock: Clock) -> None:
-    network = Priced(clock, {8: 0.5e-3, 12: 5e-3, 16: 4e-3})
+    network = Priced(clock, {8: 1.4e-3, 12: 5e-3, 16: 4e-3})
     curve = measure(network)
     assert curve.rows == cost.CALIBRATION_ROWS
     assert list(curve.seconds) == sorted(curve.seconds)
@@ -93,6 +93,68 @@ def test_measuring_takes_the_fastest_of_several_and_never_falls(clock: Clock) ->
     assert curve(64) == pytest.approx(9e-3, rel=0.02)
     assert curve.seconds[curve.rows.index(8)] == curve.seconds[curve.rows.index(6)]
     assert curve.seconds[curve.rows.index(16)] == curve.seconds[curve.rows.index(12)]
+    assert curve(6) == pytest.approx(1.4e-3, rel=0.02), "noise only adds, so the lesser of both is nearer to the truth"
+    assert curve(12) == curve(20) == pytest.approx(3.5e-3, rel=0.02)
+
+
+EPYC = """processor : 0
+vendor_id : AuthenticAMD
+cpu family : 26
+model : 2
+model name : AMD EPYC
+stepping : 1
+cpu MHz : 2596.1
+flags : fpu avx512_bf16
+"""
+
+
+def test_machines_are_told_apart(tmp_path: Path) -> None:
+    def told(text: str) -> dict[str, str]:
+        path = tmp_path / "cpuinfo"
+        path.write_text(text)
+        return cost.machine(path)
+
+    epyc = told(EPYC)
+    assert epyc["processor"] == "AuthenticAMD, AMD EPYC, 26, 2, 1"
+    assert epyc["features"] == "fpu avx512_bf16"
+    assert int(epyc["cores"]) >= 1
+    assert told(EPYC.replace("2596.1", "3100.0")) == epyc, "the present clock rate is not the machine"
+    assert told(EPYC + EPYC.replace("processor : 0", "processor : 1")) == epyc
+    others = [
+        EPYC.replace("AMD EPYC", "AMD EPYC 9B14"),
+        EPYC.replace("model : 2", "model : 17"),
+        EPYC.replace("avx512_bf16", "avx512_bf16 amx_tile"),
+        "CPU implementer : 0x41\nCPU part : 0xd40\nFeatures : fp asimd\n",
+        "CPU implementer : 0x41\nCPU part : 0xd4f\nFeatures : fp asimd\n",
+    ]
+    machines = [tuple(told(text).values()) for text in (EPYC, *others)]
+    assert len(set(machines)) == len(machines)
+
+
+def test_where_no_file_tells_the_platform_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost.platform, "processor", lambda: "arm")
+    assert cost.machine(tmp_path / "none")["processor"] == "arm"
+    monkeypatch.setattr(cost.platform, "processor", lambda: "")
+    assert cost.machine(tmp_path / "none")["processor"], "something is always told"
+
+
+def test_another_machine_measures_anew(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated(Priced(clock), IDENTITY, tmp_path)
+    here = cost.machine()
+    for change in ({"processor": "another"}, {"features": "amx_tile"}, {"cores": "96"}):
+        monkeypatch.setattr(cost, "machine", lambda change=change: {**here, **change})
+        network = Priced(clock)
+        calibrated(network, IDENTITY, tmp_path)
+        assert network.asked > 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_measured_curve_tells_its_clock(clock: Clock, tmp_path: Path) -> None:
+    for _ in ("measured", "read"):
+        tells = calibrated(Priced(clock), IDENTITY, tmp_path).clock
+        assert tells is not None
+        assert tells() == clock.now
+    assert CostCurve.flat().clock is None
 
 
 def test_a_small_context_is_not_overrun(clock: Clock) -> None:

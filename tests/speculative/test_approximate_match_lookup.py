@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from decodery.engine.cost import CostCurve
 from decodery.errors import BadInput, BadParameter
+from decodery.speculative.approximate_match_lookup.matching import NgramIndex
 from decodery.speculative.approximate_match_lookup.method import (
     AlignmentDrafter,
     ApproximateMatchLookup,
@@ -187,6 +188,28 @@ class TestElsewhere:
         helped = lm.generate("qqq", spec, max_new_tokens=60)
         assert helped.token_ids == alone.token_ids == plain.token_ids
         assert helped.stats.rounds < 0.8 * alone.stats.rounds
+
+    def test_a_run_ends_with_the_last_token(self):
+        """Two places differ from the last four tokens in one: the one in the first, the other in the last but one. So the
+        exact runs are three and one tokens long, and mismatches far back weigh less."""
+        corpus = NgramIndex(2, [9, 2, 3, 4, 70, 71, 1, 2, 9, 4, 80, 81])
+        for rank in ("run", "decayed"):
+            options = ApproximateMatchLookup(
+                policy="none", rank=rank, length=2, corpus="given", corpus_window=4, corpus_mismatches=1, anchor=1
+            )
+            drafter = AlignmentDrafter(options, corpus=corpus)
+            draft = drafter.propose([5, 1, 2, 3, 4], depth=9)
+            assert list(draft.tokens) == [70, 71]
+            assert draft.kinds[0][:3] == ("corpus", 3, 1)
+            short = AlignmentDrafter(options, corpus=NgramIndex(2, [1, 2, 9, 4, 80, 81])).propose(
+                [5, 1, 2, 3, 4], depth=9
+            )
+            assert short.kinds[0][:3] == ("corpus", 1, 1)
+        # Where two exact tokens are asked for, a place that agrees at its beginning is none.
+        strict = ApproximateMatchLookup(
+            policy="none", length=2, corpus="given", corpus_window=4, corpus_mismatches=1, anchor=2
+        )
+        assert AlignmentDrafter(strict, corpus=NgramIndex(2, [1, 2, 9, 4, 80, 81])).propose([5, 1, 2, 3, 4], 9) is EMPTY
 
     def test_a_bad_corpus_is_an_error_before_work_starts(self, tmp_path):
         lm = scripted_language_model(story_scorer())

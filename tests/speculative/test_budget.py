@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.engine.cost import CostCurve
-from decodery.speculative.budget import MEMORY, Acceptance, best_path, within, worthwhile
+from decodery.speculative.budget import MEMORY, Acceptance, best_chain, best_path, within, worthwhile
 from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
 
 STEEP = CostCurve((1, 2), (1.0, 2.0))
@@ -128,3 +128,22 @@ def test_of_a_tree_the_path_with_the_most_expected_tokens_is_kept() -> None:
     # Nothing being known, the longest, and of equals the first.
     assert best_path(Draft([1, 2, 3, 4], [-1, -1, 0, 1]), acceptance).tokens == [1, 3]
     assert best_path(Draft([1, 2, 3], [-1, -1, 1]), acceptance).tokens == [2, 3]
+
+
+class TestBestChain:
+    @pytest.mark.parametrize("rate", [0.0, 0.3, 0.8, 1.0])
+    @pytest.mark.parametrize("step", [0.0, 0.2, 3.0])
+    def test_against_the_closed_form(self, rate, step):
+        """Leviathan et al.: a chain of g brings (1 - rate^(g + 1)) / (1 - rate) tokens for one pass and g steps."""
+        target = CostCurve((1, 8), (2.0, 3.4))
+        gains = {0: 1.0}
+        for length in range(1, 7):
+            tokens = length + 1 if rate == 1 else (1 - rate ** (length + 1)) / (1 - rate)
+            gains[length] = tokens * target(1) / (target(1 + length) + length * step)
+        length, gain = best_chain(rate, target, step, 6)
+        assert gain == pytest.approx(max(gains.values()))
+        assert gains[length] == pytest.approx(gain)
+
+    def test_plain_where_drafting_does_not_pay(self):
+        assert best_chain(0.5, CostCurve((1, 2), (1.0, 2.0)), 0.0, 8) == (0, 1.0)
+        assert best_chain(1.0, CostCurve.flat(), 0.0, 8) == (8, 9.0)

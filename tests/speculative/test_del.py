@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from decodery.engine.cost import CostCurve
+from decodery.engine.events import Drafted
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.forward import Forward, Rows
+from decodery.speculative.del_.drafter import ExitDrafter, Shadows
 from decodery.speculative.del_.exit_choice import ExitStatistics, Price
-from decodery.speculative.del_.method import ExitDrafter
 from decodery.testing import (
     DrafterLaws,
     ScriptedScorer,
@@ -66,8 +67,8 @@ class TestIdentity:
 
         def observe(self, round):
             original(self, round)
-            self._exit, self._length = int(generator.integers(1, 6)), int(generator.integers(0, 5))
-            used.add(self._exit)
+            self.chosen = int(generator.integers(1, 6)), int(generator.integers(0, 5))
+            used.add(self.chosen[0])
 
         monkeypatch.setattr(ExitDrafter, "observe", observe)
         for prompt in ("hello", "a b c", "no"):
@@ -217,8 +218,8 @@ class TestShadows:
         lm = scripted_language_model(story_scorer())
         request, method = new_request(lm, spec, [1, 2], Settings(max_new_tokens=9, seed=0))
         drafter = method.drafter(request)
-        drafter._before = before
-        drafter._shadows = torch.ones(2, before + 4, dtype=torch.bool), torch.full((2, before + 4), 0.5)
+        ones = torch.ones(2, before + 4)
+        drafter.shadows = Shadows(ones.bool(), ones / 2, before)
         draft = chain([3, 4, 5])
         drafter.observe(Round([1, 2], draft, Verdict(tuple(range(accepted)), 7), [7], torch.zeros(4, 24), {}))
         return drafter
@@ -403,3 +404,26 @@ class TestAblations:
         on = lm.generate([1, 2], method="del(bypass=False, max_draft=8)", **settings).stats
         off = lm.generate([1, 2], method="del(length=8, exit=1)", **settings).stats
         assert on.accepted / on.drafted > 1.2 * off.accepted / off.drafted
+
+    @pytest.mark.parametrize(("threshold", "longest"), [(0.25, 6), (0.35, 1)])
+    def test_the_threshold_is_for_the_exits_raw_law(self, threshold, longest, monkeypatch):
+        """An exit gives its likeliest token 0.3, at any temperature. At a low one the processed law is all but certain."""
+        monkeypatch.setattr(ExitStatistics, "threshold", lambda self, exit: threshold)
+
+        def early(prefix):
+            row = torch.full((24,), 0.7 / 23)
+            row[len(prefix) % 24] = 0.3
+            return row.log()
+
+        lm = scripted_language_model(
+            ScriptedScorer(lambda prefix: torch.eye(24)[len(prefix) % 24] * 9, 24, early=early)
+        )
+        for temperature in (0.0, 0.05):
+            events = lm.generate(
+                [1, 2],
+                method="del(bypass=False, exits=1, max_draft=6)",
+                max_new_tokens=60,
+                temperature=temperature,
+                seed=0,
+            ).events
+            assert max(len(event.tokens) for event in events if isinstance(event, Drafted)) == longest

@@ -10,7 +10,7 @@ from decodery.engine.settings import Settings
 from decodery.models.forward import ALL_LAYERS, Layers
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings, chain
 from decodery.speculative.draft_laws.growth import draw_distinct, draw_independent, grow_branching, likeliest
-from decodery.speculative.draft_laws.laws import NetworkLaws
+from decodery.speculative.draft_laws.networks import NetworkLaws
 from decodery.speculative.draft_laws.ngrams import FLOOR, NgramLaws
 from decodery.speculative.loop import Round
 from decodery.speculative.verifiers import Verdict

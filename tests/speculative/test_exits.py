@@ -11,8 +11,8 @@ import torch
 from decodery.engine.settings import Settings
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Layers
+from decodery.speculative.del_.drafter import ExitDrafter
 from decodery.speculative.del_.exits import ExitAdapters, adapted
-from decodery.speculative.del_.method import ExitDrafter
 from decodery.testing import toy_language_model
 from decodery.testing.outputs import new_request
 

@@ -35,13 +35,15 @@ def _each_law_once(monkeypatch):
 
     @cache
     def plan(p, q, n, mode):
-        return plans.best_plan(np.frombuffer(p), np.frombuffer(q), n, mode)
+        return plans.best_coupling(np.frombuffer(p), np.frombuffer(q), n, mode)
 
     @cache
     def factor(p, q, count):
         return rho_star(np.frombuffer(p), np.frombuffer(q), count)
 
-    monkeypatch.setattr(optimal_multi_draft, "best_plan", lambda p, q, n, mode: plan(p.tobytes(), q.tobytes(), n, mode))
+    monkeypatch.setattr(
+        optimal_multi_draft, "best_coupling", lambda p, q, n, mode: plan(p.tobytes(), q.tobytes(), n, mode)
+    )
     monkeypatch.setattr(spectr, "rho_star", lambda p, q, count: factor(p.numpy().tobytes(), q.numpy().tobytes(), count))
 
 

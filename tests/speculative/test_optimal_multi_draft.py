@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from decodery.engine.events import Drafted
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.speculative.draft import Siblings
@@ -114,6 +115,20 @@ def test_least_probability_prunes_the_tree_and_keeps_the_law():
         stats = lm.generate([0, 1], method=spec, temperature=1.0, seed=1, max_new_tokens=60).stats
         drafted[least] = stats.drafted / stats.rounds
     assert drafted[0.3] < drafted[0.0]
+
+
+def test_least_is_of_the_whole_path():
+    """Each token has a chance of 0.6 or 0.4: alone above the bound, as a path of two below it."""
+    scorer = TabularScorer(2, order=1, given=lambda prefix: [0.6, 0.4])
+    lm = scripted_language_model(
+        scorer, drafter=TabularScorer(2, order=1, given=lambda prefix: [0.6, 0.4], name="other")
+    )
+    deepest = {}
+    for least in (0.2, 0.3, 0.5):
+        spec = f"{NAME}(widths=1x1x1, draft=other, least={least})"
+        events = lm.generate([0], method=spec, temperature=1.0, seed=1, max_new_tokens=200).events
+        deepest[least] = max(len(event.tokens) for event in events if isinstance(event, Drafted))
+    assert deepest == {0.2: 3, 0.3: 3, 0.5: 2}  # 0.36 is the likeliest path of two, 0.6 that of one
 
 
 def test_ties_go_to_the_lowest_id():

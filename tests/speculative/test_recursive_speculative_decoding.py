@@ -25,7 +25,7 @@ from decodery.speculative.draft_laws.growth import (
     grow_beam,
     grow_branching,
 )
-from decodery.speculative.draft_laws.laws import NetworkLaws
+from decodery.speculative.draft_laws.networks import NetworkLaws
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.verifiers import TreeRejection
 from decodery.testing import (

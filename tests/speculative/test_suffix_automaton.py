@@ -77,6 +77,12 @@ def test_it_holds_exactly_the_substrings(text):
     assert {run for run in every if contains(list(run))} == windows
 
 
+def test_a_shorter_match_is_taken_where_the_longest_has_too_little_after_it():
+    text = [1, 5, 6, 7, 8, 2, 1, 2, 1]  # the run 2 1 was seen near the end only, the run 1 right at the beginning
+    assert AutomatonDrafter(2, 64.0).propose(text, depth=40).tokens == [2, 1]
+    assert AutomatonDrafter(4, 64.0).propose(text, depth=40).tokens == [5, 6, 7, 8]
+
+
 def test_the_draft_grows_with_the_match():
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]
     assert AutomatonDrafter(40, 2.0).propose(text, depth=40).tokens == [2, 3, 4]

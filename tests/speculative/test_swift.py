@@ -11,9 +11,10 @@ from decodery.engine.cost import CostCurve
 from decodery.engine.settings import Settings
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Slots
+from decodery.models.scorer import Work
 from decodery.speculative.draft import ROOT, Draft, Siblings
-from decodery.speculative.swift.layer_search import LayerSet
-from decodery.speculative.swift.method import SkippingDrafter, Swift, SwiftState
+from decodery.speculative.swift.layer_search import LayerSearch, LayerSet
+from decodery.speculative.swift.method import Pay, SkippingDrafter, Swift, SwiftState
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer, toy_language_model, watched
 from decodery.testing.outputs import finished, new_request
 
@@ -333,6 +334,25 @@ class TestPay:
         scorer = story_scorer(surprise=surprise)
         lm = Priced(scorer, scripted_language_model(scorer).tokenizer)
         return lm.generate([1, 2], method=spec, max_new_tokens=count).stats
+
+    def test_attention_and_feed_forward_cost_what_they_multiply(self):
+        """Two layers of 1 + 3 and a head of 2: ten in all, and one row of the whole takes ten seconds."""
+        pay = Pay(CostCurve.flat(10.0), Work(attention=1.0, feed_forward=3.0, head=2.0), 2)
+        assert pay.step(LayerSet()) == pytest.approx(10.0)
+        assert pay.step(LayerSet(attention=frozenset({0, 1}))) == pytest.approx(8.0)
+        assert pay.step(LayerSet(mlp=frozenset({0}))) == pytest.approx(7.0)
+        assert pay.step(LayerSet(frozenset({1}), frozenset({1}))) == pytest.approx(6.0)
+
+    @pytest.mark.parametrize(("whole", "step"), [(False, 9.0), (True, 12.0)])
+    def test_a_search_may_hope_for_the_dearest_sublayers(self, whole, step):
+        """Four layers of 1 + 3, of which the inner two can be spared: three of their sublayers are at most both feed-forwards
+        and an attention; of whole layers three quarters of two are one."""
+        search = LayerSearch(4, 0.75, whole_layers=whole)
+        pay = Pay(CostCurve.flat(16.0), Work(attention=1.0, feed_forward=3.0), 4)
+        # Always right, four steps and a pass bring five tokens.
+        assert pay.ceiling(search, 4) == pytest.approx(5 * 16 / (16 + 4 * step))
+        search.optimising, search.current = False, LayerSet(mlp=frozenset({1}))
+        assert pay.ceiling(search, 4) == pytest.approx(5 * 16 / (16 + 4 * 13))
 
     def test_where_even_right_drafts_cannot_pay_nothing_is_drafted_or_searched(self):
         """Rows that cost as much together as apart: drafting with two thirds of the model only adds work."""

@@ -67,6 +67,13 @@ class TestTemplate:
         nodes = [_ranked_paths(template().truncated(size)) for size in range(1, 81)]
         assert all(small < large for small, large in itertools.pairwise(nodes))
 
+    def test_the_sum_of_ranks_decides_before_the_depth(self):
+        """A long path of first candidates is likelier than a second candidate right below the root."""
+        first = {(0,) * depth for depth in range(1, 7)}
+        assert _ranked_paths(template().truncated(6)) == first
+        assert _ranked_paths(template().truncated(7)) == first | {(1,)}
+        assert _ranked_paths(template().truncated(9)) == first | {(1,), (0, 1), (1, 0)}
+
     def test_few_candidates_leave_a_narrow_tree(self):
         chain = template().narrowed(1)
         assert chain.ranks == (0,) * 6

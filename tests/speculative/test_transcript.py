@@ -108,7 +108,7 @@ class Follower:
         if pending is None:
             return None
         self.scorer.run([Forward(self.sequence, pending)])
-        assert self.sequence.tokens == self.transcript.reading.ids
+        assert self.sequence.tokens == self.transcript.rendering.ids
         return len(pending)
 
     def draft(self, token):

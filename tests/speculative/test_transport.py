@@ -18,7 +18,7 @@ from decodery.speculative.transport import (
     alpha_rrs_wr,
     alpha_star,
     alpha_stars,
-    best_plan,
+    best_coupling,
     rho_star,
     rrs_wor_samples,
     set_law,
@@ -60,7 +60,7 @@ def random_pair(seed: int, size: int = 5, concentration: float = 1.0):
 class TestOptimum:
     @given(pair=pairs(), n=st.integers(1, 3), mode=st.sampled_from(MODES))
     def test_it_is_the_linear_program_s(self, pair, n, mode):
-        assert alpha_star(*pair, n, mode) == pytest.approx(best_plan(*pair, n, mode).acceptance, abs=1e-9)
+        assert alpha_star(*pair, n, mode) == pytest.approx(best_coupling(*pair, n, mode).acceptance, abs=1e-9)
 
     @settings(max_examples=300)
     @given(pair=pairs(), n=st.integers(1, 4), mode=st.sampled_from(MODES))
@@ -272,7 +272,7 @@ class TestPlans:
     @given(pair=pairs(5), n=st.integers(1, 3), mode=st.sampled_from(MODES))
     def test_a_plan_is_a_coupling(self, pair, n, mode):
         p = np.array(pair[0]) / sum(pair[0])
-        plan = best_plan(*pair, n, mode)
+        plan = best_coupling(*pair, n, mode)
         taken = sum(plan.accepted.values(), np.zeros(len(p)))
         assert taken + plan.residual == pytest.approx(p, abs=1e-15)
         for drawn, row in plan.accepted.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decodery.speculative.continuations.trigrams import Row, TrigramStore, TrigramTable
+from decodery.speculative.continuations.trigrams import Successors, TrigramStore, TrigramTable
 
 
 class TestTable:
@@ -45,7 +45,7 @@ class TestTable:
 
 class TestStore:
     def test_weights_grow_to_the_cap_in_order(self):
-        row = Row([5, 7], [0.5, 0.5])
+        row = Successors([5, 7], [0.5, 0.5])
         row.add(7, 0.04, 3.0, 12)
         assert row.ids == [7, 5]
         row.add(5, 0.04, 3.0, 12)
@@ -57,7 +57,7 @@ class TestStore:
         assert row.weight(8) == 0.0
 
     def test_rows_are_pruned_again(self):
-        row = Row([], [])
+        row = Successors([], [])
         for token in range(1000):
             row.add(token, 0.1 + token / 1000, 3.0, 12)
             assert len(row.ids) <= 24
@@ -75,3 +75,15 @@ class TestStore:
         assert len(store._rows) <= 10
         assert store.find(39 * 100 + 60).ids == [61], "the latest are kept"
         assert store.find(1).ids == [2], "and the table can be read again"
+
+    def test_of_too_many_changed_rows_the_older_half_goes(self, monkeypatch):
+        monkeypatch.setattr("decodery.speculative.continuations.trigrams.CHANGED_ROWS", 10)
+        store = TrigramStore(100, 12)
+        for token in range(11):
+            store.reinforce(token, 60, 61, 0.04, 3.0)
+        store.tidy()
+        assert [token for token in range(11) if store.find(token * 100 + 60)] == [5, 6, 7, 8, 9, 10]
+        for token in range(11, 15):  # the count begins anew with what is left
+            store.reinforce(token, 60, 61, 0.04, 3.0)
+            store.tidy()
+        assert [token for token in range(15) if store.find(token * 100 + 60)] == list(range(5, 15))

@@ -14,8 +14,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,24 @@ MOST_SECONDS = 4.0
 """A network that is slow is measured less often: no further round begins after so many seconds of one context."""
 CONTEXT_STEP = 64
 """Curves between the measured contexts are made for multiples of so many tokens."""
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux tells what its processors are."""
+PROCESSOR = ("vendor_id", "model name", "cpu family", "model", "stepping")
+ARM_PROCESSOR = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
+FEATURES = ("flags", "Features")
 
 
 @dataclass(frozen=True)
 class CostCurve:
-    """Seconds of one forward by rows, ascending in both; between the points and beyond them it is linear."""
+    """Seconds of one forward by rows, ascending in both; between the points and beyond them it is linear.
+
+    clock: tells seconds, by the clock that the curve was measured with; None: the curve is of no machine, and rounds are not
+    measured either.
+    """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
+    clock: Callable[[], float] | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, rows: float) -> float:
         """Seconds that a forward of `rows` rows takes."""
@@ -74,16 +85,18 @@ class ContextCosts(CostCurve):
 
     @classmethod
     def of(cls, curves: Mapping[int, CostCurve]) -> ContextCosts:
-        """Curves by context. Where noise made more context look cheaper, it costs what less did."""
+        """Curves by context. Where noise made more context look cheaper, less costs what more did: noise only adds."""
         contexts = tuple(sorted(curves))
         rows = curves[contexts[0]].rows
         if any(curve.rows != rows for curve in curves.values()):
             raise ValueError("the curves of several contexts need the same rows")
-        risen = [curves[contexts[0]].seconds]
-        for context in contexts[1:]:
-            risen.append(tuple(map(max, risen[-1], curves[context].seconds)))
+        lowest: list[tuple[float, ...]] = []
+        for context in reversed(contexts):
+            seconds = curves[context].seconds
+            lowest.insert(0, tuple(map(min, seconds, lowest[0])) if lowest else seconds)
         usual = max((place for place, context in enumerate(contexts) if context <= USUAL_CONTEXT), default=0)
-        return cls(rows, risen[usual], contexts, tuple(CostCurve(rows, seconds) for seconds in risen))
+        made = tuple(CostCurve(rows, seconds) for seconds in lowest)
+        return cls(rows, lowest[usual], contexts=contexts, curves=made)
 
     def at(self, context: int) -> CostCurve:
         """The curve after `context` cached tokens: between the measured contexts and beyond them it is linear, below the
@@ -153,10 +166,32 @@ def _measure(network: Scorer, context: int, sizes: tuple[int, ...]) -> CostCurve
             sequence.truncate(context)
             if repeat:  # the first round warms up
                 best[rows] = min(best.get(rows, elapsed), elapsed)
-    seconds: list[float] = []
-    for rows in sizes:  # noise must not make more rows look cheaper
-        seconds.append(max(best[rows], seconds[-1] if seconds else 0.0))
-    return CostCurve(sizes, tuple(seconds))
+    # More rows never cost less, and noise only adds: so many rows cost no more than was measured of any larger number.
+    seconds = tuple(accumulate((best[rows] for rows in reversed(sizes)), min))
+    return CostCurve(sizes, seconds[::-1])
+
+
+def machine(cpuinfo: Path = CPUINFO) -> dict[str, str]:
+    """What tells machines apart on which a forward costs something else: processor, its features, and the cores that this
+    process may use. Two machines that share a home must not take each other's curves."""
+    told: dict[str, set[str]] = {}
+    with contextlib.suppress(OSError):  # not Linux: the platform's own words are all there is
+        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip(), set()).add(" ".join(value.split()))
+
+    def said(names: tuple[str, ...]) -> str:
+        """Of all processors, since not all cores of a machine are alike."""
+        return ", ".join(value for name in names for value in sorted(told.get(name, ())) if value)
+
+    # The number of cores that are there is not asked: on a shared machine some may be denied to this process.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "architecture": platform.machine(),
+        "processor": said(PROCESSOR) or said(ARM_PROCESSOR) or platform.processor() or platform.platform(),
+        "features": said(FEATURES),
+        "cores": str(cores),
+    }
 
 
 def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> ContextCosts:
@@ -168,7 +203,7 @@ def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> Co
 
     described = {
         **identity,
-        "machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()}",
+        **machine(),
         "torch": torch.__version__,
         "decodery": __version__,
         "rows": str(CALIBRATION_ROWS),
@@ -177,10 +212,11 @@ def calibrated(network: Scorer, identity: Mapping[str, str], folder: Path) -> Co
     text = json.dumps(described, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
-        return ContextCosts.read(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not measured yet, or unreadable: measure
-    curves = measure(network)
-    with contextlib.suppress(OSError):  # a home that cannot be written costs a measurement per process, nothing else
-        curves.write(path, described)
-    return curves
+        curves = ContextCosts.read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not measured yet, or unreadable
+        curves = measure(network)
+        with contextlib.suppress(
+            OSError
+        ):  # a home that cannot be written costs a measurement per process, nothing else
+            curves.write(path, described)
+    return replace(curves, clock=time.perf_counter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -57,8 +56,9 @@ class Declared:
     @classmethod
     def parameters(cls) -> tuple[Parameter, ...]:
         """The parameters, in order of declaration."""
-        known: type[Any] = cls
-        return _parameters(known)
+        if cls not in _PARAMETERS:
+            _PARAMETERS[cls] = parameters_of(cls)
+        return _PARAMETERS[cls]
 
     def spec(self) -> str:
         """As one writes it: its name and the parameters that differ from their defaults."""
@@ -70,10 +70,8 @@ class Declared:
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
 
-@functools.cache
-def _parameters(cls: type[Any]) -> tuple[Parameter, ...]:
-    # Resolving type hints is slow, and every request asks for those of its method.
-    return parameters_of(cls)
+_PARAMETERS: dict[type, tuple[Parameter, ...]] = {}
+"""What was found of each class: resolving type hints is slow, and every request asks for the parameters of its method."""
 
 
 _PARTS = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"])+""")

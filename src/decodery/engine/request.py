@@ -174,7 +174,8 @@ class Request:
         settings = self.settings
         assert settings.seed is not None
         given = settings.seed if seed is None else seed
-        return settings.chance.chance(Sample(given, self.sample, settings.n, self.tokens if text is None else text, len(self.prompt)))
+        text = self.tokens if text is None else text
+        return settings.chance.chance(Sample(given, self.sample, settings.n, text, len(self.prompt)))
 
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""

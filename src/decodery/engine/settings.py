@@ -74,7 +74,7 @@ class Settings(LawSettings):
     session: str = setting(
         "default", Text(), "Name of the memory that methods share between requests.", option=("--session",)
     )
-    target: Target | None = setting(
+    target: Target | None = setting(  # noqa: RUF009 (as above)
         None,
         Optional(Targets()),
         "What is scored in place of the model alone: guidance, contrast or ensemble, as name(key=value).",

@@ -38,7 +38,7 @@ from decodery.speculative.transport import (
     alpha_stars,
     rrs_wor_samples,
 )
-from decodery.speculative.transport.laws import Row
+from decodery.speculative.transport.laws import Masses
 from decodery.speculative.transport.optimum import likeliest, without_replacement
 from decodery.speculative.verifiers import Verdict
 
@@ -63,8 +63,8 @@ VERIFIERS = {
 class LawPair:
     """Processed laws [tokens] float64 of target and draft at a position, over the tokens that either allows."""
 
-    p: Row
-    q: Row
+    p: Masses
+    q: Masses
 
 
 def log_laws(
@@ -145,7 +145,7 @@ def _pair(p: torch.Tensor, q: torch.Tensor, support: int) -> LawPair:
     return LawPair(target[allowed], draft[allowed])
 
 
-def _kept(law: Row, support: int) -> Row:
+def _kept(law: Masses, support: int) -> Masses:
     """The law of its likeliest tokens. Top-k alone keeps all that tie with the last: in a law of counts, most tokens."""
     kept = likeliest(law, support)
     found = np.zeros_like(law)

@@ -15,7 +15,6 @@ import torch
 
 from decodery._version import __version__
 from decodery.language_model import LanguageModel
-from decodery.models.scorer import Network
 
 
 def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:

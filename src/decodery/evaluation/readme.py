@@ -16,7 +16,7 @@ from decodery.models.kinds import Kind
 FAMILIES = {
     "sampling": "plain decoding and its laws",
     "speculative": "drafts are verified, several tokens a pass",
-    DIFFUSION: "canvases of a masked-diffusion model are filled",
+    "diffusion": "canvases of a masked-diffusion model are filled",
     "search": "several texts are decided together",
 }
 """What the families do."""

@@ -13,8 +13,10 @@ from decodery.engine.text import REPLACEMENT
 from decodery.errors import MethodUnavailable
 from decodery.models.forward import Forward, Rows
 from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
+from decodery.speculative.draft_laws.base import DraftLaws
 from decodery.speculative.draft_laws.growth import grow_branching
-from decodery.speculative.draft_laws.laws import A_MODEL, LAYERS, DraftLawMethod, DraftLaws, NetworkLaws
+from decodery.speculative.draft_laws.laws import A_MODEL, LAYERS, DraftLawMethod
+from decodery.speculative.draft_laws.networks import NetworkLaws
 from decodery.speculative.draft_laws.pairing import AUTO, SAME, SHARED, TEXT, Pair
 from decodery.speculative.draft_laws.transcript import Transcript
 from decodery.speculative.loop import Drafter, Round
@@ -180,7 +182,7 @@ class TextDrafter(Drafter):
         self._target, self._draft = pair.tokens
         self._length = length
         self._sequence = request.new_sequence(pair.draft.network)
-        self._transcript = Transcript(pair.reading(), self._sequence)
+        self._transcript = Transcript(pair.rendering(), self._sequence)
 
     def propose(self, tokens: Sequence[int], depth: int) -> Generator[Forward, Scores, Draft]:
         from decodery.sampling.top import likeliest

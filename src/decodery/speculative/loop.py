@@ -14,6 +14,7 @@ from decodery.errors import ScoresNotNumbers
 from decodery.models.forward import Attend, Forward, Tree
 from decodery.speculative.budget import Acceptance, best_path, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings
+from decodery.speculative.pace import Laps, Pace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,12 @@ class SpeculativeMethod(Method):
         """Whether the engine picks the draft's size on the cost curve; otherwise whole drafts are verified."""
         return True
 
+    @property
+    def paced(self) -> bool:
+        """Whether rounds go without a draft where rounds without were measured to be faster. Not for drafts that are drawn at
+        random: what is drawn, and so the output for a seed, must not depend on time."""
+        return False
+
     def most_nodes(self) -> int:
         """The most rows that a draft, or the drafter in the target's own cache, has beyond the committed text."""
         return USUAL_NODES
@@ -135,18 +142,23 @@ class SpeculativeMethod(Method):
         return verifier_for(draft, greedy)
 
     def decode(self, request: Request) -> Decoding:
-        yield from speculate(request, self.drafter(request), self.spec(), self.adaptive, self.judge)
+        yield from speculate(request, self.drafter(request), self.spec(), self.adaptive, self.judge, self.paced)
 
 
 def speculate(
-    request: Request, drafter: Drafter, name: str, adaptive: bool, verifier_of: Callable[[Draft, bool], Verifier]
+    request: Request,
+    drafter: Drafter,
+    name: str,
+    adaptive: bool,
+    verifier_of: Callable[[Draft, bool], Verifier],
+    paced: bool = False,
 ) -> Decoding:
     """Decode a request with a drafter.
 
     name: under which the acceptance statistics of this way of drafting are remembered. adaptive: pick the draft's size
-    on the cost curve. verifier_of: (draft, greedy) -> the verifier that judges it. A request whose drafts are drawn at
-    random counts its acceptance alone: what it draws, and so its output for a seed, must not depend on earlier requests
-    or on its neighbours.
+    on the cost curve. verifier_of: (draft, greedy) -> the verifier that judges it. paced: leave drafts out where measured
+    rounds were faster without. A request whose drafts are drawn at random counts its acceptance alone: what it draws, and so
+    its output for a seed, must not depend on earlier requests or on its neighbours.
     """
     sequence = request.new_sequence()
     if not request.law.greedy or request.law.order or request.reads_rows:
@@ -156,6 +168,7 @@ def speculate(
     shared = request.remember((name, "acceptance"), Acceptance)
     alone = Acceptance()
     cost = request.host.cost(request.host.network) if adaptive else None
+    laps = _laps(request, name) if paced else None
     stability = sequence.owner.stability
     while True:
         # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. Where
@@ -164,6 +177,8 @@ def speculate(
         pending = request.tokens[cached:]
         depth = min(request.remaining - 1, sequence.owner.room(cached, len(request.tokens)))
         if stability is not None and len(pending) >= stability.rows:
+            depth = 0
+        if laps is not None and not laps.begin(request.company):
             depth = 0
         proposal: Any = drafter.propose(request.tokens, depth) if depth > 0 else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
@@ -201,6 +216,20 @@ def speculate(
         drafter.observe(Round(before, draft, verdict, emitted, scores.logits, hidden, scores.ranking))
         if over:
             return
+        if laps is not None:
+            laps.end(len(emitted))
+
+
+def _laps(request: Request, name: str) -> Laps | None:
+    """The rounds of a request, to be measured; None where its network's cost is not that of a machine.
+
+    All sessions share what is measured: their requests share the rounds, and it tells nothing of a text.
+    """
+    network = request.host.network
+    clock = request.host.cost(network).clock
+    if clock is None:
+        return None
+    return Laps(request.remember((name, "pace", network.name), lambda: Pace(clock), everywhere=True))
 
 
 def whole_pass(

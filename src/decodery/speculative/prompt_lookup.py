@@ -35,6 +35,10 @@ class PromptLookup(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.adapt
 
+    @property
+    def paced(self) -> bool:
+        return self.adaptive
+
     def most_nodes(self) -> int:
         return self.length
 

@@ -10,8 +10,9 @@ from decodery.engine.method import Exactness, parameter
 from decodery.errors import BadParameter
 from decodery.models.forward import Forward
 from decodery.speculative.draft import Draft, Siblings
+from decodery.speculative.draft_laws.base import DraftLaws
 from decodery.speculative.draft_laws.growth import MOST_CHILDREN, grow_beam, grow_branching, level_sizes
-from decodery.speculative.draft_laws.laws import DraftLawMethod, DraftLaws
+from decodery.speculative.draft_laws.laws import DraftLawMethod
 from decodery.speculative.loop import Drafter, Round
 
 if TYPE_CHECKING:

@@ -120,6 +120,10 @@ class TokenRecycling(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.nodes is None
 
+    @property
+    def paced(self) -> bool:
+        return self.adaptive
+
     def most_nodes(self) -> int:
         return self.nodes or len(template().parents)
 

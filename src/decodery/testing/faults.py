@@ -17,7 +17,8 @@ from decodery.engine.request import Request
 from decodery.models.forward import Forward, Scores
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.speculative.draft import ROOT, Draft
-from decodery.speculative.draft_laws.laws import NetworkLaws, Path
+from decodery.speculative.draft_laws.base import Path
+from decodery.speculative.draft_laws.networks import NetworkLaws
 from decodery.speculative.draft_model import ChainDrafter, DraftModel, Length
 from decodery.speculative.loop import ProcessedLaws
 from decodery.speculative.token_recycling import TokenRecycling

@@ -89,6 +89,10 @@ class ApproximateMatchLookup(SpeculativeMethod):
         return self.policy == "cost"
 
     @property
+    def paced(self) -> bool:
+        return self.adaptive
+
+    @property
     def most_mismatches(self) -> int:
         """How many mismatches in the window a place may have."""
         if self.mismatches is not None:
@@ -137,7 +141,7 @@ def _joined(texts: list[list[int]]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Alignment:
     """Somewhere to copy from.
 
     decayed, mismatches, run: how well it agrees with the last tokens. age: tie-break, lower is nearer to the text's end.
@@ -203,7 +207,7 @@ class AlignmentDrafter(Drafter):
         if self._policy is not None and self._proposed is not None and len(round.draft):
             self._policy.observe(self._proposed, len(round.verdict.path))
 
-    def _best(self, tokens: Sequence[int]) -> list[Place]:
+    def _best(self, tokens: Sequence[int]) -> list[Alignment]:
         """The places to copy from, best first."""
         options = self._options
         candidates = self._own_places()
@@ -212,13 +216,13 @@ class AlignmentDrafter(Drafter):
             candidates.sort(key=self._order)
         return candidates[: options.places]
 
-    def _order(self, place: Place) -> tuple[float, ...]:
+    def _order(self, place: Alignment) -> tuple[float, ...]:
         if self._options.rank == "run":
             return -place.run, place.age
         first = place.decayed if self._options.rank == "decayed" else place.mismatches
         return first, -place.run, place.age
 
-    def _own_places(self) -> list[Place]:
+    def _own_places(self) -> list[Alignment]:
         """The best of the request's own text and what stands before it, best first."""
         import numpy as np
 
@@ -232,7 +236,7 @@ class AlignmentDrafter(Drafter):
         else:
             order = np.lexsort((near, runs, lags.decayed[near] if options.rank == "decayed" else lags.mismatches[near]))
         return [
-            Place(
+            Alignment(
                 decayed=float(lags.decayed[entry]),
                 mismatches=int(lags.mismatches[entry]),
                 run=int(lags.runs[entry]),
@@ -245,7 +249,7 @@ class AlignmentDrafter(Drafter):
             for entry in near[order[: options.places]]
         ]
 
-    def _corpus_places(self, corpus: NgramIndex, pattern: Sequence[int]) -> list[Place]:
+    def _corpus_places(self, corpus: NgramIndex, pattern: Sequence[int]) -> list[Alignment]:
         import numpy as np
 
         options, size = self._options, len(pattern)
@@ -260,7 +264,7 @@ class AlignmentDrafter(Drafter):
         runs = np.where(differs.any(axis=1), differs.argmax(axis=1), size)
         counts = differs[:, : options.window].sum(axis=1)
         return [
-            Place(
+            Alignment(
                 float(decayed[i]),
                 int(counts[i]),
                 int(runs[i]),
@@ -273,7 +277,7 @@ class AlignmentDrafter(Drafter):
             for i in np.flatnonzero(runs >= options.anchor).tolist()
         ]
 
-    def _copy(self, place: Place, length: int) -> list[int]:
+    def _copy(self, place: Alignment, length: int) -> list[int]:
         """The tokens that followed `place`, at most `length`."""
         copied: list[int] = place.source[place.start : place.start + length].tolist()
         if self._options.wrap and place.period is not None and place.period < length:
@@ -288,7 +292,7 @@ class AlignmentDrafter(Drafter):
             copied = [replaced.get(token, token) for token in copied]
         return copied
 
-    def _tree(self, copies: Sequence[tuple[Place, Sequence[int]]]) -> Draft:
+    def _tree(self, copies: Sequence[tuple[Alignment, Sequence[int]]]) -> Draft:
         """The copies merged where they begin alike; better places first, up to the allowed number of nodes."""
         tokens: list[int] = []
         parents: list[int] = []

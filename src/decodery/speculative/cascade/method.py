@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.engine.cost import CONTEXT_STEP, CostCurve
+from decodery.engine.cost import CostCurve
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import Where
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.catalogue import ARTIFACTS
-from decodery.speculative.cascade.sources import (
-    LONGEST,
-    Answer,
-    Copied,
-    Mixture,
-    Recycled,
-    Source,
-    Sureness,
-    Tabled,
-    Tail,
-    level,
-)
+from decodery.speculative.cascade.growing import Growing, Prices, Rest
+from decodery.speculative.cascade.sources import LONGEST, Answer, Copied, Mixture, Recycled, Source, Sureness, Tabled
 from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
@@ -38,13 +27,8 @@ RECYCLED = 8
 LEAST = 0.01
 """Nodes that are reached less often are not even proposed."""
 MOST_NODES = 48
-NODE_SECONDS = 30e-6
-"""What a node costs outside of the pass: to be looked up, packed, ranked and remembered."""
-ROUND_SECONDS = 5e-4
-"""What any draft costs outside of the pass, however small. Requests that share a pass wait for each other's."""
 BRANCHING = 1.3
 """Below a node that is reached less often than this times the least, nothing is looked for."""
-LONGEST_REST = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +70,10 @@ class Cascade(SpeculativeMethod):
     @property
     def adaptive(self) -> bool:
         return False  # the tree is grown as far as pays; there is nothing to cut
+
+    @property
+    def paced(self) -> bool:
+        return self.nodes is None
 
     def admit(self, request: Request) -> None:
         self._table(request)
@@ -156,102 +144,62 @@ class CascadeDrafter(Drafter):
         nodes: int,
         depth: int,
     ):
-        self._request, self._cost, self._sources, self._mixture, self._right = request, cost, sources, mixture, right
-        self._nodes, self._depth = nodes, depth
+        self._request, self._sources, self._mixture, self._right = request, sources, mixture, right
+        self._most, self._depth = nodes, depth
+        self._prices = Prices(cost, nodes)
+        self._rest = Rest()
         self.rank = RECYCLED
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
         self._answers: dict[int, list[Answer]] = {}
         """What the sources said after each node that was looked at, in this round."""
-        self._rest = self._resting = 0
-        self._poor = False
-        """Whether the last look found nothing that would pay."""
-        self._rounds: dict[tuple[int, int], list[float]] = {}
-        """Seconds of a round by company and context."""
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
             self._copied.read(tokens)
-        self._answers, self._poor = {}, False
-        if self._resting > 0:  # drafting has not paid lately: look again a little later
-            self._resting -= 1
+        if not self._rest.over():
             return EMPTY
-        depth = min(depth, self._depth)
-        drafted: list[int] = []
-        parents: list[int] = []
-        kinds: list[int] = []
-        # Entries: minus the estimated chance to be reached, a tie breaker, token, parent, kind, tail, depth.
-        heap: list[tuple[float, int, int, int, int, Tail, int]] = []
-        count = 0
-        sources, law, chances = self._sources, self._mixture.law, self._right.chances()
-
-        def look(tail: Tail, node: int, deep: int, chance: float) -> None:
-            nonlocal count
-            answers = self._answers[node] = []
-            for source in sources:
-                source.answers(tail, answers)
-            for token, own in law(answers, floor / (4 * chance)):
-                kind = level(own)
-                reached = chance * chances[kind]
-                if reached >= floor:
-                    count += 1
-                    heapq.heappush(heap, (-reached, count, token, node, kind, tail, deep + 1))
-
-        floor, expected, stops = LEAST, 1.0, self._request.stop_ids
-        chains_only = self._request.host.network.chains_only
-        seconds, plain = self._seconds(self._request.company)
-        look(tuple(tokens[-LONGEST:]), ROOT, 0, 1.0)
-        while heap and len(drafted) < self._nodes:
-            reached, _, token, parent, kind, tail, deep = heapq.heappop(heap)
-            node = len(drafted)
-            if chains_only and parent != node - 1:
+        request = self._request
+        price = self._prices.at(request.company, len(request.tokens))
+        growing = Growing(self._sources, self._mixture, self._right.chances())
+        self._answers = growing.answers
+        deepest, stops, chains_only = min(depth, self._depth), request.stop_ids, request.host.network.chains_only
+        # floor: nodes that are reached less often do not pay. expected: tokens of the round.
+        floor, expected = LEAST, 1.0
+        growing.look(ROOT, tuple(tokens[-LONGEST:]), 0, 1.0, floor)
+        while len(growing) < self._most and (best := growing.best()) is not None:
+            if chains_only and best.parent != len(growing) - 1:
                 continue
-            # What a further node costs as a share of the round, averaged over the next few.
-            floor = max(LEAST, expected * (seconds[node + 4] - seconds[node]) / (4 * seconds[node]))
-            if -reached < floor:
+            floor = max(LEAST, expected * price.of_a_node(len(growing)))
+            if best.reached < floor:
                 break
-            expected -= reached
-            drafted.append(token)
-            parents.append(parent)
-            kinds.append(kind)
-            if deep < depth and -reached > BRANCHING * floor and token not in stops:
-                look((*tail, token)[-LONGEST:], node, deep, -reached)
-        self._poor = expected * plain <= seconds[len(drafted)]
-        return EMPTY if self._poor else Draft(drafted, parents, kinds=kinds)
-
-    def _seconds(self, company: int) -> tuple[list[float], float]:
-        """Seconds of a round by the number of nodes (of each request, where several share the pass), and of a plain step."""
-        if self._cost is None:
-            return [1.0] * (self._nodes + 5), 1.0
-        context = len(self._request.tokens)
-        cost, key = self._cost.at(context), (company, -(-context // CONTEXT_STEP))
-        if key not in self._rounds:
-            self._rounds[key] = [
-                cost(company * (1 + nodes)) + company * (ROUND_SECONDS + nodes * NODE_SECONDS)
-                for nodes in range(self._nodes + 5)
-            ]
-        return self._rounds[key], cost(company)
+            expected += best.reached
+            node = growing.add(best)
+            if best.depth < deepest and best.reached > BRANCHING * floor and best.token not in stops:
+                growing.look(node, (*best.tail, best.token)[-LONGEST:], best.depth, best.reached, floor)
+        pays = price.pays(len(growing), expected)
+        self._rest.learn(pays)
+        return growing.draft() if pays else EMPTY
 
     def observe(self, round: Round) -> None:
-        if self._poor:
-            self._rest = min(LONGEST_REST, 2 * self._rest + 1)
-            self._resting = self._rest
-        elif len(round.draft):
-            self._rest = 0
         self._right.observe(round.draft, round.emitted)
         for node, token in zip((ROOT, *round.verdict.path), round.emitted, strict=True):
             self._mixture.learn(self._answers.get(node, ()), token)
+        self._answers = {}
         # Where there are logits and no ranking, to rank them costs more than a drafter that rests gets of it.
-        if self._recycled is None or (self._resting and round.ranking is None):
-            return
-        ranking = round.ranking or self._request.host.network.top(round.logits, RECYCLED)
-        ids, shares = ranking
+        if self._recycled is not None and (round.ranking is not None or not self._rest.lasts):
+            ids, shares = round.ranking or self._request.host.network.top(round.logits, RECYCLED)
+            self._recycle(self._recycled, round, ids, shares)
+
+    def _recycle(
+        self, recycled: Recycled, round: Round, ids: Sequence[list[int]], shares: Sequence[list[float]]
+    ) -> None:
+        """Remember the target's likeliest tokens after each verified node."""
         draft, last = round.draft, round.tokens[-1]
-        before = round.tokens[-2] if len(round.tokens) > 1 else -1
+        recycled.learn(round.tokens[-2] if len(round.tokens) > 1 else -1, last, ids[0], shares[0])
         # Rows of the accepted path come last, so that they stay where a pair occurs twice.
         accepted = round.verdict.path
-        self._recycled.learn(before, last, ids[0], shares[0])
         for node in (*(node for node in range(len(draft)) if node not in accepted), *accepted):
             parent = draft.parents[node]
             above = last if parent == ROOT else draft.tokens[parent]
-            self._recycled.learn(above, draft.tokens[node], ids[node + 1], shares[node + 1])
+            recycled.learn(above, draft.tokens[node], ids[node + 1], shares[node + 1])

@@ -128,7 +128,7 @@ def fingerprint(tokenizer: Any, vocabulary: int) -> str:
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
 
 
-class Row:
+class Successors:
     """The successors of one pair in a session, heaviest first, lower id first among equals. Few, so lists are fastest."""
 
     __slots__ = ("changed", "ids", "weights")
@@ -166,15 +166,15 @@ class TrigramStore:
     def __init__(self, vocabulary: int, top_m: int, table: TrigramTable | None = None):
         self.vocabulary, self._top_m = vocabulary, top_m
         self._table = table
-        self._rows: dict[int, Row | None] = {}
+        self._rows: dict[int, Successors | None] = {}
         self._changed = 0
 
-    def find(self, key: int) -> Row | None:
+    def find(self, key: int) -> Successors | None:
         """The row of a pair (first token * vocabulary + second token), or None."""
         if self._table is None or key in self._rows:
             return self._rows.get(key)
         found = self._table.row(key)
-        row = self._rows[key] = None if found is None else Row(*found)
+        row = self._rows[key] = None if found is None else Successors(*found)
         return row
 
     def reinforce(self, first: int, second: int, third: int, delta: float, cap: float) -> None:
@@ -182,7 +182,7 @@ class TrigramStore:
         key = first * self.vocabulary + second
         row = self.find(key)
         if row is None:
-            row = self._rows[key] = Row([], [])
+            row = self._rows[key] = Successors([], [])
         self._changed += not row.changed
         row.add(third, delta, cap, self._top_m)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from decodery.engine.request import Request
     from decodery.models.forward import Scores
     from decodery.sampling.noise import Chance
-    from decodery.speculative.draft_laws.laws import DraftLaws, Path
+    from decodery.speculative.draft_laws.base import DraftLaws, Path
 
 MOST_CHILDREN = 64
 """No node has more children."""

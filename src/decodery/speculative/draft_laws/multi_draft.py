@@ -11,8 +11,9 @@ from decodery.engine.method import parameter
 from decodery.errors import BadParameter
 from decodery.models.forward import Forward
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings
+from decodery.speculative.draft_laws.base import DraftLaws
 from decodery.speculative.draft_laws.growth import Growing, draw_distinct, draw_independent, likeliest
-from decodery.speculative.draft_laws.laws import DraftLawMethod, DraftLaws
+from decodery.speculative.draft_laws.laws import DraftLawMethod
 from decodery.speculative.loop import Drafter, Round
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from decodery._lazy import torch
 from decodery.models.forward import Forward
 from decodery.speculative.draft import ROOT
-from decodery.speculative.draft_laws.laws import DraftLaws, Path
+from decodery.speculative.draft_laws.base import DraftLaws, Path
 from decodery.speculative.loop import Round
 
 if TYPE_CHECKING:

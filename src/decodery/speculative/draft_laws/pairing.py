@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from decodery.engine.vocabularies import SharedTokens, Tokens, difference
 from decodery.errors import MethodUnavailable
 from decodery.models.kinds import Kind
-from decodery.speculative.draft_laws.transcript import OtherTokens, Reading, SameTokens
+from decodery.speculative.draft_laws.transcript import OtherTokens, Rendering, SameTokens
 
 if TYPE_CHECKING:
     from decodery.engine.request import Host
@@ -29,7 +29,7 @@ class Pair:
     tokens: tuple[Tokens, Tokens] | None = None
     shared: SharedTokens | None = None
 
-    def reading(self) -> Reading:
+    def rendering(self) -> Rendering:
         """How the draft model reads a request's text, from its beginning."""
         if self.tokens is None or self.shared is None:
             return SameTokens(self.draft.network.vocabulary)

@@ -18,7 +18,7 @@ LONGEST_CHARACTER = 4
 """Bytes, and so the most tokens, of one character."""
 
 
-class Reading(ABC):
+class Rendering(ABC):
     """The text of one request, which only grows, in a draft model's tokens."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Reading(ABC):
         read as they end. Nobody else changes the list."""
 
 
-class SameTokens(Reading):
+class SameTokens(Rendering):
     """The target's ids mean the same to the draft model. What it has no id for, it does not read.
 
     vocabulary: number of ids that the draft model has.
@@ -49,7 +49,7 @@ class SameTokens(Reading):
         return self.ids
 
 
-class OtherTokens(Reading):
+class OtherTokens(Rendering):
     """The text as the draft model's own tokenizer splits it: the tokens that it was trained on.
 
     Special tokens say nothing, but where both have one that is written the same (`shared`: the target's id -> the draft
@@ -116,15 +116,15 @@ class OtherTokens(Reading):
 class Transcript:
     """What a draft model has read of a request: its cache follows the text by the longest beginning in common."""
 
-    def __init__(self, reading: Reading, sequence: CachedSequence):
-        self.reading, self.sequence = reading, sequence
+    def __init__(self, rendering: Rendering, sequence: CachedSequence):
+        self.rendering, self.sequence = rendering, sequence
         self._agreed = 0
         """So many first rows of the cache are settled ids."""
 
     def pending(self, tokens: Sequence[int]) -> list[int] | None:
         """Forget the rows that are not of the text, and give the ids that are missing, at least one; None where the draft
         model cannot read the text, or where it is longer than its context."""
-        ids = self.reading.read(tokens)
+        ids = self.rendering.read(tokens)
         if not ids or len(ids) > self.sequence.owner.context:
             return None
         cached = self.sequence.tokens
@@ -133,5 +133,5 @@ class Transcript:
         while same < most and cached[same] == ids[same]:
             same += 1
         self.sequence.truncate(same)
-        self._agreed = self.reading.settled
+        self._agreed = self.rendering.settled
         return ids[same:]

@@ -47,6 +47,10 @@ class SuffixAutomatonLookup(SpeculativeMethod):
     def adaptive(self) -> bool:
         return self.adapt
 
+    @property
+    def paced(self) -> bool:
+        return self.adaptive
+
     def admit(self, request: Request) -> None:
         if self.corpus:
             self._static(request)

@@ -13,7 +13,7 @@ from decodery.speculative.transport.attained import rho_star as rho_star
 from decodery.speculative.transport.attained import rrs_wor_samples as rrs_wor_samples
 from decodery.speculative.transport.optimum import alpha_star as alpha_star
 from decodery.speculative.transport.optimum import alpha_stars as alpha_stars
-from decodery.speculative.transport.plans import Plan as Plan
+from decodery.speculative.transport.plans import Coupling as Coupling
 from decodery.speculative.transport.plans import alpha_by_subsets as alpha_by_subsets
-from decodery.speculative.transport.plans import best_plan as best_plan
+from decodery.speculative.transport.plans import best_coupling as best_coupling
 from decodery.speculative.transport.plans import set_law as set_law

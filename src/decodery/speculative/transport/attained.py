@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decodery.speculative.transport.laws import Row, check_count, laws
+from decodery.speculative.transport.laws import Masses, check_count, laws
 
 STEPS = 60
 """Halvings of the interval of rho; 40 reach 1e-12."""
@@ -47,7 +47,7 @@ def rho_star(p: Any, q: Any, count: int) -> float:
     return high
 
 
-def acceptance_of_test(p: Row, q: Row, rho: float) -> Row:
+def acceptance_of_test(p: Masses, q: Masses, rho: float) -> Masses:
     """min(q, p / rho) [vocabulary]: the probability that a single draft is a token and passes K-SEQ's test."""
     return np.minimum(q, p / rho)
 
@@ -93,7 +93,7 @@ def alpha_rrs_wor(p: Any, q: Any, n: int, samples: int = 1000, seed: int = 0) ->
     return float(rrs_wor_samples(target, draft, n, samples, seed)[:, -1].mean())
 
 
-def _enumerated(p: Row, q: Row, left: int) -> float:
+def _enumerated(p: Masses, q: Masses, left: int) -> float:
     accepted = float(np.minimum(p, q).sum())
     rest, refused = np.maximum(p - q, 0), np.maximum(q - p, 0)
     if left == 1 or rest.sum() <= 0:

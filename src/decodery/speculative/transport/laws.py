@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Row = NDArray[np.float64]
+Masses = NDArray[np.float64]
 """Probabilities [vocabulary]."""
 
 
-def law(masses: Any) -> Row:
+def law(masses: Any) -> Masses:
     """A law [vocabulary] in float64 from an array or tensor of masses. Raises ValueError where it is none."""
     row = np.asarray(masses, dtype=np.float64)
     total = row.sum() if row.ndim == 1 else np.nan
@@ -20,7 +20,7 @@ def law(masses: Any) -> Row:
     return row / total
 
 
-def laws(p: Any, q: Any) -> tuple[Row, Row]:
+def laws(p: Any, q: Any) -> tuple[Masses, Masses]:
     """Target and draft law over one vocabulary."""
     target, draft = law(p), law(q)
     if target.shape != draft.shape:

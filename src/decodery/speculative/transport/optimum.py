@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decodery.speculative.draft import Siblings
-from decodery.speculative.transport.laws import Row, check_count, laws
+from decodery.speculative.transport.laws import Masses, check_count, laws
 
 STEP = 0.1
 """Distance of the quadrature's nodes in log time. The integrand is analytic, so the error falls exponentially: 1e-14."""
@@ -56,7 +56,7 @@ def alpha_stars(p: Any, q: Any, counts: Sequence[int], mode: Siblings, step: flo
     return {n: _clip(float(target[likeliest(draft, n)].sum())) for n in counts}
 
 
-def likeliest(q: Row, count: int) -> NDArray[np.intp]:
+def likeliest(q: Masses, count: int) -> NDArray[np.intp]:
     """The `count` likeliest tokens of q that have mass, the likeliest first; the lower id among equals."""
     support = np.flatnonzero(q)
     if 0 < count < len(support):
@@ -66,7 +66,7 @@ def likeliest(q: Row, count: int) -> NDArray[np.intp]:
     return np.asarray(support[order][:count])
 
 
-def _greedy(p: Row, q: Row, n: int) -> float:
+def _greedy(p: Masses, q: Masses, n: int) -> float:
     """sum of p over Top, and of min(p, q') over the rest, q' being q without Top (section "greedy" of the source)."""
     top = likeliest(q, n - 1)
     rest = q.copy()
@@ -78,7 +78,7 @@ def _greedy(p: Row, q: Row, n: int) -> float:
     return _clip(float(accepted))
 
 
-def _sorted(p: Row, q: Row) -> tuple[Row, Row]:
+def _sorted(p: Masses, q: Masses) -> tuple[Masses, Masses]:
     """The tokens that can be drafted, by q/p decreasing. Tokens without q never help a set."""
     support = q > 0
     p, q = p[support], q[support]
@@ -88,8 +88,8 @@ def _sorted(p: Row, q: Row) -> tuple[Row, Row]:
 
 
 def without_replacement(
-    targets: Sequence[Row], drafts: Sequence[Row], counts: Sequence[int], step: float = STEP
-) -> dict[int, Row]:
+    targets: Sequence[Masses], drafts: Sequence[Masses], counts: Sequence[int], step: float = STEP
+) -> dict[int, Masses]:
     """alpha* of drafts drawn one after the other without replacement, for several pairs of laws: count -> [pairs].
 
     One and two drafts have closed forms. More are an exponential race: every token arrives after an exponential time of
@@ -110,7 +110,7 @@ def without_replacement(
     return found
 
 
-def _optimum(p: Row, inside: Row) -> float:
+def _optimum(p: Masses, inside: Masses) -> float:
     return _clip(1 + min(0.0, float((np.cumsum(p) - inside).min())))
 
 
@@ -118,7 +118,7 @@ def _clip(alpha: float) -> float:
     return min(max(alpha, 0.0), 1.0)
 
 
-def _closed_form(q: Row, n: int) -> Row:
+def _closed_form(q: Masses, n: int) -> Masses:
     """Q of every prefix for one or two drafts."""
     inside = np.cumsum(q)
     if n == 1:
@@ -128,7 +128,9 @@ def _closed_form(q: Row, n: int) -> Row:
     return np.asarray(1 - after * (1 + np.cumsum(q / others)))
 
 
-def _race(pairs: dict[int, tuple[Row, Row]], wanted: dict[int, list[int]], step: float, found: dict[int, Row]) -> None:
+def _race(
+    pairs: dict[int, tuple[Masses, Masses]], wanted: dict[int, list[int]], step: float, found: dict[int, Masses]
+) -> None:
     """Fill `found` for the pairs that need the quadrature, in blocks of pairs of similar length."""
     places = sorted(pairs, key=lambda place: len(pairs[place][1]))
     nodes = int((HIGHEST - LOWEST) / step) + 1

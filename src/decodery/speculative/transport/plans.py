@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decodery.speculative.draft import Siblings
-from decodery.speculative.transport.laws import Row, check_count, law, laws
+from decodery.speculative.transport.laws import Masses, check_count, law, laws
 from decodery.speculative.transport.optimum import likeliest
 
 Tokens = frozenset[int]
@@ -42,15 +42,15 @@ def set_law(q: Any, n: int, mode: Siblings) -> dict[Tokens, float]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Coupling:
     """A coupling of a set of drafts with the next token.
 
     accepted: set -> [vocabulary] probability that the set is drafted and this token of it is taken. residual:
     [vocabulary] masses of the token that is emitted where none is. masses: set -> its probability.
     """
 
-    accepted: dict[Tokens, Row]
-    residual: Row
+    accepted: dict[Tokens, Masses]
+    residual: Masses
     masses: dict[Tokens, float]
 
     @property
@@ -58,7 +58,7 @@ class Plan:
         return float(sum(row.sum() for row in self.accepted.values()))
 
 
-def best_plan(p: Any, q: Any, n: int, mode: Siblings) -> Plan:
+def best_coupling(p: Any, q: Any, n: int, mode: Siblings) -> Coupling:
     """The plan that accepts the most, by linear programming over (set, token of the set).
 
     The solver's answer is good to some 1e-9. It is scaled down to what the laws allow, so that the output law is p to
@@ -91,7 +91,7 @@ def best_plan(p: Any, q: Any, n: int, mode: Siblings) -> Plan:
     for row in accepted.values():
         row *= scale
     residual: NDArray[np.float64] = np.maximum(target - sum(accepted.values(), np.zeros(len(target))), 0)
-    return Plan(accepted, residual, masses)
+    return Coupling(accepted, residual, masses)
 
 
 def alpha_by_subsets(p: Any, q: Any, n: int, mode: Siblings) -> float:

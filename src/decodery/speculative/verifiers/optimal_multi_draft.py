@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decodery.sampling.noise import Chance, Stage
 from decodery.speculative.draft import Draft, Siblings
-from decodery.speculative.transport.plans import best_plan
+from decodery.speculative.transport.plans import best_coupling
 from decodery.speculative.verifiers.base import NodeByNode
 from decodery.speculative.verifiers.rejection import residual
 
@@ -64,7 +64,7 @@ class TransportPlan(NodeByNode):
         self, draft: Draft, node: int, drawn: Sequence[int], p: Tensor, chance: Chance, position: int
     ) -> tuple[int | None, int]:
         assert draft.q is not None
-        plan = best_plan(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
+        plan = best_coupling(p.cpu().numpy(), draft.q[node].double().cpu().numpy(), len(drawn), draft.siblings)
         held = {draft.tokens[child]: child for child in drawn}
         tokens = frozenset(held)
         taken = torch.from_numpy(plan.accepted[tokens])
