@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import decodery
-from decodery.diffusion.freecache import FreeCacheDecoding
+from decodery.diffusion.freecache.method import FreeCacheDecoding
 from decodery.diffusion.loop import Denoising
 from decodery.engine.settings import Settings
 from decodery.models.forward import Attend, Forward

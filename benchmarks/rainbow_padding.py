@@ -15,8 +15,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from decodery.diffusion.rainbow_padding import ENTRY
 from decodery.evaluation.parallelbench.words import PADS, vocabulary
+from decodery.models.masked_diffusion import RAINBOW_ENTRY
 from decodery.training.networks import SmallLlama
 from decodery.training.rainbow_padding import behaviour, cascade, first_step, pad_loss, questions, rows, without_order
 
@@ -44,7 +44,7 @@ def main() -> None:
         if folder is None:
             continue
         network = SmallLlama.read(folder)
-        pads = json.loads((folder / "config.json").read_text()).get(ENTRY, {}).get("pad_token_ids", [])
+        pads = json.loads((folder / "config.json").read_text()).get(RAINBOW_ENTRY, {}).get("pad_token_ids", [])
         found: dict[str, object] = {"pads": len(pads)}
         print(
             f"\n{name} padding, {len(pads)} pads\ncanvas  blocks  accuracy  answer length  padding in first half  no end"

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
-from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
+from decodery.diffusion.caches import BlockPrefixCache, DualCache
 from decodery.diffusion.laws import RANKS, Laws
-from decodery.diffusion.loop import Denoising, Plan
+from decodery.diffusion.loop import Denoising
 from decodery.diffusion.masked_diffusion import RULES
+from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.base import Step
 from decodery.diffusion.unmasking.dream import TimeGrid, share
 from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold
@@ -308,7 +309,7 @@ def _drift(layers, cache, shift=False, shift_row="carry"):
     return run.drift
 
 
-@pytest.mark.parametrize("cache", [PrefixCache, DualCache])
+@pytest.mark.parametrize("cache", [BlockPrefixCache, DualCache])
 def test_caches_are_exact_with_one_layer_and_stale_with_two(cache):
     assert all(off < 1e-4 for _, off in _drift(1, cache()))
     two = _drift(2, cache())
@@ -316,7 +317,7 @@ def test_caches_are_exact_with_one_layer_and_stale_with_two(cache):
     assert max(off for opening, off in two if not opening) > 0.01
 
 
-@pytest.mark.parametrize("cache", [PrefixCache, DualCache])
+@pytest.mark.parametrize("cache", [BlockPrefixCache, DualCache])
 def test_the_row_before_a_block_of_a_shifted_model(cache):
     """Computed, it is exact with one layer; carried over, it is as stale as the opening forward."""
     assert all(off < 1e-4 for _, off in _drift(1, cache(), shift=True, shift_row="compute"))

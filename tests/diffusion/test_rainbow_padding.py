@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from decodery.diffusion.rainbow_padding import K, complete, target, truncate
+from decodery.diffusion.padding import truncate
 from decodery.evaluation.parallelbench import arithmetic
 from decodery.evaluation.parallelbench.words import END, PADS, decode, encode, vocabulary
 from decodery.training import rainbow_padding as recipe
 from decodery.training.masking import collate, hide
+from decodery.training.rainbow_padding import K, complete, target
 
 EOS, PAD = 9, (20, 21, 22, 23, 24, 25, 26)
 
@@ -51,18 +52,18 @@ def test_what_cannot_be_a_target_is_refused(answer, length, pads):
 
 
 def test_nothing_behind_the_first_end_token_is_read_and_no_pad_ever():
-    reading = truncate([1, 2, EOS, 20, 3, EOS, 4], EOS, PAD)
-    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 0)
-    reading = truncate([1, 21, 2, EOS, 20], EOS, PAD)
-    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 1)
-    reading = truncate([1, 2, 20, 3, 21], EOS, PAD)
-    assert (reading.tokens, reading.no_end) == ([1, 2], True)
-    assert truncate([1, 2], EOS, PAD).tokens == [1, 2]
-    assert truncate([], EOS, PAD).no_end
+    reading = truncate([1, 2, EOS, 20, 3, EOS, 4], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None, reading.stray) == ([1, 2], False, 0)
+    reading = truncate([1, 21, 2, EOS, 20], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None, reading.stray) == ([1, 2], False, 1)
+    reading = truncate([1, 2, 20, 3, 21], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None) == ([1, 2], True)
+    assert truncate([1, 2], {EOS}, PAD).tokens == [1, 2]
+    assert truncate([], {EOS}, PAD).end is None
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         canvas = torch.randint(5, 27, (20,), generator=generator).tolist()
-        tokens = truncate(canvas, EOS, PAD).tokens
+        tokens = truncate(canvas, {EOS}, PAD).tokens
         assert not {EOS, *PAD} & set(tokens)
         if EOS in canvas:
             assert len(tokens) <= canvas.index(EOS)
@@ -72,7 +73,7 @@ def test_reading_undoes_the_target_and_an_early_stop_writes_what_was_to_come():
     for length in range(8):
         answer = list(range(100, 100 + length))
         row = target(answer, 12, EOS, PAD)
-        assert truncate(row, EOS, PAD).tokens == answer
+        assert truncate(row, {EOS}, PAD).tokens == answer
         unfinished = [*row[: length + 1], *([0] * (11 - length))]
         assert complete(unfinished, EOS, PAD) == row
     with pytest.raises(ValueError, match="not in list"):
@@ -90,7 +91,7 @@ def test_both_arms_have_the_same_answers_and_differ_in_padding_alone(names):
     pads = [words[name] for name in names]
     for (prompt, tokens), (same, other) in zip(plain, padded, strict=True):
         assert prompt == same
-        answers = [truncate(row[prompt:], words[END], pads).tokens for row in (tokens, other)]
+        answers = [truncate(row[prompt:], {words[END]}, pads).tokens for row in (tokens, other)]
         assert answers[0] == answers[1]
         assert len(tokens) == len(other)
         assert any(line.startswith("answer ") for line in decode(answers[0], text).splitlines())
