@@ -363,3 +363,15 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
 )
 def test_check_decides_its_claims(spec):
     assert_check_decides_the_claims(spec)
+
+
+@pytest.mark.parametrize(("share", "temperature", "ends_there"), [(0.25, 0.2, False), (0.35, 2.0, True)])
+def test_a_delimiter_is_as_sure_as_the_model_s_own_law_says(share, temperature, ends_there):
+    """At a low temperature the processed law is above the threshold of 0.3, at a high one below it; neither counts."""
+    reply = _sevens({5: share}).generate(
+        [0],
+        f"adablock(delimiters='{DELIMITER}', block_length=4, boundary=likeliest)",
+        temperature=temperature,
+        seed=0,
+    )
+    assert reply.stats.block_ends[0] == (6 if ends_there else 4)
