@@ -49,7 +49,7 @@ SPECS = (
     "localleap",
     "adablock(delimiters='5')",
     "sched",
-    "hex(block_lengths=1x3, seeds=1)",
+    "hex(block_lengths=1x3, seeds=1, temperature=0)",
 )
 
 
