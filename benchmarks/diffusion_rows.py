@@ -210,7 +210,7 @@ def tells_a_story(name: str, spec: str) -> Arm:
         lm, guide = model(name), model(GUIDE)
         ids = lm.tokenize(prompt)
         reply = lm.generate(ids, spec, max_new_tokens=LENGTH, seed=0)
-        used = {network.name: network for network in (lm.network, guide.network)}
+        used: dict[str, Any] = {network.name: network for network in (lm.network, guide.network)}
         counts = {owner: entry for owner, entry in reply.stats.models.items() if owner in used}
         pairs = list(itertools.pairwise(reply.token_ids))
         found = {

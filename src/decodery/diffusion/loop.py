@@ -58,6 +58,8 @@ class Denoising:
         self.publishing = publish
         self.published: list[int] = []
         """The offsets whose tokens are the output so far, ascending."""
+        self._padded = False
+        """Whether a pad was written, and no end token (yet)."""
         self.over = False
         """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
         self.sequences: tuple[CachedSequence, ...] = tuple(
@@ -195,14 +197,14 @@ class Denoising:
         if self.request.settings.ignore_eos:
             return [offset for offset, token in enumerate(answer) if token not in pads]
         reading = truncate(answer, self.request.stop_ids, pads)
+        self._padded = reading.padded
         self.request.statistics.details["padding"] = {"no_end": reading.padded, "stray": reading.stray}
         return reading.output
 
     def _finish(self, until: int) -> None:
         """Publish the offsets before `until`, and end the request: at a pad in place of an end token, or with the canvas."""
         self.publish(until)
-        padding = self.request.statistics.details.get("padding", {})
-        self.request.finish("stop" if padding.get("no_end") else "length")
+        self.request.finish("stop" if self._padded else "length")
 
     def conclude(self) -> None:
         """Make a canvas that was decoded without publishing the output of the request: events, commit and end."""
@@ -254,7 +256,7 @@ class Denoising:
 
 def model_of(request: Request) -> MaskedDiffusion:
     """The description of the request's masked-diffusion model."""
-    model: MaskedDiffusion | None = getattr(request.host, "diffusion", None)
+    model = request.host.diffusion
     if model is None:
         raise ValueError(f"{request.host.network.name} is no masked-diffusion model")
     return model
