@@ -150,6 +150,15 @@ def test_a_larger_slope_falls_faster():
         assert all(a > b for a, b in itertools.pairwise(values))
 
 
+def test_a_request_s_thresholds_are_those_of_its_parameters():
+    lm = _scripted(lambda left, canvas: [1.0] * 6)
+    for slope in (1.0, 4.0, 9.0):
+        spec = f"sched(shape=exponential, slope={slope}, threshold_high=9, threshold_low=8)"
+        decisions, _ = _observed(lm, spec, [0])
+        expected = Thresholds(9, 8, "exponential", slope)
+        assert [one.threshold for one in decisions] == [expected.at(step, 6) for step in range(6)]
+
+
 def test_prophet_s_three_phases():
     values = [Thresholds(shape="prophet").at(step, 12) for step in range(12)]
     expected = [7.5 if (step + 1) / 12 < 1 / 3 else 5.0 if (step + 1) / 12 < 2 / 3 else 2.5 for step in range(12)]
