@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+import decodery
 from decodery.engine.events import Token
 from decodery.engine.registry import methods
 from decodery.engine.settings import Settings
@@ -14,6 +17,7 @@ from decodery.errors import ModelNotReadable
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.testing import ScriptedDenoiser, confident, denoising_language_model
 from decodery.testing.outputs import finished, new_request
+from decodery.training.rainbow_padding import REMARK, STEPS, K, is_right, questions
 
 A, B, END, PAD, PAD2 = 0, 1, 2, 3, 4
 VOCABULARY = 6
@@ -160,3 +164,36 @@ def test_pads_are_read_from_the_configuration():
             MaskedDiffusion.of(config | {"rainbow_padding": {"pad_token_ids": wrong}})
     with pytest.raises(ModelNotReadable, match="rainbow_padding"):
         MaskedDiffusion.of(json.loads(json.dumps(config)) | {"rainbow_padding": [2, 3]})
+
+
+# The arm that comes with the package
+
+ARM = Path(decodery.__file__).parent / "artifacts" / "diffusion-rainbow"
+
+
+@pytest.fixture(scope="module")
+def arm():
+    if not (ARM / "card.json").is_file():
+        pytest.skip("the model diffusion-rainbow is not part of this copy")
+    return decodery.load("diffusion-rainbow", dtype="float32")
+
+
+@pytest.mark.parametrize("blocks", [1, 12])
+def test_the_trained_arm_writes_whole_answers_and_no_pad_is_shown(arm, blocks):
+    """On a canvas of 96 an arm with end tokens stops after two or three words if there are no blocks."""
+    pads, canvas = set(arm.diffusion.filling_token_ids), 96
+    assert len(pads) == K
+    problems = questions(6, 3)
+    prompts = [f"{problem.question()} =" for problem in problems]
+    spec = f"masked-diffusion(rule=threshold, gen_length={canvas}, block_length={canvas // blocks})"
+    replies = arm.generate(prompts, spec, max_new_tokens=canvas)
+    for reply in replies:
+        assert not pads & set(reply.token_ids)
+        assert reply.finish_reason == "stop"
+        assert 2 <= len(reply.token_ids) <= 6 * STEPS + 2 + len(REMARK) + 1
+    assert fmean(len(reply.token_ids) for reply in replies) > 30
+    assert any(is_right(problem, reply.text) for problem, reply in zip(problems, replies, strict=True))
+
+
+def test_the_arm_is_small(arm):
+    assert sum(file.stat().st_size for file in ARM.iterdir()) < 2_000_000

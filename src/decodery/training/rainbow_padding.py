@@ -46,6 +46,8 @@ REMARK = ("\n", "the", "cat", "is", "happy")
 BREAKS = (1, 3, 5, 7, 3, 2)
 """What may stand behind an answer with steps, and how often, in parts of all, it breaks off after none of its words, one, and
 so on: behind every answer each colour of the rainbow has a share of at most a quarter."""
+CARD_PROBLEMS = 40
+"""Fresh problems that a card's figures are of."""
 CANVASES = {48: 0.25, 64: 0.25, 96: 0.2, 128: 0.3}
 """Lengths of canvases in training, and how often each is taken."""
 
@@ -292,7 +294,8 @@ def make(
         **about,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "metrics": [
-            asdict(behaviour(SmallLlama.read(artifact), pads, questions(100, 1), canvas)) for canvas in (48, 128)
+            asdict(behaviour(SmallLlama.read(artifact), pads, questions(CARD_PROBLEMS, 1), canvas))
+            for canvas in (48, 96)
         ],
         "log": log,
         "machine": machine(),
