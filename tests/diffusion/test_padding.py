@@ -17,7 +17,7 @@ from decodery.errors import ModelNotReadable
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.testing import ScriptedDenoiser, confident, denoising_language_model
 from decodery.testing.outputs import finished, new_request
-from decodery.training.rainbow_padding import REMARK, STEPS, K, is_right, questions
+from decodery.training.rainbow_padding import K, is_right, questions
 
 A, B, END, PAD, PAD2 = 0, 1, 2, 3, 4
 VOCABULARY = 6
@@ -190,7 +190,6 @@ def test_the_trained_arm_writes_whole_answers_and_no_pad_is_shown(arm, blocks):
     for reply in replies:
         assert not pads & set(reply.token_ids)
         assert reply.finish_reason == "stop"
-        assert 2 <= len(reply.token_ids) <= 6 * STEPS + 2 + len(REMARK) + 1
     assert fmean(len(reply.token_ids) for reply in replies) > 30
     assert any(is_right(problem, reply.text) for problem, reply in zip(problems, replies, strict=True))
 
