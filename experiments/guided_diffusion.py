@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from decodery.diffusion.freecache import FreeCacheDecoding
+from decodery.diffusion.freecache.method import FreeCacheDecoding
 from decodery.diffusion.loop import Denoising
 from decodery.engine.settings import Settings as Decoding
 from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
@@ -239,7 +239,7 @@ EXPERIMENT = Experiment(
     "FlashDLM, 2025, arXiv 2505.21467",
     (
         "decodery.diffusion.guided_diffusion",
-        "decodery.diffusion.freecache",
+        "decodery.diffusion.freecache.method",
         "decodery.diffusion.caches",
         "decodery.diffusion.loop",
     ),

@@ -99,6 +99,16 @@ def test_a_delimiter_that_is_not_sure_enough_does_not():
     assert _block_ends({6: 0.8}, delimiter_threshold=0.85)[0] == 4
 
 
+def test_a_delimiter_that_is_exactly_as_sure_as_it_must_be_does():
+    scores = torch.full((2, 5), -torch.inf)
+    scores[0, [DELIMITER, DELIMITER + 1]] = 0.0
+    scores[1, 0] = 0.0
+    laws = Laws(range(2), scores, Law(LawSettings(temperature=0.0), [0]), Noise(0), 1)
+    for threshold, end in ((0.5, 1), (0.51, 2)):
+        schedule = DelimitedBlocks(2, frozenset({DELIMITER}), threshold, 1.0)
+        assert schedule.end(Canvas([0], 2, MaskedDiffusion(5)), 0, laws) == end
+
+
 def test_a_delimiter_outside_the_window_does_not():
     assert _block_ends({6: 0.8})[0] == 7
     assert _block_ends({7: 0.8})[:2] == [4, 8]  # seen from the second block's start, as its fourth
@@ -126,6 +136,8 @@ def test_the_window_may_grow_with_what_is_generated():
             laws = Laws(range(start, LENGTH), scores, Law(LawSettings(temperature=0.0), [0]), Noise(0), 1)
             expected = offset + 1 if offset < start + width else min(start + 4, LENGTH)
             assert schedule.end(canvas, start, laws) == expected
+    assert _block_ends({5: 0.8})[0] == 6
+    assert _block_ends({5: 0.8}, window_base="generated")[0] == 4
 
 
 def test_visible_tokens_are_no_candidates():
@@ -316,6 +328,7 @@ def test_delimiters_are_the_tokens_whose_text_contains_the_sign():
         "newline+comma+period": {1, 2, 3, 4, 5, 6, 7},
         "3+7": {3, 7},
         "comma+0": {0, 6},
+        "newline, delimiter_match=ends": {1, 2, 3},
     }.items():
         method = as_method(f"adablock(delimiters={given})")
         request, _ = new_request(lm, method, [0], Settings(seed=0))
@@ -326,7 +339,7 @@ def test_delimiters_are_the_tokens_whose_text_contains_the_sign():
 
 def test_the_published_lists():
     assert PUBLISHED["llada"] == (198,)
-    assert len(PUBLISHED["dream"]) == 24
+    assert (len(set(PUBLISHED["dream"])), sum(PUBLISHED["dream"])) == (24, 116454)
     with pytest.raises(BadParameter, match="no token 68327"):
         _worded().generate([0], "adablock(delimiters=dream)")
 
@@ -363,3 +376,15 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
 )
 def test_check_decides_its_claims(spec):
     assert_check_decides_the_claims(spec)
+
+
+@pytest.mark.parametrize(("share", "temperature", "ends_there"), [(0.25, 0.2, False), (0.35, 2.0, True)])
+def test_a_delimiter_is_as_sure_as_the_model_s_own_law_says(share, temperature, ends_there):
+    """At a low temperature the processed law is above the threshold of 0.3, at a high one below it; neither counts."""
+    reply = _sevens({5: share}).generate(
+        [0],
+        f"adablock(delimiters='{DELIMITER}', block_length=4, boundary=likeliest)",
+        temperature=temperature,
+        seed=0,
+    )
+    assert reply.stats.block_ends[0] == (6 if ends_there else 4)

@@ -10,8 +10,9 @@ from tiny_models import make_model
 
 from decodery.diffusion.blocks import BlockSchedule
 from decodery.diffusion.laws import highest
-from decodery.diffusion.loop import Denoising, Plan, together
+from decodery.diffusion.loop import Denoising, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
+from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.base import Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.engine.settings import Settings
@@ -62,7 +63,7 @@ def test_trials_in_forks_are_scored_as_the_canvas_itself_would_be(cache):
 
     def decode(request, plan):
         run = Denoising(request, method.plan(request))
-        opening = yield from run.score(0, None)
+        opening = yield from run.next_block()
         trials = []
         for token in (4, 5):
             trial = run.canvas.copy()
@@ -76,7 +77,7 @@ def test_trials_in_forks_are_scored_as_the_canvas_itself_would_be(cache):
         assert own.offsets == laws[1].offsets == [0, 2, 3]
         torch.testing.assert_close(own.scores, laws[1].scores)
         assert (own.scores - laws[0].scores)[:, :-1].abs().max() > 1e-3
-        yield from run.fill_block(own, 0, 4)
+        yield from run.run(own)
 
     _run(decode)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from canvas_outcomes import acting
 
-from decodery.diffusion.caches.freecache import FREEZE, FreeCache
 from decodery.diffusion.canvas import Canvas
+from decodery.diffusion.freecache.cache import FREEZE, FreeCache
 from decodery.diffusion.loop import Denoising
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings

@@ -11,11 +11,11 @@ from canvas_outcomes import acting
 
 import decodery
 from decodery.diffusion.blocks import FixedBlocks
-from decodery.diffusion.caches.fast_dllm import PrefixCache
+from decodery.diffusion.caches import BlockPrefixCache
 from decodery.diffusion.drafting import Drafting
 from decodery.diffusion.freedave import FreeDave
-from decodery.diffusion.loop import Plan
 from decodery.diffusion.masked_diffusion import RULES
+from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
@@ -290,19 +290,19 @@ class _BothLayouts(Drafting):
 
     apart: list[float] = []  # noqa: RUF012
 
-    def _round(self, laws, place):
-        answers = []
-        canvases = [self.canvas, *(draft.canvas for draft in self.guess(laws, place))]
+    def round(self, laws):
+        answers, state = [], self.state
+        canvases = [self.canvas, *(draft.state.canvas for draft in self.guess(laws))]
         for self.layout in ("tree", "batch"):
             copies = self._copies_for(len(canvases))
-            asks = [self.ask(place.start, place.end, None, *pair) for pair in zip(canvases, copies, strict=True)]
+            asks = [self.ask(state.start, state.end, None, *pair) for pair in zip(canvases, copies, strict=True)]
             answers.append((yield from (self._side_by_side if self.layout == "tree" else self._as_batch)(asks)))
         for one, other in zip(*answers, strict=True):
             assert len(one) == len(other) == (2 if self.plan.cfg_scale else 1)
             for a, b in zip(one, other, strict=True):
                 if a.logits.numel():
                     self.apart.append(float((a.logits - b.logits).abs().max() / b.logits.abs().max()))
-        return (yield from super()._round(laws, place))
+        return (yield from super().round(laws))
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ def test_eager_drafts_are_refused_where_the_cache_is_refreshed():
     answers = {}
     for eager in (False, True):
         request, _ = new_request(lm, "freedave", [1, 2], Settings(temperature=0.0, seed=0, max_new_tokens=12))
-        answers[eager] = _run(request, Drafting(request, replace(plan, cache=PrefixCache()), 4, "batch", eager))
+        answers[eager] = _run(request, Drafting(request, replace(plan, cache=BlockPrefixCache()), 4, "batch", eager))
     assert answers[False] != answers[True]
 
 
@@ -413,14 +413,14 @@ def test_the_drafts_around_a_threshold_are_its_set_and_then_one_more_each():
     request, method = new_request(lm, "freedave-plus-plus", [0], Settings(temperature=0.0, seed=0))
     drafting = Drafting(request, method.plan(request), 4, "batch", subset=True)
     filled = []
-    original = drafting._round
+    original = drafting.round
 
-    def spied(laws, place):
-        drafts = drafting.guess(laws, place)
-        filled.append([sum(step >= 0 for step in c.step_of) for c in (drafting.canvas, *(d.canvas for d in drafts))])
-        return original(laws, place)
+    def spied(laws):
+        canvases = [drafting.canvas, *(draft.state.canvas for draft in drafting.guess(laws))]
+        filled.append([sum(step >= 0 for step in canvas.step_of) for canvas in canvases])
+        return original(laws)
 
-    drafting._round = spied
+    drafting.round = spied
     _run(request, drafting)
     assert filled[0] == [3, 4, 5, 6]
 
@@ -464,49 +464,49 @@ def test_plus_plus_drafts_around_threshold_rules_only():
 class _AgainstItself(Drafting):
     """Verifies a draft against the forward that it was made from, which of course agrees."""
 
-    def accepted(self, step, drafts):
+    def accepted(self, commit, drafts):
         return 1 if drafts else 0
 
 
 class _LastUnverified(Drafting):
     """Accepts the last draft if it follows from the one before, whether or not that one was verified."""
 
-    def _round(self, laws, place):
-        mine, known = yield from super()._round(laws, place)
+    def round(self, laws):
+        mine = yield from super().round(laws)
         self.right = False
-        if len(known) > 1:
-            before, its_laws = known[-2]
-            at = before.place
-            number = self.number + len(known) - 1
-            self.right = self.static_step(its_laws.within(at.start, at.end), at, number) == known[-1][0].step
-        return mine, known
+        if len(self.known) > 1:
+            before, its_laws = self.known[-2]
+            state = before.state.copy()
+            last = self.known[-1][0]
+            self.right = state.advance(its_laws) == last.commit and state.number == last.state.number
+        return mine
 
-    def accepted(self, step, drafts):
-        hits = super().accepted(step, drafts)
+    def accepted(self, commit, drafts):
+        hits = super().accepted(commit, drafts)
         return hits or (len(drafts) if drafts and self.right else 0)
 
 
 class _TokensAlone(Drafting):
     """Compares tokens at the positions that a draft reveals, and not which positions the target would reveal."""
 
-    def static_step(self, laws, place, number):
+    def choose(self, laws):
         self.at_hand = laws
-        return super().static_step(laws, place, number)
+        return super().choose(laws)
 
-    def accepted(self, step, drafts):
+    def accepted(self, commit, drafts):
         if not drafts:
             return 0
         likeliest = dict(zip(self.at_hand.offsets, self.at_hand.best.tolist(), strict=True))
-        return int(all(likeliest[offset] == token for offset, token in drafts[0].step.filled.items()))
+        return int(all(likeliest[offset] == token for offset, token in drafts[0].commit.filled.items()))
 
 
 class _ExtraForward(Drafting):
     """Drafts from a forward of its own in every round."""
 
-    def _round(self, laws, place):
-        fresh = yield from self.score(place.start, place.end)
+    def round(self, laws):
+        fresh = yield from self.score(self.state.start, self.state.end)
         del fresh
-        return (yield from super()._round(laws, place))
+        return (yield from super().round(laws))
 
 
 def _faulty(kind):

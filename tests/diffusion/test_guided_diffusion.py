@@ -10,7 +10,7 @@ import pytest
 import torch
 from canvas_outcomes import acting
 
-from decodery.diffusion.guided_diffusion import GATES, Gate, Guidance
+from decodery.diffusion.guided_diffusion import GATES, Guidance, GuideGate
 from decodery.diffusion.loop import Denoising
 from decodery.diffusion.unmasking.base import Commit
 from decodery.engine.events import Unmasked
@@ -280,20 +280,20 @@ def test_gates_by_hand():
         "threshold": [0, 2, 3],
     }
     for kind, tokens in passed.items():
-        gate = Gate(kind, top_k=2, ratio=0.6, threshold=0.1)
+        gate = GuideGate(kind, top_k=2, ratio=0.6, threshold=0.1)
         assert [token for token in range(4) if _accepts(gate, row, token)] == tokens
-    assert not _accepts(Gate("relative", ratio=0.7), row, 3)
-    assert not _accepts(Gate("threshold", threshold=0.26), row, 3)
+    assert not _accepts(GuideGate("relative", ratio=0.7), row, 3)
+    assert not _accepts(GuideGate("threshold", threshold=0.26), row, 3)
 
 
 def test_among_equals_the_lowest_token_comes_first():
     row = [0.3, 0.3, 0.3, 0.1]
-    assert [token for token in range(4) if _accepts(Gate(), row, token)] == [0]
-    assert [token for token in range(4) if _accepts(Gate("topk", top_k=2), row, token)] == [0, 1]
+    assert [token for token in range(4) if _accepts(GuideGate(), row, token)] == [0]
+    assert [token for token in range(4) if _accepts(GuideGate("topk", top_k=2), row, token)] == [0, 1]
 
 
 def test_the_stochastic_gate_accepts_at_the_ratio_of_the_probabilities():
-    row, gate = torch.tensor([0.2, 0.8]).log(), Gate("stochastic")
+    row, gate = torch.tensor([0.2, 0.8]).log(), GuideGate("stochastic")
     for token, own, chance in ((0, 0.8, 0.25), (1, 0.8, 1.0), (0, 0.1, 1.0), (0, 0.4, 0.5)):
         accepted = sum(gate.accepts(row, token, own, Noise(seed), 3, 1) for seed in range(2000))
         # Four standard deviations: refuted by chance once in 16 000.
@@ -301,10 +301,10 @@ def test_the_stochastic_gate_accepts_at_the_ratio_of_the_probabilities():
 
 
 def test_end_tokens_pool_their_probability():
-    gate = Gate("threshold", threshold=0.5, ends=frozenset({0}), guide_ends=frozenset({1, 2}))
+    gate = GuideGate("threshold", threshold=0.5, ends=frozenset({0}), guide_ends=frozenset({1, 2}))
     assert _accepts(gate, [0.1, 0.3, 0.3, 0.3], 0)
     assert not _accepts(gate, [0.1, 0.3, 0.3, 0.3], 1)
-    assert not Gate().accepts(torch.zeros(4), 9, 0.5, Noise(0), 0, 0)  # a token that the guide does not have
+    assert not GuideGate().accepts(torch.zeros(4), 9, 0.5, Noise(0), 0, 0)  # a token that the guide does not have
 
 
 def test_sampled_drafts_are_those_of_the_processed_law_from_left_to_right():

@@ -11,10 +11,19 @@ from decodery.diffusion.localleap import LocalThreshold
 from decodery.diffusion.unmasking.base import Step
 from decodery.diffusion.unmasking.fast_dllm import Threshold
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
-from decodery.testing import ScriptedDenoiser, confident, denoising_language_model, toy_diffusion_model
+from decodery.testing import (
+    ScriptedDenoiser,
+    TabularDenoiser,
+    confident,
+    denoising_language_model,
+    exact_outputs,
+    total_variation,
+    toy_diffusion_model,
+)
 
 VECTOR = [0.95, 0.8, 0.6, 0.8, 0.8, 0.8, 0.8]
 
@@ -142,3 +151,16 @@ def test_the_order_of_the_thresholds_is_checked():
 )
 def test_check_decides_its_claims(spec):
     assert_check_decides_the_claims(spec)
+
+
+def test_positions_chosen_by_their_law_alone_keep_one_by_one_sampling_exact():
+    """Without anchors one position is filled in each step: which one depends on the token drawn for it, or it does not."""
+    oracle = TabularDenoiser.random(seed=5)
+    lm = denoising_language_model(oracle)
+    apart = {}
+    for free in (False, True):
+        spec = f"localleap(threshold=1.01, relaxed_threshold=1.01, value_independent={free}, block_length=3)"
+        law = exact_outputs(lm, spec, [0, 1], Settings(temperature=1.0, max_new_tokens=3, seed=0))
+        apart[free] = total_variation(law, oracle.law())
+    assert apart[True] < 1e-6
+    assert apart[False] > 1e-3

@@ -9,10 +9,11 @@ import pytest
 import torch
 from canvas_outcomes import acting
 
-from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
+from decodery.diffusion.caches import BlockPrefixCache, DualCache
 from decodery.diffusion.laws import RANKS, Laws
-from decodery.diffusion.loop import Denoising, Plan
+from decodery.diffusion.loop import Denoising
 from decodery.diffusion.masked_diffusion import RULES
+from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.base import Step
 from decodery.diffusion.unmasking.dream import TimeGrid, share
 from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold
@@ -39,6 +40,8 @@ from decodery.testing import (
 from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4, 1, 5]
+DREAM_RANKS = {"maskgit_plus": "max_probability", "entropy": "entropy", "topk_margin": "margin"}
+HEX_RANKS = {"low_confidence": "max_probability", "entropy": "entropy", "margin": "margin"}
 SAMPLING = Settings(temperature=1.0, max_new_tokens=64, seed=0)
 
 
@@ -307,7 +310,7 @@ def _drift(layers, cache, shift=False, shift_row="carry"):
     return run.drift
 
 
-@pytest.mark.parametrize("cache", [PrefixCache, DualCache])
+@pytest.mark.parametrize("cache", [BlockPrefixCache, DualCache])
 def test_caches_are_exact_with_one_layer_and_stale_with_two(cache):
     assert all(off < 1e-4 for _, off in _drift(1, cache()))
     two = _drift(2, cache())
@@ -315,7 +318,7 @@ def test_caches_are_exact_with_one_layer_and_stale_with_two(cache):
     assert max(off for opening, off in two if not opening) > 0.01
 
 
-@pytest.mark.parametrize("cache", [PrefixCache, DualCache])
+@pytest.mark.parametrize("cache", [BlockPrefixCache, DualCache])
 def test_the_row_before_a_block_of_a_shifted_model(cache):
     """Computed, it is exact with one layer; carried over, it is as stale as the opening forward."""
     assert all(off < 1e-4 for _, off in _drift(1, cache(), shift=True, shift_row="compute"))
@@ -502,3 +505,21 @@ def test_all_combinations_run():
         spec = f"masked-diffusion(rule={rule}, cache={cache}, cfg_scale={cfg}, early_stop={stop}, block_length=6)"
         assert as_method(as_method(spec).spec()) == as_method(spec)
         assert len(lm.generate(PROMPT, spec, temperature=0.8, top_k=5, seed=1).token_ids) == 12
+
+
+def test_each_rank_puts_another_position_first():
+    """Of three laws one has the highest probability, one the widest margin, one the least entropy; rules rank by the name
+    they are given, on the model's own law or, Dream's, on the processed one."""
+    table = torch.tensor([[0.62, 0.19, 0.19, 1e-9], [0.52, 0.48, 1e-9, 1e-9], [0.6, 0.4 / 3, 0.4 / 3, 0.4 / 3]]).log()
+    lm = denoising_language_model(ScriptedDenoiser(3, 4, lambda canvas: table))
+    own = {"max_probability": 0, "entropy": 1, "margin": 2}
+    specs = {f"masked-diffusion(value_independent=True, rank={rank})": first for rank, first in own.items()}
+    specs["masked-diffusion(value_independent=True)"] = own["entropy"]
+    specs["masked-diffusion"] = own["max_probability"]
+    specs |= {f"masked-diffusion(rule={rule})": own[rank] for rule, rank in DREAM_RANKS.items()}
+    specs |= {
+        f"hex(block_length=3, seeds=1, temperature=0, order={order})": own[rank] for order, rank in HEX_RANKS.items()
+    }
+    for spec, first in specs.items():
+        steps = lm.generate([0], spec).stats.step_of
+        assert [offset for offset, step in enumerate(steps) if step == min(steps)] == [first], spec

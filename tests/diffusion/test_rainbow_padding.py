@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from decodery.diffusion.rainbow_padding import K, complete, target, truncate
+from decodery.diffusion.padding import truncate
 from decodery.evaluation.parallelbench import arithmetic
-from decodery.evaluation.parallelbench.words import END, PADS, decode, encode, vocabulary
+from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary
 from decodery.training import rainbow_padding as recipe
 from decodery.training.masking import collate, hide
+from decodery.training.rainbow_padding import K, complete, target
 
 EOS, PAD = 9, (20, 21, 22, 23, 24, 25, 26)
 
@@ -51,18 +52,18 @@ def test_what_cannot_be_a_target_is_refused(answer, length, pads):
 
 
 def test_nothing_behind_the_first_end_token_is_read_and_no_pad_ever():
-    reading = truncate([1, 2, EOS, 20, 3, EOS, 4], EOS, PAD)
-    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 0)
-    reading = truncate([1, 21, 2, EOS, 20], EOS, PAD)
-    assert (reading.tokens, reading.no_end, reading.stray) == ([1, 2], False, 1)
-    reading = truncate([1, 2, 20, 3, 21], EOS, PAD)
-    assert (reading.tokens, reading.no_end) == ([1, 2], True)
-    assert truncate([1, 2], EOS, PAD).tokens == [1, 2]
-    assert truncate([], EOS, PAD).no_end
+    reading = truncate([1, 2, EOS, 20, 3, EOS, 4], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None, reading.stray) == ([1, 2], False, 0)
+    reading = truncate([1, 21, 2, EOS, 20], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None, reading.stray) == ([1, 2], False, 1)
+    reading = truncate([1, 2, 20, 3, 21], {EOS}, PAD)
+    assert (reading.tokens, reading.end is None) == ([1, 2], True)
+    assert truncate([1, 2], {EOS}, PAD).tokens == [1, 2]
+    assert truncate([], {EOS}, PAD).end is None
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         canvas = torch.randint(5, 27, (20,), generator=generator).tolist()
-        tokens = truncate(canvas, EOS, PAD).tokens
+        tokens = truncate(canvas, {EOS}, PAD).tokens
         assert not {EOS, *PAD} & set(tokens)
         if EOS in canvas:
             assert len(tokens) <= canvas.index(EOS)
@@ -72,7 +73,7 @@ def test_reading_undoes_the_target_and_an_early_stop_writes_what_was_to_come():
     for length in range(8):
         answer = list(range(100, 100 + length))
         row = target(answer, 12, EOS, PAD)
-        assert truncate(row, EOS, PAD).tokens == answer
+        assert truncate(row, {EOS}, PAD).tokens == answer
         unfinished = [*row[: length + 1], *([0] * (11 - length))]
         assert complete(unfinished, EOS, PAD) == row
     with pytest.raises(ValueError, match="not in list"):
@@ -90,7 +91,7 @@ def test_both_arms_have_the_same_answers_and_differ_in_padding_alone(names):
     pads = [words[name] for name in names]
     for (prompt, tokens), (same, other) in zip(plain, padded, strict=True):
         assert prompt == same
-        answers = [truncate(row[prompt:], words[END], pads).tokens for row in (tokens, other)]
+        answers = [truncate(row[prompt:], {words[END]}, pads).tokens for row in (tokens, other)]
         assert answers[0] == answers[1]
         assert len(tokens) == len(other)
         assert any(line.startswith("answer ") for line in decode(answers[0], text).splitlines())
@@ -210,3 +211,51 @@ def test_one_visible_pad_or_end_fixes_all_pads_behind_it_only_where_they_have_an
                 followers[pads.index(first), pads.index(second)] += 1
     shares = followers / followers.sum(dim=1, keepdim=True)
     assert (shares - 1 / 7).abs().max() < 0.03
+
+
+class Placed:
+    """A network of known law. Without a visible end token it gives the end (offset + 1) / 100; with one, in the later half of
+    the canvas, 1 / (1 + the distance to it), and nothing elsewhere. A third of the rest goes to one pad, a fifth to another."""
+
+    shift = False
+
+    def __init__(self, canvas):
+        self.canvas, self.words = canvas, vocabulary()
+
+    def __call__(self, tokens, visible=None, causal=False):
+        shares = torch.zeros(*tokens.shape, 1)
+        for row, line in enumerate(tokens.tolist()):
+            offset = -1
+            for place, token in enumerate(line):
+                offset += token in (self.words[MASK], self.words[END])
+                ends = [at for at in range(place, len(line)) if line[at] == self.words[END]]
+                if self.words[END] not in line:
+                    shares[row, place] = (offset + 1) / 100
+                elif ends and offset >= self.canvas // 2:
+                    shares[row, place] = 1 / (1 + ends[0] - place)
+        return shares
+
+    def head(self, states):
+        end = states.double()
+        laws = torch.full((*states.shape[:-1], len(self.words)), 1e-12, dtype=torch.float64)
+        laws[..., self.words[END]] = end[..., 0].clamp_min(1e-12)
+        for name, share in ((PADS[3], 1 / 3), (PADS[5], 1 / 5), ("the", 7 / 15)):
+            laws[..., self.words[name]] = share * (1 - end[..., 0]).clamp_min(1e-12)
+        laws[..., self.words[MASK]] = 5.0  # who does not leave it out finds it
+        return laws.log().float()
+
+
+def test_the_profile_of_the_first_step_is_by_position():
+    words, canvas = vocabulary(), 20
+    pads = [words[pad] for pad in PADS]
+    profile = recipe.first_step(Placed(canvas), pads, recipe.questions(3, 0), canvas)
+    end = [(offset + 1) / 100 for offset in range(canvas)]
+    assert profile["end"] == pytest.approx(end, abs=1e-5)
+    assert profile["pad"] == pytest.approx([(1 - share) / 3 for share in end], abs=1e-5)
+    assert profile["confidence"] == pytest.approx([7 / 15 * (1 - share) for share in end], abs=1e-5)
+    assert set(recipe.first_step(Placed(canvas), [], recipe.questions(3, 0), canvas)) == {"confidence", "end"}
+
+
+def test_the_cascade_shows_an_end_behind_positions_of_the_later_half():
+    found = recipe.cascade(Placed(40), recipe.questions(3, 0), 40, reach=5)
+    assert found == pytest.approx({distance: 1 / (1 + distance) for distance in range(1, 6)}, abs=1e-5)

@@ -150,6 +150,15 @@ def test_a_larger_slope_falls_faster():
         assert all(a > b for a, b in itertools.pairwise(values))
 
 
+def test_a_request_s_thresholds_are_those_of_its_parameters():
+    lm = _scripted(lambda left, canvas: [1.0] * 6)
+    for slope in (1.0, 4.0, 9.0):
+        spec = f"sched(shape=exponential, slope={slope}, threshold_high=9, threshold_low=8)"
+        decisions, _ = _observed(lm, spec, [0])
+        expected = Thresholds(9, 8, "exponential", slope)
+        assert [one.threshold for one in decisions] == [expected.at(step, 6) for step in range(6)]
+
+
 def test_prophet_s_three_phases():
     values = [Thresholds(shape="prophet").at(step, 12) for step in range(12)]
     expected = [7.5 if (step + 1) / 12 < 1 / 3 else 5.0 if (step + 1) / 12 < 2 / 3 else 2.5 for step in range(12)]
@@ -393,3 +402,24 @@ def test_thresholds_that_rise_or_are_half_infinite_are_refused():
 )
 def test_check_decides_its_claims(spec):
     assert_check_decides_the_claims(spec)
+
+
+def test_the_gate_looks_across_the_border_of_blocks():
+    """In blocks of one every step is the first of its block; the tokens have not changed since the step before all the same."""
+    steady = _scripted(lambda left, canvas: [1.0] * 6)
+    for region, forwards in (("canvas", 2), ("block", 6)):
+        assert steady.generate([0], f"sched({ALWAYS}, block_length=1, region={region})").stats.forwards == forwards
+    assert steady.generate([0], f"sched({ALWAYS}, block_length=1, patience=1)").stats.forwards == 3
+
+
+def test_only_requests_of_one_call_are_in_company():
+    lm, spec = _two_tempers(), "sched(threshold_high=4.0, threshold_low=4.0, average=joint)"
+    one, other = as_method(spec), as_method(spec)
+    assert one == other
+    assert one._company(lm.network) is one._company(lm.network)
+    assert one._company(lm.network) is not other._company(lm.network)
+    assert one._company(lm.network) is not one._company(_two_tempers().network)
+    kept = set(lm.memory)
+    for _ in range(3):
+        assert [reply.stats.forwards for reply in lm.generate([[1], [1, 2]], spec)] == [2, 2]
+    assert set(lm.memory) == kept, "nothing is left behind by a call"

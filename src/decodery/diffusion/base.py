@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
-from decodery.diffusion.caches.base import CacheRegime, NoCache
-from decodery.diffusion.caches.fast_dllm import DualCache, PrefixCache
-from decodery.diffusion.caches.freecache import FREEZE, FreeCache
-from decodery.diffusion.loop import Denoising, Plan, model_of
+from decodery.diffusion.caches import BlockPrefixCache, CacheRegime, DualCache, EveryRow
+from decodery.diffusion.freecache.cache import FREEZE, FreeCache
+from decodery.diffusion.loop import Denoising, model_of
+from decodery.diffusion.state import Plan
 from decodery.engine.method import Decoding, Method, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Requirement
 from decodery.engine.parameters import not_one_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLOCK = 32
 """Published block length."""
 NO_PREFIX = "a canvas is not filled from left to right, so a position has no prefix of its own to count"
-REGIMES: dict[str, type[CacheRegime]] = {"none": NoCache, "prefix": PrefixCache, "dual": DualCache}
+REGIMES: dict[str, type[CacheRegime]] = {"none": EveryRow, "prefix": BlockPrefixCache, "dual": DualCache}
 
 
 @dataclass(frozen=True)

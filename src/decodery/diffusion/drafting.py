@@ -5,59 +5,32 @@ Free Draft-and-Verification, 2025, arXiv 2510.00294.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import torch
-from decodery.diffusion.laws import Laws
-from decodery.diffusion.loop import Ask, Denoising, Plan
-from decodery.diffusion.unmasking.base import Commit, Step
+from decodery.diffusion.loop import CanvasForwards, Denoising
+from decodery.diffusion.unmasking.base import Asking, Commit
 from decodery.models.forward import Forward, Scores, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.diffusion.canvas import Canvas
+    from decodery.diffusion.laws import Laws
+    from decodery.diffusion.state import CanvasState, Plan
     from decodery.engine.request import Request
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.sampling.noise import Chance, Index, Stage
 
-Answering = Generator[tuple[Forward, ...], tuple[Scores, ...], list[list[Scores]]]
-"""Yields forwards, returns the answers to each ask."""
-
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the static decoder stands between two steps: its block [start, end), the steps it has taken there, and how many
-    masks the block began with."""
+class DraftedState:
+    """A guess at a state of the canvas; commit: by which it follows from the one before."""
 
-    start: int
-    end: int
-    in_block: int
-    masks: int
-
-
-@dataclass(frozen=True, slots=True)
-class StaticStep:
-    """What the static decoder does in one step that fills something, after `idle` steps that fill nothing."""
-
-    idle: int
     commit: Commit
-
-    @property
-    def filled(self) -> dict[int, int]:
-        """Offset -> token."""
-        return dict(zip(self.commit.offsets, self.commit.tokens, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A guess at a state of the canvas; step: by which it follows from the one before."""
-
-    step: StaticStep
-    canvas: Canvas
-    place: Place
+    state: CanvasState
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +57,10 @@ class Likeliest:
 class Drafting(Denoising):
     """The static decoder of a plan, which finds the forwards of most of its states made already.
 
-    Every state is one that the static decoder visits, and its laws are those of a forward of exactly this canvas: by itself,
-    or as a draft that turned out to be it. The plan's blocks must not look ahead, nor its rule at the whole canvas.
+    It is the loop itself, with two joints of its own: where the step that is chosen leads to a state that was drafted, its
+    laws are at hand; where it does not, the new state is forwarded together with drafts of the next ones. Every state is one
+    that the static decoder visits, and its laws are those of a forward of exactly this canvas: by itself, or as a draft that
+    turned out to be it. The plan's blocks must not look ahead, nor its rule at the whole canvas.
 
     draft_steps: states that are forwarded together, the true one included. layout: "batch" (a copy of the cache for each),
     "tree" (copies of the rows side by side in one forward), or "single" (one after the other; to tell rounding from errors).
@@ -109,150 +84,117 @@ class Drafting(Denoising):
         self.draft_steps, self.layout, self.eager, self.subset = draft_steps, layout, eager, subset
         # Noise may be asked twice at an address. A chance that may not is left to the decoder itself.
         self._guessing: Chance = self.chance if isinstance(self.chance, Noise) else Likeliest()
+        self.known: list[tuple[DraftedState, Laws]] = []
+        """Guesses at the states to come, each with the laws of its forward."""
+        self._next: Laws | None = None
+        """The laws of the state that the next step leads to, where it is a draft."""
         self._copies: list[tuple[CachedSequence, ...]] = []
-        self._accepted: set[int] = set()
+        self._drafted: set[int] = set()
+        """Offsets filled by steps that led to a draft."""
 
-    # The static decoder
+    # Joints of the loop
 
-    def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
-        canvas = self.canvas
-        place: Place | None = self._opened(canvas, 0)
-        assert place is not None
-        laws = yield from self._open(place)
-        known: list[tuple[Draft, Laws]] = []
-        while True:
-            block_end = place.end
-            step = self.static_step(laws.within(place.start, place.end), place, self.number)
-            hits = self.accepted(step, [draft for draft, _ in known])
-            if hits:
-                step = _merged([draft.step for draft, _ in known[:hits]])
-                self._accepted.update(step.commit.offsets)
-            self.number += step.idle
-            self.fill(step.commit, laws)
-            place = self._after(canvas, place, step)
-            if (place is None or place.in_block == 0) and self.plan.early_stop == "block":
-                self.publish(block_end)
-            if self.output.finish_reason is not None:
-                return canvas
-            if place is None:
-                break
-            if hits:
-                laws, known = known[hits - 1][1], known[hits:]
-                laws.committed = self.committed
-            elif place.in_block == 0 and not self.eager:
-                laws, known = (yield from self._open(place)), []
-            else:
-                laws, known = yield from self._round(laws, place)
-        self.publish(canvas.length)
-        self.output.finish("length")
-        return canvas
+    def choose(self, laws: Laws) -> Asking[Commit]:
+        commit = yield from super().choose(laws)
+        hits = self.accepted(commit, [draft for draft, _ in self.known]) if commit.offsets else 0
+        if hits:
+            commit = _merged([draft.commit for draft, _ in self.known[:hits]])
+            self._next, self.known = self.known[hits - 1][1], self.known[hits:]
+            self._drafted.update(commit.offsets)
+        return commit
 
-    def static_step(self, laws: Laws, place: Place, number: int) -> StaticStep:
-        """What the static decoder does next, given the laws of the block's masked offsets. number: steps taken."""
-        planned = self.plan.planned(place.start, place.end)
-        for idle in range(planned + 2):
-            in_block = place.in_block + idle
-            step = Step(number + idle, in_block, planned, place.masks, place.start, place.end, self.plan.steps)
-            commit = self.plan.rule.choose(laws, step)
-            assert isinstance(commit, Commit), "a rule that runs a network cannot be drafted"
-            if commit.offsets:
-                return StaticStep(idle, commit)
-        raise RuntimeError(f"{type(self.plan.rule).__name__} fills nothing, and the canvas is not complete")
-
-    def _opened(self, canvas: Canvas, start: int) -> Place | None:
-        if start >= canvas.length:
+    def laws_after(self, commit: Commit, laws: Laws) -> Asking[Laws | None]:
+        if not commit.offsets:
+            return laws
+        if self.state.complete:
             return None
-        end = self.plan.blocks.end(canvas, start, None)
-        return Place(start, end, 0, len(canvas.masked(start, end)))
+        if self.state.block_filled:
+            if not self.eager:
+                return (yield from self.next_block())
+            self.open_block()
+        reached, self._next = self._next, None
+        if reached is None:
+            return (yield from self.round(laws))
+        reached.committed = self.committed
+        return reached
 
-    def _after(self, canvas: Canvas, place: Place, step: StaticStep) -> Place | None:
-        """Where the static decoder stands after a step; None where the canvas is complete."""
-        if canvas.masked(place.start, place.end):
-            return replace(place, in_block=place.in_block + step.idle + 1)
-        return self._opened(canvas, place.end)
+    def next_block(self) -> Asking[Laws | None]:
+        # The forward that opens a block refreshes the cache, so older copies are of no more use.
+        self.known, self._next, self._copies = [], None, []
+        return (yield from super().next_block())
 
-    def _open(self, place: Place) -> Generator[Forward | tuple[Forward, ...], Any, Laws]:
-        """The forward that opens a block. It refreshes the cache, so older copies are of no more use."""
-        self._copies = []
-        return (yield from self.score(place.start, None, self._offered(self.canvas, place)))
-
-    def _offered(self, canvas: Canvas, place: Place) -> list[int]:
+    def _wanted(self, canvas: Canvas, start: int, end: int | None) -> list[int]:
         """The offsets whose laws drafts from this state may need."""
-        end = place.end
+        end = self.plan.blocks.end(canvas, start, None) if end is None else end
         if self.eager:
             share = -(-self.plan.length // self.plan.steps)
             reach = end + self.draft_steps * max(share, getattr(self.plan.rule, "tokens", None) or 1)
             while end < min(reach, canvas.length):
                 end = self.plan.blocks.end(canvas, end, None)
-        return canvas.masked(place.start, end)
+        return canvas.masked(start, end)
 
     # Drafts
 
-    def accepted(self, step: StaticStep, drafts: Sequence[Draft]) -> int:
-        """How many of the drafts lie behind this step, which the laws of the state itself have chosen.
+    def accepted(self, commit: Commit, drafts: Sequence[DraftedState]) -> int:
+        """How many of the drafts lie behind the next step, which the laws of the state itself have chosen.
 
-        The next one does if it fills the same offsets with the same tokens. By the subset rule the last one does of which all
-        that was filled is part of the step.
+        The next one does if it is reached at the same step, and by the same tokens at the same offsets. By the subset rule the
+        last one does of which all that was filled is part of the step.
         """
         if not self.subset:
-            same = bool(drafts) and drafts[0].step.idle == step.idle and drafts[0].step.filled == step.filled
+            number = self.state.number + 1
+            same = drafts and drafts[0].state.number == number and drafts[0].commit.filled == commit.filled
             return 1 if same else 0
-        filled = step.filled.items()
-        hits = 0
+        filled, hits = commit.filled.items(), 0
         for place, draft in enumerate(drafts, start=1):
-            if not draft.step.filled.items() <= filled:
+            if not draft.commit.filled.items() <= filled:
                 break
             hits = place
         return hits
 
-    def guess(self, laws: Laws, place: Place) -> list[Draft]:
+    def guess(self, laws: Laws) -> list[DraftedState]:
         """The states after the present one, as the static decoder would reach them if a step changed no law.
 
         laws: of the state before. A state that is complete needs no forward, and so no draft.
         """
         laws = laws.at(range(len(laws)))
         laws.chance, laws.committed = self._guessing, self.committed
-        canvas, number = self.canvas, self.number
-        drafts: list[Draft] = []
+        state, drafts = self.state.copy(), list[DraftedState]()
         while len(drafts) + 1 < self.draft_steps:
-            masked = set(canvas.masked(place.start, place.end))
-            offered = laws.at([at for at, offset in enumerate(laws.offsets) if offset in masked])
+            masked = set(state.canvas.masked(state.start, state.end))
+            offered = laws.at([place for place, offset in enumerate(laws.offsets) if offset in masked])
             if len(offered) < len(masked):
                 break  # beyond what was scored
-            step = self.static_step(offered, place, number)
-            canvas = canvas.copy()
-            canvas.fill(step.commit.offsets, step.commit.tokens, number + step.idle)
-            number += step.idle + 1
-            after = self._after(canvas, place, step)
-            if after is None or (after.in_block == 0 and not (self.eager and self._goes_on(canvas, after.start))):
-                break
-            drafts.append(Draft(step, canvas, after))
-            place = after
+            commit = state.advance(offered)
+            if state.block_filled:
+                if state.complete or not (self.eager and self._goes_on(state)):
+                    break
+                state.open_block()
+            drafts.append(DraftedState(commit, state))
+            state = state.copy()
         return drafts
 
-    def _goes_on(self, canvas: Canvas, until: int) -> bool:
-        """Whether decoding goes on behind these offsets, as far as their tokens tell."""
-        return self.plan.early_stop == "never" or self.request.stop_ids.isdisjoint(canvas.answer[:until])
+    def _goes_on(self, state: CanvasState) -> bool:
+        """Whether decoding goes on behind a block, as far as its tokens tell."""
+        return self.plan.early_stop == "never" or self.request.stop_ids.isdisjoint(state.canvas.answer[: state.end])
 
-    def _round(
-        self, laws: Laws, place: Place
-    ) -> Generator[Forward | tuple[Forward, ...], Any, tuple[Laws, list[tuple[Draft, Laws]]]]:
-        """Forward the present state and drafts of the next ones: the laws of the former, and the latter with theirs.
+    def round(self, laws: Laws) -> Asking[Laws]:
+        """Forward the present state, and drafts of the next ones with it: the laws of the former; the latter are `known`.
 
         laws: of the state before.
         """
-        drafts = self.guess(laws, place)
-        self.request.statistics.drafted += sum(len(draft.step.commit.offsets) for draft in drafts)
-        states = [(self.canvas, place), *((draft.canvas, draft.place) for draft in drafts)]
-        copies = self._copies_for(len(states))
+        drafts = self.guess(laws)
+        self.request.statistics.drafted += sum(len(draft.commit.offsets) for draft in drafts)
+        states = [self.state, *(draft.state for draft in drafts)]
         asks = [
-            self.ask(at.start, at.end, self._offered(canvas, at), canvas, copy)
-            for (canvas, at), copy in zip(states, copies, strict=True)
+            self.ask(state.start, state.end, None, state.canvas, copy)
+            for state, copy in zip(states, self._copies_for(len(states)), strict=True)
         ]
         answers = yield from (self._side_by_side(asks) if self.layout == "tree" else self._as_batch(asks))
         self.forwards += 1
         mine, *theirs = [ask.laws(answer) for ask, answer in zip(asks, answers, strict=True)]
-        return mine, list(zip(drafts, theirs, strict=True))
+        self.known = list(zip(drafts, theirs, strict=True))
+        return mine
 
     # Layouts
 
@@ -266,7 +208,7 @@ class Drafting(Denoising):
             self._copies.append(tuple(sequence.fork() for sequence in self.sequences))
         return self._copies[:count]
 
-    def _as_batch(self, asks: Sequence[Ask]) -> Answering:
+    def _as_batch(self, asks: Sequence[CanvasForwards]) -> Asking[list[list[Scores]]]:
         """Each state in a copy of the cache of its own: the answers to each ask."""
         sides = range(len(self.sequences))
         together = self.layout != "single"
@@ -280,7 +222,7 @@ class Drafting(Denoising):
             answers += yield tuple(batch)
         return [answers[place :: len(asks)] for place in range(len(asks))]
 
-    def _side_by_side(self, asks: Sequence[Ask]) -> Answering:
+    def _side_by_side(self, asks: Sequence[CanvasForwards]) -> Asking[list[list[Scores]]]:
         """The same in one forward: copies of the rows behind the cache, each at the same positions, seeing itself and all
         cached rows but those it stands for."""
         answers = yield tuple(
@@ -292,9 +234,9 @@ class Drafting(Denoising):
     # Statistics
 
     def publish(self, until: int) -> bool:
-        first = len(self.output.new_tokens)
+        first = len(self.published)
         over = super().publish(until)
-        drafted = len(self._accepted.intersection(range(first, len(self.output.new_tokens))))
+        drafted = len(self._drafted.intersection(self.published[first:]))
         self.request.statistics.accepted += drafted
         self.request.statistics.bonus -= drafted
         return over
@@ -319,10 +261,8 @@ def _side_by_side(forwards: Sequence[Forward]) -> Forward:
     )
 
 
-def _merged(steps: Sequence[StaticStep]) -> StaticStep:
-    """Several steps as one."""
-    filled: dict[int, int] = {}
-    for step in steps:
-        filled.update(step.filled)
+def _merged(commits: Sequence[Commit]) -> Commit:
+    """Several commits as one."""
+    filled = {offset: token for commit in commits for offset, token in commit.filled.items()}
     offsets = tuple(sorted(filled))
-    return StaticStep(steps[0].idle, Commit(offsets, tuple(filled[offset] for offset in offsets)))
+    return Commit(offsets, tuple(filled[offset] for offset in offsets))

@@ -6,14 +6,14 @@ would have been content with, or one draft where it is content with none; so the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.loop import Denoising, model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Companion, Requirement
 from decodery.engine.parameters import unused
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
     from decodery.engine.request import Host, Request
-    from decodery.models.forward import Scores
     from decodery.models.scorer import Scorer
     from decodery.sampling.noise import Chance
 
@@ -35,7 +34,7 @@ GATES = ("deterministic", "topk", "relative", "threshold", "stochastic")
 
 
 @dataclass(frozen=True)
-class Gate:
+class GuideGate:
     """Whether the guide is content with a drafted token.
 
     kind: "deterministic" where it is the guide's likeliest, "topk" where it is among the `top_k` likeliest, "relative" where it
@@ -83,7 +82,7 @@ class Guidance(Rule):
 
     whole_canvas: ClassVar[bool] = True
 
-    def __init__(self, request: Request, guide: Scorer, gate: Gate, chunk: int):
+    def __init__(self, request: Request, guide: Scorer, gate: GuideGate, chunk: int):
         self.request, self.gate, self.chunk = request, gate, chunk
         self.sequence = request.new_sequence(guide)
         self.canvas: Canvas | None = None
@@ -92,7 +91,7 @@ class Guidance(Rule):
         """Per round, how many drafts the guide was content with; where none, one was filled nevertheless."""
         request.statistics.details["accepted"] = self.accepted
 
-    def choose(self, laws: Laws, step: Step) -> Generator[Forward | tuple[Forward, ...], Any, Commit]:
+    def choose(self, laws: Laws, step: Step) -> Asking[Commit]:
         assert self.canvas is not None
         if laws.offsets[0] != self.canvas.complete_until():
             raise ValueError("the first mask was not scored, and a guided canvas is filled from left to right")
@@ -129,7 +128,7 @@ class Guidance(Rule):
 
     def _accepted(
         self, clean: Sequence[int], offsets: Sequence[int], tokens: Sequence[int], own: dict[int, float], step: Step
-    ) -> Generator[Forward, Scores, int]:
+    ) -> Asking[int]:
         """How many of the run the guide is content with."""
         assert self.canvas is not None
         text, accepted = [*clean, *tokens], 0
@@ -217,7 +216,7 @@ class GuidedDiffusion(DiffusionMethod):
     def unmasking(self, request: Request) -> Guidance:
         partner = request.host.companion(self.guide)
         ends, guide_ends = frozenset(model_of(request).end_token_ids), frozenset(partner.stop_ids)
-        gate = Gate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
+        gate = GuideGate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
         return Guidance(request, partner.network, gate, self.chunk)
 
     def claims(self) -> tuple[Claim, ...]:

@@ -9,25 +9,24 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-from decodery.diffusion.base import Claim, DiffusionMethod, StepwiseMethod
+from decodery.diffusion.base import Claim, StepwiseMethod
 from decodery.diffusion.blocks import FixedBlocks
-from decodery.diffusion.loop import Denoising, Plan, together
+from decodery.diffusion.loop import Denoising, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.padding import truncate
+from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
 from decodery.search import answers
-from decodery.search.votes import Key, Vote, count, decided
+from decodery.search.votes import Key, count, decided
 
 if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.engine.request import Request
-    from decodery.models.forward import Forward
     from decodery.models.scorer import Scorer
 
 ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin", "entropy": "entropy"}
@@ -122,13 +121,11 @@ class HiddenExperts(StepwiseMethod):
         return tuple(sorted({int(part) for part in given.split("x")}))
 
     def planned(self, length: int) -> int:
-        """Steps for the whole canvas."""
         if self.steps is not None:
             return self.steps
         return length // 2 if all(block % 2 == 0 for block in self.lengths(length)) else length
 
-    def admit(self, request: Request) -> None:
-        length = self.length(request)
+    def check_steps(self, length: int) -> None:
         steps = self.planned(length)
         for block in self.lengths(length):
             if length % block or steps % (length // block):
@@ -136,7 +133,6 @@ class HiddenExperts(StepwiseMethod):
                     f"{self.name}: {steps} steps do not divide into a canvas of {length} with blocks of {block}; "
                     "the block length must divide the canvas, and the number of blocks the steps."
                 )
-        DiffusionMethod.admit(self, request)
 
     def unmasking(self, request: Request) -> Rule:
         return Quota(ORDERS[self.order])
@@ -162,29 +158,23 @@ class HiddenExperts(StepwiseMethod):
             if self.stop_when_decided and decided(_answers(finished), keys[start:]):
                 break
             wave = keys[start : start + self.at_once]
-            finished.update(
-                zip(wave, (yield from together([self._run(request, key, length) for key in wave])), strict=True)
-            )
-        vote = count(_answers(finished))
-        key = vote.run
-        if self.choice == "likelihood":
-            key = max(sorted(finished), key=lambda one: finished[one].likelihood)
-        self._tell(request, finished, vote, len(keys))
-        request.conclude([(finished[key].denoising.output, vote.consensus)])
+            finished.update(zip(wave, (yield from together([self._run(request, key) for key in wave])), strict=True))
+        self._tell(request, finished, len(keys))
+        chosen = finished[self.decide(finished)].denoising
+        if chosen.padding is not None:
+            request.statistics.details["padding"] = chosen.padding
+        request.conclude([(chosen.output, count(_answers(finished)).consensus)])
 
-    def _run(self, request: Request, key: Key, length: int) -> Generator[Forward | tuple[Forward, ...], Any, Run]:
+    def decide(self, finished: dict[Key, Run]) -> Key:
+        """Whose text is the reply."""
+        if self.choice == "likelihood":
+            return max(sorted(finished), key=lambda key: finished[key].likelihood)
+        return count(_answers(finished)).run
+
+    def _run(self, request: Request, key: Key) -> Asking[Run]:
+
         rule = Weighed(self.unmasking(request))
-        plan = Plan(
-            rule=rule,
-            length=length,
-            steps=self.planned(length),
-            blocks=FixedBlocks(key[0]),
-            cache=self.regime(request),
-            cfg_scale=self.cfg_scale,
-            early_stop=self.early_stop,
-            shift_row=self.shift_row,
-            forbidden=self.forbidden(request),
-        )
+        plan = replace(self.plan(request), rule=rule, blocks=FixedBlocks(key[0]))
         law = request.law
         if law.greedy and self.temperature > 0:
             law = request.law_with(temperature=self.temperature)
@@ -198,17 +188,16 @@ class HiddenExperts(StepwiseMethod):
 
     def _judged(self, denoising: Denoising, rule: Weighed, forwards: int) -> Run:
         request, canvas = denoising.request, denoising.canvas
-        tokens = canvas.answer[: canvas.complete_until()]
-        end = next((place for place, token in enumerate(tokens) if token in request.stop_ids), None)
-        if end is not None:
-            tokens = tokens[: end + 1]
-        text = request.host.tokenizer.decode(tokens if end is None else tokens[:end], skip_special_tokens=True)
+        filled = canvas.answer[: canvas.complete_until()]
+        reading = truncate(filled, request.stop_ids, denoising.model.filling_token_ids)
+        text = request.host.tokenizer.decode(reading.tokens, skip_special_tokens=True)
         for stop in request.settings.stop:
             text = text.split(stop)[0]
-        likelihood = sum(rule.log_probability[offset] for offset in range(len(tokens)))
-        return Run(denoising, text, answers.parse(text, self.answer), likelihood, end == 0, forwards)
+        likelihood = sum(rule.log_probability[offset] for offset in reading.output)
+        return Run(denoising, text, answers.parse(text, self.answer), likelihood, not reading.tokens, forwards)
 
-    def _tell(self, request: Request, finished: dict[Key, Run], vote: Vote, planned: int) -> None:
+    def _tell(self, request: Request, finished: dict[Key, Run], planned: int) -> None:
+        vote = count(_answers(finished))
         request.statistics.details.update(
             answer=vote.winner,
             votes=vote.histogram,

@@ -1,23 +1,26 @@
-"""The loop of masked-diffusion decoding: forward, choose, fill, until the canvas is complete."""
+"""The loop of masked-diffusion decoding: forward, choose, fill, until the canvas is complete.
+
+`CanvasState` (state.py) is where a decoder stands. `Denoising` drives one: it asks for the laws of the present state, has the
+rule choose, and hands what is complete to the request.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from decodery._lazy import torch
-from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
-from decodery.diffusion.caches.base import CacheRegime, NoCache
 from decodery.diffusion.canvas import Canvas
 from decodery.diffusion.laws import Laws
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.padding import truncate
+from decodery.diffusion.state import CanvasState, Plan
+from decodery.diffusion.unmasking.base import Asking, Commit
 from decodery.models.forward import Attend, Forward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.method import Decoding
     from decodery.engine.output import Output
     from decodery.engine.request import Request
     from decodery.models.forward import Scores
@@ -27,56 +30,19 @@ if TYPE_CHECKING:
     from decodery.sampling.noise import Chance
 
 Result = TypeVar("Result")
-Scoring = Generator[Forward | tuple[Forward, ...], Any, Laws]
-"""Yields forwards, returns laws."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CanvasForwards:
     """Forwards of one canvas, and what makes laws of their answers."""
 
     forwards: tuple[Forward, ...]
     laws: Callable[[Sequence[Scores]], Laws]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a canvas is to be decoded.
-
-    rule, blocks: see there. cache: of this request. length: of the canvas. steps: planned for the whole canvas; a block gets
-    its share. cfg_scale: guidance s, the scores being u + (s + 1) (c - u) with u those behind a masked prompt. early_stop:
-    "block" ends at a complete block that holds an end token, "prefix" as soon as everything up to an end token is filled (the
-    text is the same, since filled positions stay), "never" fills the whole canvas. shift_row: whether a shifted model's row
-    before the computed ones is carried over ("carry") or computed with them ("compute"). forbidden: tokens that no law gives,
-    beside the reserved ones.
-    """
-
-    rule: Rule
-    length: int
-    steps: int
-    blocks: BlockSchedule
-    cache: CacheRegime = field(default_factory=NoCache)
-    cfg_scale: float = 0.0
-    early_stop: str = "block"
-    shift_row: str = "carry"
-    forbidden: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.steps < 1:
-            raise ValueError(f"a canvas needs at least one position and one step, not {self.length} and {self.steps}")
-
-    def planned(self, start: int, end: int) -> int:
-        """Steps of the block [start, end): its share of all steps, at least one."""
-        return max(1, self.steps * (end - start) // self.length)
-
-    @classmethod
-    def whole(cls, rule: Rule, length: int, **more: Any) -> Plan:
-        """Without blocks, one step per token."""
-        return cls(rule, length, length, FixedBlocks(length), **more)
-
-
 class Denoising:
-    """One canvas on its way. Wrappers of whole decoders override `fill_block`, or use `score`, `fill` and `publish` directly.
+    """One canvas on its way. Wrappers of whole decoders override `choose` or `laws_after`, or use `score`, `fill` and
+    `publish` directly.
 
     output: what is complete is committed to; by default the request's. Several canvases are tries, each with a fork of it, for
     the caller to choose among (`Request.conclude`). chance, law: noise and processed law; by default the request's and the
@@ -96,9 +62,11 @@ class Denoising:
         self.chance = request.noise if chance is None else chance
         self.law = self.output.law if law is None else law
         self.model = model_of(request)
-        self.canvas = Canvas(request.prompt, plan.length, self.model)
-        self.number = 0
-        """Steps taken."""
+        self.state = CanvasState(plan, Canvas(request.prompt, plan.length, self.model))
+        self.published: list[int] = []
+        """The offsets whose tokens are the output so far, ascending."""
+        self.padding: dict[str, Any] | None = None
+        """Of models with pads: whether one was written and no end token (yet), and how many stand within the text."""
         self.over = False
         """Whether nothing is left to do though positions are masked: by `early_stop` or by a setting of the request."""
         self.sequences: tuple[CachedSequence, ...] = tuple(
@@ -117,9 +85,14 @@ class Denoising:
         """How many tokens of the canvas its law has observed."""
         return len(self.output.new_tokens) if self.law is self.output.law else 0
 
+    @property
+    def canvas(self) -> Canvas:
+        """Prompt and canvas, as far as it is filled."""
+        return self.state.canvas
+
     # Scoring
 
-    def score(self, start: int, end: int | None, offsets: Sequence[int] | None = None) -> Scoring:
+    def score(self, start: int, end: int | None, offsets: Sequence[int] | None = None) -> Asking[Laws]:
         """The laws of masked offsets of the canvas, by one forward of the rows that the cache regime names; see `ask`."""
         ask = self.ask(start, end, offsets)
         answers = yield ask.forwards
@@ -133,7 +106,7 @@ class Denoising:
         offsets: Sequence[int] | None = None,
         canvas: Canvas | None = None,
         sequences: Sequence[CachedSequence] | None = None,
-    ) -> Ask:
+    ) -> CanvasForwards:
         """What `score` asks for and what it makes of the answer, for those who put several asks into one step.
 
         start, end: the current block; end is None for the forward that opens it. offsets: those wanted, by default all that
@@ -149,23 +122,26 @@ class Denoising:
         inside = [offset for offset in wanted if row_of[offset] in rows]
         carried = [offset for offset in wanted if row_of[offset] not in rows and offset in self._carried]
         asked = [row_of[offset] - rows.start for offset in inside]
+        early = [offset for offset in inside if offset < self.request.settings.min_new_tokens]
         hidden = [self.model.mask_token_id] * canvas.prompt + canvas.answer
         forwards = tuple(
             Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
-        committed, number = self.committed, self.number
+        committed, number = self.committed, self.state.number
 
         def laws(answers: Sequence[Scores]) -> Laws:
             scores = self._guided([answer.logits for answer in answers]).float()
             scores[:, self._banned] = -float("inf")
+            if early:  # pads end a text as well
+                scores[: len(early), list(self.model.filling_token_ids)] = -float("inf")
             if end is None and self.model.shift and inside:
                 self._carried = {inside[0]: scores[0]}
             if carried:
                 scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
             return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed, number)
 
-        return Ask(forwards, laws)
+        return CanvasForwards(forwards, laws)
 
     def _wanted(self, canvas: Canvas, start: int, end: int | None) -> list[int]:
         if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
@@ -180,80 +156,102 @@ class Denoising:
 
     # Filling
 
+    def choose(self, laws: Laws) -> Asking[Commit]:
+        """What the next step fills, given the laws of the state."""
+        commit = self.state.choose(laws)
+        return (yield from commit) if isinstance(commit, Generator) else commit
+
     def fill(self, commit: Commit, laws: Laws | None = None) -> None:
-        """Take one step: put a commit on the canvas and tell of it. laws: those it was chosen by."""
-        self.canvas.fill(commit.offsets, commit.tokens, self.number)
+        """Take one step: put a commit on the canvas, tell of it, and end where the plan says so. laws: those it was chosen
+        by."""
+        state, number = self.state, self.state.number
+        state.take(commit)
         if self.request.reads_rows and laws is not None:
             rows = {offset: laws.scores[place] for place, offset in enumerate(laws.offsets)}
             self.canvas.rows.update({offset: rows[offset] for offset in commit.offsets if offset in rows})
         if commit.offsets:
-            self.output.unmasked(self.number, commit.offsets, commit.tokens)
-        self.number += 1
+            self.output.unmasked(number, commit.offsets, commit.tokens)
         if self.plan.early_stop == "prefix":
             self._end_at(self.canvas.complete_until())
-
-    def publish(self, until: int) -> bool:
-        """Commit the offsets before `until`; True when the output is over."""
-        first = len(self.output.new_tokens)
-        if self.output.finish_reason is not None or until <= first:
-            return self.output.finish_reason is not None
-        tokens = self.canvas.answer[first:until]
-        empty = torch.empty(0)
-        rows = [self.canvas.rows.get(offset, empty) for offset in range(first, until)]
-        rounds, self._counted = self.forwards - self._counted, self.forwards
-        return self.output.commit(tokens, rows, rounds=rounds)
+        elif self.plan.early_stop == "block" and state.block_filled:
+            self._end_at(state.end)
 
     def _end_at(self, until: int) -> None:
         """Publish the offsets before `until`, and note whether that is the end."""
         self.over = self.publish(until)
 
-    def run(self) -> Generator[Forward | tuple[Forward, ...], Any, Canvas]:
-        """Decode the canvas; returns it. Ends early where the output does."""
-        canvas, plan, start = self.canvas, self.plan, 0
-        while start < canvas.length and canvas.masked():
-            if not plan.blocks.looks_ahead:
-                end = plan.blocks.end(canvas, start, None)
-                if not canvas.masked(start, end):  # a rule that sees the whole canvas has filled it already
-                    start = end
-                    continue
-            laws = yield from self.score(start, None)
-            if plan.blocks.looks_ahead:
-                end = plan.blocks.end(canvas, start, laws)
-            if not start < end <= canvas.length:
-                raise ValueError(f"a block that begins at {start} of {canvas.length} cannot end at {end}")
-            self.output.block_ends.append(end)
-            yield from self.fill_block(laws, start, end)
-            if plan.early_stop == "block":
-                self._end_at(end)
-            if self.over:
-                return canvas
-            start = end
-        self.publish(canvas.length)
-        self.output.finish("length")
-        return canvas
+    # The output
 
-    def fill_block(self, laws: Laws, start: int, end: int) -> Decoding:
-        """Fill the block [start, end), given the laws of the forward that opened it."""
-        masks, in_block, idle = len(self.canvas.masked(start, end)), 0, 0
-        planned = self.plan.planned(start, end)
-        while True:
-            step = Step(self.number, in_block, planned, masks, start, end, self.plan.steps)
-            offered = laws if self.plan.rule.whole_canvas else laws.within(start, end)
-            commit = self.plan.rule.choose(offered, step)
-            if isinstance(commit, Generator):
-                commit = yield from commit
+    def publish(self, until: int) -> bool:
+        """Commit what is text before offset `until`; True when the output is over."""
+        output, first = self.output, self.published[-1] + 1 if self.published else 0
+        if output.finish_reason is not None or until <= first:
+            return output.finish_reason is not None
+        answer, before = self.canvas.answer, len(output.new_tokens)
+        offsets = [offset for offset in self._readable(answer) if first <= offset < until]
+        empty = torch.empty(0)
+        rows = [self.canvas.rows.get(offset, empty) for offset in offsets]
+        rounds, self._counted = self.forwards - self._counted, self.forwards
+        over = output.commit([answer[offset] for offset in offsets], rows, rounds=rounds)
+        self.published += offsets[: len(output.new_tokens) - before]
+        return over
+
+    def _readable(self, answer: Sequence[int]) -> Sequence[int]:
+        """The offsets of text and end token. Pads are none: they are skipped, and where no end token has been written (yet),
+        the text goes up to the first of them."""
+        pads = self.model.filling_token_ids
+        if not pads:
+            return range(len(answer))
+        if self.request.settings.ignore_eos:
+            return [offset for offset, token in enumerate(answer) if token not in pads]
+        reading = truncate(answer, self.request.stop_ids, pads)
+        self.padding = {"no_end": reading.padded, "stray": reading.stray}
+        if self.output.place is not None:  # otherwise whoever chooses among tries tells of the one that is chosen
+            self.request.statistics.details["padding"] = self.padding
+        return reading.output
+
+    def _finish(self, until: int) -> None:
+        """Publish the offsets before `until`, and end the output: at a pad in place of an end token, or with the canvas."""
+        self.publish(until)
+        self.output.finish("stop" if self.padding is not None and self.padding["no_end"] else "length")
+
+    # The loop
+
+    def run(self, laws: Laws | None = None) -> Asking[Canvas]:
+        """Decode the canvas; returns it. Ends early where the output does. laws: of the present state, if it is scored."""
+        if laws is None:
+            laws = yield from self.next_block()
+        while laws is not None:
+            commit = yield from self.choose(laws)
             self.fill(commit, laws)
-            in_block += 1
-            if self.over or not self.canvas.masked(start, end):
-                return
-            if commit.offsets:
-                idle = 0
-                laws = yield from self.score(start, end)
-            else:
-                # The canvas is what it was, and so are its laws: no forward is needed.
-                idle += 1
-                if idle > planned + 1:
-                    raise RuntimeError(f"{type(self.plan.rule).__name__} fills nothing, and the canvas is not complete")
+            laws = None if self.over else (yield from self.laws_after(commit, laws))
+        if not self.over:
+            self._finish(self.canvas.length)
+        return self.canvas
+
+    def laws_after(self, commit: Commit, laws: Laws) -> Asking[Laws | None]:
+        """The laws of the state that a commit has led to; None where nothing is left to fill. laws: of the state before."""
+        if not commit.offsets:
+            return laws  # the canvas is what it was, and so are its laws: no forward is needed
+        if self.state.block_filled:
+            return (yield from self.next_block())
+        return (yield from self.score(self.state.start, self.state.end))
+
+    def next_block(self) -> Asking[Laws | None]:
+        """Open the next block: the laws of its first forward; None where nothing is left to fill."""
+        if self.state.complete:
+            return None
+        if not self.plan.blocks.looks_ahead:
+            self.open_block()
+            return (yield from self.score(self.state.start, None))
+        laws = yield from self.score(self.state.end, None)
+        self.open_block(laws)
+        return laws
+
+    def open_block(self, laws: Laws | None = None) -> None:
+        """Begin the next block, and tell where it ends. laws: where the schedule looks ahead."""
+        self.state.open_block(laws)
+        self.output.block_ends.append(self.state.end)
 
 
 def model_of(request: Request) -> MaskedDiffusion:
@@ -265,7 +263,7 @@ def model_of(request: Request) -> MaskedDiffusion:
 
 
 def together(
-    runs: Sequence[Generator[Forward | tuple[Forward, ...], Any, Result]],
+    runs: Sequence[Asking[Result]],
 ) -> Generator[tuple[Forward, ...], Any, list[Result]]:
     """Several runs in step: what they ask for at the same time is scored in one pass. Returns what each returns."""
     results: dict[int, Result] = {}

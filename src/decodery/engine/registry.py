@@ -38,7 +38,7 @@ BUILT_IN = {
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
-    "freecache": "decodery.diffusion.freecache:FreeCacheDecoding",
+    "freecache": "decodery.diffusion.freecache.method:FreeCacheDecoding",
     "guided-diffusion": "decodery.diffusion.guided_diffusion:GuidedDiffusion",
     "hex": "decodery.diffusion.hex:HiddenExperts",
     "adablock": "decodery.diffusion.adablock:AdaBlock",

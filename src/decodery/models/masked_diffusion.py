@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ENTRY = "masked_diffusion"
 """Where `config.json` of one of our checkpoints describes its mask."""
+RAINBOW_ENTRY = "rainbow_padding"
+"""Where `config.json` of a model trained with rainbow padding names its pads: {"pad_token_ids": in their order}."""
 CANVAS = 256
 """Tokens of a canvas where the checkpoint does not say: the default of LLaDA's sampler."""
 DREAM_MASK, DREAM_END = 151666, 151643
@@ -35,7 +37,8 @@ class MaskedDiffusion:
 
     mask_token_id: the token that hides a position. shift: raw scores of row i - 1 predict position i (Dream, DiffuLLaMA);
     otherwise those of row i do. end_token_ids: tokens that end the text. pad_token_ids: tokens that never stand in a text.
-    canvas: how many tokens a canvas has where nobody says otherwise.
+    canvas: how many tokens a canvas has where nobody says otherwise. filling_token_ids: pads that the model writes behind an
+    end token, in this order (rainbow padding): predicted like others, but never text.
     """
 
     mask_token_id: int
@@ -43,6 +46,7 @@ class MaskedDiffusion:
     end_token_ids: tuple[int, ...] = ()
     pad_token_ids: tuple[int, ...] = ()
     canvas: int = CANVAS
+    filling_token_ids: tuple[int, ...] = ()
 
     @property
     def reserved(self) -> tuple[int, ...]:
@@ -55,14 +59,15 @@ class MaskedDiffusion:
 
         Raises ModelNotReadable where the entry is malformed.
         """
-        kind = config.get("model_type")
+        kind, filling = config.get("model_type"), _filling(config)
         if kind == "llada":
             ends = _ids(config.get("eos_token_id", LLADA_END))
-            return cls(int(config.get("mask_token_id") or LLADA_MASK), False, ends)
+            mask = int(config.get("mask_token_id") or LLADA_MASK)
+            return cls(mask, False, ends, filling_token_ids=filling)
         if kind == "Dream":
             ends = _ids(config.get("eos_token_id") or DREAM_END)
             pads = _ids(config.get("pad_token_id"))
-            return cls(int(config.get("mask_token_id") or DREAM_MASK), True, ends, pads)
+            return cls(int(config.get("mask_token_id") or DREAM_MASK), True, ends, pads, filling_token_ids=filling)
         entry = config.get(ENTRY)
         if entry is None:
             return None
@@ -73,14 +78,25 @@ class MaskedDiffusion:
                 tuple(int(token) for token in entry.get("end_token_ids", ())),
                 tuple(int(token) for token in entry.get("pad_token_ids", ())),
                 int(entry.get("canvas", CANVAS)),
+                filling,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelNotReadable(f"the entry {ENTRY} of config.json cannot be read: {error!r}.") from error
         size = int(config.get("vocab_size", 0))
-        named = (described.mask_token_id, *described.end_token_ids, *described.pad_token_ids)
+        named = (described.mask_token_id, *described.end_token_ids, *described.pad_token_ids, *filling)
         if described.canvas < 1 or not all(0 <= token < size for token in named):
             raise ModelNotReadable(f"the entry {ENTRY} of config.json names tokens outside 0..{size - 1} or no canvas.")
+        if not {*described.reserved, *described.end_token_ids}.isdisjoint(filling):
+            raise ModelNotReadable(f"{RAINBOW_ENTRY} of config.json names the mask, an end token or a reserved pad.")
         return described
+
+
+def _filling(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The pads of a model trained with rainbow padding, in their order; none of others."""
+    try:
+        return _ids(config.get(RAINBOW_ENTRY, {}).get("pad_token_ids"))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelNotReadable(f"the entry {RAINBOW_ENTRY} of config.json cannot be read: {error!r}.") from error
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -184,13 +184,17 @@ class SmallLlama(nn.Module):
         }
 
     def write(self, folder: Path, dtype: torch.dtype = torch.float16, **entries: Any) -> None:
-        """Write config.json, with further `entries`, and model.safetensors."""
+        """Write config.json, with further `entries`, and model.safetensors. Vectors of norms are never below float16."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        config = {**self.configuration(), "torch_dtype": str(dtype).removeprefix("torch."), **entries}
+        vectors = torch.float16 if dtype.itemsize < 2 else dtype
+        config = {**self.configuration(), "torch_dtype": str(vectors).removeprefix("torch."), **entries}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-        weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in self.named_parameters()}
+        weights = {
+            name: weight.detach().to("cpu", dtype if weight.dim() > 1 else vectors).contiguous()
+            for name, weight in self.named_parameters()
+        }
         save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
     @classmethod

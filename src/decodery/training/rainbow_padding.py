@@ -1,7 +1,12 @@
-"""The recipe of rainbow padding (arXiv 2510.03680), and its diagnostics: two arms that differ in their padding alone.
+"""The recipe of rainbow padding (Kim et al., arXiv 2510.03680), and its diagnostics: arms that differ in their padding alone.
 
     decodery train rainbow-padding --padding eos --folder work-eos --artifact arm-eos
     decodery train rainbow-padding --padding rainbow --folder work-rainbow --artifact arm-rainbow
+
+A canvas that is filled up with end tokens teaches a model that late positions are end tokens whatever the answer is; decoding
+by confidence fills those first, and each makes its left neighbour an end token too. With K pads in a fixed cycle that starts
+anew behind the end token, no pad is likelier than 1/K before anything is known, so content comes first. Decoders stay as they
+are; they read the pads from the model's description (`decodery.diffusion.padding`).
 
 Both arms start from `diffusion-lists` and see the same word problems of six steps. Most answers show their steps and end in a
 remark that breaks off anywhere, so that nothing tells the length in advance; some leave the steps out, which is short and hard
@@ -20,14 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decodery.diffusion.rainbow_padding import ENTRY, K, target, truncate
+from decodery.diffusion.padding import truncate
 from decodery.evaluation.parallelbench import arithmetic
 from decodery.evaluation.parallelbench.words import END, MASK, PADS, decode, encode, vocabulary, write_tokenizer
 from decodery.models.catalogue import ARTIFACTS
+from decodery.models.masked_diffusion import RAINBOW_ENTRY
 from decodery.training.masked_diffusion import Recipe, Row, Source, Trainer, collate, fill, machine, training_bar
 from decodery.training.networks import SmallLlama
 from decodery.training.options import add_options, changed_options, read_options, recipe_parser, refusing
 
+K = 7
+"""Pads of the published recipe."""
 POOL = 2048
 STEPS = 6
 """Events of each problem."""
@@ -37,8 +45,34 @@ REMARK = ("\n", "the", "cat", "is", "happy")
 BREAKS = (1, 3, 5, 7, 3, 2)
 """What may stand behind an answer with steps, and how often, in parts of all, it breaks off after none of its words, one, and
 so on: behind every answer each colour of the rainbow has a share of at most a quarter."""
+CARD_PROBLEMS = 40
+"""Fresh problems that a card's figures are of."""
 CANVASES = {48: 0.25, 64: 0.25, 96: 0.2, 128: 0.3}
 """Lengths of canvases in training, and how often each is taken."""
+
+
+def target(answer: Sequence[int], length: int, end: int, pads: Sequence[int] = ()) -> list[int]:
+    """The canvas [length] of an answer: the answer, one end token, and pads in turn from the first one on.
+
+    pads: K distinct ids that mean nothing else; none at all is the usual filling with end tokens. Raises ValueError where
+    the answer and its end do not fit, and where a pad is not distinct or stands in the answer.
+    """
+    if len(answer) + 1 > length:
+        raise ValueError(f"an answer of {len(answer)} tokens and its end do not fit into a canvas of {length}")
+    if len({*pads, end}) != len(pads) + 1 or {*pads, end} & set(answer):
+        raise ValueError("end token and pads must differ from each other and from the answer's tokens")
+    left = length - len(answer) - 1
+    filling = [pads[place % len(pads)] for place in range(left)] if pads else [end] * left
+    return [*answer, end, *filling]
+
+
+def complete(canvas: Sequence[int], end: int, pads: Sequence[int]) -> list[int]:
+    """The canvas with everything behind its first end token replaced by the cycle: what an early stop may write unseen.
+
+    Raises ValueError where there is no end token.
+    """
+    place = list(canvas).index(end)
+    return target(canvas[:place], len(canvas), end, pads)
 
 
 def draw_answer(problem: arithmetic.WordProblem, room: int, generator: random.Random) -> str:
@@ -137,7 +171,7 @@ def behaviour(
     written = torch.tensor(filled)
     padding = torch.isin(written, torch.tensor([end, *pads]))
     early = torch.stack(order[: canvas // 2]).any(dim=0)
-    readings = [truncate(row, end, pads) for row in filled]
+    readings = [truncate(row, {end}, pads) for row in filled]
     right = [
         is_right(problem, decode(reading.tokens, names)) for problem, reading in zip(problems, readings, strict=True)
     ]
@@ -148,7 +182,7 @@ def behaviour(
         sum(right) / count,
         sum(len(reading.tokens) for reading in readings) / count,
         float((padding & early).sum() / early.sum()),
-        sum(reading.no_end for reading in readings) / count,
+        sum(reading.end is None for reading in readings) / count,
         sum(reading.stray > 0 for reading in readings) / count,
     )
 
@@ -236,8 +270,17 @@ def make(
         "pad_token_ids": unused,
         "canvas": 64,
     }
-    more: dict[str, Any] = {ENTRY: {"pad_token_ids": pads, "end_token_id": words[END], "k": count}} if pads else {}
-    network.write(artifact, masked_diffusion=described, eos_token_id=words[END], pad_token_id=words[END], **more)
+    more: dict[str, Any] = (
+        {RAINBOW_ENTRY: {"pad_token_ids": pads, "end_token_id": words[END], "k": count}} if pads else {}
+    )
+    network.write(
+        artifact,
+        torch.float8_e4m3fn,  # 2 MB; figures of the card are those of what is written
+        masked_diffusion=described,
+        eos_token_id=words[END],
+        pad_token_id=words[END],
+        **more,
+    )
     write_tokenizer(artifact)
     card = {
         "title": f"Word problems with {padding} padding",
@@ -250,7 +293,8 @@ def make(
         **about,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "metrics": [
-            asdict(behaviour(SmallLlama.read(artifact), pads, questions(100, 1), canvas)) for canvas in (48, 128)
+            asdict(behaviour(SmallLlama.read(artifact), pads, questions(CARD_PROBLEMS, 1), canvas))
+            for canvas in (48, 96)
         ],
         "log": log,
         "machine": machine(),

@@ -7,19 +7,20 @@ official code. With shape=prophet it is the early exit of Li et al., Diffusion L
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.loop import model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.sched.margins import SHAPES, Calibration, Thresholds, margins
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
 from decodery.diffusion.wrapping import WrappingMethod
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import not_one_of
@@ -28,7 +29,7 @@ from decodery.errors import BadParameter
 if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.engine.request import Request
-    from decodery.models.forward import Forward
+    from decodery.models.scorer import Scorer
 
 log = logging.getLogger("decodery")
 
@@ -68,7 +69,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Gate:
+class ExitGate:
     """When an exit fires: the mean margin reaches the threshold; and, if it is `stable`, at most the share `max_change` of the
     likeliest tokens has changed in each of more than `patience` steps up to this one."""
 
@@ -109,7 +110,7 @@ class Exit(Rule):
     def __init__(
         self,
         rule: Rule,
-        gate: Gate,
+        gate: ExitGate,
         request: Request,
         *,
         whole: bool = True,
@@ -118,20 +119,19 @@ class Exit(Rule):
     ):
         self.rule, self.gate, self.request, self.whole, self.counts_ends = rule, gate, request, whole, counts_ends
         self.company = company
-        self._ends = frozenset(model_of(request).end_token_ids)
+        model = model_of(request)
+        self._ends = frozenset((*model.end_token_ids, *model.filling_token_ids))
         self.decisions: list[Decision] = []
         """All of them so far, for who wants to know why it did or did not exit."""
         self._previous: dict[int, int] = {}
         self._stable_steps = 0
 
-    def choose(self, laws: Laws, step: Step) -> Commit | Generator[Forward | tuple[Forward, ...], Any, Commit]:
+    def choose(self, laws: Laws, step: Step) -> Commit | Asking[Commit]:
         if self.company is not None:
             return self._choose_together(laws, step, self.company)
         return self._choose(laws, step, self._observe(laws, step))
 
-    def _choose_together(
-        self, laws: Laws, step: Step, company: Company
-    ) -> Generator[Forward | tuple[Forward, ...], Any, Commit]:
+    def _choose_together(self, laws: Laws, step: Step, company: Company) -> Asking[Commit]:
         company.tell(self.request, self._observe(laws, step))
         yield ()  # a round without a forward: the others tell what they have seen
         commit = self._choose(laws, step, company.pooled())
@@ -153,9 +153,7 @@ class Exit(Rule):
         counted = values if self.counts_ends or not inner else inner
         return Observation(math.fsum(counted), len(counted), changed, len(values))
 
-    def _choose(
-        self, laws: Laws, step: Step, seen: Observation
-    ) -> Commit | Generator[Forward | tuple[Forward, ...], Any, Commit]:
+    def _choose(self, laws: Laws, step: Step, seen: Observation) -> Commit | Asking[Commit]:
         calm = step.number > 0 and seen.changed <= self.gate.max_change * seen.masked
         self._stable_steps = self._stable_steps + 1 if calm else 0
         mean, threshold = seen.total / seen.count, self.gate.thresholds.at(step.number, step.total)
@@ -260,12 +258,19 @@ class SchED(WrappingMethod):
             Claim("the same at a temperature", never, self.inner(), temperature=1.0),
         )
 
+    @functools.cached_property
+    def _companies(self) -> WeakKeyDictionary[Scorer, Company]:
+        return WeakKeyDictionary()
+
+    def _company(self, network: Scorer) -> Company:
+        """The requests of one call, which share the method object. Who is done takes no part, so old company does no harm."""
+        return self._companies.setdefault(network, Company())
+
     def unmasking(self, request: Request) -> Exit:
         rule, whole = super().unmasking(request), self.region == "canvas"
         stable = self.shape != "prophet" if self.stability_gate is None else self.stability_gate
-        gate = Gate(self.thresholds(request.host.network.name), stable, self.patience, self.max_change)
-        # Requests of one call share the method object. Who is done takes no part, so old company does no harm.
-        company = request.remember(("sched", id(self)), Company) if self.average == "joint" else None
+        gate = ExitGate(self.thresholds(request.host.network.name), stable, self.patience, self.max_change)
+        company = self._company(request.host.network) if self.average == "joint" else None
         return (CanvasExit if whole or rule.whole_canvas else Exit)(
             rule, gate, request, whole=whole, counts_ends=self.ends == "counted", company=company
         )

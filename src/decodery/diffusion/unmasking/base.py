@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
     from decodery.models.forward import Forward
     from decodery.sampling.noise import Chance
+
+Result = TypeVar("Result")
+Asking = Generator["Forward | tuple[Forward, ...]", Any, Result]
+"""Yields forwards, returns what became of their answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class Commit:
         """The offsets at these places of the laws, with these tokens."""
         return cls(tuple(laws.offsets[place] for place in places), tuple(tokens))
 
+    @property
+    def filled(self) -> dict[int, int]:
+        """Offset -> token."""
+        return dict(zip(self.offsets, self.tokens, strict=True))
+
 
 class Rule(ABC):
     """An unmasking rule. A rule that runs a network itself makes `choose` a generator of forwards that returns a commit."""
@@ -53,7 +62,7 @@ class Rule(ABC):
     """Whether it sees every masked offset that was scored, and may fill any of them, or those of the block alone."""
 
     @abstractmethod
-    def choose(self, laws: Laws, step: Step) -> Commit | Generator[Forward | tuple[Forward, ...], Any, Commit]:
+    def choose(self, laws: Laws, step: Step) -> Commit | Asking[Commit]:
         """What to fill now. laws: of at least one masked offset."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from decodery.diffusion.caches.base import CacheRegime
+from decodery.diffusion.caches import CacheRegime
 
 if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
@@ -22,8 +22,8 @@ class FreeCache(CacheRegime):
 
     freeze: "after_clean_forward" computes a complete block once more, in the forward that opens the next one, so that what is
     frozen was computed from its tokens; "at_boundary" freezes what the block's last forward left, in which the tokens that it
-    committed were still masks. shrink: a run of end tokens at the end of the canvas is frozen as well, after a forward that
-    saw them; it takes a rule that fills later blocks ahead to make one.
+    committed were still masks. shrink: a run of end tokens and pads at the end of the canvas is frozen as well, after a forward
+    that saw them; it takes a rule that fills later blocks ahead to make one.
     """
 
     def __init__(self, freeze: str = FREEZE[0], shrink: bool = False):
@@ -50,8 +50,8 @@ class FreeCache(CacheRegime):
         return range(first, last)
 
     def _end_tokens(self, canvas: Canvas) -> int:
-        """The row at which the end tokens that the canvas ends with begin; that of its end without any."""
-        ends, row = canvas.model.end_token_ids, len(canvas.tokens)
+        """The row at which the end tokens and pads that the canvas ends with begin; that of its end without any."""
+        ends, row = (*canvas.model.end_token_ids, *canvas.model.filling_token_ids), len(canvas.tokens)
         while row > canvas.prompt and canvas.tokens[row - 1] in ends:
             row -= 1
         return row

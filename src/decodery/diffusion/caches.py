@@ -1,8 +1,9 @@
-"""What a cache regime is, and the plain one: everything is computed anew each time.
+"""Cache regimes: which rows of prompt and canvas a forward computes anew.
 
 Rows are those of prompt and canvas together. A forward computes a range of rows, writes their keys and values at their own
 places, and sees those of all other rows as they were left by earlier forwards: stale, if a token they depend on has changed
-since.
+since. The block caches are Fast-dLLM's (Wu et al., 2025, arXiv 2505.22618, section 3.2): approximate from two layers on, since
+what stands outside the block attends to it, and the block changes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,25 @@ class CacheRegime(ABC):
         """
 
 
-class NoCache(CacheRegime):
+class EveryRow(CacheRegime):
     """All rows, always: nothing is stale."""
 
     def rows(self, canvas: Canvas, start: int, end: int | None) -> range:
         return range(len(canvas.tokens))
+
+
+class BlockPrefixCache(CacheRegime):
+    """All rows when a block begins; then those from its start on. Only what stands before the block is reused."""
+
+    def rows(self, canvas: Canvas, start: int, end: int | None) -> range:
+        first = 0 if end is None else canvas.prompt + start
+        return range(first, len(canvas.tokens))
+
+
+class DualCache(CacheRegime):
+    """All rows when a block begins; then those of the block alone. The masks behind it are reused too."""
+
+    def rows(self, canvas: Canvas, start: int, end: int | None) -> range:
+        if end is None:
+            return range(len(canvas.tokens))
+        return range(canvas.prompt + start, canvas.prompt + end)
