@@ -312,44 +312,6 @@ def test_more_steps_never_lose_more():
     assert losses[-1] == pytest.approx(0, abs=1e-12)
 
 
-SAMPLES = 2000
-
-
-def share(problem, k, judge, answers=None):
-    generator = random.Random(11)
-    found = sum(judge(analysis.simulate_ideal(problem, k, generator, answers)) for _ in range(SAMPLES)) / SAMPLES
-    return found, 3 * math.sqrt(max(found * (1 - found), 1e-9) / SAMPLES) + 1e-9
-
-
-@pytest.mark.parametrize(("n", "k", "expected"), [(4, 1, 1), (4, 2, 0.5), (4, 4, 0), (3, 2, 1), (5, 3, 0.5)])
-def test_an_ideal_model_replaces_as_often_right_as_the_closed_form(n, k, expected):
-    problem = ListProblem("replace_random", tuple("abcdefg"[:n]), "new")
-    assert analysis.replace_random_accuracy(n, k) == expected
-    found, error = share(problem, k, lambda output: is_right(problem, output))
-    assert abs(found - expected) <= error
-
-
-@pytest.mark.parametrize(("n", "k"), [(4, 1), (4, 2), (5, 2), (4, 4)])
-def test_an_ideal_model_shuffles_as_often_right_as_the_closed_form(n, k):
-    problem = ListProblem("shuffle", tuple("abcdefg"[:n]))
-    expected = analysis.shuffle_accuracy(n, k)
-    if (n, k) == (4, 2):
-        assert expected == 0.375
-    found, error = share(problem, k, lambda o: lists.is_permutation(problem, o), shuffles_with_renamed(problem))
-    assert abs(found - expected) <= error
-
-
-def shuffles_with_renamed(problem):
-    return [*all_answers(problem), problem.items]
-
-
-@pytest.mark.parametrize("task", ORDERED)
-def test_an_ideal_model_loses_nothing_where_one_answer_is_right(task):
-    problem = problems(task, 1)[0]
-    found, _ = share(problem, 8, lambda output: is_right(problem, output))
-    assert found == 1
-
-
 def test_thresholds_of_ideal_models():
     assert analysis.replace_random_threshold_accuracy(5, 0.8) == 1, "strictly surer than the threshold"
     assert analysis.replace_random_threshold_accuracy(5, 0.79) == 0
@@ -361,10 +323,15 @@ def test_thresholds_of_ideal_models():
 
 def test_where_a_model_edits_is_told():
     problem = ListProblem("remove_random", ("A", "B", "C", "D"))
-    always_last = [("A", "B", "C")] * 20
-    assert analysis.edited_place_entropy(problem, always_last) == 0
-    assert analysis.edited_place_entropy(problem, all_answers(problem)) == 2
-    assert analysis.edited_place_entropy(problem, [("X",)]) == 0
+    always_last = analysis.edited_places([problem] * 20, [("A", "B", "C")] * 20)
+    assert (always_last.bits, always_last.most, always_last.right) == (0, 2, 20)
+    assert analysis.edited_places([problem] * 4, all_answers(problem)).bits == 2
+    assert analysis.edited_places([problem], [("X",)]) == analysis.EditedPlaces(0, 0, 0)
+    other = ListProblem("remove_random", ("A", "B"))
+    both = analysis.edited_places([problem] * 5 + [other] * 2, [*all_answers(problem), ("X",), ("A",), ("A",)])
+    assert both.right == 6
+    assert both.bits == pytest.approx(4 / 6 * 2), "each length is counted for itself"
+    assert both.most == pytest.approx(4 / 6 * 2 + 2 / 6 * 1)
 
 
 # Metrics of open text
