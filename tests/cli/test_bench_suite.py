@@ -38,9 +38,36 @@ def test_the_suite_measures_prints_and_draws(command, folder, tmp_path):
     assert 0 <= first["accuracy"] <= 1
 
 
+def test_the_analysis_is_printed(command, folder, monkeypatch):
+    from functools import partial
+
+    from decodery.evaluation.parallelbench import oracle
+
+    few = partial(oracle.oracle_curve, ("copy",), oracle.DECODERS[:1], samples=2)
+    monkeypatch.setattr(suite, "oracle_curve", few)
+    arguments = ["bench", "--suite", "parallelbench", "--model", str(folder), "--limit", "2", "--analysis"]
+    result = command(*arguments, "--categories", "copy", "--methods", "masked-diffusion(rule=threshold)")
+    assert (result.code, result.err) == (0, "")
+    assert "bits lost" in result.out
+    assert "surest first" in result.out
+
+
+def test_published_tasks_are_looked_for_in_a_folder(command, folder, tmp_path):
+    from decodery.evaluation.parallelbench.published import make_items, write_items
+
+    write_items(make_items("waiting_line_copy", 2), tmp_path / "waiting_line_copy.jsonl")
+    arguments = ["bench", "--suite", "parallelbench", "--model", str(folder), "--published", str(tmp_path)]
+    result = command(*arguments, "--categories", "waiting_line_copy")
+    assert result.code == 2
+    assert "has no tokens for 'You'" in result.err, "the small model reads words of its own only"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--analysis"], "belong to a suite"),
+        (["--suite", "parallelbench", "--published", "nowhere"], "is no folder"),
+        (["--suite", "parallelbench", "--categories", "samsum"], "needs its published file"),
         (["--suite", "other"], "no suite"),
         (["--plot", "x.png"], "belong to a suite"),
         (["--suite", "parallelbench", "--categories", "juggling"], "no task of the suite"),

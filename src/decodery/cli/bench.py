@@ -61,6 +61,15 @@ def bench(
     plot: Annotated[
         Path | None, Option("--plot", metavar="FILE", help="Of a suite: draw its trade-off curves.")
     ] = None,
+    published: Annotated[
+        Path | None,
+        Option(
+            "--published", metavar="FOLDER", help="Of a suite: run the published tasks, from their files in a folder."
+        ),
+    ] = None,
+    analysis: Annotated[
+        bool, Option("--analysis", help="Of a suite: besides, what decoders reach with a model that makes no mistakes.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure methods on a set of questions: speed, tokens per forward, and the share of outputs that stay identical.
@@ -93,11 +102,13 @@ def bench(
             csv=csv,
             out=out,
             plot=plot,
+            published=published,
+            analysis=analysis,
             as_json=as_json,
         )
         return
-    if full or plot is not None:
-        raise BadSetting("--full and --plot belong to a suite; name one with --suite.")
+    if full or plot is not None or published is not None or analysis:
+        raise BadSetting("--full, --plot, --published and --analysis belong to a suite; name one with --suite.")
     specs = specs or [info.name for info in registry.methods() if info.exactness.lossless and not info.needs]
     check_writable(csv, out)
     from decodery.evaluation.benchmark import run_benchmark

@@ -31,13 +31,14 @@ def run(
     csv: Path | None,
     out: Path | None,
     plot: Path | None,
+    published: Path | None,
+    analysis: bool,
     as_json: bool,
 ) -> None:
     """Measure and report. A model that was not named is the one made for the suite."""
     if suite not in SUITES:
         raise BadSetting(f"there is no suite {suite!r}; known: {', '.join(SUITES)}.")
     from decodery.evaluation.parallelbench import suite as measuring
-    from decodery.evaluation.parallelbench.tasks import TASKS
 
     entrants = measuring.given_entrants(specs) if specs else measuring.default_entrants(full)
     check_writable(csv, out, plot)
@@ -46,11 +47,13 @@ def run(
         report = measuring.run_suite(
             lm,
             entrants,
-            tuple(tasks) or tuple(TASKS),
+            tasks,
             samples=100 if limit is None else limit,
             batch_size=25 if batch_size == 1 else batch_size,
             temperature=temperature,
             seed=seed or None,
+            published=published,
+            analysis=analysis,
             on_progress=counter,
         )
     write_files(
@@ -61,6 +64,10 @@ def run(
         return
     header, *rows = report.table()
     print_table((*header[:3], *(f"{column}>" for column in header[3:])), rows)
+    for (header, *rows), words in ((report.metrics_table(), 4), (report.oracle_table(), 3)):
+        if rows:
+            print_line()
+            print_table((*header[:words], *(f"{column}>" for column in header[words:])), rows)
     print_line()
     told = report.told
     remarks = [
