@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.diffusion.rainbow_padding import ENTRY
+
 from decodery.errors import BadInput
 from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
 from decodery.evaluation.parallelbench.words import PADS, vocabulary

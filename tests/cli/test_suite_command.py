@@ -1,11 +1,13 @@
 """decodery suite parallelbench: what is measured, on a tiny random model."""
 
 import json
+from functools import partial
 
 import pytest
 
 from decodery.errors import BadSetting
-from decodery.evaluation.parallelbench import suite
+from decodery.evaluation.parallelbench import oracle, suite
+from decodery.evaluation.parallelbench.published import make_items, write_items
 from decodery.evaluation.parallelbench.words import END, MASK, vocabulary, write_tokenizer
 from decodery.training.networks import Shape, SmallLlama
 
@@ -45,6 +47,8 @@ def test_the_suite_measures_prints_and_draws(command, folder, tmp_path):
         (["--tasks", "juggling"], "no task of the suite"),
         (["--samples", "0"], "at least one sample"),
         (["--batch-size", "0"], "one request at a time"),
+        (["--published", "nowhere"], "is no folder"),
+        (["--tasks", "samsum"], "needs its published file"),
         (["--full", "--methods", "masked-diffusion"], "give one of them"),
         (["--methods", "masked-difusion"], "did you mean"),
         (["--plot", "nowhere/x.png"], "cannot be written"),
@@ -98,6 +102,24 @@ def test_every_option_arrives(command, folder, asked, arguments, expected):
     assert "asked." in command("suite", "--model", str(folder), *arguments).err
     usual = {"entrants": [entrant.spec for entrant in suite.default_entrants()], "tasks": tuple(suite.TASKS)}
     assert asked == {**DEFAULTS, **usual, "model": folder.name, **expected}
+
+
+def test_the_analysis_is_printed(command, folder, monkeypatch):
+    few = partial(oracle.oracle_curve, ("copy",), oracle.DECODERS[:1], samples=2)
+    monkeypatch.setattr(suite, "oracle_curve", few)
+    arguments = ["suite", "--model", str(folder), "--samples", "2", "--analysis", "--tasks", "copy"]
+    result = command(*arguments, "--methods", "masked-diffusion(rule=threshold)")
+    assert (result.code, result.err) == (0, "")
+    assert "bits lost" in result.out
+    assert "surest first" in result.out
+
+
+def test_published_tasks_are_looked_for_in_a_folder(command, folder, tmp_path):
+    write_items(make_items("waiting_line_copy", 2), tmp_path / "waiting_line_copy.jsonl")
+    arguments = ["suite", "--model", str(folder), "--published", str(tmp_path), "--tasks", "waiting_line_copy"]
+    result = command(*arguments)
+    assert result.code == 2
+    assert "has no tokens for 'You'" in result.err, "the small model reads words of its own only"
 
 
 def test_draws_and_samples_follow_the_seed_that_was_given(folder):

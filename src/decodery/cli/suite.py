@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from decodery.cli.console import Counter, check_writable, print_json, print_table, write_files
+from decodery.cli.console import Counter, check_writable, print_json, print_line, print_table, write_files
 from decodery.cli.machine import in_words
 from decodery.cli.options import (
     CsvOption,
@@ -53,6 +53,13 @@ def suite(
         int | None, Option("--seed", help="Of samples and draws.", show_default="each task's own samples, draws of 0")
     ] = None,
     full: Annotated[bool, Option("--full", help="The published grid of settings, where no methods are named.")] = False,
+    published: Annotated[
+        Path | None,
+        Option("--published", metavar="FOLDER", help="Run the published tasks, from their files in a folder."),
+    ] = None,
+    analysis: Annotated[
+        bool, Option("--analysis", help="Besides, what decoders reach with a model that makes no mistakes.")
+    ] = False,
     plot: Annotated[Path | None, Option("--plot", metavar="FILE", help="Draw the trade-off curves.")] = None,
     csv: CsvOption = None,
     out: OutOption = None,
@@ -71,7 +78,6 @@ def suite(
     if full and specs:
         raise BadSetting("--full is the published grid of settings, and --methods names others; give one of them.")
     from decodery.evaluation.parallelbench import suite as measuring
-    from decodery.evaluation.parallelbench.tasks import TASKS
 
     entrants = measuring.given_entrants(specs) if specs else measuring.default_entrants(full)
     check_writable(csv, out, plot)
@@ -80,12 +86,14 @@ def suite(
         report = measuring.run_suite(
             lm,
             entrants,
-            named(tasks) or tuple(TASKS),
+            named(tasks),
             samples=samples,
             batch_size=batch_size,
             canvas=canvas,
             temperature=temperature,
             seed=seed,
+            published=published,
+            analysis=analysis,
             on_progress=counter,
         )
     write_files(
@@ -96,6 +104,10 @@ def suite(
         return
     header, *rows = report.table()
     print_table((*header[:3], *(f"{column}>" for column in header[3:])), rows)
+    for (header, *rows), words in ((report.metrics_table(), 4), (report.oracle_table(), 3)):
+        if rows:
+            print_line()
+            print_table((*header[:words], *(f"{column}>" for column in header[words:])), rows)
     told = report.told
     print_remarks(
         f"{in_words(told)}; {told['samples']} samples of each task, canvas {told['canvas']}, temperature "

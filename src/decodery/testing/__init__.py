@@ -4,6 +4,7 @@ Public: third parties test their methods with the same tools. Nothing here impor
 """
 
 from decodery.testing.denoisers import CanvasScorer as CanvasScorer
+from decodery.testing.denoisers import OracleDenoiser as OracleDenoiser
 from decodery.testing.denoisers import ScriptedDenoiser as ScriptedDenoiser
 from decodery.testing.denoisers import TabularDenoiser as TabularDenoiser
 from decodery.testing.denoisers import confident as confident

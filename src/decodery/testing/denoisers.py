@@ -10,7 +10,8 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Listing
-from typing import Any
+from hashlib import blake2b
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -118,6 +119,38 @@ class TabularDenoiser(CanvasScorer):
         return {
             outcome: float(self.joint[outcome]) for outcome in itertools.product(range(self.mask), repeat=self.length)
         }
+
+
+class OracleDenoiser(CanvasScorer):
+    """Gives the exact conditional marginals of the uniform law over some answers, with a coin for equals.
+
+    Decoders give equals to the lowest token, which would make each position of a shuffled list the same item. So scores differ
+    by at most COIN, by chance that depends on the prompt and the canvas: what is equally likely is taken at random, and another
+    prompt is another toss. Where what is written has no completion among the answers, the law is that of all of them.
+
+    answers: token ids, all of one length, without duplicates.
+    """
+
+    COIN: ClassVar[float] = 1e-4
+    """In log probabilities; laws of up to 1,000 answers tell unequal tokens apart by more."""
+    IMPOSSIBLE: ClassVar[float] = -40.0
+
+    def __init__(self, answers: Listing[Filled], vocabulary: int, **more: Any):
+        super().__init__(len(answers[0]), vocabulary, **more)
+        self.answers = torch.tensor(answers, dtype=torch.long)
+
+    def score(self, prompt: Filled, canvas: Filled) -> Tensor:
+        shown = torch.tensor(canvas)
+        fitting = self.answers[((self.answers == shown) | (shown == self.mask)).all(1)]
+        fitting = fitting if len(fitting) else self.answers
+        counts = torch.nn.functional.one_hot(fitting, self.mask).sum(0).double()
+        toss = blake2b(repr((prompt, canvas)).encode(), digest_size=8).digest()
+        coin = torch.rand(
+            counts.shape, generator=torch.Generator().manual_seed(int.from_bytes(toss, "big") >> 1), dtype=torch.float64
+        )
+        # The likeliest stand at 0, where float32 tells tosses apart.
+        scores = (counts / counts.amax(1, keepdim=True)).log() + self.COIN * coin
+        return scores.masked_fill(counts == 0, self.IMPOSSIBLE)
 
 
 class ScriptedDenoiser(CanvasScorer):

@@ -1,30 +1,45 @@
-"""ParallelBench's published items: one JSON object a line, with names instead of letters, read, written and made.
+"""ParallelBench's 17 published tasks: their files, one JSON object a line, read; and those that can be, written and made.
 
 An item is {"input", "answer", "output_format", "metadata"}. The input of a waiting line holds "context" (the list as text),
 "word" and "index" where the task has them, and one solved item under "icl_examples". The answer is the list as text, or, of
-tasks with many right answers, an object with the parsed input and an example.
+tasks with many right answers, an object with the parsed input and an example. Summaries and paraphrases give a "text",
+sentences "words"; their files hold chosen texts of others, so they are not made here.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decodery.errors import BadInput
 from decodery.evaluation.parallelbench import lists, puzzles
+from decodery.evaluation.parallelbench.answers import read_list, read_square, write_list
 from decodery.evaluation.parallelbench.names import NAMES
 from decodery.evaluation.parallelbench.tasks import LENGTHS, published_seed
 
 PREFIX = "waiting_line_"
 LATIN, SUDOKU = "latin_square_n4", "sudoku_n4"
-PUBLISHED_TASKS = (*(PREFIX + name for name in lists.LIST_TASKS), LATIN, SUDOKU)
-MOST_TOKENS = {**dict.fromkeys((PREFIX + name for name in lists.LIST_TASKS), 32), LATIN: 64, SUDOKU: 64}
+SUMMARIES, PARAPHRASES, SENTENCES = "samsum", "chatgpt_paraphrases", "words_to_sentence_"
+TEXT_TASKS = (SUMMARIES, PARAPHRASES, *(SENTENCES + level for level in ("easy", "medium", "hard")))
+"""Tasks of open text, which only their files have."""
+MADE_TASKS = (*(PREFIX + name for name in lists.LIST_TASKS), LATIN, SUDOKU)
+"""Tasks whose items can be made."""
+PUBLISHED_TASKS = (*MADE_TASKS, *TEXT_TASKS)
+MOST_TOKENS = {task: 32 if task.startswith(PREFIX) else 64 for task in PUBLISHED_TASKS}
 """Length of the canvas in the published runs."""
+FILES = {
+    **{PREFIX + name: f"waiting_line/{name}.jsonl" for name in lists.LIST_TASKS},
+    LATIN: "puzzle/latin_square_n4.jsonl",
+    SUDOKU: "puzzle/sudoku_n4_12.jsonl",
+    SUMMARIES: "paraphrase_summarize/samsum.jsonl",
+    PARAPHRASES: "paraphrase_summarize/chatgpt-paraphrases.jsonl",
+    **{task: f"words_to_sentence/{task.removeprefix(SENTENCES)}.jsonl" for task in TEXT_TASKS[2:]},
+}
+"""Where each task's file lies in the folder that the benchmark's repository calls `data/output/test`."""
 WISHES = {
     "copy": "Give the list back as it is.",
     "reverse": "Give the list in reverse order.",
@@ -41,8 +56,8 @@ WISHES = {
 
 @dataclass(frozen=True)
 class Item:
-    """One published item. task: the name of its file. problem: what the metric needs: a ListProblem, the symbols of a Latin
-    square, or the solved Sudoku. prompt: our wording. entry: the JSON object."""
+    """One published item. problem: what the metric needs: a ListProblem, the symbols of a Latin square, the solved Sudoku, the
+    reference summary, the text to be said differently, or the given words. prompt: our wording. entry: the JSON object."""
 
     task: str
     prompt: str
@@ -51,54 +66,12 @@ class Item:
 
     @property
     def length(self) -> int:
-        """Items of the list; 4 for the puzzles."""
-        return len(self.problem.items) if isinstance(self.problem, lists.ListProblem) else puzzles.SIZE
-
-
-def write_list(items: Iterable[str]) -> str:
-    """A list as text: ["A", "B"]."""
-    return "[" + ", ".join(f'"{item}"' for item in items) + "]"
-
-
-def read_list(text: str) -> tuple[str, ...] | None:
-    """The last list in a text: from the last "[" to the next "]", split at commas, without blanks and quotes.
-
-    None where there is none; an empty pair of brackets is an empty list.
-    """
-    start = text.rfind("[")
-    end = text.find("]", start)
-    if start < 0 or end < 0:
-        return None
-    inside = text[start + 1 : end]
-    if not inside.strip():
-        return ()
-    return tuple(part.strip().strip("\"'").strip() for part in inside.split(","))
-
-
-def read_square(text: str) -> puzzles.Square:
-    """The rows of a text, split at commas where there are any, at blanks where not, else into characters."""
-    found = []
-    for line in text.strip().splitlines():
-        row = line.strip()
-        if row:
-            cells = row.split(",") if "," in row else row.split() if " " in row else list(row)
-            found.append(tuple(cell.strip() for cell in cells))
-    return tuple(found)
-
-
-def right(item: Item, response: str, *, strict: bool = False) -> bool:
-    """The task's metric, 0 or 1. strict: the response must be the answer alone, in the answer's own notation."""
-    if item.task == LATIN:
-        clean = not strict or re.fullmatch(r"(\S(,\S)+\n?)+", response) is not None
-        return clean and puzzles.is_latin(read_square(response), item.problem)
-    if item.task == SUDOKU:
-        if strict:
-            return bool(response == item.entry["answer"])
-        return bool(read_square(response) == item.problem)
-    items = read_list(response)
-    if items is None or (strict and response.strip() != write_list(items)):
-        return False
-    return lists.is_right(item.problem, items)
+        """Items of the list, 4 for the puzzles, given words of a sentence, 1 for other text."""
+        if isinstance(self.problem, lists.ListProblem):
+            return len(self.problem.items)
+        return (
+            puzzles.SIZE if self.task in (LATIN, SUDOKU) else 1 if isinstance(self.problem, str) else len(self.problem)
+        )
 
 
 def _list_entry(problem: lists.ListProblem, generator: random.Random) -> dict[str, Any]:
@@ -120,27 +93,38 @@ def _list_entry(problem: lists.ListProblem, generator: random.Random) -> dict[st
     }
 
 
-def make_items(task: str, count: int = 100, *, seed: int | None = None, lengths: Sequence[int] = LENGTHS) -> list[Item]:
-    """`count` items of a published task, equally many of each length, the short ones first. seed: None is the task's own.
+def _puzzle_entry(task: str, generator: random.Random) -> dict[str, Any]:
+    if task == LATIN:
+        symbols = generator.sample(puzzles.SYMBOLS, puzzles.SIZE)
+        example = "\n".join(",".join(row) for row in puzzles.shifted_latin(symbols, generator))
+        given = {"size": puzzles.SIZE, "symbols": f"[{', '.join(symbols)}]"}
+        answer = {"symbols": symbols, "example": example}
+        return {"input": given, "answer": answer, "metadata": {"length": puzzles.SIZE}}
+    puzzle, full = puzzles.draw_sudoku(generator)
+    text, solved = ("\n".join("".join(row) for row in square) for square in (puzzle, full))
+    blanks = sum(row.count(puzzles.BLANK) for row in puzzle)
+    return {"input": {"sudoku": text}, "answer": solved, "metadata": {"blanks": blanks}}
 
-    Raises ValueError for an unknown task.
+
+def seed_name(task: str) -> str:
+    """What the benchmark hashes for the seed of a task: its name without the folder, and "_list" behind those that edit one."""
+    name = task.removeprefix(PREFIX)
+    return f"{name}_list" if name.startswith(("insert", "remove", "replace")) else name
+
+
+def make_items(task: str, count: int = 100, *, seed: int | None = None, lengths: Sequence[int] = LENGTHS) -> list[Item]:
+    """`count` items of a published task, equally many of each length, the short ones first. seed: None is the published
+    one. Raises ValueError for an unknown task and for one that is not made.
     """
-    if task not in PUBLISHED_TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(PUBLISHED_TASKS)}")
-    generator = random.Random(published_seed(task) if seed is None else seed)
-    entries = []
+    if task not in MADE_TASKS:
+        raise ValueError(f"items of {task!r} are not made here; those of these are: {', '.join(MADE_TASKS)}")
+    generator = random.Random(published_seed(seed_name(task)) if seed is None else seed)
+    entries: list[dict[str, Any]] = []
     for place in range(count):
-        if task == LATIN:
-            symbols = generator.sample(puzzles.SYMBOLS, puzzles.SIZE)
-            example = "\n".join(",".join(row) for row in puzzles.shifted_latin(symbols, generator))
-            given = {"size": puzzles.SIZE, "symbols": f"[{', '.join(symbols)}]"}
-            answer = {"symbols": symbols, "example": example}
-            entries.append({"input": given, "answer": answer, "metadata": {"length": puzzles.SIZE}})
-        elif task == SUDOKU:
-            puzzle, full = puzzles.draw_sudoku(generator)
-            text, solved = ("\n".join("".join(row) for row in square) for square in (puzzle, full))
-            blanks = sum(row.count(puzzles.BLANK) for row in puzzle)
-            entries.append({"input": {"sudoku": text}, "answer": solved, "metadata": {"blanks": blanks}})
+        if task in (LATIN, SUDOKU):
+            entry = _puzzle_entry(task, generator)
+            entry["input"]["icl_examples"] = [_puzzle_entry(task, generator)]
+            entries.append(entry)
         else:
             name = task.removeprefix(PREFIX)
             length = sorted(lengths)[place * len(lengths) // count]
@@ -155,25 +139,46 @@ def item_of(task: str, entry: dict[str, Any]) -> Item:
     """An item from its JSON object. Raises BadInput where the object is not one of the task's."""
     try:
         given = entry["input"]
-        if task == LATIN:
-            symbols = tuple(entry["answer"]["symbols"])
-            prompt = (
-                f"Write a Latin square of size {given['size']} with the symbols {given['symbols']}: every row and every column "
-                "holds each symbol once. Answer with one row a line, its symbols separated by commas, and nothing else.\n"
-            )
-            return Item(task, prompt, symbols, entry)
-        if task == SUDOKU:
-            prompt = (
-                "Solve this Sudoku of size 4 (0 is a blank): every row, every column and every box of two by two holds 1, 2, 3 "
-                f"and 4. Answer with the four rows and nothing else.\n{given['sudoku']}\n"
-            )
-            return Item(task, prompt, read_square(entry["answer"]), entry)
+        if task in TEXT_TASKS:
+            return _text_item(task, entry)
+        if task in (LATIN, SUDOKU):
+            solved = [f"{_puzzle_wish(task, o['input'])}{_example(o)}\n\n" for o in given.get("icl_examples", ())]
+            answer = tuple(entry["answer"]["symbols"]) if task == LATIN else read_square(entry["answer"])
+            return Item(task, "".join((*solved, _puzzle_wish(task, given))), answer, entry)
         name = task.removeprefix(PREFIX)
         problem = _problem(name, entry)
         examples = [(_problem(name, other), _example(other)) for other in given.get("icl_examples", ())]
         return Item(task, list_prompt(problem, examples), problem, entry)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"this is no item of {task}: {error!r}.") from error
+
+
+def _text_item(task: str, entry: dict[str, Any]) -> Item:
+    given, answer = entry["input"], entry["answer"]
+    if task == SUMMARIES:
+        wish = f"Sum up this conversation in a sentence or two. Answer with the summary only.\n\n{given['text']}\n\nSummary: "
+        return Item(task, wish, str(answer["summary"]), entry)
+    if task == PARAPHRASES:
+        wish = (
+            f"Say this in other words. Answer with the new sentence only.\n\nSentence: {given['text']}\n\nParaphrase: "
+        )
+        return Item(task, wish, str(answer["text"]), entry)
+    given_words = tuple(str(word) for word in answer["words"])
+    if isinstance(answer["words"], str) or not given_words:
+        raise ValueError("no list of words")
+    return Item(task, f"Write one sentence with the words {given['words']}.\n\nSentence: ", given_words, entry)
+
+
+def _puzzle_wish(task: str, given: dict[str, Any]) -> str:
+    if task == LATIN:
+        return (
+            f"Write a Latin square of size {given['size']} with the symbols {given['symbols']}: every row and every column "
+            "holds each symbol once. Answer with one row a line, its symbols separated by commas, and nothing else.\n"
+        )
+    return (
+        "Solve this Sudoku of size 4 (0 is a blank): every row, every column and every box of two by two holds 1, 2, 3 "
+        f"and 4. Answer with the four rows and nothing else.\n{given['sudoku']}\n"
+    )
 
 
 def _problem(name: str, entry: dict[str, Any]) -> lists.ListProblem:
@@ -225,6 +230,14 @@ def read_items(path: Path, task: str | None = None) -> list[Item]:
         except (json.JSONDecodeError, BadInput) as error:
             raise BadInput(f"{path}, line {number}: {error}") from None
     return found
+
+
+def find_file(folder: Path, task: str) -> Path | None:
+    """A task's file in a folder: named by the task, or where the benchmark's repository has it (`FILES`); else None."""
+    for path in (folder / f"{task}.jsonl", folder / FILES[task]):
+        if path.is_file():
+            return path
+    return None
 
 
 def write_items(items: Sequence[Item], path: Path) -> None:
