@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +80,7 @@ def asked(monkeypatch):
     return asked
 
 
-DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0, "seed": None}
+DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0, "seed": None, "published": None, "analysis": False}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0
         (["--batch-size", "1"], {"batch_size": 1}),
         (["--samples", "3"], {"samples": 3}),
         (["--canvas", "12"], {"canvas": 12}),
+        (["--published", "folder"], {"published": Path("folder")}),
+        (["--analysis"], {"analysis": True}),
         (["--temperature", "0.5"], {"temperature": 0.5}),
         (["--tasks", "copy, sudoku"], {"tasks": ("copy", "sudoku")}),
         (["--methods", "masked-diffusion(rule=threshold), localleap"],
@@ -100,7 +103,7 @@ DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0
 )  # fmt: skip
 def test_every_option_arrives(command, folder, asked, arguments, expected):
     assert "asked." in command("suite", "--model", str(folder), *arguments).err
-    usual = {"entrants": [entrant.spec for entrant in suite.default_entrants()], "tasks": tuple(suite.TASKS)}
+    usual = {"entrants": [entrant.spec for entrant in suite.default_entrants()], "tasks": ()}
     assert asked == {**DEFAULTS, **usual, "model": folder.name, **expected}
 
 
