@@ -15,7 +15,7 @@ from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler, Scheduling
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, Rows
-from decodery.models.sequence import KeyValueCache
+from decodery.models.key_value_cache import KeyValueCache
 from decodery.testing import LetterTokenizer, SmallLanguageModel
 
 BEGINNING = 45

@@ -1,8 +1,8 @@
 """Runs many requests at once: collects what their methods ask, scores it in as few passes as possible, hands it back.
 
 Batching over any mix of methods, settings and networks falls out of this loop; no method knows of it. Nor does any know that a
-request waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and
-that a beginning which several have in common is scored once.
+request waits until its keys and values fit into the budget, that a long prompt is scored piece by piece beside the others, and that
+a beginning which several have in common is scored once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 from decodery.engine.memory import KVBudget, Need, size_text
 from decodery.engine.method import Decoding, Method
 from decodery.engine.plain import plain
+from decodery.engine.prefix_tree import PrefixTree
 from decodery.engine.request import Request
-from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
+from decodery.engine.sharing import SHORTEST, KeptPrompts, Pending, beginnings, leader_of
 from decodery.errors import BadSetting, NotEnoughMemory, ScoresNotNumbers
 from decodery.models.forward import Forward, Scores, Slots
-from decodery.models.scorer import PassKey, pass_key
+from decodery.models.scorer import PassKey, pass_key, scorer_of
 
 if TYPE_CHECKING:
-    from decodery.models.scorer import Scorer
+    from decodery.models.owner import Owner
     from decodery.models.sequence import Sequence as CachedSequence
 
 CHUNKS = (64, 128, 256, 512)
@@ -38,10 +39,10 @@ UNWATCHED_CHUNK = 256
 class Scheduling:
     """How requests that run together share passes and memory. None of it changes what a request gives, up to rounding.
 
-    chunk: rows of prompts in one pass while several requests run; None: by the cost curve; 0: prompts are scored whole;
-    BadSetting where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a
-    prompt. share: beginnings that several requests have in common are scored once. prefix_cache: bytes, within the KV budget,
-    for beginnings of prompts that are over, so that later requests can go on from them.
+    chunk: rows of prompts in one pass while several requests run; None: by the cost curve; 0: prompts are scored whole; BadSetting
+    where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a prompt. share:
+    beginnings that several requests have in common are scored once. prefix_cache: bytes, within the KV budget, for beginnings of
+    prompts that are over, so that later requests can go on from them.
     """
 
     chunk: int | None = None
@@ -72,12 +73,12 @@ class _Task:
     request: Request
     decoding: Decoding
     need: Need
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[Pending] = field(default_factory=list)
     single: bool = True
     roots: list[CachedSequence] = field(default_factory=list)
 
 
-_Piece = tuple[_Task, Ask, int]
+_Piece = tuple[_Task, Pending, int]
 """An ask, and how many of its next rows are scored now."""
 
 
@@ -90,7 +91,7 @@ class Scheduler:
     def __init__(self, budget: KVBudget | None = None, scheduling: Scheduling | None = None) -> None:
         self.budget = KVBudget() if budget is None else budget
         self.scheduling = Scheduling() if scheduling is None else scheduling
-        self.prefixes = PrefixCache(self.budget, self.scheduling.prefix_cache)
+        self.prefixes = KeptPrompts(self.budget, self.scheduling.prefix_cache)
         self._tasks: list[_Task] = []
         self._queue: deque[_Waiting] = deque()
         self._stepping = False
@@ -107,8 +108,8 @@ class Scheduler:
         return len(self._queue)
 
     def submit(self, request: Request, method: Method) -> None:
-        """Start a request; it runs with the next `step`. Where its keys and values do not fit beside those of the requests that
-        run, it waits for its turn. A request that could never fit ends with NotEnoughMemory."""
+        """Start a request; it runs with the next `step`. Where its keys and values do not fit beside those of the requests that run, it
+        waits for its turn. A request that could never fit ends with NotEnoughMemory."""
         try:
             need = Need.of(request, method)
             self.budget.check(need)
@@ -142,8 +143,8 @@ class Scheduler:
     def step(self) -> None:
         """One round: score what every request asks for, and let each go on to its next ask.
 
-        Of a long prompt a round may score a piece only, or nothing where another request scores the same beginning; its request
-        goes on when all is there.
+        Of a long prompt a round may score a piece only, or nothing where another request scores the same beginning; its request goes on
+        when all is there.
         """
         self._admit()
         if not self._tasks:
@@ -173,13 +174,22 @@ class Scheduler:
 
     # Memory
 
+    @property
+    def can_step(self) -> bool:
+        """Whether a step could bring requests that hold memory nearer to their end."""
+        return bool(self._tasks) and not self._stepping
+
+    def make_room(self, size: int) -> None:
+        """Forget beginnings of prompts until so many bytes are left in the budget."""
+        self.prefixes.make_room(size)
+
     def _admit(self) -> None:
         """Start the requests that have waited longest, as long as they fit."""
         while self._queue:
             first = self._queue[0]
             if not self.budget.fits(first.need.bytes):
                 for scheduler in (self, *self.budget.others(self)):
-                    scheduler.prefixes.make_room(first.need.bytes)
+                    scheduler.make_room(first.need.bytes)
                 if not self.budget.fits(first.need.bytes):
                     return
             self._queue.popleft()
@@ -204,7 +214,7 @@ class Scheduler:
         """Nothing runs here, and the first request does not fit: let those go on who hold the memory."""
         if not self._queue:
             return
-        holders = [other for other in self.budget.others(self) if other._tasks and not other._stepping]
+        holders = [other for other in self.budget.others(self) if other.can_step]
         for other in holders:
             other.step()
         if not holders:  # they wait for us, in a call that this one was made from
@@ -226,25 +236,30 @@ class Scheduler:
 
     # What is scored in a round
 
-    def _plan(self) -> tuple[list[_Piece], list[tuple[_Task, Ask, Ask]]]:
+    def _plan(self) -> tuple[list[_Piece], list[tuple[_Task, Pending, Pending]]]:
         """Which rows are scored now; and the asks that wait, each with an earlier one that scores the same beginning."""
         pieces: list[_Piece] = []
-        held: list[tuple[_Task, Ask, Ask]] = []
-        leaders: dict[Hashable, list[Ask]] = {}
+        held: list[tuple[_Task, Pending, Pending]] = []
+        leaders: dict[Hashable, PrefixTree[list[Pending]]] = {}
+        roots: dict[Hashable, PrefixTree[CachedSequence]] | None = None
         room: dict[int, int] = {}
         for task in self._tasks:
             for ask in task.asks:
                 if ask.answer is not None:
                     continue
                 if self.scheduling.share and ask.shareable:
-                    self._copy(task, ask)
-                    owner, layers = ask.forward.sequence.owner, ask.forward.layers
-                    alike = leaders.setdefault((id(owner), layers, tuple(ask.text[:SHORTEST])), [])
-                    leader = _leader(ask, alike)
+                    alike = id(ask.forward.sequence.owner), ask.forward.layers
+                    if ask.gain(len(ask.text)) >= SHORTEST:
+                        roots = (
+                            beginnings(root for task in self._tasks for root in task.roots) if roots is None else roots
+                        )
+                        self._copy(task, ask, roots.get(alike))
+                    tree = leaders.setdefault(alike, PrefixTree())
+                    leader = leader_of(ask, tree)
                     if leader is not None:
                         held.append((task, ask, leader))
                         continue
-                    alike.append(ask)
+                    tree.put(ask.text, [*(tree.get(ask.text) or ()), ask])
                 rows = ask.left
                 if len(self._tasks) > 1 and _reads(task, ask):
                     place = id(ask.forward.sequence.owner)
@@ -256,9 +271,9 @@ class Scheduler:
                     pieces.append((task, ask, rows))
         return pieces, held
 
-    def _chunk(self, task: _Task, ask: Ask) -> int:
+    def _chunk(self, task: _Task, ask: Pending) -> int:
         """How many rows of prompts a pass of a network may take, so that it does not hold up the other requests for long."""
-        network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
+        network, chunk = scorer_of(ask.forward.sequence), self.scheduling.chunk
         asked = [
             other for entry in self._tasks for other in entry.asks if other.answer is None and _reads(entry, other)
         ]
@@ -272,17 +287,13 @@ class Scheduler:
         cost = task.request.host.cost(network).at(ask.forward.sequence.length)
         return max((rows for rows in CHUNKS if cost(rows) <= MOST_DELAY * cost(1)), default=CHUNKS[0])
 
-    def _copy(self, task: _Task, ask: Ask) -> None:
+    def _copy(self, task: _Task, ask: Pending, roots: PrefixTree[CachedSequence] | None) -> None:
         """Take over what a running request, or one that is over, has scored already."""
         sequence = ask.forward.sequence
-        if ask.gain(ask.text) < SHORTEST:
-            return
         best, length = None, sequence.length
-        for other in self._tasks:
-            for root in other.roots:
-                fits = root is not sequence and root.owner is sequence.owner and root.plain_layers == ask.forward.layers
-                if fits and (until := ask.common(root.tokens[: root.plain])) >= length + SHORTEST:
-                    best, length = root, until
+        near = roots and roots.nearest(ask.text)
+        if near and ask.gain(near[1]) >= SHORTEST:
+            best, length = near[0], ask.usable(near[1])
         kept = self.prefixes.find(ask)
         if kept is not None and kept[1] > length:
             best, length = kept
@@ -290,14 +301,14 @@ class Scheduler:
             task.request.statistics.shared_rows += length - sequence.length
             ask.take(best, length)
 
-    def _follow(self, task: _Task, ask: Ask, leader: Ask) -> None:
+    def _follow(self, task: _Task, ask: Pending, leader: Pending) -> None:
         """Take over what an earlier ask of this round has scored, as soon as all of it is there."""
         source, before = leader.forward.sequence, ask.forward.sequence.length
         if leader.answer is not None and ask.same_as(leader):
             ask.answer_as(leader)
             self._count(task, ask, 0)
-        elif ask.gain(leader.text) >= SHORTEST and source.plain >= ask.common(leader.text):
-            ask.take(source, ask.common(leader.text))
+        elif source.plain >= (rows := ask.common(leader.text)) >= ask.forward.sequence.length + SHORTEST:
+            ask.take(source, rows)
         task.request.statistics.shared_rows += ask.forward.sequence.length - before
 
     def _remember(self, task: _Task) -> None:
@@ -311,7 +322,7 @@ class Scheduler:
                     self.prefixes.keep(sequence, min(sequence.length, len(task.request.prompt)))
 
     def _score(self, group: Sequence[_Piece]) -> None:
-        network = group[0][1].forward.sequence.owner
+        network = scorer_of(group[0][1].forward.sequence)
         forwards = [ask.piece(rows) for _, ask, rows in group]
         try:
             answers: list[Scores] = network.run_pass(forwards)
@@ -327,7 +338,7 @@ class Scheduler:
             self._count(task, ask, rows)
             ask.scored(rows, scores)
 
-    def _count(self, task: _Task, ask: Ask, rows: int) -> None:
+    def _count(self, task: _Task, ask: Pending, rows: int) -> None:
         """Count rows of an ask as work done for a request. All pieces of an ask are one forward."""
         forward, network = ask.forward, ask.forward.sequence.owner
         later = ask.begun or forward.joined
@@ -343,10 +354,9 @@ class Scheduler:
             task.single = isinstance(ask, Forward)
             forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
             for forward in forwards:
-                network: Scorer = forward.sequence.owner
-                network.check(forward)
+                scorer_of(forward.sequence).check(forward)
             _check_together(forwards)
-            task.asks = [Ask(forward) for forward in forwards]
+            task.asks = [Pending(forward) for forward in forwards]
         except StopIteration:
             task.request.finish("stop")
         except Exception as error:
@@ -361,21 +371,12 @@ class Scheduler:
         task.request.finish("error", error)
 
 
-def _reads(task: _Task, ask: Ask) -> bool:
+def _reads(task: _Task, ask: Pending) -> bool:
     """Whether an ask reads a prompt. Long drafts are no prompts: their requests are those that must not wait."""
     return ask.plain and ask.base < len(task.request.prompt) - 1
 
 
-def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
-    """The ask that scores most of the rows that this one needs as well; None where none is worth waiting for."""
-    for other in others:
-        if ask.same_as(other):
-            return other
-    best = max(others, key=lambda other: ask.gain(other.text), default=None)
-    return best if best is not None and ask.gain(best.text) >= SHORTEST else None
-
-
-def _label(forward: Forward, network: Scorer) -> str:
+def _label(forward: Forward, network: Owner) -> str:
     """Under which name a forward is counted. A pass through some of the layers is a drafter's; one that takes rows through
     the last of all layers is one of the model itself, wherever the first layers were run."""
     layers, count = forward.layers, network.layers
