@@ -19,7 +19,8 @@ from decodery.engine.memory import KVBudget, Need
 from decodery.engine.method import Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
-from decodery.engine.scheduler import Scheduler, Scheduling
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.scheduling import Scheduling
 from decodery.engine.settings import Settings as Decoding
 from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
 from decodery.evaluation.questions import load_questions

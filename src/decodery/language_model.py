@@ -20,7 +20,8 @@ from decodery.engine.method import Method, admit
 from decodery.engine.needs import DEFAULTS
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
-from decodery.engine.scheduler import Scheduler, Scheduling
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.scheduling import Scheduling
 from decodery.engine.settings import Settings
 from decodery.engine.task import as_task
 from decodery.errors import BadPrompt, BadSetting

@@ -12,7 +12,7 @@ import torch
 
 from decodery._lazy import without_collection
 from decodery.engine.memory import parse_budget
-from decodery.engine.scheduler import Scheduling
+from decodery.engine.scheduling import Scheduling
 from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store

@@ -80,7 +80,8 @@ def asked(monkeypatch):
     return asked
 
 
-DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0, "seed": None, "published": None, "analysis": False}
+DEFAULTS = {"samples": 100, "batch_size": 25, "canvas": None, "temperature": 0.0, "seed": None}
+DEFAULTS |= {"published": None, "analysis": False}
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from tiny_models import random_ids
 
 import decodery
 from decodery.engine import memory, registry
+from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.events import Finished
-from decodery.engine.memory import KVBudget, Need, parse_size, size_text
+from decodery.engine.memory import KVBudget, Need, Room, parse_size, size_text
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.language_model import LanguageModel
-from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.models.key_value_cache import KeyValueCache, Span
+from decodery.models.sequence import Sequence
 from decodery.testing import scripted_language_model, story_scorer, toy_diffusion_model, toy_language_model
 
 
@@ -94,6 +96,21 @@ def test_the_size_of_a_cache() -> None:
     sequence.cache.expect(network.rows_kept(100))
     sequence.cache.reserve(3)
     assert sequence.cache.bytes == network.cache_bytes(100)
+
+
+def test_the_rows_that_forks_share_are_counted_once() -> None:
+    lm = toy_language_model()
+    request, network = new_request(lm, [1] * 128), lm.network
+
+    class Forking(Autoregressive):
+        def caches(self, request: Any) -> Any:
+            return [Room(network, 192), *[Room(network, 192, shared=128)] * 63]
+
+    need = Need.of(request, Forking())
+    assert need.bytes == network.cache_bytes(192) + 63 * network.cache_bytes(64)
+    assert need.rows == {id(network): 192}
+    # A block of which only a part is shared is copied.
+    assert network.cache_bytes(192, 127) == network.cache_bytes(128)
 
 
 METHODS = [
@@ -192,19 +209,21 @@ def decoded(lm: LanguageModel, total: int | None) -> tuple[list[list[int]], KVBu
 def live(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes of all caches that exist, now and at most."""
     size = {"now": 0, "most": 0}
-    known: weakref.WeakKeyDictionary[KeyValueCache, int] = weakref.WeakKeyDictionary()
+    known: weakref.WeakSet[KeyValueCache] = weakref.WeakSet()
     allocate = KeyValueCache._allocate
 
     def gone(bytes: int) -> None:
         size["now"] -= bytes
 
-    def allocated(cache: KeyValueCache, capacity: int) -> None:
-        assert cache not in known or not cache._expected, "a cache of known size is made once"
-        allocate(cache, capacity)
-        known[cache] = cache.bytes
-        size["now"] += cache.bytes
+    def allocated(cache: KeyValueCache, first: int, capacity: int) -> Span:
+        shared = any(len(span.claims) > 1 for span in cache.spans)
+        assert shared or cache not in known or not cache._expected, "a cache of known size is made once"
+        span = allocate(cache, first, capacity)
+        known.add(cache)
+        size["now"] += span.bytes
         size["most"] = max(size["most"], size["now"])
-        weakref.finalize(cache, gone, cache.bytes)
+        weakref.finalize(span, gone, span.bytes)
+        return span
 
     monkeypatch.setattr(KeyValueCache, "_allocate", allocated)
     return size

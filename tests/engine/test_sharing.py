@@ -17,8 +17,9 @@ from decodery.engine.memory import KVBudget
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
-from decodery.engine.scheduler import CHUNKS, UNWATCHED_CHUNK, Scheduler, Scheduling
-from decodery.engine.sharing import SHORTEST, Ask, PrefixCache, common
+from decodery.engine.scheduler import CHUNKS, UNWATCHED_CHUNK, Scheduler
+from decodery.engine.scheduling import Scheduling
+from decodery.engine.sharing import SHORTEST, KeptPrompts, Pending, common
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
 from decodery.models.scorer import Scorer
@@ -216,7 +217,7 @@ def test_canvases_and_trees_are_left_alone() -> None:
     scorer = story_scorer()
     sequence = scorer.new_sequence()
     tokens = list(range(20))
-    assert Ask(Forward(sequence, tokens)).plain
+    assert Pending(Forward(sequence, tokens)).plain
     for other in (
         Forward(sequence, tokens, attend=Attend.FULL),
         Forward(sequence, tokens, attend=torch.ones(20, 20, dtype=torch.bool)),
@@ -228,7 +229,7 @@ def test_canvases_and_trees_are_left_alone() -> None:
         Forward(sequence, tokens, logits=[3, 2]),
         Forward(sequence, tokens[:SHORTEST]),
     ):
-        assert not Ask(other).plain
+        assert not Pending(other).plain
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_scores_are_shared_but_not_their_memory() -> None:
 
 def kept(lm: LanguageModel, tokens: Sequence[int]) -> Any:
     sequence = lm.network.new_sequence()
-    ask = Ask(Forward(sequence, list(tokens), logits=Rows.LAST))
+    ask = Pending(Forward(sequence, list(tokens), logits=Rows.LAST))
     ask.scored(len(tokens), lm.network.run([ask.piece(len(tokens))])[0])
     return sequence
 
@@ -291,14 +292,14 @@ def test_the_least_recently_used_goes_first_and_the_budget_holds() -> None:
     lm = toy_language_model()
     size = lm.network.cache_bytes(64)
     budget = KVBudget(4 * size)
-    cache = PrefixCache(budget, 2 * size)
+    cache = KeptPrompts(budget, 2 * size)
     texts = [random_ids(40, seed, 120) for seed in range(3)]
 
     def found(text: list[int]) -> bool:
-        return cache.find(Ask(Forward(lm.network.new_sequence(), [*text, 1]))) is not None
+        return cache.find(Pending(Forward(lm.network.new_sequence(), [*text, 1]))) is not None
 
     def ask(text: list[int]) -> bool:
-        return cache.find(Ask(Forward(lm.network.new_sequence(), [*text, 1], logits=Rows.LAST))) is not None
+        return cache.find(Pending(Forward(lm.network.new_sequence(), [*text, 1], logits=Rows.LAST))) is not None
 
     cache.keep(kept(lm, texts[0]), 40)
     cache.keep(kept(lm, texts[1]), 40)
@@ -321,7 +322,7 @@ def test_the_least_recently_used_goes_first_and_the_budget_holds() -> None:
 
 def test_a_longer_prompt_takes_the_place_of_its_beginning() -> None:
     lm = toy_language_model()
-    cache = PrefixCache(KVBudget(), 1 << 20)
+    cache = KeptPrompts(KVBudget(), 1 << 20)
     text = random_ids(80, 1, 120)
     cache.keep(kept(lm, text[:40]), 40)
     cache.keep(kept(lm, text), 80)

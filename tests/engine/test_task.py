@@ -12,7 +12,8 @@ from tiny_models import network_of, random_ids
 
 from decodery.engine.memory import KVBudget
 from decodery.engine.registry import method as as_method
-from decodery.engine.scheduler import Scheduler, Scheduling
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.scheduling import Scheduling
 from decodery.engine.task import Asking, Task
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.language_model import LanguageModel

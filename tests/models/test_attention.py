@@ -20,7 +20,8 @@ from decodery.models.attention import (
     packing,
 )
 from decodery.models.forward import Attend, Forward, Slots
-from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.models.key_value_cache import KeyValueCache
+from decodery.models.sequence import Sequence
 
 BOUND = 2e-6
 """Largest absolute difference from float64; outputs are averages of values of unit variance."""

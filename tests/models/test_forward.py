@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.models.forward import ALL_LAYERS, Attend, Forward, Layers, Rows, Slots, Tree, tree_mask
-from decodery.models.sequence import NoCache, Sequence
+from decodery.models.sequence import NothingKept, Sequence
 
 VOCABULARY, LAYERS, HIDDEN = 10, 4, 6
 
 
 def sequence_of(tokens: list[int], positions: list[int] | None = None) -> Sequence:
-    sequence = Sequence(None, NoCache())  # type: ignore[arg-type]
+    sequence = Sequence(None, NothingKept())  # type: ignore[arg-type]
     sequence.write(range(len(tokens)), tokens, range(len(tokens)) if positions is None else positions)
     return sequence
 

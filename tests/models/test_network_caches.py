@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny_models import masked_reference, network_of, random_ids, reference_logits, shared_model, worst
 
 from decodery.models.forward import Attend, Forward, Rows, Slots, tree_mask
+from decodery.models.key_value_cache import KeyValueCache
 from decodery.models.scorer import Scorer
-from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.models.sequence import Sequence
 
 BOUND = 1e-4
 both_paths = pytest.mark.parametrize("path", ["eager", "blocks"])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from decodery.models.key_value_cache import BLOCK, KeyValueCache
 from decodery.models.native.cache import PairedCache
-from decodery.models.sequence import KeyValueCache
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 SHAPES = [(2, 64)] * 3
@@ -25,10 +25,11 @@ def filled(rows: int, seed: int) -> tuple[KeyValueCache, PairedCache]:
     for layer in range(len(SHAPES)):
         numbers = torch.randn(2, 2, rows, 64, generator=generator).bfloat16()
         usual.both(layer)[:, :, :rows] = numbers
-        keys, values = paired._views[layer]
-        keys[:, :rows] = numbers[0]
         for row in range(rows):
-            values.view(2, -1, 64, 2)[:, row // 2, :, row % 2] = numbers[1, :, row]
+            keys, values = paired.spans[row // BLOCK].views[layer]
+            at = row % BLOCK
+            keys[:, at] = numbers[0, :, row]
+            values.view(2, -1, 64, 2)[:, at // 2, :, at % 2] = numbers[1, :, row]
     return usual, paired
 
 

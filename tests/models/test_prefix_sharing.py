@@ -12,10 +12,11 @@ from tiny_models import network_of, random_ids
 from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
-from decodery.engine.scheduler import Scheduler, Scheduling
+from decodery.engine.scheduler import Scheduler
+from decodery.engine.scheduling import Scheduling
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, Rows
-from decodery.models.sequence import KeyValueCache
+from decodery.models.key_value_cache import KeyValueCache
 from decodery.testing import LetterTokenizer, SmallLanguageModel
 
 BEGINNING = 45

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodery.models.sequence import KeyValueCache, NoCache, Sequence
+from decodery.models.key_value_cache import KeyValueCache
+from decodery.models.sequence import NothingKept, Sequence
 
 SHAPES = [(2, 4), (1, 8), (2, 4)]
 """Three layers, the second of another shape."""
@@ -19,11 +20,12 @@ def write(sequence: Sequence, slots: list[int], marks: list[int]) -> None:
     """What a network does: mark the cache rows of each layer, then record them."""
     cache = sequence.cache
     assert isinstance(cache, KeyValueCache)
-    cache.reserve(max([sequence.length, *(slot + 1 for slot in slots)]))
+    cache.reserve(max([sequence.length, *(slot + 1 for slot in slots)]), min([sequence.length, *slots]))
+    last = cache.spans[-1]
     for layer in range(len(SHAPES)):
-        keys, values = cache.layer(layer)
+        keys, values = last.views[layer]
         for slot, mark in zip(slots, marks, strict=True):
-            keys[:, slot], values[:, slot] = mark + layer, -mark - layer
+            keys[:, slot - last.first], values[:, slot - last.first] = mark + layer, -mark - layer
     sequence.write(range(slots[0], slots[0] + len(slots)) if slots[0] == sequence.length else slots, marks, slots)
 
 
@@ -115,13 +117,13 @@ def test_lengths_that_cannot_be_cut_to(length: int) -> None:
 
 
 def test_positions_move_with_their_rows() -> None:
-    sequence = Sequence(None, NoCache())  # type: ignore[arg-type]
+    sequence = Sequence(None, NothingKept())  # type: ignore[arg-type]
     sequence.write(range(5), [1, 2, 3, 4, 5], [0, 1, 2, 2, 3])
     sequence.keep([3, 4], 2)
     assert sequence.tokens == [1, 2, 4, 5]
     assert sequence.positions == [0, 1, 2, 3]
     assert sequence.next_position == 4
-    assert Sequence(None, NoCache()).next_position == 0  # type: ignore[arg-type]
+    assert Sequence(None, NothingKept()).next_position == 0  # type: ignore[arg-type]
 
 
 def test_capacity_doubles_and_unused_rows_are_zero() -> None:

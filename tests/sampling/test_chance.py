@@ -106,7 +106,9 @@ def test_speculation_without_drawn_drafts_gives_the_same_tokens(source: str, met
         assert one(lm, method, seed, chosen, 12) == one(lm, "autoregressive", seed, chosen, 12)
 
 
-@pytest.mark.parametrize("method", [name for name in names() if find(name).exactness is Exactness.IDENTICAL_TO_SAMPLING])
+@pytest.mark.parametrize(
+    "method", [name for name in names() if find(name).exactness is Exactness.IDENTICAL_TO_SAMPLING]
+)
 def test_drawn_drafts_are_refused_where_the_source_serves_the_target_alone(method: str) -> None:
     lm, _ = model()
     for source in ("arithmetic", "keyed", Recording(Arithmetic())):

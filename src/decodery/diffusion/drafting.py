@@ -48,9 +48,7 @@ class Likeliest:
     def fork(self, text: Sequence[int]) -> Likeliest:
         return self
 
-    def race(
-        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
-    ) -> int:
+    def race(self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()) -> int:
         return int(log_weights.argmax())
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from decodery._lazy import torch
 from decodery.errors import BadPrompt
 from decodery.models.forward import ALL_LAYERS, Attend, Forward, Scores, Slots, Tree
-from decodery.models.scorer import Head, Scorer, Work
-from decodery.models.sequence import NoCache
+from decodery.models.scorer import Head, Scorer, Work, scorer_of
+from decodery.models.sequence import NothingKept
 from decodery.models.sequence import Sequence as CachedSequence
 
 if TYPE_CHECKING:
@@ -67,10 +67,12 @@ class ComposedNetwork(Scorer):
             for network, more in zip(self.networks, longer, strict=True)
         )
 
-    def cache_bytes(self, rows: int) -> int:
-        behind = max(0, rows - len(self.prompt))
-        others = (member.network.cache_bytes(len(prompt_of(member, self.prompt)) + behind) for member in self.others)
-        return self.first.cache_bytes(rows) + sum(others)
+    def cache_bytes(self, rows: int, shared: int = 0) -> int:
+        total = self.first.cache_bytes(rows, shared)
+        for member in self.others:
+            more = len(prompt_of(member, self.prompt)) - len(self.prompt)
+            total += member.network.cache_bytes(max(0, rows + more), max(0, shared + more) if shared else 0)
+        return total
 
     def rows_kept(self, rows: int) -> int:
         return self.first.rows_kept(rows)
@@ -98,7 +100,9 @@ class ComposedNetwork(Scorer):
         answers = []
         for forward in forwards:
             parts = self.parts(forward)
-            answers.append(self.joined(forward, parts, [part.sequence.owner.run_pass([part])[0] for part in parts]))
+            answers.append(
+                self.joined(forward, parts, [scorer_of(part.sequence).run_pass([part])[0] for part in parts])
+            )
         return answers
 
     # From one forward to those of the members, and back
@@ -187,7 +191,7 @@ class ComposedSequence(CachedSequence):
     """
 
     def __init__(self, owner: ComposedNetwork, members: Sequence[CachedSequence]):
-        super().__init__(owner, NoCache())
+        super().__init__(owner, NothingKept())
         self.members = list(members)
         self._network = owner
 

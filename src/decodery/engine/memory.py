@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.plain import plain
@@ -17,7 +17,6 @@ from decodery.plain import plain
 if TYPE_CHECKING:
     from decodery.engine.method import Method
     from decodery.engine.request import Request
-    from decodery.engine.scheduler import Scheduler
     from decodery.models.scorer import Scorer
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -97,6 +96,15 @@ def _number(path: Path) -> int | None:
         return None
 
 
+class Room(NamedTuple):
+    """What one sequence of a request can need: of a network, so many rows at most, of which the first `shared` are those of the
+    sequence that it is a fork of."""
+
+    network: Scorer
+    rows: int
+    shared: int = 0
+
+
 @dataclass(frozen=True)
 class Need:
     """What a task can need at most.
@@ -115,14 +123,26 @@ class Need:
         return cls.of_caches(method.caches(request))
 
     @classmethod
-    def of_caches(cls, caches: Sequence[tuple[Scorer, int]]) -> Need:
-        """Of sequences that are there at once: of each, its network and the most rows that it may have."""
+    def of_caches(cls, caches: Sequence[tuple[Scorer, int] | Room]) -> Need:
+        """Of sequences that are there at once: of each, its network and the most rows that it may have; see `Room`."""
+        rooms = [Room(*entry) for entry in caches]
         rows: dict[int, int] = {}
-        for network, most in caches:
-            rows[id(network)] = max(most, rows.get(id(network), 0))
+        for room in rooms:
+            rows[id(room.network)] = max(room.rows, rows.get(id(room.network), 0))
         # A task cannot tell its sequences of one network apart, so each may get as long as the longest.
-        size = sum(network.cache_bytes(rows[id(network)]) for network, _ in caches)
-        return cls(size, rows, tuple((network.name, most) for network, most in caches))
+        size = sum(room.network.cache_bytes(rows[id(room.network)], room.shared) for room in rooms)
+        return cls(size, rows, tuple((room.network.name, room.rows) for room in rooms))
+
+
+class Sharer(Protocol):
+    """A scheduler, as those see it that draw on the same budget."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def can_step(self) -> bool: ...
+    def make_room(self, size: int) -> None: ...
+    def step(self) -> None: ...
 
 
 class KVBudget:
@@ -135,7 +155,7 @@ class KVBudget:
     def __init__(self, total: int | None = None):
         self.total = total
         self.held = self.peak = self.most_waiting = 0
-        self._schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+        self._schedulers: weakref.WeakSet[Sharer] = weakref.WeakSet()
 
     def fits(self, size: int) -> bool:
         """Whether so many bytes are left."""
@@ -172,11 +192,11 @@ class KVBudget:
             f"{size_text(self.total)}; shorten the prompt, lower max_new_tokens, or raise kv_budget."
         )
 
-    def join(self, scheduler: Scheduler) -> None:
+    def join(self, scheduler: Sharer) -> None:
         """A scheduler draws on this budget."""
         self._schedulers.add(scheduler)
 
-    def others(self, scheduler: Scheduler) -> list[Scheduler]:
+    def others(self, scheduler: Sharer) -> list[Sharer]:
         """The other schedulers that draw on this budget."""
         return [other for other in self._schedulers if other is not scheduler]
 

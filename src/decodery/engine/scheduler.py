@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from decodery.engine.draws import foresee
 from decodery.engine.memory import KVBudget, Need, size_text
-from decodery.engine.sharing import SHORTEST, Ask, PrefixCache
+from decodery.engine.prefix_tree import PrefixTree
+from decodery.engine.scheduling import Scheduling
+from decodery.engine.sharing import SHORTEST, KeptPrompts, Pending, beginnings, leader_of
 from decodery.engine.task import Asking, Decode, Task
-from decodery.errors import BadSetting, NotEnoughMemory
+from decodery.errors import NotEnoughMemory
 from decodery.models.forward import Forward, Scores, Slots
-from decodery.models.scorer import PassKey, pass_key
-from decodery.plain import plain
+from decodery.models.scorer import PassKey, pass_key, scorer_of
 
 if TYPE_CHECKING:
     from decodery.engine.background import Background
     from decodery.engine.method import Method
     from decodery.engine.request import Request
-    from decodery.models.scorer import Scorer
+    from decodery.models.owner import Owner
     from decodery.models.sequence import Sequence as CachedSequence
 
 CHUNKS = (64, 128, 256, 512)
@@ -38,28 +39,6 @@ UNWATCHED_CHUNK = 256
 """The same where nobody waits for single tokens: longer passes gain nothing, and take memory."""
 
 
-@dataclass(frozen=True)
-class Scheduling:
-    """How tasks that run together share passes and memory. None of it changes what a task gives, up to rounding.
-
-    chunk: rows of prompts in one pass while several tasks run; None: by the cost curve; 0: prompts are scored whole;
-    BadSetting where it is neither. watched: somebody reads tokens as they come, so a pass must not take long because of a
-    prompt. share: beginnings that several tasks have in common are scored once. prefix_cache: bytes, within the KV budget,
-    for beginnings of prompts that are over, so that later requests can go on from them.
-    """
-
-    chunk: int | None = None
-    watched: bool = True
-    share: bool = True
-    prefix_cache: int = 0
-
-    def __post_init__(self) -> None:
-        chunk = plain(self.chunk)
-        object.__setattr__(self, "chunk", chunk)
-        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0):
-            raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {chunk!r}.")
-
-
 @dataclass(slots=True)
 class _Running:
     """A task that is admitted, its coroutine, and what it waits for. roots: sequences whose first rows others may copy."""
@@ -67,12 +46,12 @@ class _Running:
     task: Task[Any]
     coroutine: Asking[Any]
     need: Need
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[Pending] = field(default_factory=list)
     single: bool = True
     roots: list[CachedSequence] = field(default_factory=list)
 
 
-_Piece = tuple[_Running, Ask, int]
+_Piece = tuple[_Running, Pending, int]
 """An ask, and how many of its next rows are scored now."""
 
 
@@ -92,7 +71,7 @@ class Scheduler:
         """Work of methods between passes: a share of the time while requests run, and all that `idle` gives it."""
         self.budget = KVBudget() if budget is None else budget
         self.scheduling = Scheduling() if scheduling is None else scheduling
-        self.prefixes = PrefixCache(self.budget, self.scheduling.prefix_cache)
+        self.prefixes = KeptPrompts(self.budget, self.scheduling.prefix_cache)
         self._running: list[_Running] = []
         self._queue: deque[tuple[Task[Any], Need]] = deque()
         self._stepping = False
@@ -192,13 +171,22 @@ class Scheduler:
 
     # Memory
 
+    @property
+    def can_step(self) -> bool:
+        """Whether a step could bring tasks that hold memory nearer to their end."""
+        return bool(self._running) and not self._stepping
+
+    def make_room(self, size: int) -> None:
+        """Forget beginnings of prompts until so many bytes are left in the budget."""
+        self.prefixes.make_room(size)
+
     def _admit(self) -> None:
         """Start the tasks that have waited longest, as long as they fit."""
         while self._queue:
             task, need = self._queue[0]
             if not self.budget.fits(need.bytes):
                 for scheduler in (self, *self.budget.others(self)):
-                    scheduler.prefixes.make_room(need.bytes)
+                    scheduler.make_room(need.bytes)
                 if not self.budget.fits(need.bytes):
                     return
             self._queue.popleft()
@@ -221,7 +209,7 @@ class Scheduler:
         """Nothing runs here, and the first task does not fit: let those go on who hold the memory."""
         if not self._queue:
             return
-        holders = [other for other in self.budget.others(self) if other._running and not other._stepping]
+        holders = [other for other in self.budget.others(self) if other.can_step]
         for other in holders:
             other.step()
         if not holders:  # they wait for us, in a call that this one was made from
@@ -242,25 +230,29 @@ class Scheduler:
 
     # What is scored in a round
 
-    def _plan(self) -> tuple[list[_Piece], list[tuple[_Running, Ask, Ask]]]:
+    def _plan(self) -> tuple[list[_Piece], list[tuple[_Running, Pending, Pending]]]:
         """Which rows are scored now; and the asks that wait, each with an earlier one that scores the same beginning."""
         pieces: list[_Piece] = []
-        held: list[tuple[_Running, Ask, Ask]] = []
-        leaders: dict[Hashable, list[Ask]] = {}
+        held: list[tuple[_Running, Pending, Pending]] = []
+        leaders: dict[Hashable, PrefixTree[list[Pending]]] = {}
+        roots: dict[Hashable, PrefixTree[CachedSequence]] | None = None
         room: dict[int, int] = {}
         for running in self._running:
             for ask in running.asks:
                 if ask.answer is not None:
                     continue
                 if self.scheduling.share and ask.shareable:
-                    self._copy(running, ask)
-                    owner, layers = ask.forward.sequence.owner, ask.forward.layers
-                    alike = leaders.setdefault((id(owner), layers, tuple(ask.text[:SHORTEST])), [])
-                    leader = _leader(ask, alike)
+                    alike = id(ask.forward.sequence.owner), ask.forward.layers
+                    if ask.gain(len(ask.text)) >= SHORTEST:
+                        if roots is None:
+                            roots = beginnings(root for entry in self._running for root in entry.roots)
+                        self._copy(running, ask, roots.get(alike))
+                    tree = leaders.setdefault(alike, PrefixTree())
+                    leader = leader_of(ask, tree)
                     if leader is not None:
                         held.append((running, ask, leader))
                         continue
-                    alike.append(ask)
+                    tree.put(ask.text, [*(tree.get(ask.text) or ()), ask])
                 rows = ask.left
                 if len(self._running) > 1 and running.task.reads(ask):
                     place = id(ask.forward.sequence.owner)
@@ -272,9 +264,9 @@ class Scheduler:
                     pieces.append((running, ask, rows))
         return pieces, held
 
-    def _chunk(self, running: _Running, ask: Ask) -> int:
+    def _chunk(self, running: _Running, ask: Pending) -> int:
         """How many rows of prompts a pass of a network may take, so that it does not hold up the other tasks for long."""
-        network, chunk = ask.forward.sequence.owner, self.scheduling.chunk
+        network, chunk = scorer_of(ask.forward.sequence), self.scheduling.chunk
         asked = [
             other for entry in self._running for other in entry.asks if other.answer is None and entry.task.reads(other)
         ]
@@ -288,17 +280,13 @@ class Scheduler:
         cost = running.task.cost(network).at(ask.forward.sequence.length)
         return max((rows for rows in CHUNKS if cost(rows) <= MOST_DELAY * cost(1)), default=CHUNKS[0])
 
-    def _copy(self, running: _Running, ask: Ask) -> None:
+    def _copy(self, running: _Running, ask: Pending, roots: PrefixTree[CachedSequence] | None) -> None:
         """Take over what a running task, or one that is over, has scored already."""
         sequence = ask.forward.sequence
-        if ask.gain(ask.text) < SHORTEST:
-            return
         best, length = None, sequence.length
-        for other in self._running:
-            for root in other.roots:
-                fits = root is not sequence and root.owner is sequence.owner and root.plain_layers == ask.forward.layers
-                if fits and (until := ask.common(root.tokens[: root.plain])) >= length + SHORTEST:
-                    best, length = root, until
+        near = roots and roots.nearest(ask.text)
+        if near and ask.gain(near[1]) >= SHORTEST:
+            best, length = near[0], ask.usable(near[1])
         kept = self.prefixes.find(ask)
         if kept is not None and kept[1] > length:
             best, length = kept
@@ -306,14 +294,14 @@ class Scheduler:
             running.task.statistics.shared_rows += length - sequence.length
             ask.take(best, length)
 
-    def _follow(self, running: _Running, ask: Ask, leader: Ask) -> None:
+    def _follow(self, running: _Running, ask: Pending, leader: Pending) -> None:
         """Take over what an earlier ask of this round has scored, as soon as all of it is there."""
         source, before = leader.forward.sequence, ask.forward.sequence.length
         if leader.answer is not None and ask.same_as(leader):
             ask.answer_as(leader)
             self._count(running, ask, 0)
-        elif ask.gain(leader.text) >= SHORTEST and source.plain >= ask.common(leader.text):
-            ask.take(source, ask.common(leader.text))
+        elif source.plain >= (rows := ask.common(leader.text)) >= ask.forward.sequence.length + SHORTEST:
+            ask.take(source, rows)
         running.task.statistics.shared_rows += ask.forward.sequence.length - before
 
     def _remember(self, running: _Running) -> None:
@@ -327,7 +315,7 @@ class Scheduler:
                     self.prefixes.keep(sequence, min(sequence.length, running.task.kept))
 
     def _score(self, group: Sequence[_Piece]) -> None:
-        network = group[0][1].forward.sequence.owner
+        network = scorer_of(group[0][1].forward.sequence)
         forwards = [ask.piece(rows) for _, ask, rows in group]
         try:
             answers: list[Scores] = network.run_pass(forwards)
@@ -343,7 +331,7 @@ class Scheduler:
             self._count(running, ask, rows)
             ask.scored(rows, scores)
 
-    def _count(self, running: _Running, ask: Ask, rows: int) -> None:
+    def _count(self, running: _Running, ask: Pending, rows: int) -> None:
         """Count rows of an ask as work done for a task. All pieces of an ask are one forward."""
         forward, network = ask.forward, ask.forward.sequence.owner
         later = ask.begun or forward.joined
@@ -359,10 +347,9 @@ class Scheduler:
             running.single = isinstance(ask, Forward)
             forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
             for forward in forwards:
-                network: Scorer = forward.sequence.owner
-                network.check(forward)
+                scorer_of(forward.sequence).check(forward)
             _check_together(forwards)
-            running.asks = [Ask(forward) for forward in forwards]
+            running.asks = [Pending(forward) for forward in forwards]
         except StopIteration as end:
             running.task.returned(end.value)
         except Exception as error:
@@ -373,16 +360,7 @@ class Scheduler:
         running.task.failed(error)
 
 
-def _leader(ask: Ask, others: Sequence[Ask]) -> Ask | None:
-    """The ask that scores most of the rows that this one needs as well; None where none is worth waiting for."""
-    for other in others:
-        if ask.same_as(other):
-            return other
-    best = max(others, key=lambda other: ask.gain(other.text), default=None)
-    return best if best is not None and ask.gain(best.text) >= SHORTEST else None
-
-
-def _label(forward: Forward, network: Scorer) -> str:
+def _label(forward: Forward, network: Owner) -> str:
     """Under which name a forward is counted. A pass through some of the layers is a drafter's; one that takes rows through
     the last of all layers is one of the model itself, wherever the first layers were run."""
     layers, count = forward.layers, network.layers

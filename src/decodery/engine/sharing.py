@@ -7,12 +7,15 @@ asks (trees, canvases, embeddings, rows written elsewhere) is scored whole and b
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
-from decodery.models.forward import Attend, Forward, Rows, Scores, Slots
+from decodery.engine.prefix_tree import PrefixTree, common
+from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
+from decodery.models.scorer import scorer_of
 
 if TYPE_CHECKING:
     from decodery.engine.memory import KVBudget
@@ -36,7 +39,7 @@ def is_plain(forward: Forward) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
+class Pending:
     """One forward that a request waits for, and how much of it is done.
 
     base: rows that were cached when it was asked. text: the tokens of these and of the ask, where it is plain. done: rows that
@@ -107,15 +110,18 @@ class Ask:
     # Sharing
 
     def common(self, text: Listing[int]) -> int:
-        """How many rows of a text that begins alike this ask could still take: those before the first that must be answered."""
-        first = next(iter(self._wanted), self.forward.count)
-        return min(common(self.text, text), self.base + first)
+        """How many rows of a text that begins alike this ask could take."""
+        return self.usable(common(self.text, text))
 
-    def gain(self, text: Listing[int]) -> int:
-        """How many further rows it could take from a sequence of `text`."""
-        return self.common(text) - self.forward.sequence.length
+    def usable(self, rows: int) -> int:
+        """How many of the first `rows` rows it could take: those before the first that must be answered."""
+        return min(rows, self.base + next(iter(self._wanted), self.forward.count))
 
-    def same_as(self, other: Ask) -> bool:
+    def gain(self, rows: int) -> int:
+        """How many further rows it could take from a text that begins with the same `rows` tokens."""
+        return self.usable(rows) - self.forward.sequence.length
+
+    def same_as(self, other: Pending) -> bool:
         """Whether the answer to another ask answers this one too. Rows that were taken before need no answer."""
         mine, theirs = self.forward, other.forward
         return (
@@ -128,14 +134,14 @@ class Ask:
         )
 
     def take(self, source: Sequence, length: int) -> None:
-        """Copy the keys and values of a sequence that begins alike, up to `length` rows."""
+        """Take over the keys and values of a sequence that begins alike, up to `length` rows."""
         sequence = self.forward.sequence
         rows, before = length - sequence.length, sequence.length
         sequence.take(source, length)
         self.done += rows
         self._mark(before)
 
-    def answer_as(self, other: Ask) -> None:
+    def answer_as(self, other: Pending) -> None:
         """Take over all of another ask, whose answer is this one's."""
         assert other.answer is not None
         self.take(other.forward.sequence, self.base + self.forward.count)
@@ -150,21 +156,29 @@ def _joined(pieces: Listing[Scores], taps: Listing[int]) -> Scores:
     return Scores(torch.cat([piece.logits for piece in pieces]), hidden)
 
 
-def common(one: Listing[int], other: Listing[int]) -> int:
-    """How many first tokens two texts share."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while low + 1 < high:  # the first `low` agree, the first `high` do not
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+def beginnings(sequences: Iterable[Sequence]) -> dict[Hashable, PrefixTree[Sequence]]:
+    """What sequences have of plain rows that others may take, by network and layers."""
+    found: dict[Hashable, PrefixTree[Sequence]] = {}
+    for sequence in sequences:
+        if sequence.plain >= SHORTEST:
+            tree = found.setdefault((id(sequence.owner), sequence.plain_layers), PrefixTree())
+            tree.put(sequence.tokens[: sequence.plain], sequence)
+    return found
 
 
-class PrefixCache:
+def leader_of(ask: Pending, others: PrefixTree[list[Pending]]) -> Pending | None:
+    """The ask that scores most of the rows that this one needs as well; None where none is worth waiting for.
+
+    others: asks of the same layers of the same network, by their texts.
+    """
+    same = next((other for other in others.get(ask.text) or () if ask.same_as(other)), None)
+    near = others.nearest(ask.text)
+    if same is not None or near is None:
+        return same
+    return near[0][0] if ask.gain(near[1]) >= SHORTEST else None
+
+
+class KeptPrompts:
     """The beginnings of recent prompts with their keys and values, the least recently used forgotten first.
 
     budget: where their memory is accounted. most: bytes that they may take together.
@@ -173,6 +187,7 @@ class PrefixCache:
     def __init__(self, budget: KVBudget, most: int):
         self._budget, self.most = budget, most
         self._kept: OrderedDict[int, tuple[Sequence, int]] = OrderedDict()
+        self._trees: dict[tuple[int, Layers | None], PrefixTree[int]] = {}
         self._count = 0
         self.size = 0
         """Bytes held."""
@@ -180,33 +195,27 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, ask: Ask) -> tuple[Sequence, int] | None:
+    def _tree(self, sequence: Sequence, layers: Layers | None) -> PrefixTree[int]:
+        """The numbers of what is kept of a network and some of its layers, by their texts."""
+        return self._trees.setdefault((id(sequence.owner), layers), PrefixTree())
+
+    def find(self, ask: Pending) -> tuple[Sequence, int] | None:
         """The kept sequence that an ask can take the most of, and up to which row; None where none is worth it."""
-        best, most = None, 0
-        for number, (sequence, _) in self._kept.items():
-            if sequence.owner is ask.forward.sequence.owner and sequence.plain_layers == ask.forward.layers:
-                gain = ask.gain(sequence.tokens)
-                if gain >= SHORTEST and gain > most:
-                    best, most = number, gain
-        if best is None:
+        near = self._tree(ask.forward.sequence, ask.forward.layers).nearest(ask.text)
+        if near is None or ask.gain(near[1]) < SHORTEST:
             return None
-        self._kept.move_to_end(best)
-        return self._kept[best][0], ask.forward.sequence.length + most
+        self._kept.move_to_end(near[0])
+        return self._kept[near[0]][0], ask.usable(near[1])
 
     def keep(self, sequence: Sequence, rows: int) -> None:
         """Remember the first `rows` rows of a plain sequence, where there is room for them."""
-        network, tokens = sequence.owner, sequence.tokens[:rows]
-        size = network.cache_bytes(rows)
-        same = [
-            (number, other)
-            for number, (other, _) in self._kept.items()
-            if other.owner is network and other.plain_layers == sequence.plain_layers
-        ]
-        if rows < SHORTEST or any(other.tokens[:rows] == tokens for _, other in same):
+        network, tokens = scorer_of(sequence), sequence.tokens[:rows]
+        size, tree = network.cache_bytes(rows), self._tree(sequence, sequence.plain_layers)
+        near = tree.nearest(tokens)
+        if rows < SHORTEST or (near is not None and near[1] == rows):
             return
-        for number, other in same:  # what the new one begins with is of no more use
-            if tokens[: other.length] == other.tokens:
-                self._forget(number)
+        for number in tree.along(tokens):  # what the new one begins with is of no more use
+            self._forget(number)
         while self._kept and (self.size + size > self.most or not self._budget.fits(size)):
             self._forget(next(iter(self._kept)))
         if self.size + size > self.most or not self._budget.fits(size):
@@ -218,6 +227,7 @@ class PrefixCache:
         twin.plain, twin.plain_layers = rows, sequence.plain_layers
         self._count += 1
         self._kept[self._count] = twin, size
+        tree.put(tokens, self._count)
         self.size += size
 
     def make_room(self, size: int) -> None:
@@ -231,6 +241,7 @@ class PrefixCache:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, number: int) -> None:
-        _, size = self._kept.pop(number)
+        sequence, size = self._kept.pop(number)
+        self._tree(sequence, sequence.plain_layers).remove(sequence.tokens)
         self.size -= size
         self._budget.give_back(size)

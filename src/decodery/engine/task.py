@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from decodery.engine.method import Method
     from decodery.engine.request import Request
-    from decodery.engine.sharing import Ask
+    from decodery.engine.sharing import Pending
     from decodery.models.scorer import Scorer
     from decodery.sampling.law import Law
 
@@ -71,13 +71,13 @@ class Task(Generic[Value]):
         """Seconds by rows of a network's passes."""
         return CostCurve.flat() if self._cost is None else self._cost(network)
 
-    def reads(self, ask: Ask) -> bool:
+    def reads(self, ask: Pending) -> bool:
         """Whether an ask reads a text that was there before, and may be cut into pieces while others wait."""
         return ask.plain
 
-    def draws(self, asks: Sequence[Ask]) -> tuple[Law, Tensor] | None:
-        """The law and the raw scores [vocabulary] that it likely draws from when it goes on, so that those of a round are computed
-        together."""
+    def draws(self, asks: Sequence[Pending]) -> tuple[Law, Tensor] | None:
+        """The law and the raw scores [vocabulary] that it likely draws from when it goes on, so that those of a round are
+        computed together."""
         return None
 
     def meets(self, company: int) -> None:
@@ -140,11 +140,11 @@ class Decode(Task[None]):
     def cost(self, network: Scorer) -> CostCurve:
         return self.request.host.cost(network)
 
-    def reads(self, ask: Ask) -> bool:
+    def reads(self, ask: Pending) -> bool:
         # Long drafts are no prompts: their requests are those that must not wait.
         return ask.plain and ask.base < len(self.request.prompt) - 1
 
-    def draws(self, asks: Sequence[Ask]) -> tuple[Law, Tensor] | None:
+    def draws(self, asks: Sequence[Pending]) -> tuple[Law, Tensor] | None:
         target = self.request.network
         for ask in asks:
             if ask.answer is not None and ask.forward.sequence.owner is target and len(ask.answer.logits):

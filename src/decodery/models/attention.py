@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.models.forward import Attend, Forward, Slots
-from decodery.models.sequence import KeyValueCache
+from decodery.models.key_value_cache import KeyValueCache
+from decodery.models.workbench import Workbench
 
 ATTENTION_NAME = "decodery"
 FOLDED_ROWS = 64
@@ -62,8 +63,20 @@ class Segment:
     padded: int
     """Columns that the attention ranges over; those from `columns` on are hidden."""
     slots: slice | Tensor
-    """Where the rows' keys and values are written."""
+    """Which cache rows are written."""
+    places: slice | Tensor
+    """The same within the last span of the cache."""
     masks: dict[tuple[int | None, MaskFunction | None, int], Tensor | None] = field(default_factory=dict)
+
+    def writable(self, index: int) -> Tensor:
+        """Keys and values of a layer in the last span, [2, heads, capacity, width], to be written at `places`."""
+        return self.cache.spans[-1].views[index]
+
+    def seen(self, index: int, bench: Workbench) -> Tensor:
+        """Keys and values of a layer that the attention ranges over, [2, heads, padded, width]. Good until the next one's."""
+        if len(self.cache.spans) == 1:
+            return self.writable(index)[:, :, : self.padded]
+        return bench.lay(self.cache, index, self.columns, self.padded)
 
     def mask(self, window: int | None, query: Tensor, groups: int, own: MaskFunction | None = None) -> Tensor | None:
         """What to add to the scores of these rows, or None where every row sees every column.
@@ -147,6 +160,7 @@ class Pack:
     """While probing: which module made each call."""
     masks: list[tuple[Tensor, MaskFunction]] = field(default_factory=list)
     """What stands for a mask in this pass, and the mask."""
+    bench: Workbench = field(default_factory=Workbench)
     _called: dict[int, int] = field(default_factory=dict)
 
     def place(self, module: nn.Module) -> int:
@@ -178,20 +192,41 @@ class Pack:
         """
         segments: list[Segment] = []
         start = 0
+        met: set[KeyValueCache] = set()
         for forward in forwards:
             cache = forward.sequence.cache
             assert isinstance(cache, KeyValueCache)
+            if (
+                cache in met
+            ):  # all rows of a layer may be written before any is read, so two must not borrow the same place
+                cache = cache.copy(forward.sequence.length)
+            met.add(cache)
             columns = forward.columns()
             padded = -(-columns // period) * period
-            cache.reserve(padded)
+            length = forward.sequence.length
             slots: slice | Tensor
+            places: slice | Tensor
             if isinstance(forward.slots, Slots):
-                slots = slice(forward.sequence.length, columns)
+                cache.reserve(padded, length)
+                first = cache.spans[-1].first
+                slots, places = slice(length, columns), slice(length - first, columns - first)
             else:
+                cache.reserve(padded, min(length, *forward.slots))
                 slots = torch.tensor(list(forward.slots), device=device)
-            segments.append(Segment(start, start + forward.count, forward, cache, columns, padded, slots))
+                places = slots - cache.spans[-1].first
+            segments.append(Segment(start, start + forward.count, forward, cache, columns, padded, slots, places))
             start += forward.count
         return cls(segments, device)
+
+    def attend(self, one: Callable[[Segment], Tensor]) -> Tensor:
+        """What `one` gives for each sequence, [1, heads, its rows, width], in the order of the rows. Sequences that begin alike
+        have their turns one after the other."""
+        if len(self.segments) == 1:
+            return one(self.segments[0])
+        spans = [[id(span) for span in segment.cache.spans] for segment in self.segments]
+        order = sorted(range(len(spans)), key=spans.__getitem__)
+        found = {place: one(self.segments[place]) for place in order}
+        return torch.cat([found[place] for place in range(len(found))], dim=2)
 
     @classmethod
     def probe(cls, device: torch.device) -> Pack:
@@ -246,23 +281,21 @@ def packed_attention(
     own = pack.mask_of(attention_mask) if call.own_mask else None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
-    outputs = []
-    for segment in pack.segments:
-        keys, values = (
-            cached[..., : new.shape[3]] for cached, new in zip(segment.cache.layer(place), (key, value), strict=True)
-        )
+
+    def one(segment: Segment) -> Tensor:
         rows = slice(segment.start, segment.stop)
-        if isinstance(segment.slots, slice):
-            keys[:, segment.slots] = key[0, :, rows]
-            values[:, segment.slots] = value[0, :, rows]
-        else:
-            keys.index_copy_(1, segment.slots, key[0, :, rows])
-            values.index_copy_(1, segment.slots, value[0, :, rows])
+        for cached, new in zip(segment.writable(place), (key, value), strict=True):
+            written = cached[..., : new.shape[3]]
+            if isinstance(segment.places, slice):
+                written[:, segment.places] = new[0, :, rows]
+            else:
+                written.index_copy_(1, segment.places, new[0, :, rows])
+        keys, values = segment.seen(place, pack.bench)[:, None]
         mask = segment.mask(call.window, query, groups, own)
-        seen = (keys[:, : segment.padded][None], values[:, : segment.padded][None])
-        outputs.append(attend(query[:, :, rows], *seen, mask, scale, softcap, s_aux))
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output.transpose(1, 2).contiguous(), None
+        seen = keys[..., : key.shape[3]], values[..., : value.shape[3]]
+        return attend(query[:, :, rows], *seen, mask, scale, softcap, s_aux)
+
+    return pack.attend(one).transpose(1, 2).contiguous(), None
 
 
 def packed_mask(

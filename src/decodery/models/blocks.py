@@ -12,7 +12,6 @@ when it is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from decodery.models.attention import Pack, attend
-from decodery.models.forward import POST_NORM, Layers, Scores
+from decodery.models.attention import Pack, Segment, attend
+from decodery.models.forward import POST_NORM, Scores
+from decodery.models.key_value_network import Pass
 from decodery.models.network import TransformersNetwork
+from decodery.models.recognition import HEAD_NORMS, LAYER_PARTS
 from decodery.models.scorer import Head, Stability
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 
 Product = Callable[[Tensor], Tensor]
 
-LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-HEAD_NORMS = {"q_norm", "k_norm"}
 FEED_FORWARD_PARTS = {"gate_proj", "up_proj", "down_proj"}
 STABILITY = Stability(rows=32, columns=64)
 """Of bfloat16 products and attention on a CPU with AMX: up to 32 rows a product takes the same path for each row, and the
@@ -90,7 +89,7 @@ class Block:
         )
 
 
-def fits(model: PreTrainedModel) -> bool:
+def has_blocks(model: PreTrainedModel) -> bool:
     """Whether a model's modules have the layout of `Block`."""
     base: Any = model.base_model
     if not all(hasattr(base, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb")):
@@ -117,7 +116,7 @@ class FusedNetwork(TransformersNetwork):
 
     def __init__(self, model: PreTrainedModel, name: str):
         super().__init__(model, name)
-        if not fits(model):
+        if not has_blocks(model):
             raise ValueError(f"{type(model).__name__} has another layer layout")
         base: Any = self._base
         attention = base.layers[0].self_attn
@@ -150,19 +149,11 @@ class FusedNetwork(TransformersNetwork):
         return head
 
     @torch.inference_mode()
-    def _pass(
-        self,
-        pack: Pack,
-        inputs: dict[str, Tensor],
-        positions: list[list[int]],
-        wanted: list[int],
-        layers: Layers,
-        taps: Listing[int],
-        rank: int,
-    ) -> Scores:
+    def _pass(self, asked: Pass) -> Scores:
         base: Any = self._base
+        inputs, layers, taps, wanted = asked.inputs, asked.layers, asked.taps, asked.wanted
         rows = base.embed_tokens(inputs["input_ids"])[0] if "input_ids" in inputs else inputs["inputs_embeds"][0]
-        cos, sin = base.rotary_emb(rows[None], torch.tensor(positions, device=self.device))
+        cos, sin = base.rotary_emb(rows[None], torch.tensor([asked.positions], device=self.device))
         half = self._width // 2
         cos = cos[0, :, None]
         # rotate_half(x) * sin equals the halves of x exchanged times sin with its first half negated.
@@ -170,7 +161,7 @@ class FusedNetwork(TransformersNetwork):
         tapped: dict[int, Tensor] = {}
         for index in layers.indices(self.layers):
             if index not in layers.skip_attention:
-                rows = self._attention(self._blocks[index], index, rows, cos, sin, pack)
+                rows = self._attention(self._blocks[index], index, rows, cos, sin, asked.pack)
             if index not in layers.skip_mlp:
                 rows = self._feed_forward(self._blocks[index], rows)
             if index in taps:
@@ -195,20 +186,18 @@ class FusedNetwork(TransformersNetwork):
         queries = joined[:, : self._heads].transpose(0, 1)[None]
         # Keys and values lie side by side, as they do in the cache: one copy writes both.
         written = joined[:, self._heads :].view(count, 2, self._key_heads, self._width).permute(1, 2, 0, 3)
-        outputs = []
-        for segment in pack.segments:
-            cache = segment.cache.both(index)
-            part = written if len(pack.segments) == 1 else written[:, :, segment.start : segment.stop]
-            if isinstance(segment.slots, slice):
-                cache[:, :, segment.slots] = part
+
+        def one(segment: Segment) -> Tensor:
+            mine = slice(segment.start, segment.stop)
+            if isinstance(segment.places, slice):
+                segment.writable(index)[:, :, segment.places] = written[:, :, mine]
             else:
-                cache.index_copy_(2, segment.slots, part)
-            seen = cache[:, None, :, : segment.padded]
-            asked = queries[:, :, segment.start : segment.stop]
+                segment.writable(index).index_copy_(2, segment.places, written[:, :, mine])
+            keys, values = segment.seen(index, pack.bench)[:, None]
             mask = segment.mask(block.window, queries, self._heads // self._key_heads)
-            outputs.append(attend(asked, seen[0], seen[1], mask, self._scale))
-        attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        return rows + block.output(attended[0].transpose(0, 1).reshape(count, -1))
+            return attend(queries[:, :, mine], keys, values, mask, self._scale)
+
+        return rows + block.output(pack.attend(one)[0].transpose(0, 1).reshape(count, -1))
 
     def _feed_forward(self, block: Block, rows: Tensor) -> Tensor:
         gate_and_up = block.gate_and_up(self._norm(rows, block.feed_forward_norm))

@@ -64,7 +64,11 @@ class CacheState:
 
 class TextCache:
     """The states of one text. It does not follow what becomes of its sequence: it is told what the text is when a pass begins,
-    and goes on from the longest state whose tokens are those of the text."""
+    and goes on from the longest state whose tokens are those of the text.
+
+    A fork copies nothing. But transformers' caches make new tensors of all rows when they take further tokens, so a fork that
+    goes on holds all of its rows itself.
+    """
 
     def __init__(self) -> None:
         self.text: list[int] = []
@@ -72,9 +76,6 @@ class TextCache:
         self._checkpoints: list[CacheState] = []
 
     def expect(self, rows: int) -> None:
-        """Nothing is reserved."""
-
-    def reserve(self, rows: int) -> None:
         """Nothing is reserved."""
 
     def move(self, sources: Listing[int], start: int) -> None:

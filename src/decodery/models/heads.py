@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from decodery.models.forward import Forward, Scores
 from decodery.models.scorer import Scorer
-from decodery.models.sequence import NoCache, Sequence
+from decodery.models.sequence import NothingKept, Sequence
 
 
 class HeadNetwork(Scorer):
@@ -25,7 +25,7 @@ class HeadNetwork(Scorer):
         self.layers, self.context = 1, 1 << 30
 
     def new_sequence(self) -> Sequence:
-        return Sequence(self, NoCache())
+        return Sequence(self, NothingKept())
 
     def check(self, forward: Forward) -> None:
         super().check(forward)

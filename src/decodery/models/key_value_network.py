@@ -7,17 +7,35 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable
 from collections.abc import Sequence as Listing
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from decodery.models.attention import Pack
 from decodery.models.forward import Forward, Layers, Ranking, Rows, Scores
+from decodery.models.key_value_cache import BLOCK, KeyValueCache
 from decodery.models.scorer import Network
-from decodery.models.sequence import KeyValueCache, Sequence
+from decodery.models.sequence import Sequence
 
-CACHE_GRAIN = 64
-"""Caches have room for a multiple of so many rows: attention reads them in blocks."""
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The rows of several sequences that a network scores together.
+
+    pack: whose rows they are, and who sees whom. inputs: token ids [1, rows] or what enters the first layer [1, rows, hidden],
+    as transformers names them; none where the network looks the tokens up itself. positions: of the rows. wanted: rows whose
+    logits are asked for, or their likeliest tokens where `rank` is not 0. layers: to run. taps: layers whose rows are handed
+    back.
+    """
+
+    pack: Pack
+    inputs: dict[str, Tensor]
+    positions: list[int]
+    wanted: list[int]
+    layers: Layers
+    taps: list[int]
+    rank: int
 
 
 class KeyValueNetwork(Network):
@@ -33,11 +51,11 @@ class KeyValueNetwork(Network):
         return Sequence(self, KeyValueCache(self._cache_shapes, self.dtype, self.device))
 
     def rows_kept(self, rows: int) -> int:
-        return -(-rows // CACHE_GRAIN) * CACHE_GRAIN
+        return -(-rows // BLOCK) * BLOCK
 
-    def cache_bytes(self, rows: int) -> int:
+    def cache_bytes(self, rows: int, shared: int = 0) -> int:
         values = sum(2 * heads * width for heads, width in self._cache_shapes)
-        return self.rows_kept(rows) * values * self.dtype.itemsize
+        return (self.rows_kept(rows) - shared // BLOCK * BLOCK) * values * self.dtype.itemsize
 
     def origin_of_faults(self, tokens: Listing[int]) -> str:
         taps = tuple(range(self.layers))
@@ -65,35 +83,25 @@ class KeyValueNetwork(Network):
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         first = forwards[0]
         pack = Pack.of(forwards, self.device, self.stability.columns if self.stability else 1)
-        inputs = self._inputs(forwards)
-        wanted: list[int] = []
-        offset = 0
-        for forward in forwards:
-            wanted.extend(offset + row for row in forward.logit_rows())
-            offset += forward.count
-        positions = [[p for forward in forwards for p in forward.row_positions()]]
-        taps = sorted({tap for forward in forwards for tap in forward.taps})
-        rank = first.rank if all(forward.rank == first.rank for forward in forwards) else 0
+        asked = Pass(
+            pack,
+            self._inputs(forwards),
+            positions=[position for forward in forwards for position in forward.row_positions()],
+            wanted=[segment.start + row for segment in pack.segments for row in segment.forward.logit_rows()],
+            layers=first.layers,
+            taps=sorted({tap for forward in forwards for tap in forward.taps}),
+            rank=first.rank if all(forward.rank == first.rank for forward in forwards) else 0,
+        )
         with self._lock:
-            scores = self._pass(pack, inputs, positions, wanted, first.layers, taps, rank)
+            scores = self._pass(asked)
         for forward in forwards:
             forward.sequence.write(forward.written_slots(), ids_of(forward), forward.row_positions())
         pack.forget_borrowed()
         return _split(forwards, scores)
 
     @abstractmethod
-    def _pass(
-        self,
-        pack: Pack,
-        inputs: dict[str, Tensor],
-        positions: list[list[int]],
-        wanted: list[int],
-        layers: Layers,
-        taps: Listing[int],
-        rank: int,
-    ) -> Scores:
-        """One pass over packed rows: logits of the wanted rows (or the likeliest tokens of each, where `rank` is not 0), and
-        the tapped rows of each layer."""
+    def _pass(self, asked: Pass) -> Scores:
+        """Logits of the wanted rows, or their ranking, and the tapped rows of each layer."""
 
     def _inputs(self, forwards: Listing[Forward]) -> dict[str, Tensor]:
         rows = [f.tokens if isinstance(f.tokens, Tensor) else torch.tensor(list(f.tokens)) for f in forwards]

@@ -23,7 +23,7 @@ from decodery.errors import ModelNotReadable, reason
 from decodery.models.angles import Angles, by_row, crosses, note, read_again
 from decodery.models.attention import ATTENTION_NAME, Pack, packing, register
 from decodery.models.forward import POST_NORM, Forward, Layers, Scores
-from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of
+from decodery.models.key_value_network import KeyValueNetwork, Pass, fingerprint_of
 from decodery.models.positions import RowPositions
 from decodery.models.scorer import Head, Work
 from decodery.models.twin import context_of, shared
@@ -127,7 +127,7 @@ class TransformersNetwork(KeyValueNetwork):
         hook = self._modules[0].register_forward_hook(lambda _m, _i, out: answers.append(out))
         pack = Pack.probe(self.device)
         try:
-            self._call(pack, {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device)}, [[0]], [0])
+            self._call(pack, {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device)}, [0], [0])
         finally:
             hook.remove()
         layer_of = {id(part): i for i, layer in enumerate(self._modules) for part in layer.modules()}
@@ -188,7 +188,7 @@ class TransformersNetwork(KeyValueNetwork):
             count = rows.shape[0]
             pack = Pack([], self.device, self._places, self._calls)
             with self._lock, self._replaced((), self.layers, entering):
-                logits = self._call(pack, {"inputs_embeds": entering}, [[0] * count], list(range(count)))
+                logits = self._call(pack, {"inputs_embeds": entering}, [0] * count, list(range(count)))
             return logits if tokens is None else logits[:, tokens]
 
         return head
@@ -211,26 +211,15 @@ class TransformersNetwork(KeyValueNetwork):
         output: Any = self.model.get_output_embeddings()
         return Work(attention, feed_forward, size(output))
 
-    def _pass(
-        self,
-        pack: Pack,
-        inputs: dict[str, Tensor],
-        positions: list[list[int]],
-        wanted: list[int],
-        layers: Layers,
-        taps: Listing[int],
-        rank: int,
-    ) -> Scores:
-        """One pass over packed rows: logits of the wanted rows (or the likeliest tokens of each, where `rank` is not 0), and
-        the tapped rows of each layer."""
-        pack.places, pack.calls = self._places, self._calls
-        with self._chosen_layers(layers, inputs), self._tapped(taps) as tapped:
-            return Scores(self._call(pack, inputs, positions, wanted), tapped)
+    def _pass(self, asked: Pass) -> Scores:
+        asked.pack.places, asked.pack.calls = self._places, self._calls
+        with self._chosen_layers(asked.layers, asked.inputs), self._tapped(asked.taps) as tapped:
+            return Scores(self._call(asked.pack, asked.inputs, asked.positions, asked.wanted), tapped)
 
     @torch.inference_mode()
-    def _call(self, pack: Pack, inputs: dict[str, Tensor], positions: list[list[int]], wanted: list[int]) -> Tensor:
+    def _call(self, pack: Pack, inputs: dict[str, Tensor], positions: list[int], wanted: list[int]) -> Tensor:
         """Run the model on packed rows; logits [len(wanted), vocabulary] float32."""
-        ids = torch.tensor(positions, device=self.device)
+        ids = torch.tensor([positions], device=self.device)
         # A mask of ones: without one transformers takes jumps of positions for the borders of texts of a training batch.
         common: dict[str, Any] = {
             **inputs,

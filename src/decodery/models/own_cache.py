@@ -22,11 +22,12 @@ from torch import Tensor
 
 from decodery.errors import ModelNotReadable, Refused, reason
 from decodery.models.cache_states import MOST_STATES, CacheState, TextCache, Trunk, differ, room
-from decodery.models.forward import ALL_LAYERS, Attend, Forward, Scores, Slots, Tree
+from decodery.models.chains import beyond_chains
+from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.key_value_network import ids_of
 from decodery.models.scorer import Network
 from decodery.models.sequence import Sequence
-from decodery.models.twin import context_of
+from decodery.models.twin import BORDERS, context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +40,8 @@ REREAD_ROWS = 8
 """So many certain tokens are rather read again after a rejected draft than that a pass is made for them alone."""
 CHECKED_TOKENS = 24
 """Length of the text on which the ways of using a cache are tried."""
-BORDERS = ("sliding_window", "attention_chunk_size", "attention_window_size", "mamba_chunk_size", "chunk_size")
-"""What a configuration calls the distances at which attention or recurrence changes."""
+RECURRENT_BORDERS = {"mamba_chunk_size", "chunk_size"}
+"""What a configuration calls the distances at which recurrence changes."""
 CHECKED_WORK = 2e10
 """Where the tokens up to such a border times the model's weights are more than this, only the short text is tried."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
@@ -127,7 +128,7 @@ class OwnCacheNetwork(Network):
     def new_sequence(self) -> Sequence:
         return Sequence(self, TextCache())
 
-    def cache_bytes(self, rows: int) -> int:
+    def cache_bytes(self, rows: int, shared: int = 0) -> int:
         # Keys and values are copied to grow: for a moment they are there twice.
         if not self._use.cached:
             return 0
@@ -136,7 +137,7 @@ class OwnCacheNetwork(Network):
 
     def check(self, forward: Forward) -> None:
         super().check(forward)
-        beyond = _beyond_chains(forward, self.layers)
+        beyond = beyond_chains(forward, self.layers)
         if beyond:
             raise Refused(
                 f"{self.name} keeps a cache of its own for each text, which takes further tokens one after the other: {beyond}."
@@ -345,7 +346,7 @@ class OwnCacheNetwork(Network):
         return bool(((rows - expected).square().mean(dim=1).sqrt() <= most).all())
 
     def _borders(self) -> list[int]:
-        found = {getattr(self._config, name, None) for name in BORDERS}
+        found = {getattr(self._config, name, None) for name in BORDERS | RECURRENT_BORDERS}
         return sorted(
             border
             for border in found
@@ -386,28 +387,3 @@ def _length_dependent(config: Any) -> bool:
 
     names = ("rope_parameters", "rope_scaling")
     return any(kind in ("dynamic", "longrope") for name in names for kind in types(getattr(config, name, None)))
-
-
-def _beyond_chains(forward: Forward, layers: int) -> str:
-    """What a forward asks that a cache of one text cannot do; empty where it asks nothing of the kind."""
-    count, before = forward.count, forward.sequence.length
-    attend, tree = forward.attend, forward.attend if isinstance(forward.attend, Tree) else None
-    if isinstance(forward.tokens, Tensor) and forward.tokens.is_floating_point():
-        return "embeddings cannot be given to it"
-    if forward.layers != ALL_LAYERS and forward.layers.sublayers(layers) < 2 * layers:
-        return "no layers can be left out"
-    if forward.taps:
-        return "its hidden rows cannot be looked at"
-    if not isinstance(forward.slots, Slots) and list(forward.slots) != list(range(before, before + count)):
-        return "no rows of it can be rewritten"
-    if list(forward.row_positions()) != list(range(before, before + count)) and tree is None:
-        return "positions cannot be chosen"
-    if tree is not None and list(tree.parents) != list(range(-1, len(tree.parents) - 1)):
-        return "drafts cannot be trees"
-    full = attend is Attend.FULL and count > 1
-    masked = isinstance(attend, Tensor) and not bool((attend.cpu() == _causal(before, count)).all())
-    return "a mask cannot be given" if full or masked else ""
-
-
-def _causal(before: int, count: int) -> Tensor:
-    return torch.ones(count, before + count, dtype=torch.bool).tril(before)

@@ -3,146 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listing
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
-from decodery._lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from decodery.models.forward import Layers
-    from decodery.models.scorer import Scorer
+from decodery.models.layers import Layers
+from decodery.models.owner import Owner
 
 
 class Cache(Protocol):
     """Storage of one sequence, owned by the network that made it. Row indices are those of the sequence."""
 
     def expect(self, rows: int) -> None: ...
-    def reserve(self, rows: int) -> None: ...
     def move(self, sources: Listing[int], start: int) -> None: ...
     def copy(self, rows: int) -> Cache: ...
     def take(self, other: Self, start: int, stop: int) -> None: ...
 
 
-class NoCache:
+class NothingKept:
     """For scorers that keep nothing per row (tables, scripts)."""
 
     def expect(self, rows: int) -> None:
         pass
 
-    def reserve(self, rows: int) -> None:
-        pass
-
     def move(self, sources: Listing[int], start: int) -> None:
         pass
 
-    def copy(self, rows: int) -> NoCache:
+    def copy(self, rows: int) -> NothingKept:
         return self
 
-    def take(self, other: NoCache, start: int, stop: int) -> None:
+    def take(self, other: NothingKept, start: int, stop: int) -> None:
         pass
-
-
-class KeyValueCache:
-    """Keys and values of all layers, [group of equal layers][layers, 2, heads, capacity, head width].
-
-    Layers of equal shape share one tensor, so that keeping an accepted path is one copy and not one per layer.
-    Where it is known how many rows may come, room for all of them is made at once, but not touched before it is needed;
-    otherwise capacity doubles. Rows beyond the sequence's length are scratch. A network may lay out rows of a layer's keys or
-    values in its own way, in groups of `together` rows that are copied as a whole.
-    """
-
-    together = 1
-
-    def __init__(self, shapes: Listing[tuple[int, int]], dtype: torch.dtype, device: torch.device):
-        """shapes: (key/value heads, head width) of each layer."""
-        self._shapes = tuple(shapes)
-        self._dtype, self._device = dtype, device
-        self._capacity = self._expected = self._cleared = 0
-        self._groups: list[Tensor] = []
-        self._views: list[Tensor] = []
-
-    @property
-    def capacity(self) -> int:
-        """Rows there is room for."""
-        return self._capacity
-
-    def address(self) -> int:
-        """Where the keys and values of the first layer begin. Raises ValueError where layers differ in shape."""
-        if len(self._groups) != 1:
-            raise ValueError(f"the layers' keys lie in {len(self._groups)} tensors, not in one")
-        return self._groups[0].data_ptr()
-
-    def both(self, index: int) -> Tensor:
-        """Keys and values of layer `index`, [2, heads, capacity, head width]; a writable view."""
-        return self._views[index]
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of layer `index`, each [heads, capacity, head width]; writable views."""
-        view = self._views[index]
-        return view[0], view[1]
-
-    def expect(self, rows: int) -> None:
-        """There will be at most so many rows: the first `reserve` makes room for all, and none is wasted."""
-        self._expected = rows
-
-    def reserve(self, rows: int) -> None:
-        """Make room for `rows` rows."""
-        if rows <= self._cleared:
-            return
-        ready = max(128, self._cleared)
-        while ready < rows:
-            ready *= 2
-        if rows > self._expected:
-            self._allocate(ready)
-        elif self._capacity < self._expected:
-            self._allocate(self._expected)
-        ready = min(ready, self._capacity)
-        # Zeros, not what was there: a masked column still enters the product, and 0 * NaN would be NaN.
-        for group in self._groups:
-            group[:, :, :, self._cleared : ready] = 0
-        self._cleared = ready
-
-    def _allocate(self, capacity: int) -> None:
-        old, used = self._groups, self._cleared
-        groups: list[Tensor] = []
-        views: list[Tensor] = [None] * len(self._shapes)  # type: ignore[list-item]
-        for shape in dict.fromkeys(self._shapes):
-            layers = [i for i, other in enumerate(self._shapes) if other == shape]
-            heads, width = shape
-            group = torch.empty(len(layers), 2, heads, capacity, width, dtype=self._dtype, device=self._device)
-            if old:
-                group[:, :, :, :used] = old[len(groups)]
-            for place, layer in enumerate(layers):
-                views[layer] = group[place]
-            groups.append(group)
-        self._groups, self._views, self._capacity = groups, views, capacity
-
-    def move(self, sources: Listing[int], start: int) -> None:
-        """Copy rows `sources`, which ascend and lie behind, to start, start + 1, … in every layer."""
-        for group in self._groups:
-            # Mostly one row or two: to collect them first would take twice as long.
-            for row, source in enumerate(sources, start):
-                group.select(3, row).copy_(group.select(3, source))
-
-    def copy(self, rows: int) -> KeyValueCache:
-        twin = type(self)(self._shapes, self._dtype, self._device)
-        twin.expect(self._expected)
-        if rows:
-            twin.take(self, 0, rows)
-        return twin
-
-    def take(self, other: KeyValueCache, start: int, stop: int) -> None:
-        """Copy rows start..stop-1 of a cache of the same layers, whose earlier rows are this one's."""
-        start, stop = start // self.together * self.together, -(-stop // self.together) * self.together
-        self.reserve(stop)
-        for mine, theirs in zip(self._groups, other._groups, strict=True):
-            mine[:, :, :, start:stop] = theirs[:, :, :, start:stop]
-
-    @property
-    def bytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(group.numel() * group.element_size() for group in self._groups)
 
 
 class Sequence:
@@ -151,7 +40,7 @@ class Sequence:
     `tokens[i]` is the token of cache row i (-1 for a row fed as an embedding, or left out) and `positions[i]` its position id.
     """
 
-    def __init__(self, owner: Scorer, cache: Cache):
+    def __init__(self, owner: Owner, cache: Cache):
         """owner: the scorer that answers forwards of this sequence; cache: the storage it made for it."""
         self.owner = owner
         self.cache = cache

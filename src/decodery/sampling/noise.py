@@ -77,7 +77,8 @@ class Chance(Protocol):
         ...
 
     def fork(self, text: Sequence[int]) -> Chance:
-        """The chance of a text that begins as this one's and goes its own way. text: its committed tokens, which grow with it."""
+        """The chance of a text that begins as this one's and goes its own way. text: its committed tokens, which grow with
+        it."""
         ...
 
 

@@ -20,7 +20,7 @@ from decodery.models.forward import Forward, Scores, Slots
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.network import TransformersNetwork
 from decodery.models.scorer import Scorer
-from decodery.models.sequence import NoCache, Sequence
+from decodery.models.sequence import NothingKept, Sequence
 from decodery.testing.hosts import LetterTokenizer, SmallLanguageModel
 
 Filled = tuple[int, ...]
@@ -43,7 +43,7 @@ class CanvasScorer(Scorer):
         """Raw scores [length, vocabulary without the mask] of each position of a canvas behind a prompt."""
 
     def new_sequence(self) -> Sequence:
-        return Sequence(self, NoCache())
+        return Sequence(self, NothingKept())
 
     def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
         answers = []

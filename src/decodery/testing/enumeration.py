@@ -58,9 +58,7 @@ class ScriptedChance:
     def fork(self, text: Sequence[int]) -> ScriptedChance:
         return self
 
-    def race(
-        self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
-    ) -> int:
+    def race(self, log_weights: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()) -> int:
         return self.choose((log_weights.double() - log_weights.max()).exp(), position, stage, index)
 
     def _decide(self, branches: list[tuple[int, float]], position: int, stage: Stage, index: Index) -> int:

@@ -111,9 +111,9 @@ static void pack_queries(const Work_space *w, const Piece *piece, const Segment 
 static void attend_piece(const Work_space *w, const Layer *layer, int64_t index, const Piece *piece, const Own *own) {
     const Model *m = w->model;
     const Segment *segment = w->pass->segment + piece->segment;
-    int64_t width = m->width, group = m->heads / m->key_heads, plane = m->key_heads * segment->capacity * width;
-    const bf16 *keys = segment->cache + 2 * index * plane + piece->key_head * segment->capacity * width;
-    const bf16 *values = keys + plane;
+    int64_t width = m->width, group = m->heads / m->key_heads, plane = m->key_heads * SPAN * width;
+    const bf16 *const *span = (const bf16 *const *)segment->span;
+    int64_t keys = 2 * index * plane + piece->key_head * SPAN * width, values = keys + plane; /* where they begin in each span */
     float *scores = own->scores;
     /* 1. Who sees what; where the settled columns of each lane end. */
     int32_t visible[LANES];
@@ -126,7 +126,11 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     }
     /* 2. Scores of all columns, and the largest of each lane. */
     pack_queries(w, piece, segment, group, (int32_t *)own->packed);
-    key_products(keys, width, columns, own->packed, scores);
+    for (int64_t column = 0; column < columns; column += SPAN) {
+        /* What fetches lines ahead does not know where the next span lies. */
+        if (column + SPAN < columns) fetch_rows(span[column / SPAN + 1] + keys, 4 * DEPTH, SPAN * width / (4 * DEPTH));
+        key_products(span[column / SPAN] + keys, width, least(SPAN, columns - column), own->packed, scores + column * LANES);
+    }
     __m512 top = largest(scores, columns, common, own->seen);
     /* 3. Their exponentials and the sum of these, column after column. */
     __m512 scale = _mm512_set1_ps(m->scale * LOG2_E), shift = _mm512_mul_ps(top, scale), total = _mm512_setzero_ps();
@@ -155,19 +159,21 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     }
     for (int64_t part = 0; part < width; part += 64) {
         float *sums = own->sums;
-        add_values(own->weights, values + 2 * part, 2 * width, last / DEPTH, sums);
+        add_values(own->weights, span, values + 2 * part, 2 * width, last / DEPTH, piece->count, sums);
         /* 5. The others one by one. */
-        int64_t from = first, rest = columns - from;
-        for (int64_t lane = 0; lane < piece->count; lane += TOGETHER) {
-            const float *score = scores + from * LANES + lane;
-            const bf16 *value = values + from * width + 2 * part;
-            switch (least(TOGETHER, piece->count - lane)) {
-            case 6: one_by_one(score, value, width, rest, 6, sums + lane * 64); break;
-            case 5: one_by_one(score, value, width, rest, 5, sums + lane * 64); break;
-            case 4: one_by_one(score, value, width, rest, 4, sums + lane * 64); break;
-            case 3: one_by_one(score, value, width, rest, 3, sums + lane * 64); break;
-            case 2: one_by_one(score, value, width, rest, 2, sums + lane * 64); break;
-            default: one_by_one(score, value, width, rest, 1, sums + lane * 64);
+        for (int64_t from = first, rest; from < columns; from += rest) {
+            rest = least(SPAN - from % SPAN, columns - from);
+            const bf16 *value = span[from / SPAN] + values + from % SPAN * width + 2 * part;
+            for (int64_t lane = 0; lane < piece->count; lane += TOGETHER) {
+                const float *score = scores + from * LANES + lane;
+                switch (least(TOGETHER, piece->count - lane)) {
+                case 6: one_by_one(score, value, width, rest, 6, sums + lane * 64); break;
+                case 5: one_by_one(score, value, width, rest, 5, sums + lane * 64); break;
+                case 4: one_by_one(score, value, width, rest, 4, sums + lane * 64); break;
+                case 3: one_by_one(score, value, width, rest, 3, sums + lane * 64); break;
+                case 2: one_by_one(score, value, width, rest, 2, sums + lane * 64); break;
+                default: one_by_one(score, value, width, rest, 1, sums + lane * 64);
+                }
             }
         }
         for (int64_t lane = 0; lane < piece->count; lane++) {

@@ -61,8 +61,7 @@ class SegmentStruct(Structure):
         ("start", c_int64),
         ("rows", c_int64),
         ("columns", c_int64),
-        ("capacity", c_int64),
-        ("cache", c_void_p),
+        ("span", c_void_p),
         ("mask", c_void_p * 2),
         ("from_column", c_int64 * 2),
         ("prefix", c_int64 * 2),
@@ -106,6 +105,6 @@ def load(path: Path) -> ctypes.CDLL:
     library.decodery_pass.restype = c_int
     library.decodery_top.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int]
     library.decodery_top.restype = None
-    library.decodery_move.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64]
+    library.decodery_move.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64]
     library.decodery_move.restype = None
     return library

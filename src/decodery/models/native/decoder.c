@@ -64,15 +64,15 @@ static void place_head(
             _mm512_storeu_ps(x + i, first), _mm512_storeu_ps(x + half + i, second);
         }
     }
-    int64_t plane = m->key_heads * segment->capacity * width, slot = w->pass->slot[row];
-    bf16 *keys = segment->cache + 2 * index * plane;
+    int64_t plane = m->key_heads * SPAN * width, slot = w->pass->slot[row];
+    bf16 *keys = segment->span[slot / SPAN] + 2 * index * plane;
     if (is_value) {
-        bf16 *values = keys + plane + (head - m->heads - m->key_heads) * segment->capacity * width;
-        for (int64_t i = 0; i < width; i += TILE) store_in_pairs(values, width, slot, i, _mm512_loadu_ps(x + i));
+        bf16 *values = keys + plane + (head - m->heads - m->key_heads) * SPAN * width;
+        for (int64_t i = 0; i < width; i += TILE) store_in_pairs(values, width, slot % SPAN, i, _mm512_loadu_ps(x + i));
         return;
     }
     bf16 *to = w->queries + (row * m->heads + head) * width;
-    if (is_key) to = keys + ((head - m->heads) * segment->capacity + slot) * width;
+    if (is_key) to = keys + ((head - m->heads) * SPAN + slot % SPAN) * width;
     for (int64_t i = 0; i < width; i += TILE) store_bf16(to + i, _mm512_loadu_ps(x + i));
 }
 
@@ -287,19 +287,20 @@ void decodery_top(const float *logits, int64_t rows, int64_t vocabulary, int64_t
     together(rows < threads ? (int)rows : threads, rank_rows, &ranking);
 }
 
-/* Move rows of a cache [layers, 2, key heads, capacity, width] to start, start + 1, and so on. rows: ascending, none below its new
- * place. */
+/* Move rows of a cache, which lies in spans, to start, start + 1, and so on. rows: ascending, none below its new place. */
 void decodery_move(
-    bf16 *cache, int64_t layers, int64_t heads, int64_t capacity, int64_t width, const int64_t *rows, int64_t count, int64_t start
+    bf16 *const *span, int64_t layers, int64_t heads, int64_t width, const int64_t *rows, int64_t count, int64_t start
 ) {
-    for (int64_t plane = 0; plane < layers * 2 * heads; plane++, cache += capacity * width) {
-        int values = plane / heads % 2;
-        for (int64_t i = 0; i < count; i++)
-            if (!values)
-                memmove(cache + (start + i) * width, cache + rows[i] * width, (size_t)width * sizeof *cache);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t source = rows[i] % SPAN, place = (start + i) % SPAN;
+        const bf16 *from = span[rows[i] / SPAN];
+        bf16 *to = span[(start + i) / SPAN];
+        for (int64_t plane = 0; plane < layers * 2 * heads; plane++, from += SPAN * width, to += SPAN * width)
+            if (plane / heads % 2 == 0)
+                memmove(to + place * width, from + source * width, (size_t)width * sizeof *to);
             else
                 for (int64_t at = 0; at < width; at += TILE)
-                    store_in_pairs(cache, width, start + i, at, load_from_pairs(cache, width, rows[i], at));
+                    store_in_pairs(to, width, place, at, load_from_pairs(from, width, source, at));
     }
 }
 

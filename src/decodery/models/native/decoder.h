@@ -6,7 +6,7 @@
 
 typedef uint16_t bf16;
 
-enum { MOST_GROUP = 4 };
+enum { MOST_GROUP = 4, SPAN = 64 };
 
 /* A packed matrix; weights.h says how it lies. */
 typedef struct {
@@ -39,8 +39,8 @@ typedef struct {
 typedef struct {
     int64_t start, rows;      /* its rows within the pass */
     int64_t columns;          /* cache rows that attention ranges over */
-    int64_t capacity;         /* of the cache */
-    bf16 *cache;              /* [layers, 2, key heads, capacity, width]: keys, and values in pairs of rows (arithmetic.h) */
+    bf16 *const *span;        /* of each SPAN cache rows, where they lie; the first ones may be other sequences' as well. A span is
+                               * [layers, 2, key heads, SPAN, width]: keys, and values in pairs of rows (arithmetic.h) */
     const uint8_t *mask[2];   /* by kind: [rows, columns - from], 1 where visible; NULL: causal, the rows being the last columns */
     int64_t from[2];          /* by kind: where the mask begins; every row sees the columns before it */
     int64_t prefix[2];        /* by kind: so many first columns are visible to every row; of a mask the decoder finds out */

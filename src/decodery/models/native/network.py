@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from decodery.models.attention import Pack, Segment
-from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Ranking, Scores, Slots, Tree, tree_bytes
-from decodery.models.key_value_network import KeyValueNetwork, fingerprint_of, ids_of
+from decodery.models.attention import Segment
+from decodery.models.forward import POST_NORM, Attend, Forward, Ranking, Scores, Slots, Tree, tree_bytes
+from decodery.models.key_value_network import KeyValueNetwork, Pass, fingerprint_of, ids_of
 from decodery.models.layout import ACTIVATIONS, SANDWICH_NORMS, Layout
 from decodery.models.native import binding
 from decodery.models.native.build import library
@@ -303,46 +303,38 @@ class NativeNetwork(KeyValueNetwork):
         return super()._inputs(forwards) if embedded else {}
 
     @torch.inference_mode()
-    def _pass(
-        self,
-        pack: Pack,
-        inputs: dict[str, Tensor],
-        positions: list[list[int]],
-        wanted: list[int],
-        layers: Layers,
-        taps: Listing[int],
-        rank: int,
-    ) -> Scores:
+    def _pass(self, asked: Pass) -> Scores:
+        pack, layers, wanted, rank = asked.pack, asked.layers, asked.wanted, asked.rank
         ids = array("q")
         rows: Tensor | None = None
-        if not inputs:
+        if not asked.inputs:
             for segment in pack.segments:
                 ids.extend(ids_of(segment.forward))
         else:
-            rows = inputs["inputs_embeds"][0].contiguous()
+            rows = asked.inputs["inputs_embeds"][0].contiguous()
         count = len(ids) if rows is None else rows.shape[0]
         # Everything below is named: the structures hold bare addresses.
-        position = array("q", positions[0])
+        position = array("q", asked.positions)
         slot, kept = array("q"), []
         segments = (binding.SegmentStruct * len(pack.segments))()
-        for struct, segment in zip(segments, pack.segments, strict=True):
+        for place, segment in zip(segments, pack.segments, strict=True):
             slot.extend(segment.forward.written_slots())
-            kept.append(self._lay_out(struct, segment))
+            kept.append(self._lay_out(place, segment))
         indices = layers.indices(self.layers)
         steps = array(
             "q",
             [4 * i + 2 * (i not in layers.skip_mlp) + (i not in layers.skip_attention) for i in indices],
         )
-        tapped = {tap: torch.empty(count, self._model.hidden, dtype=self.dtype) for tap in taps}
-        places = (ctypes.c_void_p * len(indices))()
-        for place, index in enumerate(indices):
+        tapped = {tap: torch.empty(count, self._model.hidden, dtype=self.dtype) for tap in asked.taps}
+        tap_at = (ctypes.c_void_p * len(indices))()
+        for step, index in enumerate(indices):
             if index in tapped:
-                places[place] = tapped[index].data_ptr()
-        tables = self._rotations(max(positions[0]))
+                tap_at[step] = tapped[index].data_ptr()
+        tables = self._rotations(max(asked.positions))
         want = array("q", wanted)
         logits = torch.empty(0 if rank else len(wanted), self.vocabulary)
         ranked = _Ranked(len(wanted), min(rank, self.vocabulary)) if rank else None
-        asked = binding.PassStruct(
+        struct = binding.PassStruct(
             rows=count,
             segments=len(segments),
             segment=segments,
@@ -354,24 +346,25 @@ class NativeNetwork(KeyValueNetwork):
             input=None if rows is None else rows.data_ptr(),
             steps=len(indices),
             step=steps.buffer_info()[0],
-            tap=places,
+            tap=tap_at,
             normed=tapped[POST_NORM].data_ptr() if POST_NORM in tapped else None,
             wanted=len(wanted),
             want=want.buffer_info()[0],
             logits=logits.data_ptr(),
         )
         if ranked is not None:
-            asked.ranked = ranked.k
-            asked.ranked_ids, asked.ranked_shares = ranked.addresses()
-        self._call_native(asked)
+            struct.ranked = ranked.k
+            struct.ranked_ids, struct.ranked_shares = ranked.addresses()
+        self._call_native(struct)
         del kept
         return Scores(logits, tapped, None if ranked is None else ranked.ranking())
 
     def _lay_out(self, struct: binding.SegmentStruct, segment: Segment) -> list[object]:
         """Fill in the structure of one sequence's rows; hands back the masks that it points at."""
         cache, forward = segment.cache, segment.forward
+        assert isinstance(cache, PairedCache)
         struct.start, struct.rows, struct.columns = segment.start, forward.count, segment.columns
-        struct.cache, struct.capacity = cache.address(), cache.capacity
+        struct.span = cache.table()
         masks: list[object] = []
         for kind, window in enumerate([None, *self._windows_used]):
             if self._far(segment, window):

@@ -41,6 +41,17 @@ static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix
     return entering;
 }
 
+/* The values of 32 columns, the first of which is 32 * step, at a place in each span of a cache. */
+static inline const bf16 *values_of(const bf16 *const *span, int64_t place, int64_t apart, int64_t step) {
+    return span[step * DEPTH / SPAN] + place + step * DEPTH % SPAN / 2 * apart;
+}
+
+/* Fetch the first 128 elements of rows that are so many elements apart. */
+static inline void fetch_rows(const bf16 *rows, int64_t apart, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t line = 0; line < 4; line++) _mm_prefetch((const char *)(rows + i * apart + line * DEPTH), _MM_HINT_T0);
+}
+
 #if DECODERY_AMX
 
 static inline void tiles_on(void) {
@@ -269,13 +280,18 @@ static inline __attribute__((always_inline)) void fetch_lines(const bf16 *lines,
     for (int64_t i = 0; i < TILE; i++) _mm_prefetch((const char *)(lines + i * apart), _MM_HINT_T0);
 }
 
-/* to [16, 64] = weights [16, 32 * steps] @ values [32 * steps, 64]; values in pairs of rows, which are so many elements apart. */
-static inline void add_values(const bf16 *weights, const bf16 *values, int64_t apart, int64_t steps, float *to) {
+/* to [lanes, 64] = weights [lanes, 32 * steps] @ values [32 * steps, 64]; values at a place in each span, in pairs of rows, which are so
+ * many elements apart. Room for 16 lanes. */
+static inline void add_values(
+    const bf16 *weights, const bf16 *const *span, int64_t place, int64_t apart, int64_t steps, int64_t lanes, float *to
+) {
+    (void)lanes;
     written();
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t step = 0; step < steps; step++) {
         _tile_loadd(4, weights + step * TILE_ELEMENTS, 64);
-        const bf16 *tile = values + step * TILE * apart, *later = tile + 2 * TILE * apart;
+        const bf16 *tile = values_of(span, place, apart, step);
+        const bf16 *later = step + 2 < steps ? values_of(span, place, apart, step + 2) : tile;
         fetch_lines(later, apart); _tile_loadd(5, tile, apart * 2); _tile_dpbf16ps(0, 4, 5);
         fetch_lines(later + DEPTH, apart); _tile_loadd(6, tile + DEPTH, apart * 2); _tile_dpbf16ps(1, 4, 6);
         fetch_lines(later + 2 * DEPTH, apart); _tile_loadd(7, tile + 2 * DEPTH, apart * 2); _tile_dpbf16ps(2, 4, 7);
@@ -333,20 +349,30 @@ static inline void key_products(const bf16 *keys, int64_t width, int64_t columns
     }
 }
 
-static inline void add_values(const bf16 *weights, const bf16 *values, int64_t apart, int64_t steps, float *to) {
-    for (int lane = 0; lane < TILE; lane++) {
-        __m512 sum[4];
-        for (int part = 0; part < 4; part++) sum[part] = _mm512_setzero_ps();
-        for (int64_t step = 0; step < steps; step++)
-            for (int pair = 0; pair < TILE; pair++) {
-                int32_t two;
-                memcpy(&two, weights + step * TILE_ELEMENTS + lane * DEPTH + 2 * pair, sizeof two);
-                for (int part = 0; part < 4; part++) {
-                    const bf16 *value = values + (step * TILE + pair) * apart + part * DEPTH;
-                    sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)_mm512_loadu_si512(value), (__m512bh)_mm512_set1_epi32(two));
+/* A span after the other, whose values stay in the nearest cache for all lanes. */
+static inline void add_values(
+    const bf16 *weights, const bf16 *const *span, int64_t place, int64_t apart, int64_t steps, int64_t lanes, float *to
+) {
+    memset(to, 0, (size_t)lanes * 64 * sizeof *to);
+    for (int64_t step = 0, next; step < steps; step = next) {
+        next = step + SPAN / DEPTH < steps ? step + SPAN / DEPTH : steps;
+        if (next < steps) fetch_rows(values_of(span, place, apart, next), apart, SPAN / 2);
+        for (int64_t lane = 0; lane < lanes; lane++) {
+            __m512 sum[4];
+            for (int part = 0; part < 4; part++) sum[part] = _mm512_loadu_ps(to + lane * 64 + part * TILE);
+            for (int64_t one = step; one < next; one++) {
+                const bf16 *values = values_of(span, place, apart, one);
+                for (int pair = 0; pair < TILE; pair++) {
+                    int32_t two;
+                    memcpy(&two, weights + one * TILE_ELEMENTS + lane * DEPTH + 2 * pair, sizeof two);
+                    for (int part = 0; part < 4; part++) {
+                        const bf16 *value = values + pair * apart + part * DEPTH;
+                        sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)_mm512_loadu_si512(value), (__m512bh)_mm512_set1_epi32(two));
+                    }
                 }
             }
-        for (int part = 0; part < 4; part++) _mm512_storeu_ps(to + lane * 64 + part * TILE, sum[part]);
+            for (int part = 0; part < 4; part++) _mm512_storeu_ps(to + lane * 64 + part * TILE, sum[part]);
+        }
     }
 }
 

@@ -34,7 +34,6 @@ A_MODEL = not_one_of(NGRAM, NGRAM_TEXT, LAYERS)
 class DraftLawMethod(SpeculativeMethod):
     """Base of the methods that draw their drafts from a draft law, and of their common parameters."""
 
-
     draft: str = parameter(
         NGRAM, "ngram (counts and recycled scores), ngram-text (counts), layers (the target's first), or a model's name"
     )
