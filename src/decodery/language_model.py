@@ -15,16 +15,16 @@ from decodery.conversations import Message, Tool
 from decodery.engine.background import Background
 from decodery.engine.cost import CostCurve, calibrated
 from decodery.engine.events import Event
-from decodery.engine.memory import KVBudget, Need, budget_for, parse_budget, parse_size
+from decodery.engine.memory import KVBudget, Need, budget_for, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.needs import DEFAULTS
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
-from decodery.engine.scheduling import Scheduling
+from decodery.engine.scheduling import Limits, Scheduling
 from decodery.engine.settings import Settings
 from decodery.engine.task import as_task
-from decodery.errors import BadPrompt, BadSetting
+from decodery.errors import BadPrompt, BadSetting, MethodUnavailable
 from decodery.models import store
 from decodery.models.kinds import Kind
 from decodery.models.scorer import Scorer
@@ -42,7 +42,8 @@ class LanguageModel:
 
     network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
     stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
-    diffusion: what decoders must know of a masked-diffusion model; None for a causal one. kv_budget, prefill_chunk: see `load`.
+    diffusion: what decoders must know of a masked-diffusion model; None for a causal one. limits: memory and passes of
+    its requests. load: loads companions, as `decodery.load` does; None: there are those of `companions` alone.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class LanguageModel:
         folder: Path | None = None,
         identity: str = "",
         diffusion: MaskedDiffusion | None = None,
-        kv_budget: int | str | None = None,
-        prefill_chunk: int | None = None,
+        limits: Limits | None = None,
+        load: Callable[..., LanguageModel] | None = None,
     ):
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
@@ -68,16 +69,16 @@ class LanguageModel:
         self._identity = identity or network.name
         self._costs: dict[tuple[str, ...], CostCurve] = {}
         self._lock = threading.RLock()
-        self._kv_budget = parse_budget(kv_budget)
+        self._limits, self._load = limits or Limits(), load
         self._budget: KVBudget | None = None
-        self.scheduling = Scheduling(chunk=prefill_chunk)
+        self.scheduling = Scheduling(chunk=self._limits.prefill_chunk)
         """How requests that run together share passes."""
 
     @property
     def budget(self) -> KVBudget:
         """The memory of keys and values that all requests share, with what is held, waits, and was held at most."""
         if self._budget is None:
-            self._budget = budget_for(self.network, self._kv_budget)
+            self._budget = budget_for(self.network, self._limits.kv_budget)
         return self._budget
 
     @contextlib.contextmanager
@@ -255,11 +256,11 @@ class LanguageModel:
         return PromptReader(self.tokenizer, self.name, self.network.vocabulary).encode(text, add_special_tokens=False)
 
     def companion(self, name: str) -> LanguageModel:
-        """Another model, loaded on first use with this one's dtype and device."""
+        """Another model, loaded on first use with this one's dtype and device. Raises MethodUnavailable where none can be."""
         if name not in self.companions:
-            from decodery.loading import load
-
-            self.companions[name] = load(name, dtype=self.network.dtype, device=self.network.device)
+            if self._load is None:
+                raise MethodUnavailable(f"{self.name} was not made by load or wrap, and has no companion {name!r}.")
+            self.companions[name] = self._load(name, dtype=self.network.dtype, device=self.network.device)
         return self.companions[name]
 
     def cost(self, network: Scorer) -> CostCurve:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from decodery._lazy import without_collection
-from decodery.engine.memory import parse_budget
-from decodery.engine.scheduling import Scheduling
+from decodery.engine.scheduling import Limits
 from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
@@ -59,8 +58,7 @@ def load(
     whole prompts. progress: told about downloads and installations.
     Raises UnknownModel, DownloadFailed, ModelNotReadable, BadSetting.
     """
-    parse_budget(kv_budget)
-    Scheduling(chunk=prefill_chunk)
+    limits = Limits(kv_budget, prefill_chunk)
     if threads is not None:
         if threads < 1:
             raise BadSetting(f"threads must be at least 1, not {threads}.")
@@ -93,7 +91,7 @@ def load(
         found = None if packed is None else known.network(label, packed)
         if found is not None and (fast != "packed" or found[0].path == "packed"):
             found[0].complete = complete
-            return _combined(*found, tokenizer, folder, None, kv_budget, prefill_chunk)
+            return _combined(*found, tokenizer, folder, None, limits)
         model = complete().to(where)
         with quiet():  # a first pass may unpack quantised weights
             network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
@@ -103,7 +101,7 @@ def load(
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
     if isinstance(network, NativeNetwork):
         network.complete = complete
-    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits)
 
 
 def wrap(
@@ -132,7 +130,7 @@ def wrap(
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
     network = network_for(model, label, fast, bidirectional=diffusion is not None)
-    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, kv_budget, prefill_chunk)
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, Limits(kv_budget, prefill_chunk))
 
 
 def _combined(
@@ -140,9 +138,8 @@ def _combined(
     ends: Iterable[int],
     tokenizer: Any,
     folder: Path | None,
-    diffusion: MaskedDiffusion | None = None,
-    kv_budget: int | str | None = None,
-    prefill_chunk: int | None = None,
+    diffusion: MaskedDiffusion | None,
+    limits: Limits,
 ) -> LanguageModel:
     label = network.name
     _check_belongs(tokenizer, network)
@@ -155,7 +152,7 @@ def _combined(
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
     ids = {token for token in ids if 0 <= token < network.vocabulary}  # others never come
     identity = str(folder or label)
-    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, kv_budget, prefill_chunk)
+    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, limits, load)
 
 
 def _end_tokens(model: Any, label: str) -> list[int]:

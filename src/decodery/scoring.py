@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from decodery.engine.host import Host
 from decodery.engine.request import PROMPT_CHUNK
 from decodery.engine.task import Asking, Task
 from decodery.engine.text import TextStream
 from decodery.errors import BadPrompt, BadSetting, Refused, ScoresNotNumbers
 from decodery.models.forward import POST_NORM, Forward, Rows
+from decodery.models.kinds import Kind
 from decodery.plain import plain
 from decodery.prompts import Prompt, is_batch
 from decodery.sampling.top import top_ids
 
 if TYPE_CHECKING:
+    from decodery.engine.memory import KVBudget
     from decodery.engine.scheduler import Scheduler
-    from decodery.language_model import LanguageModel
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
 
 AT_ONCE = 512
 """Rows of scores that are asked for at a time, of all texts together; each needs a vocabulary of floats."""
+
+
+class Reading(Host, Protocol):
+    """What scoring needs of a language model."""
+
+    name: str
+
+    @property
+    def budget(self) -> KVBudget: ...
+
+    def tokenize(self, prompt: Prompt) -> list[int]: ...
+    def working(self) -> contextlib.AbstractContextManager[None]: ...
+    def scheduler(self, prefix_cache: int | str = 0, watched: bool = True) -> Scheduler: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class _Read:
     scores: Tensor
 
 
-def score(lm: LanguageModel, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -> Any:
+def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -> Any:
     """See `LanguageModel.score`."""
     batch = is_batch(texts)
     top, taps = _checked(lm, top, taps)
@@ -96,8 +112,8 @@ def score(lm: LanguageModel, texts: Any, prompt: Prompt | None, top: Any, taps: 
     return results if batch else results[0]
 
 
-def _checked(lm: LanguageModel, top: Any, taps: Any) -> tuple[int, tuple[int, ...]]:
-    if lm.diffusion is not None:
+def _checked(lm: Reading, top: Any, taps: Any) -> tuple[int, tuple[int, ...]]:
+    if Kind.MASKED_POSITIONS in lm.network.kinds:
         raise Refused(
             f"{lm.name} is a masked-diffusion model, which gives no token a probability after those before it; score needs a "
             "causal one."
@@ -117,7 +133,7 @@ def _checked(lm: LanguageModel, top: Any, taps: Any) -> tuple[int, tuple[int, ..
     return min(top, lm.network.vocabulary), tuple(dict.fromkeys(layers))
 
 
-def _tokens(lm: LanguageModel, text: Any, name: str, before: Sequence[int]) -> list[int]:
+def _tokens(lm: Reading, text: Any, name: str, before: Sequence[int]) -> list[int]:
     """Token ids of a text; one that follows a prompt gets no special tokens around it. Raises BadPrompt."""
     try:
         if before and isinstance(text, str):
@@ -154,7 +170,7 @@ def _run(scheduler: Scheduler, tasks: Sequence[Task[Any]], rows: Sequence[int]) 
             scheduler.cancel(task)
 
 
-def _read_prompt(lm: LanguageModel, scheduler: Scheduler, prompt: list[int], texts: Sequence[Sequence[int]]) -> _Read:
+def _read_prompt(lm: Reading, scheduler: Scheduler, prompt: list[int], texts: Sequence[Sequence[int]]) -> _Read:
     """Read a prompt once for all texts; not at all where its rows serve none of them, because of the texts' lengths."""
     border = lm.network.border
     if not texts or (border is not None and all(len(prompt) + len(text) > border for text in texts)):

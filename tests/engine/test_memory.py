@@ -309,7 +309,7 @@ def test_first_come_first_served() -> None:
 
 def test_one_that_could_never_fit_is_refused_with_both_sizes() -> None:
     lm = toy_language_model(context=1 << 16)
-    lm = LanguageModel(lm.network, lm.tokenizer, lm.stop_ids, kv_budget="100 KB")
+    lm = LanguageModel(lm.network, lm.tokenizer, lm.stop_ids, limits=Limits("100 KB"))
     scheduler = Scheduler(lm.budget)
     fits = new_request(lm, [65], max_new_tokens=20)
     large = new_request(lm, [65], max_new_tokens=5000)
@@ -366,7 +366,7 @@ def test_a_failing_request_gives_its_memory_back() -> None:
 
 def small(budget: Any, context: int = 4096) -> LanguageModel:
     toy = toy_language_model(context=context)
-    return LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, kv_budget=budget)
+    return LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, limits=Limits(budget))
 
 
 def test_samples_beyond_the_budget_are_the_same() -> None:
@@ -400,9 +400,8 @@ def test_a_bad_budget_is_refused_at_once(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [-1, True])
 def test_a_bad_chunk_is_refused_at_once(wrong: Any) -> None:
-    toy = toy_language_model()
     with pytest.raises(BadSetting, match="prefill_chunk"):
-        LanguageModel(toy.network, toy.tokenizer, prefill_chunk=wrong)
+        Limits(prefill_chunk=wrong)
 
 
 def test_wrapped_models_have_a_budget() -> None:

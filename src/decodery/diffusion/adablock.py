@@ -23,7 +23,8 @@ from decodery.errors import BadParameter
 if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
-    from decodery.engine.request import Host, Request
+    from decodery.engine.host import Host
+    from decodery.engine.request import Request
 
 SIGNS = {"newline": "\n", "comma": ",", "period": "."}
 PUBLISHED = {

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from decodery.diffusion.canvas import Canvas
     from decodery.diffusion.laws import Laws
-    from decodery.engine.request import Host, Request
+    from decodery.engine.host import Host
+    from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
     from decodery.sampling.noise import Chance
 

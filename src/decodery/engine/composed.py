@@ -16,8 +16,8 @@ from decodery.models.sequence import Sequence as CachedSequence
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.method import Decoding
-    from decodery.engine.request import Request
+    from decodery.engine.asking import Decoding
+    from decodery.engine.host import Host
     from decodery.engine.target import Member, Target
 
 
@@ -171,11 +171,11 @@ class ComposedNetwork(Scorer):
         return Scores(logits, first.hidden)
 
 
-def composed(target: Target, request: Request) -> ComposedNetwork:
-    """The network of a request with a target. Raises MethodUnavailable or BadParameter where the target cannot be scored, and
-    BadPrompt where one of its members has too little context."""
-    network = ComposedNetwork(target, request.host.network, target.members(request), request.prompt)
-    needed = len(request.prompt) + request.settings.max_new_tokens
+def composed(target: Target, host: Host, prompt: Sequence[int], new_tokens: int) -> ComposedNetwork:
+    """The network of a request with a target. new_tokens: the most that it may give. Raises MethodUnavailable or BadParameter
+    where the target cannot be scored, and BadPrompt where one of its members has too little context."""
+    network = ComposedNetwork(target, host.network, target.members(host, prompt), prompt)
+    needed = len(prompt) + new_tokens
     if needed > network.context:
         raise BadPrompt(
             f"prompt and output have {needed} tokens together, and {network.name} a context of {network.context} for them: "

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
+from decodery.engine.asking import Decoding as Decoding
 from decodery.engine.declared import Declared
 from decodery.engine.needs import NEXT_TOKENS, Requirement
 from decodery.engine.parameters import parameter as parameter
@@ -20,11 +21,7 @@ from decodery.errors import Refused
 if TYPE_CHECKING:
     from decodery.engine.request import Request
     from decodery.engine.settings import Settings
-    from decodery.models.forward import Forward
     from decodery.models.scorer import Scorer
-
-Decoding: TypeAlias = "Generator[Forward | tuple[Forward, ...], Any, None]"
-"""What `decode` returns: yields one forward or a tuple of them, and is sent the scores of each."""
 
 
 class Exactness(enum.StrEnum):

@@ -10,7 +10,7 @@ from decodery.errors import DecoderyError, MethodUnavailable, Refused
 from decodery.models.kinds import Kind
 
 if TYPE_CHECKING:
-    from decodery.engine.request import Host
+    from decodery.engine.host import Host
 
 DEFAULTS = {Kind.NEXT_TOKEN: "cascade", Kind.MASKED_POSITIONS: "masked-diffusion"}
 """What decodes with a model of a kind where no method is named: lossless where it can be, needs nothing, and fast."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,27 @@ from decodery.sampling.law import Law
 from decodery.sampling.noise import Stage
 
 if TYPE_CHECKING:
-    from decodery.engine.request import Request
+    from decodery.engine.host import Host
+    from decodery.engine.settings import Settings
+    from decodery.engine.statistics import Statistics
+    from decodery.sampling.noise import Chance
+
+
+class Giver(Protocol):
+    """What an output needs of the request that gives it."""
+
+    host: Host
+    settings: Settings
+    prompt: tuple[int, ...]
+    stop_ids: frozenset[int]
+    number: int
+    sample: int
+    statistics: Statistics
+
+    def chance(self, seed: int | None = None, text: Sequence[int] | None = None) -> Chance: ...
+    def logprobs_of(self, row: Tensor, token: int, processed: float | None = None) -> TokenLogprobs: ...
+    def emit(self, event: Event) -> None: ...
+    def ended(self) -> None: ...
 
 
 class Output:
@@ -26,7 +46,7 @@ class Output:
     `Request.conclude` or `Request.show` takes it. What is counted of tries that nobody takes are the forwards alone.
     """
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Giver):
         self.request = request
         self.tokens: list[int] = list(request.prompt)
         """Prompt and committed tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from decodery.engine.events import Event, TokenLogprobs
 from decodery.engine.output import Output
 from decodery.engine.settings import Settings
 from decodery.engine.statistics import Statistics
-from decodery.engine.text import Decoder, prompt_text
+from decodery.engine.text import prompt_text
 from decodery.errors import Refused
 from decodery.models.forward import Forward, Rows, Scores
 from decodery.sampling.chance import Sample
@@ -22,8 +22,7 @@ from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance
 
 if TYPE_CHECKING:
-    from decodery.engine.background import Background
-    from decodery.engine.cost import CostCurve
+    from decodery.engine.host import Host
     from decodery.engine.prompt_layout import PromptLayout
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
@@ -31,27 +30,6 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 PROMPT_CHUNK = 128
 """Rows of prompt log probabilities computed at a time; each needs a vocabulary of floats."""
-
-
-class Host(Protocol):
-    """What a request needs from the model it runs on. `LanguageModel` is one; tests make small ones."""
-
-    network: Scorer
-    tokenizer: Decoder
-    stop_ids: tuple[int, ...]
-    """Tokens that end the model's output."""
-    memory: dict[Hashable, Any]
-    """What methods keep between requests."""
-    background: Background
-    """What methods do between passes."""
-
-    def cost(self, network: Scorer) -> CostCurve: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def companion(self, name: str) -> Host:
-        """Another model that methods use beside this one, by the name or folder that it is loaded from."""
-        ...
 
 
 class Request:
@@ -85,7 +63,7 @@ class Request:
         self.network: Scorer = host.network
         """What is scored: the host's network, or that of the settings' target."""
         if self.settings.target is not None:
-            self.network = composed(self.settings.target, self)
+            self.network = composed(self.settings.target, host, self.prompt, self.settings.max_new_tokens)
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from decodery.engine.memory import parse_budget
 from decodery.errors import BadSetting
 from decodery.plain import plain
 
@@ -28,3 +29,20 @@ class Scheduling:
         object.__setattr__(self, "chunk", chunk)
         if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0):
             raise BadSetting(f"prefill_chunk must be a number of tokens, or 0 for whole prompts, not {chunk!r}.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the requests of one model may take. None of it changes what they give, up to rounding.
+
+    kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
+    what is free when the first request comes. prefill_chunk: tokens of prompts in one pass; see `Scheduling.chunk`. Raises
+    BadSetting where one of them is neither.
+    """
+
+    kv_budget: int | str | None = None
+    prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_budget", parse_budget(self.kv_budget))
+        object.__setattr__(self, "prefill_chunk", Scheduling(chunk=self.prefill_chunk).chunk)

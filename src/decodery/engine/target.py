@@ -22,7 +22,7 @@ from decodery.sampling.settings import Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.request import Request
+    from decodery.engine.host import Host
     from decodery.models.scorer import Scorer
 
 BUILT_IN = {
@@ -50,7 +50,7 @@ class Target(Declared, ABC):
     """Authors, title, year and identifier of the source."""
 
     @abstractmethod
-    def members(self, request: Request) -> Sequence[Member]:
+    def members(self, host: Host, prompt: Sequence[int]) -> Sequence[Member]:
         """The sequences beside the request's own, which is always the first. Raises MethodUnavailable or BadParameter where
         they cannot be had."""
 
@@ -59,10 +59,10 @@ class Target(Declared, ABC):
         """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence and of each member."""
 
 
-def companion(request: Request, name: str, target: str) -> Scorer:
+def companion(ours: Host, name: str, target: str) -> Scorer:
     """The network of another model that a target scores beside the request's own. Raises MethodUnavailable where its tokens are
     others."""
-    ours, other = request.host, request.host.companion(name)
+    other = ours.companion(name)
     network = other.network
     if ModelKind.NEXT_TOKEN not in network.kinds:
         raise MethodUnavailable(f"{target}: {network.name} is {network.kinds.words}, and a member scores next tokens.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from decodery.engine.asking import Asking as Asking
 from decodery.engine.composed import expanded
 from decodery.engine.cost import CostCurve
 from decodery.engine.memory import Need
 from decodery.engine.statistics import Statistics
 from decodery.errors import BadSetting, ScoresNotNumbers
-from decodery.models.forward import Forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from decodery.sampling.law import Law
 
 Value = TypeVar("Value")
-Asking: TypeAlias = Generator[Forward | tuple[Forward, ...], Any, Value]
-"""A coroutine that yields one forward or a tuple of them, is sent the scores of each, and returns a value."""
 
 
 class Task(Generic[Value]):

@@ -19,7 +19,7 @@ from decodery.engine.text import REPLACEMENT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.request import Host
+    from decodery.engine.host import Host
 
 SAMPLES = (
     "Hello, world! It's 12345.67, a nai\u0308ve e\u0301tude.\n\n\tdef f(x):\r\n        return x  # why\u2026\n",

@@ -24,6 +24,7 @@ from decodery.integrations.generate_arguments import ASSISTANT, CACHE_NAMES, mea
 from decodery.integrations.generate_output import Steps, check_beginning, given_cache, read
 from decodery.integrations.generate_processors import chains
 from decodery.language_model import LanguageModel
+from decodery.loading import load
 from decodery.models.paths import network_for
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _evaluating(*models: nn.Module | None) -> Iterator[None]:
 
 
 def _language_model(model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
-    return LanguageModel(network_for(model, type(model).__name__, fast="off"), tokenizer)
+    return LanguageModel(network_for(model, type(model).__name__, fast="off"), tokenizer, load=load)
 
 
 def _decode(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, overload
 
 from decodery._lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.sampling.law import Law
-    from decodery.sampling.steps.base import Step
+    from decodery.sampling.law_settings import LawSettings
 
 
 class Joined(Sequence[int]):
@@ -40,12 +39,30 @@ class Joined(Sequence[int]):
         return self._text[place] if place < length else self._path[place - length]
 
 
+class Named(Protocol):
+    """A step of the law, as far as its name."""
+
+    name: ClassVar[str]
+
+
+class Observing(Protocol):
+    """What a prefix needs of the law whose text it begins with."""
+
+    settings: LawSettings
+    tokens: list[int]
+    prompt_length: int
+    seen: dict[int, int]
+    stop_ids: list[int]
+
+    def decision(self, step: str, position: int, index: int, probability: float) -> bool: ...
+
+
 class Prefix:
     """What stands before a row: the committed text and a path of tokens behind it."""
 
     __slots__ = ("_law", "_path", "_states")
 
-    def __init__(self, law: Law, path: Sequence[int], states: Mapping[str, Any]):
+    def __init__(self, law: Observing, path: Sequence[int], states: Mapping[str, Any]):
         self._law, self._path, self._states = law, path, states
 
     @property
@@ -84,11 +101,11 @@ class Prefix:
         ids = torch.tensor(list(counts), dtype=torch.long, device=like.device)
         return ids, torch.tensor(list(counts.values()), dtype=like.dtype, device=like.device)
 
-    def state(self, step: Step) -> Any:
+    def state(self, step: Named) -> Any:
         """The state of a stateful step after these tokens."""
         return self._states[step.name]
 
-    def accept(self, step: Step, probability: float, index: int = 0) -> bool:
+    def accept(self, step: Named, probability: float, index: int = 0) -> bool:
         """A random decision of a step, at an address of its own: the same however often the law of this position is asked for.
         index: tells apart several of one position."""
         return self._law.decision(step.name, len(self.tokens), index, probability)

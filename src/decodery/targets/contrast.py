@@ -16,7 +16,7 @@ from decodery.errors import BadParameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.request import Request
+    from decodery.engine.host import Host
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Contrast(Target):
                 "contrast needs an amateur, the name or folder of a smaller model: contrast(amateur=NAME)."
             )
 
-    def members(self, request: Request) -> Sequence[Member]:
-        return [Member(companion(request, self.amateur, self.name))]
+    def members(self, host: Host, prompt: Sequence[int]) -> Sequence[Member]:
+        return [Member(companion(host, self.amateur, self.name))]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         expert, amateur = rows

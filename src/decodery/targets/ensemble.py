@@ -15,7 +15,7 @@ from decodery.errors import BadParameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.request import Request
+    from decodery.engine.host import Host
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Ensemble(Target):
         if not self.models:
             raise BadParameter("ensemble needs other models: ensemble(models=NAME+NAME).")
 
-    def members(self, request: Request) -> Sequence[Member]:
-        return [Member(companion(request, name.strip(), self.name)) for name in self.models.split("+")]
+    def members(self, host: Host, prompt: Sequence[int]) -> Sequence[Member]:
+        return [Member(companion(host, name.strip(), self.name)) for name in self.models.split("+")]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         laws = torch.stack([torch.log_softmax(each, dim=-1) for each in rows])

@@ -14,7 +14,7 @@ from decodery.engine.target import Member, Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.engine.request import Request
+    from decodery.engine.host import Host
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Guidance(Target):
     scale: float = parameter(1.5, "how far from the negative prompt; 1 is plain decoding", low=0.0)
     negative: str = parameter("", "text that the output is to be unlike; empty: the prompt's last token alone")
 
-    def members(self, request: Request) -> Sequence[Member]:
-        ids = tuple(request.host.encode(self.negative)) if self.negative else ()
-        return [Member(request.host.network, ids or request.prompt[-1:])]
+    def members(self, host: Host, prompt: Sequence[int]) -> Sequence[Member]:
+        ids = tuple(host.encode(self.negative)) if self.negative else ()
+        return [Member(host.network, ids or tuple(prompt[-1:]))]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         mine, negative = (torch.log_softmax(each, dim=-1) for each in rows)

@@ -10,6 +10,7 @@ import torch
 
 from decodery.engine.cost import CostCurve
 from decodery.language_model import LanguageModel
+from decodery.loading import load
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.network import TransformersNetwork
 from decodery.models.scorer import Scorer
@@ -91,7 +92,7 @@ class SmallLanguageModel(LanguageModel):
         drafter: Scorer | None = None,
         diffusion: MaskedDiffusion | None = None,
     ):
-        super().__init__(network, tokenizer, stop_ids, diffusion=diffusion)
+        super().__init__(network, tokenizer, stop_ids, diffusion=diffusion, load=load)
         self.drafter = drafter
 
     def cost(self, network: Scorer) -> CostCurve:

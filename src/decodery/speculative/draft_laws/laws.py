@@ -17,7 +17,8 @@ from decodery.speculative.draft_laws.pairing import AUTO, SAME, SHARED, Pair, pa
 from decodery.speculative.loop import SpeculativeMethod
 
 if TYPE_CHECKING:
-    from decodery.engine.request import Host, Request
+    from decodery.engine.host import Host
+    from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
 
 NGRAM = "ngram"

@@ -11,7 +11,7 @@ from decodery.models.kinds import Kind
 from decodery.speculative.draft_laws.transcript import OtherTokens, Rendering, SameTokens
 
 if TYPE_CHECKING:
-    from decodery.engine.request import Host
+    from decodery.engine.host import Host
 
 AUTO, SAME, SHARED, TEXT = "auto", "same", "shared", "text"
 """The words of the parameter `vocabulary`."""
