@@ -290,3 +290,38 @@ def test_by_default_the_tasks_of_one_token_words_are_run():
 
     assert tasks_to_run((), None) == (list(TASKS), [])
     assert tasks_to_run(("copy",), None) == (["copy"], [])
+
+
+# Entrants and progress
+
+
+def test_the_full_grid_is_the_published_one():
+    full = suite.default_entrants(full=True)
+    settings = {
+        series: [entrant.setting for entrant in full if entrant.series == series] for series in ("threshold", "factor")
+    }
+    assert settings == {
+        "threshold": ["0.5", "0.6", "0.7", "0.8", "0.9", "1"],
+        "factor": ["0.7", "1", "1.3", "1.6", "1.9"],
+    }
+    assert [entrant.threshold for entrant in full if entrant.series == "threshold"] == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    for rule in ("random", "topk_margin", "entropy"):
+        specs = [entrant.on(16) for entrant in full if entrant.series == f"{rule}, tokens per step"]
+        assert specs == [f"masked-diffusion(rule={rule}, steps={steps})" for steps in (16, 8, 4, 2)]
+    few = suite.default_entrants()
+    assert [entrant.setting for entrant in few if entrant.series == "factor"] == ["0.7", "1", "1.6"]
+    assert [entrant.setting for entrant in few if entrant.series == "threshold"] == ["0.5", "0.7", "0.9"]
+
+
+def test_progress_counts_every_entrant_on_every_task():
+    samples = [sample for task in ("copy", "sort", "reverse") for sample in make_samples(task, 1)]
+    told = []
+    suite.run_suite(
+        Recording({sample.prompt: sample.answer for sample in samples}),
+        ENTRANTS,
+        ["copy", "sort", "reverse"],
+        samples=1,
+        canvas=CANVAS,
+        on_progress=lambda *step: told.append(step),
+    )
+    assert told == [("parallelbench", done, 6) for done in range(7)]
