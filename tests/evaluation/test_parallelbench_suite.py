@@ -308,6 +308,9 @@ def test_the_full_grid_is_the_published_one():
     for rule in ("random", "topk_margin", "entropy"):
         specs = [entrant.on(16) for entrant in full if entrant.series == f"{rule}, tokens per step"]
         assert specs == [f"masked-diffusion(rule={rule}, steps={steps})" for steps in (16, 8, 4, 2)]
+    for block in (4, 8):
+        specs = [entrant.on(16) for entrant in full if entrant.series == f"blocks of {block}, tokens per step"]
+        assert specs == [f"masked-diffusion(block_length={block}, steps={steps})" for steps in (16, 8, 4)]
     few = suite.default_entrants()
     assert [entrant.setting for entrant in few if entrant.series == "factor"] == ["0.7", "1", "1.6"]
     assert [entrant.setting for entrant in few if entrant.series == "threshold"] == ["0.5", "0.7", "0.9"]
