@@ -466,3 +466,66 @@ def test_open_text_is_scored_by_the_product_of_its_parts_and_a_missing_judge_is_
     assert Judges().missing("waiting_line_copy") == judges.missing("samsum") == ()
     with pytest.raises(ValueError, match="no right answers"):
         right(summary, "x")
+
+
+def test_only_the_judges_that_a_task_needs_are_started(monkeypatch):
+    from decodery.evaluation.parallelbench import text_metrics as metrics
+
+    monkeypatch.setattr(metrics, "language_tool", Strict)
+    monkeypatch.setattr(metrics, "bert_score", Alike)
+    assert Judges.installed("waiting_line_copy") == Judges()
+    started = Judges.installed("samsum")
+    assert isinstance(started.grammar, Strict)
+    assert started.similarity is None
+    assert isinstance(Judges.installed("chatgpt_paraphrases").similarity, Alike)
+
+
+def test_judges_are_asked_through_their_packages_and_absent_ones_are_none(monkeypatch):
+    import shutil
+    import sys
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    from decodery.evaluation.parallelbench import text_metrics as metrics
+
+    class Tool:
+        def __init__(self, language):
+            assert language == "en-US"
+
+        def check(self, text):
+            return ["fault"] * text.count("x")
+
+    class Scorer:
+        def __init__(self, lang):
+            assert lang == "en"
+
+        def score(self, texts, references):
+            assert (texts, references) == (["a"], ["b"])
+            return [0.1], [0.2], [0.3]
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    def install(name, **members):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    monkeypatch.setattr(shutil, "which", lambda program: "/usr/bin/java" if program == "java" else None)
+    install("language_tool_python", LanguageTool=Tool)
+    install("bert_score", BERTScorer=Scorer)
+    assert metrics.language_tool().faults("x, y, x") == 2
+    assert metrics.bert_score().f1("a", "b") == 0.3
+    install("language_tool_python", LanguageTool=offline)
+    install("bert_score", BERTScorer=offline)
+    with pytest.raises(BadInput, match="does not start: no network"):
+        metrics.language_tool()
+    with pytest.raises(BadInput, match="cannot be loaded: no network"):
+        metrics.bert_score()
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    assert metrics.language_tool() is None, "it needs Java"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert metrics.bert_score() is None
+    monkeypatch.setattr(shutil, "which", lambda program: "/usr/bin/java")
+    assert metrics.language_tool() is None
