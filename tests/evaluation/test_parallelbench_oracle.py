@@ -116,3 +116,24 @@ def test_the_oracle_tosses_for_equals_anew_with_each_prompt_and_never_between_un
     assert given.tolist() == pytest.approx([1, 0, 0], abs=1e-4)
     lost = denoiser.score((0,), (denoiser.mask, 2))[0].softmax(-1)
     assert lost.tolist() == pytest.approx([1 / 3] * 3, abs=1e-4), "no answer ends with 2"
+
+
+def test_the_interval_is_wilsons():
+    z = 1.959964
+    for share, samples in ((0.5, 100), (0.9, 40), (0.0, 20)):
+        # The ends of the interval solve (share - p)^2 = z^2 p (1 - p) / samples.
+        a, b, c = 1 + z * z / samples, -(2 * share + z * z / samples), share * share
+        assert oracle.wilson_error(share, samples) == pytest.approx(math.sqrt(b * b - 4 * a * c) / (2 * a))
+
+
+def test_the_usual_curve_avoids_thresholds_that_a_list_has_as_a_probability():
+    settings = {decoder.series: [] for decoder in oracle.DECODERS}
+    for decoder in oracle.DECODERS:
+        settings[decoder.series].append(decoder.setting)
+    counts = [1, 2, 4]
+    assert settings == {oracle.SUREST: counts, oracle.THRESHOLD: [0.4, 0.7, 0.9], oracle.LEFT_TO_RIGHT: counts}
+    assert not {0.4, 0.7, 0.9} & {k / n for n in range(1, oracle.LENGTH + 1) for k in range(n + 1)}
+    one = oracle.oracle_curve(["copy"], oracle.DECODERS[:1], samples=1)
+    assert one[0].samples == 1
+    with pytest.raises(BadSetting, match="at least one sample"):
+        oracle.oracle_curve(["copy"], samples=0)

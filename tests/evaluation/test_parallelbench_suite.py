@@ -290,3 +290,68 @@ def test_by_default_the_tasks_of_one_token_words_are_run():
 
     assert tasks_to_run((), None) == (list(TASKS), [])
     assert tasks_to_run(("copy",), None) == (["copy"], [])
+
+
+# Entrants and progress
+
+
+def test_the_full_grid_is_the_published_one():
+    full = suite.default_entrants(full=True)
+    settings = {
+        series: [entrant.setting for entrant in full if entrant.series == series] for series in ("threshold", "factor")
+    }
+    assert settings == {
+        "threshold": ["0.5", "0.6", "0.7", "0.8", "0.9", "1"],
+        "factor": ["0.7", "1", "1.3", "1.6", "1.9"],
+    }
+    assert [entrant.threshold for entrant in full if entrant.series == "threshold"] == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    for rule in ("random", "topk_margin", "entropy"):
+        specs = [entrant.on(16) for entrant in full if entrant.series == f"{rule}, tokens per step"]
+        assert specs == [f"masked-diffusion(rule={rule}, steps={steps})" for steps in (16, 8, 4, 2)]
+    for block in (4, 8):
+        specs = [entrant.on(16) for entrant in full if entrant.series == f"blocks of {block}, tokens per step"]
+        assert specs == [f"masked-diffusion(block_length={block}, steps={steps})" for steps in (16, 8, 4)]
+    few = suite.default_entrants()
+    assert [entrant.setting for entrant in few if entrant.series == "factor"] == ["0.7", "1", "1.6"]
+    assert [entrant.setting for entrant in few if entrant.series == "threshold"] == ["0.5", "0.7", "0.9"]
+
+
+def test_progress_counts_every_entrant_on_every_task():
+    samples = [sample for task in ("copy", "sort", "reverse") for sample in make_samples(task, 1)]
+    told = []
+    suite.run_suite(
+        Recording({sample.prompt: sample.answer for sample in samples}),
+        ENTRANTS,
+        ["copy", "sort", "reverse"],
+        samples=1,
+        canvas=CANVAS,
+        on_progress=lambda *step: told.append(step),
+    )
+    assert told == [("parallelbench", done, 6) for done in range(7)]
+
+
+def test_a_row_holds_means_of_samples_and_ratios_of_sums():
+    outcomes = [suite.Outcome(1.0, "", 3, 8, 2, 20), suite.Outcome(0.0, "", 9, 8, 4, 31)]
+    row = suite._row(ENTRANTS[0], "copy", outcomes, 4.0, 8.0)
+    assert (row.samples, row.accuracy) == (2, 0.5)
+    assert (row.tokens_per_forward, row.content_per_forward) == (16 / 6, 12 / 6)
+    assert (row.forwards, row.token_forwards) == (3, 25.5)
+    assert (row.tokens_per_second, row.speed_up) == (3, 2)
+    untimed = suite._row(ENTRANTS[0], "copy", outcomes, 0.0, 0.0)
+    assert (untimed.tokens_per_second, untimed.speed_up) == (0, 0)
+
+
+def test_the_canvas_that_was_used_is_told():
+    made = [item for task in ("waiting_line_copy", "sudoku_n4") for item in make_items(task, 1)]
+    assert suite._canvases([suite.questions_of("copy", 1), suite.questions_of("sudoku", 1)]) == (
+        "16, answers of several lines 32"
+    )
+    assert [suite.questions_of(task, 1).canvas for task in ("copy", "sudoku", "paraphrase")] == [16, 32, 16]
+    published = [suite.questions_of(item.task, 1) for item in made]
+    assert suite._canvases(published) == "32, 64 by task"
+    assert suite._canvases([*published, suite.questions_of("copy", 1)]) == "16, 32, 64 by task"
+
+
+def test_the_default_curve_is_over_one_two_four_and_eight_tokens_a_step():
+    reference = [entrant for entrant in suite.default_entrants() if entrant.series == suite.REFERENCE_SERIES]
+    assert [(entrant.setting, entrant.per_step) for entrant in reference] == [("1", 1), ("2", 2), ("4", 4), ("8", 8)]

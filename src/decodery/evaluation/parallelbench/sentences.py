@@ -4,7 +4,7 @@
 - paraphrase: another sentence of the same meaning, in the other voice or with synonyms (some answers).
 - continue_pattern: the next items of a list that repeats itself (one answer).
 
-They take the place of ParallelBench's text tasks, whose metrics need LanguageTool and reference models; see `metrics.py`.
+They take the place of ParallelBench's text tasks where its files and judges are not at hand; see `judging.py`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Task:
 
 
 def published_seed(task: str) -> int:
-    """The seed of a task's samples, from its name, as in the published benchmark."""
+    """The seed that the published benchmark takes from a name. Samples of this module take it from their task's own name."""
     return (int.from_bytes(hashlib.sha256(task.encode()).digest(), "big") + 42) % (2**16 - 1)
 
 
