@@ -53,8 +53,7 @@ class Watched(DelimitedBlocks):
 class WatchedAdaBlock(AdaBlock):
     """AdaBlock; the ends of triggered blocks of its last request."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         object.__setattr__(self, "triggered", [])
 
     def blocks(self, request: Any, length: int) -> Watched:

@@ -64,7 +64,7 @@ EXPERIMENT = Experiment(
     (
         "decodery.speculative.draft_model",
         "decodery.speculative.draft_laws.laws",
-        "decodery.speculative.draft_laws.vocabularies",
+        "decodery.engine.vocabularies",
     ),
     Settings(),
     {"greedy": greedy, "sampled": sampled, "tokenizers": tokenizers},

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from decodery.diffusion.rainbow_padding import ENTRY
-
 from decodery.errors import BadInput
 from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
 from decodery.evaluation.parallelbench.words import PADS, vocabulary
+from decodery.models.masked_diffusion import RAINBOW_ENTRY
 from decodery.training.networks import SmallLlama
 from decodery.training.rainbow_padding import behaviour, cascade, first_step, pad_loss, questions, rows, without_order
 
@@ -45,7 +44,7 @@ def networks(settings: Settings) -> dict[str, tuple[SmallLlama, list[int]]]:
     for name in ("eos", "rainbow", "random"):
         if folder := getattr(settings, name):
             config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-            found[name] = SmallLlama.read(Path(folder)), config.get(ENTRY, {}).get("pad_token_ids", [])
+            found[name] = SmallLlama.read(Path(folder)), config.get(RAINBOW_ENTRY, {}).get("pad_token_ids", [])
     if not found:
         raise BadInput("name the folder of at least one trained arm: --eos, --rainbow or --random.")
     return found
@@ -119,7 +118,7 @@ EXPERIMENT = Experiment(
     "rainbow_padding",
     "Rainbow padding against end tokens",
     "Rainbow Padding, 2025, arXiv 2510.03680",
-    ("decodery.diffusion.rainbow_padding", "decodery.training.rainbow_padding"),
+    ("decodery.diffusion.padding", "decodery.training.rainbow_padding"),
     Settings(),
     {"canvases": canvases, "beliefs": beliefs},
 )

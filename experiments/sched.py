@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
     "sched",
     "SchED's shapes against constant thresholds, Prophet and threshold decoding",
     "Mohamed et al., SchED, 2025, arXiv 2512.02892",
-    ("decodery.diffusion.exits", "decodery.diffusion.loop", "decodery.training.exit_thresholds"),
+    ("decodery.diffusion.sched", "decodery.diffusion.loop", "decodery.training.exit_thresholds"),
     Settings(),
     {"exits": study},
 )

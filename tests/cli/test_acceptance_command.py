@@ -47,7 +47,7 @@ def test_json(command: Any, toy: Any) -> None:
         (["--drafts", "1,0"], "must lie in 1..64"),
         (["--drafts", "1.5"], "--drafts takes whole numbers"),
         (["--rows", "1"], "rows must be at least 2"),
-        (["--layers", "1"], "goes with draft=layers"),
+        (["--layers", "1"], "only with draft=layers"),
         (["--draft", "layers", "--layers", "99"], "leaves nothing to gain"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--trials", "0"], "trials must be at least 1"),

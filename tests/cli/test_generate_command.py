@@ -411,7 +411,7 @@ class TestRefusals:
             (["a", "--method", "prompt-lokup"], "did you mean prompt-lookup"),
             (["a", "--method", "token-recycling(kk=1)"], "did you mean k?"),
             (["a", "--method", "token-recycling(k=big)"], "k must be int"),
-            (["a", "--method", "token-recycling(k=0)"], "1..64"),
+            (["a", "--method", "token-recycling(k=0)"], "1..8"),
             (["a", "--method", "token-recycling(update=some)"], "all, accepted, none"),
             (["a", "--method", "token-recycling(k=8"], "name(key=value"),
             (["a", "--temperature", "-1"], "temperature must be at least 0"),

@@ -118,9 +118,9 @@ def test_conversation_that_outgrows_the_context(command: Any, toy: Any) -> None:
     [
         ("/stat", "did you mean /stats"),
         ("/method nothing", "there is no method 'nothing'"),
-        ("/method token-recycling(k=0)", "1..64"),
+        ("/method token-recycling(k=0)", "1..8"),
         ("/set", "/set NAME VALUE"),
-        ("/set temprature 1", "did you mean temperature?"),
+        ("/set temprature 1", "did you mean temperature"),
         ("/set temperature -1", "temperature must be at least 0"),
         ("/set n 3", "n cannot be set in a conversation"),
         ("/set num_return_sequences 3", "n cannot be set in a conversation"),

@@ -9,6 +9,7 @@ import pytest
 from decodery.errors import BadSetting
 from decodery.evaluation.parallelbench import oracle, suite
 from decodery.evaluation.parallelbench.published import make_items, write_items
+from decodery.evaluation.parallelbench.tasks import make_samples
 from decodery.evaluation.parallelbench.words import END, MASK, vocabulary, write_tokenizer
 from decodery.training.networks import Shape, SmallLlama
 
@@ -150,7 +151,7 @@ def test_draws_and_samples_follow_the_seed_that_was_given(folder):
 
 
 def _parts(seed):
-    samples = suite.make_samples("copy", 3, seed=seed)
+    samples = make_samples("copy", 3, seed=seed)
     return samples[:2], samples[2:]
 
 

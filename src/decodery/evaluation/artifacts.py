@@ -24,6 +24,7 @@ SHARED = 1024
 """Bytes from which on no content may be there twice; what is smaller describes the folder that it lies in."""
 TRAINED = {
     "diffusion-lists/model.safetensors": "diffusion-lists",
+    "diffusion-rainbow/model.safetensors": "rainbow-padding",
     "diffusion-stories/model.safetensors": "stories",
     "stories-twin/model.safetensors": "stories",
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
@@ -51,7 +52,10 @@ def entries(root: Path) -> Iterator[dict[str, Any]]:
         }
         if seconds := _seconds(card):
             told["training_seconds"] = round(seconds)
-        if metrics := card.get("metrics") or card.get("agreement"):
+        metrics = card.get("metrics") or card.get("agreement")
+        if isinstance(metrics, list):  # measured under several conditions
+            told["metrics"] = metrics
+        elif metrics:
             told["metrics"] = {key: value for key, value in metrics.items() if key != "seconds"}
         elif "runs" in card:
             told["metrics"] = {"tokens": card["tokens"], "runs": card["runs"]}
@@ -88,6 +92,8 @@ def as_toml(root: Path) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(inner) for inner in value) + "]"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(value)

@@ -197,7 +197,7 @@ class SchED(WrappingMethod):
     slope: float = parameter(4.0, "how fast the threshold falls", low=0.0, only={"shape": "exponential"})
     calibration: str | None = parameter(
         None,
-        "a file that python -m decodery.training.exit_thresholds wrote for the model",
+        "a file that decodery train exit-thresholds wrote for the model",
         auto="none",
         only=({"threshold_high": None}, {"threshold_low": None}),
     )

@@ -95,7 +95,7 @@ class Cascade(SpeculativeMethod):
             if table.vocabulary != network.vocabulary:
                 raise MethodUnavailable(
                     f"cascade: {path} is of a model with {table.vocabulary} tokens, but {network.name} has "
-                    f"{network.vocabulary}; make one with python -m decodery.training.successors."
+                    f"{network.vocabulary}; make one with decodery train successors."
                 )
             if self.table != "auto" and table.tokenizer not in (
                 "",
