@@ -185,7 +185,8 @@ _LM = _toy()
 
 def test_a_chunk_is_scored_only_where_the_one_before_was_accepted_whole():
     lm = _toy(_scripted_guide(lambda prefix: _one_hot(2 if len(prefix) < 10 else MASK)))
-    lm.network = ScriptedDenoiser(LENGTH, MASK, lambda canvas: confident(LENGTH, MASK, [0.9] * LENGTH, [2] * LENGTH))
+    network = ScriptedDenoiser(LENGTH, MASK, lambda canvas: confident(LENGTH, MASK, [0.9] * LENGTH, [2] * LENGTH))
+    network.masked, lm.network = lm.diffusion, network
     counts = []
     with watched(lm.drafter, lambda forward: counts.append(forward.count)):
         reply = lm.generate(PROMPT, "guided-diffusion(chunk=2, gen_length=12)")
@@ -326,7 +327,8 @@ def test_sampled_drafts_are_those_of_the_processed_law_from_left_to_right():
 def test_visible_tokens_are_passed_through(agrees):
     lm = _toy(_scripted_guide(lambda prefix: _one_hot(7 if agrees else MASK)))
     tokens = [7] * LENGTH
-    lm.network = ScriptedDenoiser(LENGTH, MASK, lambda canvas: confident(LENGTH, MASK, [0.9] * LENGTH, tokens))
+    network = ScriptedDenoiser(LENGTH, MASK, lambda canvas: confident(LENGTH, MASK, [0.9] * LENGTH, tokens))
+    network.masked, lm.network = lm.diffusion, network
     request, method = new_request(lm, "guided-diffusion", PROMPT, Settings(seed=0, max_new_tokens=LENGTH))
     plan = method.plan(request)
     denoising = Denoising(request, plan)

@@ -29,7 +29,7 @@ def _writes(tokens, confidences=None, stop_ids=(END,)):
     shares = confidences or [0.99 - 0.01 * offset for offset in range(length)]
     scripted = ScriptedDenoiser(length, VOCABULARY, lambda canvas: confident(length, VOCABULARY, shares, tokens))
     lm = denoising_language_model(scripted, stop_ids=stop_ids)
-    lm.diffusion = dataclasses.replace(lm.diffusion, filling_token_ids=(PAD, PAD2))
+    scripted.masked = dataclasses.replace(lm.diffusion, filling_token_ids=(PAD, PAD2))
     return lm
 
 

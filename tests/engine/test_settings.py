@@ -14,6 +14,7 @@ import torch
 
 from decodery.engine.settings import Settings, aliases, declared, page, schema
 from decodery.errors import BadSetting
+from decodery.targets.guidance import Guidance
 from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed
 from decodery.sampling.steps import default_order
@@ -74,6 +75,8 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("logprobs", 1000, 1000),
     ("stopping_criteria", [keep], (keep,)),
     ("session", "mine", "mine"),
+    ("target", None, None),
+    ("target", "guidance(scale=2)", Guidance(scale=2.0)),
     ("order", "llama.cpp", default_order("llama.cpp")),
     ("chance", "gumbel", GumbelRace()),
     ("chance", "keyed(key=7, window=0, race=False)", Keyed(7, 0, False)),

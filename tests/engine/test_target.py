@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripted_requests import new_request, run
 
-from decodery.errors import BadParameter, BadPrompt, BadSetting, MethodUnavailable, Refused
+from decodery.errors import BadSetting, BadPrompt, BadSetting, MethodUnavailable, Refused
 from decodery.language_model import LanguageModel
 from decodery.testing import TabularScorer, goodness_of_fit, scripted_language_model, story_scorer, toy_language_model
 
@@ -159,15 +159,15 @@ def test_a_network_is_guided_as_by_definition(method: str) -> None:
 
 def test_what_cannot_be_scored_is_refused() -> None:
     lm = language_model()
-    with pytest.raises(BadSetting, match="no target 'guidanc'; did you mean"):
+    with pytest.raises(BadSetting, match="target: there is no 'guidanc'; did you mean"):
         lm.generate(PROMPT, target="guidanc(scale=2)")
     with pytest.raises(BadSetting, match="must be text such as"):
         lm.generate(PROMPT, target=3)
-    with pytest.raises(BadParameter, match="needs an amateur"):
+    with pytest.raises(BadSetting, match="needs an amateur"):
         lm.generate(PROMPT, target="contrast")
-    with pytest.raises(BadParameter, match="needs other models"):
+    with pytest.raises(BadSetting, match="needs other models"):
         lm.generate(PROMPT, target="ensemble")
-    with pytest.raises(BadParameter, match="scale must lie in"):
+    with pytest.raises(BadSetting, match="scale must lie in"):
         lm.generate(PROMPT, target="guidance(scale=-1)")
     with pytest.raises(Refused, match=r"del .*hidden rows"):
         lm.generate(PROMPT, "del", target="guidance")

@@ -68,6 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": 2},
     "stopping_criteria": {"stopping_criteria": [_fifteen_tokens]},
     "session": {"session": "another"},
+    "target": {"target": "guidance(scale=1.5)"},
     "max_new_tokens": {"max_new_tokens": 5},
     "streaming": {},
     "packed": {},

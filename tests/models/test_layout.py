@@ -207,8 +207,9 @@ def test_layout_and_files_give_the_bits_of_the_model(family: str, packed: bool, 
     ours, theirs = (n.run([Forward(n.new_sequence(), ids, taps=(1, 3))])[0] for n in (network, wrapped))
     assert torch.equal(ours.logits, theirs.logits)
     assert all(torch.equal(ours.hidden[tap], theirs.hidden[tap]) for tap in (1, 3))
-    assert torch.equal(network.embedding, wrapped.embedding)
-    assert torch.equal(network.embedding, model.get_input_embeddings()(torch.arange(208)))
+    every = torch.arange(208)
+    assert torch.equal(network.embed(every), wrapped.embed(every))
+    assert torch.equal(network.embed(torch.arange(208)), model.get_input_embeddings()(torch.arange(208)))
     assert (network.fingerprint(), network.work, network.parameters) == (
         wrapped.fingerprint(),
         wrapped.work,
@@ -223,7 +224,7 @@ def test_a_tied_matrix_is_kept_once(packed: bool, tmp_path: Path) -> None:
     network = NativeNetwork.of(model, "tied", packed=packed)
     assert network.layout.tied
     assert network._model.embedding.tiles == network._model.head.tiles
-    assert torch.equal(network.embedding, model.get_input_embeddings()(torch.arange(208)))
+    assert torch.equal(network.embed(torch.arange(208)), model.get_input_embeddings()(torch.arange(208)))
     again = NativeNetwork(network.layout, StoredWeights(_saved(model, tmp_path)), "again", packed)
     ours, theirs = (n.run([Forward(n.new_sequence(), random_ids(40, 1, 200))])[0].logits for n in (network, again))
     assert torch.equal(ours, theirs)

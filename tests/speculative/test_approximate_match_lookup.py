@@ -240,7 +240,7 @@ def test_impossible_options_are_refused():
     with pytest.raises(BadParameter, match="exceed the window"):
         ApproximateMatchLookup(window=4, mismatches=5)
     with pytest.raises(BadParameter, match="below the corpus_window"):
-        ApproximateMatchLookup(corpus_window=4, corpus_mismatches=4)
+        ApproximateMatchLookup(corpus="texts", corpus_window=4, corpus_mismatches=4)
 
 
 @cache

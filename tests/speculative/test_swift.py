@@ -225,7 +225,7 @@ class TestSearch:
 
     def test_a_stored_set_is_used_as_it_is(self, tmp_path):
         lm = toy_language_model(seed=1, layers=6)
-        method = stored(tmp_path, lm, (2,), (3,), context_window=4)
+        method = stored(tmp_path, lm, (2,), (3,))
         stats = lm.generate("hello", method=method, max_new_tokens=30, ignore_eos=True).stats
         assert set(stats.models) == {"toy-1", "toy-1 (10 of 12 sublayers)"}
         assert _state(lm).search.iterations == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.engine.declared import Declared, build, parse_spec
 from decodery.engine.vocabularies import Tokens, difference
-from decodery.errors import BadSetting, MethodUnavailable, near
+from decodery.errors import BadParameter, BadSetting, MethodUnavailable, near
 from decodery.models.kinds import Kind as ModelKind
 from decodery.sampling.settings import Kind
 
@@ -79,7 +79,7 @@ def companion(ours: Host, name: str, target: str) -> Scorer:
 def find(name: str) -> type[Target]:
     """The class of a target. Raises BadSetting."""
     if name not in BUILT_IN:
-        raise BadSetting(f"there is no target {name!r}; {near(name, BUILT_IN)}")
+        raise BadSetting(f"target: there is no {name!r}; {near(name, BUILT_IN)}")
     module, attribute = BUILT_IN[name].split(":")
     cls: type[Target] = getattr(importlib.import_module(module), attribute)
     return cls
@@ -94,10 +94,12 @@ class Targets(Kind):
         return {"type": "string"}
 
     def check(self, name: str, value: Any, vocabulary: int) -> Target:
-        """Raises BadSetting or BadParameter."""
         if isinstance(value, Target):
             return value
         if not isinstance(value, str):
             raise BadSetting(f"{name} must be text such as guidance(scale=1.5), not {value!r}.")
-        word, values = parse_spec(value)
-        return build(find(word), values)
+        try:
+            word, values = parse_spec(value)
+            return build(find(word), values)
+        except BadParameter as error:
+            raise BadSetting(f"{name}: {error}") from None

@@ -25,7 +25,7 @@ def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:
         "model": lm.name,
         "parameters": network.parameters or None,
         "dtype": str(network.dtype).removeprefix("torch."),
-        "path": network.path,
+        "path": network.path if network.timed else "",
         "device": str(network.device),
     }
     if not whole:
