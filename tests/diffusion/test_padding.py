@@ -88,13 +88,13 @@ def test_nothing_is_published_beyond_a_pad_before_an_end_is_known():
     lm = _writes([A, PAD, B, A, END, PAD])
     request, method = new_request(lm, "masked-diffusion(block_length=2)", [A], Settings(seed=0))
     seen = []
-    original = request.unmasked
+    original = request.output.unmasked
 
     def spied(step, offsets, tokens):
         seen.append(list(request.new_tokens))
         original(step, offsets, tokens)
 
-    request.unmasked = spied
+    request.output.unmasked = spied
     finished(request, method)
     assert seen == [[], [], [A], [A], [A], [A]]
     assert request.new_tokens == [A, B, A, END]

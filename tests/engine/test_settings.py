@@ -14,10 +14,10 @@ import torch
 
 from decodery.engine.settings import Settings, aliases, declared, page, schema
 from decodery.errors import BadSetting
-from decodery.targets.guidance import Guidance
 from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed
 from decodery.sampling.steps import default_order
+from decodery.targets.guidance import Guidance
 
 VOCABULARY = 100
 ALIASES = aliases()

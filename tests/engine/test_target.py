@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripted_requests import new_request, run
 
-from decodery.errors import BadSetting, BadPrompt, BadSetting, MethodUnavailable, Refused
+from decodery.errors import BadPrompt, BadSetting, MethodUnavailable, Refused
 from decodery.language_model import LanguageModel
 from decodery.testing import TabularScorer, goodness_of_fit, scripted_language_model, story_scorer, toy_language_model
 
