@@ -102,8 +102,7 @@ class Output:
         """
         if self.law.greedy:
             return self.law.likeliest(row, path)
-        law = self.law.log_probabilities(row, path).exp()
-        return self.noise.choose(law, self.position + len(path), Stage.TARGET, index, path)
+        return self.noise.choose(self.law.probabilities(row, path), self.position + len(path), Stage.TARGET, index, path)
 
     def fork(self) -> Output:
         """A try that goes on from here by itself."""

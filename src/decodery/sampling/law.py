@@ -65,6 +65,7 @@ class Law:
         self._decisions: dict[tuple[str, int, int], bool] = {}
         self._follows = True
         self._foreseen: tuple[Tensor, Callable[[], Tensor | None]] | None = None
+        """A row, and what gives its processed scores."""
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -117,6 +118,10 @@ class Law:
         """
         if not self.steps:
             return row.float()
+        if self._foreseen is not None and not path and _same(self._foreseen[0], row):
+            foreseen = self._foreseen[1]()
+            if foreseen is not None:
+                return foreseen
         prefix = self.prefix(path)
         scores = processed(row[None].clone(), self.steps, [prefix])[0]
         if self.stateful and self._follows:
@@ -132,21 +137,28 @@ class Law:
     ) -> Float[Tensor, "vocabulary"]:
         """Log probabilities [vocabulary] float32 of the processed law. In greedy decoding a point mass."""
         if self.greedy:
-            certain = torch.full_like(row, MINUS_INFINITY, dtype=torch.float32)
-            certain[self.likeliest(row, path)] = 0.0
+            return self.probabilities(row, path).log()
+        return self._checked(torch.log_softmax(self.scores(row, path).float(), dim=-1), row, path)
+
+    def probabilities(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> Float[Tensor, "vocabulary"]:
+        """Probabilities [vocabulary] float32 of the processed law: what its tokens are drawn from. In greedy decoding a point
+        mass."""
+        if self.greedy:
+            certain = torch.zeros_like(row, dtype=torch.float32)
+            certain[self.likeliest(row, path)] = 1.0
             return certain
-        law = self._foreseen[1]() if not path and self._foreseen is not None and _same(self._foreseen[0], row) else None
-        if law is None:
-            law = torch.log_softmax(self.scores(row, path).float(), dim=-1)
+        return self._checked(torch.softmax(self.scores(row, path).float(), dim=-1), row, path)
+
+    def _checked(self, law: Tensor, row: Tensor, path: Sequence[int]) -> Tensor:
         # One score that is no number, or none that is above minus infinity, spoils the sum that all are divided by.
         if bool(law[0].isnan()):
             raise self._complaint(row, path)
         return law
 
-    def foresee(self, row: Tensor, law: Callable[[], Tensor | None]) -> None:
-        """The next row that is asked about is likely this one; `law` gives its log probabilities [vocabulary] float32, computed
-        together with those of others, or None where that failed. Forgotten with the next token."""
-        self._foreseen = row, law
+    def foresee(self, row: Tensor, scores: Callable[[], Tensor | None]) -> None:
+        """The next row that is asked about is likely this one; `scores` gives its processed scores [vocabulary] float32,
+        computed together with those of others, or None where that failed. Forgotten with the next token."""
+        self._foreseen = row, scores
 
     def likeliest(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> int:
         """The token of the highest processed score, the lowest id among equals. Raises ScoresNotNumbers where there is none."""

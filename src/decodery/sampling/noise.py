@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TINY = 2.0**-64
 """Below every positive number that is drawn: a drawn 0 stays finite under the logarithm."""
+BLOCK = 128
+"""Entries of a long law that are summed before it is known where among them a draw falls."""
 
 
 class Stage(enum.IntEnum):
@@ -194,15 +196,40 @@ def unrolled(key: int, count: int) -> Float64[Tensor, "count"]:
 def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, float, float]:
     """The first entry whose cumulated mass exceeds number times the total; the mass before it, and its own, as shares.
 
-    Entries without mass are never it.
+    Entries without mass are never it. Of many entries the sums of blocks tell first in which block it is, and then the sums
+    of the entries there. Sums are float64.
     """
-    cumulated = probabilities.double().cumsum(0)
+    masses = probabilities.detach().cpu()
+    blocks = len(masses) // BLOCK
+    if blocks < BLOCK:
+        return _inverse(masses.double().numpy(), number)
+    sums = masses[: blocks * BLOCK].view(blocks, BLOCK).sum(1, dtype=torch.float64).numpy()
+    if blocks * BLOCK < len(masses):
+        sums = np.append(sums, float(masses[blocks * BLOCK :].sum(dtype=torch.float64)))
+    cumulated = sums.cumsum()
     total = float(cumulated[-1])
-    place = int(torch.searchsorted(cumulated, number * total, right=True))
-    # A number close to 1 can round up to the total; the last entry with mass is meant then.
-    place = min(place, int(torch.searchsorted(cumulated, total)))
+    block = _first_above(cumulated, number * total)
+    before = float(cumulated[block - 1]) if block else 0.0
+    inside = masses[block * BLOCK : (block + 1) * BLOCK].double().numpy().cumsum()
+    place = _first_above(inside, number * total - before)
+    before += float(inside[place - 1]) if place else 0.0
+    place += block * BLOCK
+    return place, before / total, float(masses[place]) / total
+
+
+def _inverse(masses: Float64[np.ndarray, "n"], number: float) -> tuple[int, float, float]:
+    """The same of few entries, by the sum of all before each."""
+    cumulated = masses.cumsum()
+    total = float(cumulated[-1])
+    place = _first_above(cumulated, number * total)
     before = float(cumulated[place - 1]) if place else 0.0
     return place, before / total, (float(cumulated[place]) - before) / total
+
+
+def _first_above(cumulated: Float64[np.ndarray, "n"], target: float) -> int:
+    """The first place where a cumulated mass exceeds a target. One close to the total can round up to it; the last entry with
+    mass is meant then."""
+    return int(min(cumulated.searchsorted(target, "right"), cumulated.searchsorted(cumulated[-1])))
 
 
 def fastest(log_weights: Float[Tensor, "n"], numbers: Float64[Tensor, "n"]) -> int:

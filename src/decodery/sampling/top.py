@@ -1,4 +1,4 @@
-"""The k highest of many scores, faster than a full selection."""
+"""The highest of many scores, faster than a full selection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 GROUP = 128
+FORBIDDEN = float("-inf")
 
 
 def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k"]:
@@ -34,7 +35,7 @@ def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k
 
 def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
     """Index of the highest score, the lowest among equals; on a CPU several times faster than `argmax`."""
-    if row.device.type == "cpu" and row.dtype == torch.float32:
+    if on_cpu(row):
         return int(row.detach().numpy().argmax())
     return int(row.argmax())
 
@@ -42,8 +43,30 @@ def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
 def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:
     """The values of each row from high to low. On a CPU numpy sorts values many times faster than `sort`, which also tells from
     where each comes."""
-    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+    if on_cpu(rows):
         values = -rows.detach().numpy()
         values.sort(axis=-1)
         return torch.from_numpy(np.negative(values, out=values))
     return rows.sort(dim=-1, descending=True).values
+
+
+def kth_highest(rows: Float[Tensor, "n vocabulary"], k: int) -> Float[Tensor, "n"]:
+    """The k-th highest value of each row."""
+    if on_cpu(rows):
+        place = rows.shape[1] - k
+        return torch.from_numpy(np.partition(rows.detach().numpy(), place)[:, place])
+    return rows.topk(k).values[:, -1]
+
+
+def keep_from(rows: Float[Tensor, "n vocabulary"], least: Float[Tensor, "n"]) -> Float[Tensor, "n vocabulary"]:
+    """Forbid, in place, what is below the least score of each row. On a CPU a threshold is twenty times faster than `where`."""
+    if not on_cpu(rows):
+        return rows.masked_fill_(rows < least[:, None], FORBIDDEN)
+    for row, below in zip(rows, torch.nextafter(least, torch.tensor(FORBIDDEN)).tolist(), strict=True):
+        torch.threshold_(row, below, FORBIDDEN)
+    return rows
+
+
+def on_cpu(rows: Tensor) -> bool:
+    """Whether numpy can work on these scores."""
+    return rows.device.type == "cpu" and rows.dtype == torch.float32

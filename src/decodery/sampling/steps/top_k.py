@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery._lazy import torch
 from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps.base import Step
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.sampling.prefix import Prefix
-
-FORBIDDEN = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class TopK(Step):
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
+        from decodery.sampling.top import keep_from, kth_highest  # here, since it needs torch
+
         if self.top_k >= rows.shape[1]:
             return rows
-        least = rows.topk(self.top_k).values[:, -1:]
-        return torch.where(rows < least, FORBIDDEN, rows)
+        return keep_from(rows, kth_highest(rows, self.top_k))
