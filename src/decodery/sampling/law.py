@@ -22,7 +22,7 @@ from decodery.sampling.law_settings import LawSettings as LawSettings
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.sampling.prefix import Prefix
 from decodery.sampling.steps import Step, default_order, steps
-from decodery.sampling.top import likeliest
+from decodery.sampling.top import likeliest, softmax
 
 MINUS_INFINITY = float("-inf")
 DEFAULT_ORDER = default_order()
@@ -147,7 +147,7 @@ class Law:
             certain = torch.zeros_like(row, dtype=torch.float32)
             certain[self.likeliest(row, path)] = 1.0
             return certain
-        return self._checked(torch.softmax(self.scores(row, path).float(), dim=-1), row, path)
+        return self._checked(softmax(self.scores(row, path).float()), row, path)
 
     def _checked(self, law: Tensor, row: Tensor, path: Sequence[int]) -> Tensor:
         # One score that is no number, or none that is above minus infinity, spoils the sum that all are divided by.

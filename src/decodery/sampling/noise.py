@@ -196,13 +196,19 @@ def unrolled(key: int, count: int) -> Float64[Tensor, "count"]:
 def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, float, float]:
     """The first entry whose cumulated mass exceeds number times the total; the mass before it, and its own, as shares.
 
-    Entries without mass are never it. Of many entries the sums of blocks tell first in which block it is, and then the sums
-    of the entries there. Sums are float64.
+    Entries without mass are never it. Of many entries only those with mass are summed, where they are few; otherwise the sums
+    of blocks tell first in which block it is, and then the sums of the entries there. Sums are float64.
     """
+    from decodery.sampling.top import few  # here, since it needs torch
+
     masses = probabilities.detach().cpu()
     blocks = len(masses) // BLOCK
     if blocks < BLOCK:
         return _inverse(masses.double().numpy(), number)
+    places = few(masses, 0.0)
+    if places is not None:
+        place, before, share = _inverse(masses.numpy()[places], number)
+        return int(places[place]), before, share
     sums = masses[: blocks * BLOCK].view(blocks, BLOCK).sum(1, dtype=torch.float64).numpy()
     if blocks * BLOCK < len(masses):
         sums = np.append(sums, float(masses[blocks * BLOCK :].sum(dtype=torch.float64)))
@@ -217,9 +223,9 @@ def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, floa
     return place, before / total, float(masses[place]) / total
 
 
-def _inverse(masses: Float64[np.ndarray, "n"], number: float) -> tuple[int, float, float]:
+def _inverse(masses: Float[np.ndarray, "n"], number: float) -> tuple[int, float, float]:
     """The same of few entries, by the sum of all before each."""
-    cumulated = masses.cumsum()
+    cumulated = masses.cumsum(dtype=np.float64)
     total = float(cumulated[-1])
     place = _first_above(cumulated, number * total)
     before = float(cumulated[place - 1]) if place else 0.0

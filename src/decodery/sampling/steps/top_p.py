@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from decodery.sampling.prefix import Prefix
 
 FORBIDDEN = float("-inf")
-WIDE = 4096
-"""From so many tokens on, the likeliest are looked at first."""
-FEW = 1024
-"""The likeliest are those with more than this part of the mass that may be dropped. Of a language model's law they reach p in
-99 of 100 rows, and are some hundred."""
+FEW = 4096
+"""The likeliest are those with more than this part of the mass that may be dropped: of a language model's law some hundred,
+which reach p."""
 ROUNDING = 2.0**-33
 """Times the vocabulary: how far two sums of a row's masses may differ by the order of their terms. Where p is closer to a sum
 than that, the sum over all tokens from high to low decides."""
@@ -42,29 +40,33 @@ class TopP(Step):
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
-        from decodery.sampling.top import keep_from, on_cpu  # here, since it needs torch
+        from decodery.sampling.top import WIDE, forbid_below, on_cpu  # here, since it needs torch
 
         if not on_cpu(rows) or rows.shape[1] < WIDE:
             return self._of_all(rows)
-        for row in rows.split(1):
-            least = self._of_few(row[0])
+        for place, row in enumerate(rows):
+            least = self._of_few(row)
             if least is None:
-                row.copy_(self._of_all(row))
+                rows[place] = self._of_all(row[None])[0]
             else:
-                keep_from(row, least)
+                forbid_below(row, least)
         return rows
 
-    def _of_few(self, row: Tensor) -> Tensor | None:
-        """The least score [1] that is kept of a row, found among the likeliest tokens; None where that takes a look at all."""
+    def _of_few(self, row: Tensor) -> float | None:
+        """The least score that is kept of a row, found among the likeliest tokens; None where that takes a look at all."""
         probabilities = row.softmax(dim=-1).numpy()
-        likely = np.flatnonzero(probabilities >= (1 - self.top_p) / FEW)
-        mass = np.sort(probabilities[likely])[::-1].cumsum(dtype=np.float64)
-        last = int(mass.searchsorted(self.top_p))
+        likely = np.flatnonzero(probabilities > (1 - self.top_p) / FEW)
+        masses, scores = probabilities[likely], row.numpy()[likely]
+        masses.sort()
+        scores.sort()
+        sums = masses[::-1].cumsum(dtype=np.float64)
+        last = int(sums.searchsorted(self.top_p))
         rounding = len(probabilities) * ROUNDING
-        if last + 1 >= len(mass) or np.abs(mass[max(last - 1, 0) : last + 1] - self.top_p).min() < rounding:
+        if last + 1 >= len(sums) or sums[last] - self.top_p < rounding or scores[-1 - last] == scores[-2 - last]:
             return None
-        ordered = np.sort(row.numpy()[likely])[::-1]
-        return None if ordered[last] == ordered[last + 1] else torch.from_numpy(ordered[last : last + 1].copy())
+        if last and self.top_p - sums[last - 1] < rounding:
+            return None
+        return float(scores[-1 - last])
 
     def _of_all(self, rows: Tensor) -> Tensor:
         from decodery.sampling.top import falling, keep_from
