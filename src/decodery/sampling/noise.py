@@ -14,9 +14,10 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 from decodery._lazy import np, torch
+from decodery.sampling.forbidding import few
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -100,6 +101,8 @@ class Numbers(ABC):
 
     record: list[Draw] | None = None
     """Where its draws are noted, if anywhere."""
+    by_mass: ClassVar[bool] = False
+    """Whether `choose` looks at cumulated masses alone, so that entries without any may be left out."""
 
     def note(self, position: int, stage: Stage, index: Index, number: float | int) -> None:
         """Note a draw where somebody wants to know."""
@@ -161,6 +164,8 @@ class Noise(Numbers):
     seed: any integer; sample: which of several samples of the same prompt and seed.
     """
 
+    by_mass = True
+
     def __init__(self, seed: int, sample: int = 0):
         self.seed, self.sample = seed, sample
         self._key = struct.pack("<qQ", sample, seed & 0xFFFFFFFFFFFFFFFF)
@@ -199,8 +204,6 @@ def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, floa
     Entries without mass are never it. Of many entries only those with mass are summed, where they are few; otherwise the sums
     of blocks tell first in which block it is, and then the sums of the entries there. Sums are float64.
     """
-    from decodery.sampling.top import few  # here, since it needs torch
-
     masses = probabilities.detach().cpu()
     blocks = len(masses) // BLOCK
     if blocks < BLOCK:

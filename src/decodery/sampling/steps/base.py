@@ -48,6 +48,8 @@ class Step(ABC):
     with them."""
     draws: ClassVar[bool] = False
     """Whether it takes random decisions itself, by `Prefix.accept`, at addresses of its own."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it leaves the rows that it is given as they are, and returns others. The first step of a law then needs no copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from decodery.sampling.forbidding import forbid_below, kth_highest
 from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps.base import Step
 
@@ -26,8 +27,6 @@ class TopK(Step):
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
-        from decodery.sampling.top import keep_from, kth_highest  # here, since it needs torch
-
         if self.top_k >= rows.shape[1]:
             return rows
-        return keep_from(rows, kth_highest(rows, self.top_k))
+        return forbid_below(rows, kth_highest(rows, self.top_k))

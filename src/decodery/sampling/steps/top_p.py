@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery._lazy import np, torch
+from decodery.sampling.forbidding import FORBIDDEN, WIDE, falling, forbid_below, on_cpu, threshold
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps.base import Step
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from decodery.sampling.prefix import Prefix
 
-FORBIDDEN = float("-inf")
 FEW = 4096
 """The likeliest are those with more than this part of the mass that may be dropped: of a language model's law some hundred,
 which reach p."""
@@ -40,8 +40,6 @@ class TopP(Step):
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
-        from decodery.sampling.top import WIDE, forbid_below, on_cpu  # here, since it needs torch
-
         if not on_cpu(rows) or rows.shape[1] < WIDE:
             return self._of_all(rows)
         for place, row in enumerate(rows):
@@ -49,7 +47,7 @@ class TopP(Step):
             if least is None:
                 rows[place] = self._of_all(row[None])[0]
             else:
-                forbid_below(row, least)
+                threshold(row, least)
         return rows
 
     def _of_few(self, row: Tensor) -> float | None:
@@ -62,15 +60,13 @@ class TopP(Step):
         sums = masses[::-1].cumsum(dtype=np.float64)
         last = int(sums.searchsorted(self.top_p))
         rounding = len(probabilities) * ROUNDING
-        if last + 1 >= len(sums) or sums[last] - self.top_p < rounding or scores[-1 - last] == scores[-2 - last]:
+        if last == len(sums) or sums[last] - self.top_p < rounding or (last and self.top_p - sums[last - 1] < rounding):
             return None
-        if last and self.top_p - sums[last - 1] < rounding:
-            return None
-        return float(scores[-1 - last])
+        least = float(scores[-1 - last])
+        tied = last + 1 < len(sums) and scores[-2 - last] == least
+        return None if tied else least
 
     def _of_all(self, rows: Tensor) -> Tensor:
-        from decodery.sampling.top import falling, keep_from
-
         ordered, width = falling(rows), rows.shape[1]
         mass = ordered.softmax(dim=-1).cumsum(dim=-1)
         # A token is dropped when the mass of those before it already reaches p; the first always stays.
@@ -80,7 +76,7 @@ class TopP(Step):
         # Of those equal to the last, as many as there is room for. More are rare, and looked for row by row.
         following = ordered.gather(1, (last + 1).clamp_(max=width - 1))
         tied = (following == least) & (least > FORBIDDEN) & (last < width - 1)
-        kept = keep_from(rows, least[:, 0])
+        kept = forbid_below(rows, least[:, 0])
         for row in tied[:, 0].nonzero().flatten().tolist():
             equal = (kept[row] == least[row]).nonzero().flatten()
             room = int(last[row]) + 1 - int((kept[row] > least[row]).sum())
