@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CACHED = 1 << 16
 """Numbers that a processor works on at a time: more do not stay in its cache, and come in fresh pages of memory, which takes
 longer than all that is computed of them."""
+EVERYTHING = 1 << 20
+"""Rows at a time, where there is no such limit."""
 
 
 class Together:
@@ -48,7 +50,7 @@ def foresee(drawing: Iterable[tuple[Law, Tensor]]) -> None:
     share the work; numbers are the same as alone."""
     groups: list[tuple[list[Law], list[Tensor]]] = []
     for law, row in drawing:
-        if law.greedy or law.stateful or not law.steps:
+        if law.greedy or law.stateful or not law.steps or _at_once(row) < 2:
             continue
         for laws, rows in groups:
             if laws[0].steps == law.steps and rows[0].shape == row.shape and rows[0].device == row.device:
@@ -58,10 +60,13 @@ def foresee(drawing: Iterable[tuple[Law, Tensor]]) -> None:
         else:
             groups.append(([law], [row]))
     for laws, rows in groups:
-        size = len(laws) if rows[0].is_cuda else CACHED // len(rows[0])
-        if size < 2:  # each row fills the cache by itself
-            continue
+        size = _at_once(rows[0])
         for start in range(0, len(laws), size):
             together = Together(laws[start : start + size], rows[start : start + size])
             for place, (law, row) in enumerate(zip(*together.members, strict=True)):
                 law.foresee(row, lambda together=together, place=place: together.scores(place))  # type: ignore[misc]
+
+
+def _at_once(row: Tensor) -> int:
+    """How many such rows are worked on together. A law alone does the same with its one row."""
+    return EVERYTHING if row.is_cuda else CACHED // row.shape[0]

@@ -161,8 +161,8 @@ class Law:
     ) -> tuple[Int64[np.ndarray, "n"] | None, Float[Tensor, "n"]]:
         """The processed law of few tokens: their ids [n], rising, and probabilities [n] float32; all others have none. None and
         the probabilities of all [vocabulary] where the tokens are many."""
-        scores = self.scores(row, path).float()
-        ids = few(scores, FORBIDDEN) if len(scores) >= WIDE and on_cpu(scores) else None
+        scores = self.scores(row, path)
+        ids = few(scores, FORBIDDEN) if on_cpu(scores) and scores.shape[0] >= WIDE else None
         left = scores if ids is None else torch.from_numpy(scores.numpy()[ids])
         return ids, self._checked(torch.softmax(left, dim=-1), row, path)
 

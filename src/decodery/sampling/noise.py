@@ -238,7 +238,8 @@ def _inverse(masses: Float[np.ndarray, "n"], number: float) -> tuple[int, float,
 def _first_above(cumulated: Float64[np.ndarray, "n"], target: float) -> int:
     """The first place where a cumulated mass exceeds a target. One close to the total can round up to it; the last entry with
     mass is meant then."""
-    return int(min(cumulated.searchsorted(target, "right"), cumulated.searchsorted(cumulated[-1])))
+    place = int(cumulated.searchsorted(target, "right"))
+    return place if place < len(cumulated) else int(cumulated.searchsorted(cumulated[-1]))
 
 
 def fastest(log_weights: Float[Tensor, "n"], numbers: Float64[Tensor, "n"]) -> int:

@@ -49,7 +49,7 @@ class Step(ABC):
     draws: ClassVar[bool] = False
     """Whether it takes random decisions itself, by `Prefix.accept`, at addresses of its own."""
     makes_rows: ClassVar[bool] = False
-    """Whether it leaves the rows that it is given as they are, and returns others. The first step of a law then needs no copy."""
+    """Whether it leaves the rows that it is given as they are, and returns others. In front it saves the law a copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
 

@@ -54,7 +54,7 @@ class TopP(Step):
         """The least score that is kept of a row, found among the likeliest tokens; None where that takes a look at all."""
         probabilities = row.softmax(dim=-1).numpy()
         likely = np.flatnonzero(probabilities > (1 - self.top_p) / FEW)
-        masses, scores = probabilities[likely], row.numpy()[likely]
+        masses, scores = probabilities.take(likely), row.numpy().take(likely)
         masses.sort()
         scores.sort()
         sums = masses[::-1].cumsum(dtype=np.float64)
