@@ -18,7 +18,7 @@ WIDE = 4096
 
 def on_cpu(scores: Tensor) -> bool:
     """Whether numpy can work on these scores."""
-    return scores.device.type == "cpu" and scores.dtype == torch.float32
+    return scores.is_cpu and scores.dtype == torch.float32
 
 
 def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:

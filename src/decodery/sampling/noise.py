@@ -205,6 +205,8 @@ def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, floa
     of blocks tell first in which block it is, and then the sums of the entries there. Sums are float64.
     """
     masses = probabilities.detach().cpu()
+    if masses.dtype not in (torch.float32, torch.float64):
+        masses = masses.float()
     blocks = len(masses) // BLOCK
     if blocks < BLOCK:
         return _inverse(masses.double().numpy(), number)

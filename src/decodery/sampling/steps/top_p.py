@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from decodery.sampling.prefix import Prefix
 
-FEW = 4096
+FEW = 2048
 """The likeliest are those with more than this part of the mass that may be dropped: of a language model's law some hundred,
 which reach p."""
 ROUNDING = 2.0**-33
