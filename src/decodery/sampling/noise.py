@@ -214,7 +214,7 @@ def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, floa
     if places is not None:
         place, before, share = _inverse(masses.numpy()[places], number)
         return int(places[place]), before, share
-    sums = masses[: blocks * BLOCK].view(blocks, BLOCK).sum(1, dtype=torch.float64).numpy()
+    sums = masses[: blocks * BLOCK].reshape(blocks, BLOCK).sum(1, dtype=torch.float64).numpy()
     if blocks * BLOCK < len(masses):
         sums = np.append(sums, float(masses[blocks * BLOCK :].sum(dtype=torch.float64)))
     cumulated = sums.cumsum()
