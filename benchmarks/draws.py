@@ -4,7 +4,7 @@
 
 Both times are taken in the same rounds: the passes alone, and all the rest of a round (laws, draws, commits, the scheduler).
 The fastest of all rounds is what the work takes, the median what it takes beside whatever else the machine does. Where it
-does much else, the seconds of processors (`*_cpu_ms`, of all threads) tell more.
+does much else, the seconds of processors (`*_cpu_ms`, of all threads) and their ratio (`overhead_cpu`) tell more.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def main() -> None:
                 "pass_cpu_ms": round(1e3 * min(passes_cpu), 2),
                 "beside_cpu_ms": round(1e3 * min(rest_cpu), 2),
                 "overhead": round(beside / bare, 4),
+                "overhead_cpu": round(min(rest_cpu) / min(passes_cpu), 4),
                 "overhead_of_medians": round(statistics.median(rest) / statistics.median(passes), 4),
             }
         )

@@ -15,6 +15,7 @@ from decodery.engine.events import Drafted, Event, Finished, Token, Unmasked
 from decodery.engine.output import Output
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
+from decodery.sampling.noise import Stage
 from decodery.testing import ByteTokenizer, ScriptedScorer, SmallLanguageModel
 
 SIZE = 260
@@ -100,6 +101,16 @@ def test_draws_of_outputs_at_one_place_have_addresses_of_their_own() -> None:
     outputs = [request.output.fork() for _ in range(40)]
     assert len({output.draw(row) for output in outputs}) == 1
     assert len({output.draw(row, index=place) for place, output in enumerate(outputs)}) > 30
+
+
+@pytest.mark.parametrize("source", ["addressed", "gumbel", "arithmetic", "keyed"])
+def test_a_draw_is_the_choice_of_its_chance_among_all_tokens(source: str) -> None:
+    """Also where the law leaves few, and only these are looked at."""
+    for seed in range(30):
+        output = make_request(temperature=0.9, top_p=0.8, chance=source, seed=seed).output
+        row = torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * 4
+        chosen = output.noise.fork(output.tokens).choose(output.law.probabilities(row), output.position, Stage.TARGET)
+        assert output.draw(row) == chosen
 
 
 # What is told

@@ -15,7 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from decodery.sampling import Noise, Stage
+from decodery.sampling.noise import BLOCK, inverse
 
+LARGEST = 1 - 2.0**-53
 FALSE_ALARM = 1e-4
 addresses = st.tuples(st.integers(0, 10**9), st.sampled_from(list(Stage)), st.integers(0, 10**6))
 seeds = st.integers(-(2**63), 2**64 - 1)
@@ -164,3 +166,27 @@ def test_accepting_and_drawing_are_independent() -> None:
         accepted = noise.accept(0.5, position)
         table[accepted][noise.choose(law, position, Stage.RESIDUAL)] += 1
     assert scipy.stats.chi2_contingency(table).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("width", [5, BLOCK * BLOCK - 1, BLOCK * BLOCK, 49152, 50257])
+@pytest.mark.parametrize("kind", ["many", "few", "one", "ends"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_long_laws_are_drawn_from_as_the_sum_of_all_entries_says(width: int, kind: str, dtype: torch.dtype) -> None:
+    masses = torch.rand(width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    if kind == "few":
+        masses[torch.arange(width) % 40 > 0] = 0
+    elif kind == "one":
+        masses = torch.zeros(width, dtype=dtype)
+        masses[width // 2] = 0.3
+    elif kind == "ends":
+        masses[: width // 3] = masses[-(width // 3) :] = 0
+    sums = masses.double().cumsum(0)
+    total = float(sums[-1])
+    for number in [0.0, LARGEST, *Noise(3).uniforms(200, 0, Stage.TARGET).tolist()]:
+        place, before, share = inverse(masses, number)
+        assert share == pytest.approx(float(masses[place]) / total, rel=1e-9)
+        assert before == pytest.approx((float(sums[place]) - float(masses[place])) / total, abs=1e-12)
+        assert share > 0
+        assert before - 1e-12 <= number <= before + share + 1e-12
+    assert inverse(masses, 0.0)[0] == int(masses.nonzero()[0])
+    assert inverse(masses, LARGEST)[0] == int(masses.nonzero()[-1])

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from decodery.engine.draws import foresee
 from decodery.engine.settings import Settings, declared, schema, table
-from decodery.errors import BadSetting
+from decodery.errors import BadSetting, ScoresNotNumbers
 from decodery.sampling import Law, LawSettings, Noise
 from decodery.sampling.prefix import Joined, Prefix
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps import PRESETS, Step, default_order, register, steps, unregister
+from decodery.sampling.steps.top_p import TopP
 from decodery.testing import enumerate_outcomes, exact_outputs, scripted_language_model, total_variation
 from decodery.testing.scorers import TabularScorer
 
@@ -123,6 +124,14 @@ def test_many_rows_at_once_are_each_row_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_whether_it_makes_rows(name: str) -> None:
+    law, given = law_of([2, 2], **EXAMPLES[name]), rows(6)
+    law.steps[0].apply(given, [law.prefix()] * 6)
+    if steps()[name].makes_rows:
+        assert torch.equal(given, rows(6))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_its_settings_are_declared_once_and_reach_everybody(name: str) -> None:
     """Settings, schema and table follow from the step."""
     described = schema()["properties"]
@@ -132,6 +141,49 @@ def test_its_settings_are_declared_once_and_reach_everybody(name: str) -> None:
         assert (own.name in described) is (own.kind.schema() is not None)
         for alias in own.aliases:
             assert (alias in described) is (own.name in described)
+
+
+@pytest.mark.parametrize("wide", [129, 5000, 49152])
+@pytest.mark.parametrize("k", [1, 7, 50, 3000])
+def test_top_k_keeps_all_from_the_kth_on(wide: int, k: int) -> None:
+    for kind in range(3):
+        row = torch.randn(wide, generator=torch.Generator().manual_seed(kind))
+        row = [row, row.round(), torch.where(row > 1, row, FORBIDDEN)][kind]
+        least = float(row.sort(descending=True).values[min(k, wide) - 1])
+        assert torch.equal(law_of(top_k=k).scores(row), torch.where(row < least, FORBIDDEN, row))
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0, 20.0])
+@pytest.mark.parametrize("p", [0.3, 0.9, 0.99])
+def test_top_p_of_sharp_and_flat_rows(scale: float, p: float) -> None:
+    """As language models give them: a few tokens far above the rest. Most are settled among the likeliest tokens alone."""
+    few, step = 0, TopP(p)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        row = torch.randn(49152, generator=generator) * 2
+        row[torch.randint(49152, (30,), generator=generator)] += torch.rand(30, generator=generator) * scale + 10
+        ordered, ids = row.sort(descending=True, stable=True)
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        assert torch.equal(law_of(top_p=p).scores(row), row.index_fill(0, ids[1:][mass[:-1] >= p], FORBIDDEN))
+        few += step._of_few(row) is not None
+    assert few >= (0 if p == 0.99 else 15)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.1}, {"top_k": 1}])
+def test_what_is_kept_is_the_law(settings: dict[str, Any]) -> None:
+    for seed in range(5):
+        row = torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * 4
+        law = law_of(**settings)
+        ids, kept = law.kept(row)
+        probabilities = law.probabilities(row)
+        assert (ids is None) is (settings == {})
+        assert torch.equal(probabilities if ids is None else probabilities[ids], kept)
+        assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
+        assert torch.allclose(probabilities, law.log_probabilities(row).exp(), rtol=1e-5, atol=0)
+    for spoilt in (0, 17):
+        row[spoilt] = float("nan")
+        with pytest.raises(ScoresNotNumbers):
+            law.kept(row)
 
 
 @pytest.mark.parametrize("wide", [129, 5000, 49152])

@@ -13,7 +13,7 @@ from torch import Tensor
 from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.text import TextStream
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Stage
+from decodery.sampling.noise import Numbers, Stage
 
 if TYPE_CHECKING:
     from decodery.engine.host import Host
@@ -102,8 +102,13 @@ class Output:
         """
         if self.law.greedy:
             return self.law.likeliest(row, path)
-        law = self.law.log_probabilities(row, path).exp()
-        return self.noise.choose(law, self.position + len(path), Stage.TARGET, index, path)
+        ids = None
+        if isinstance(self.noise, Numbers) and self.noise.by_mass:
+            ids, law = self.law.kept(row, path)
+        else:
+            law = self.law.probabilities(row, path)
+        place = self.noise.choose(law, self.position + len(path), Stage.TARGET, index, path)
+        return place if ids is None else int(ids[place])
 
     def fork(self) -> Output:
         """A try that goes on from here by itself."""

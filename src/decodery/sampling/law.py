@@ -13,18 +13,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from decodery.errors import ScoresNotNumbers
+from decodery.sampling.forbidding import FORBIDDEN, WIDE, few, on_cpu
 from decodery.sampling.law_settings import LawSettings as LawSettings
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.sampling.prefix import Prefix
 from decodery.sampling.steps import Step, default_order, steps
 from decodery.sampling.top import likeliest
 
-MINUS_INFINITY = float("-inf")
 DEFAULT_ORDER = default_order()
 """The order of transformers' `generate`, but for the bias, which comes before the penalties there (preset `hf`)."""
 
@@ -65,6 +66,7 @@ class Law:
         self._decisions: dict[tuple[str, int, int], bool] = {}
         self._follows = True
         self._foreseen: tuple[Tensor, Callable[[], Tensor | None]] | None = None
+        """A row, and what gives its processed scores."""
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -117,8 +119,13 @@ class Law:
         """
         if not self.steps:
             return row.float()
+        if self._foreseen is not None and not path and _same(self._foreseen[0], row):
+            foreseen = self._foreseen[1]()
+            if foreseen is not None:
+                return foreseen
         prefix = self.prefix(path)
-        scores = processed(row[None].clone(), self.steps, [prefix])[0]
+        rows = row[None] if self.steps[0].makes_rows else row[None].clone()
+        scores = processed(rows, self.steps, [prefix])[0]
         if self.stateful and self._follows:
             self._passed[tuple(path)] = self._states_after(path), scores
         return scores
@@ -132,21 +139,43 @@ class Law:
     ) -> Float[Tensor, "vocabulary"]:
         """Log probabilities [vocabulary] float32 of the processed law. In greedy decoding a point mass."""
         if self.greedy:
-            certain = torch.full_like(row, MINUS_INFINITY, dtype=torch.float32)
-            certain[self.likeliest(row, path)] = 0.0
+            return self.probabilities(row, path).log()
+        return self._checked(torch.log_softmax(self.scores(row, path).float(), dim=-1), row, path)
+
+    def probabilities(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> Float[Tensor, "vocabulary"]:
+        """Probabilities [vocabulary] float32 of the processed law: what its tokens are drawn from. In greedy decoding a point
+        mass."""
+        if self.greedy:
+            certain = torch.zeros_like(row, dtype=torch.float32)
+            certain[self.likeliest(row, path)] = 1.0
             return certain
-        law = self._foreseen[1]() if not path and self._foreseen is not None and _same(self._foreseen[0], row) else None
-        if law is None:
-            law = torch.log_softmax(self.scores(row, path).float(), dim=-1)
+        ids, shares = self.kept(row, path)
+        if ids is None:
+            return shares
+        found = np.zeros(len(row), np.float32)
+        found[ids] = shares.numpy()
+        return torch.from_numpy(found)
+
+    def kept(
+        self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()
+    ) -> tuple[Int64[np.ndarray, "n"] | None, Float[Tensor, "n"]]:
+        """The processed law of few tokens: their ids [n], rising, and probabilities [n] float32; all others have none. None and
+        the probabilities of all [vocabulary] where the tokens are many."""
+        scores = self.scores(row, path)
+        ids = few(scores, FORBIDDEN) if on_cpu(scores) and scores.shape[0] >= WIDE else None
+        left = scores if ids is None else torch.from_numpy(scores.numpy()[ids])
+        return ids, self._checked(torch.softmax(left, dim=-1), row, path)
+
+    def _checked(self, law: Tensor, row: Tensor, path: Sequence[int]) -> Tensor:
         # One score that is no number, or none that is above minus infinity, spoils the sum that all are divided by.
-        if bool(law[0].isnan()):
+        if math.isnan(float(law[0])):
             raise self._complaint(row, path)
         return law
 
-    def foresee(self, row: Tensor, law: Callable[[], Tensor | None]) -> None:
-        """The next row that is asked about is likely this one; `law` gives its log probabilities [vocabulary] float32, computed
-        together with those of others, or None where that failed. Forgotten with the next token."""
-        self._foreseen = row, law
+    def foresee(self, row: Tensor, scores: Callable[[], Tensor | None]) -> None:
+        """The next row that is asked about is likely this one; `scores` gives its processed scores [vocabulary] float32,
+        computed together with those of others, or None where that failed. Forgotten with the next token."""
+        self._foreseen = row, scores
 
     def likeliest(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> int:
         """The token of the highest processed score, the lowest id among equals. Raises ScoresNotNumbers where there is none."""
@@ -157,7 +186,7 @@ class Law:
 
     def check(self, highest: float, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> None:
         """Raise ScoresNotNumbers unless the highest of a row's scores, for which one that is no number passes, is a score."""
-        if math.isnan(highest) or highest == MINUS_INFINITY:
+        if math.isnan(highest) or highest == FORBIDDEN:
             raise self._complaint(row, path)
 
     # What steps ask
@@ -229,6 +258,6 @@ def _fault(scores: Float[Tensor, "vocabulary"]) -> str | None:
     if bool(scores.isnan().any()):
         return "are not numbers"
     highest = float(scores.max())
-    if highest == MINUS_INFINITY:
+    if highest == FORBIDDEN:
         return "forbid every token"
     return "are infinite" if math.isinf(highest) else None

@@ -14,9 +14,10 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 from decodery._lazy import np, torch
+from decodery.sampling.forbidding import few
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 TINY = 2.0**-64
 """Below every positive number that is drawn: a drawn 0 stays finite under the logarithm."""
+BLOCK = 128
+"""Entries of a long law that are summed before it is known where among them a draw falls."""
 
 
 class Stage(enum.IntEnum):
@@ -98,6 +101,8 @@ class Numbers(ABC):
 
     record: list[Draw] | None = None
     """Where its draws are noted, if anywhere."""
+    by_mass: ClassVar[bool] = False
+    """Whether `choose` looks at cumulated masses alone, so that entries without any may be left out."""
 
     def note(self, position: int, stage: Stage, index: Index, number: float | int) -> None:
         """Note a draw where somebody wants to know."""
@@ -159,6 +164,8 @@ class Noise(Numbers):
     seed: any integer; sample: which of several samples of the same prompt and seed.
     """
 
+    by_mass = True
+
     def __init__(self, seed: int, sample: int = 0):
         self.seed, self.sample = seed, sample
         self._key = struct.pack("<qQ", sample, seed & 0xFFFFFFFFFFFFFFFF)
@@ -194,15 +201,47 @@ def unrolled(key: int, count: int) -> Float64[Tensor, "count"]:
 def inverse(probabilities: Float[Tensor, "n"], number: float) -> tuple[int, float, float]:
     """The first entry whose cumulated mass exceeds number times the total; the mass before it, and its own, as shares.
 
-    Entries without mass are never it.
+    Entries without mass are never it. Of many entries only those with mass are summed, where they are few; otherwise the sums
+    of blocks tell first in which block it is, and then the sums of the entries there. Sums are float64.
     """
-    cumulated = probabilities.double().cumsum(0)
+    masses = probabilities.detach().cpu()
+    if masses.dtype not in (torch.float32, torch.float64):
+        masses = masses.float()
+    blocks = len(masses) // BLOCK
+    if blocks < BLOCK:
+        return _inverse(masses.double().numpy(), number)
+    places = few(masses, 0.0)
+    if places is not None:
+        place, before, share = _inverse(masses.numpy()[places], number)
+        return int(places[place]), before, share
+    sums = masses[: blocks * BLOCK].reshape(blocks, BLOCK).sum(1, dtype=torch.float64).numpy()
+    if blocks * BLOCK < len(masses):
+        sums = np.append(sums, float(masses[blocks * BLOCK :].sum(dtype=torch.float64)))
+    cumulated = sums.cumsum()
     total = float(cumulated[-1])
-    place = int(torch.searchsorted(cumulated, number * total, right=True))
-    # A number close to 1 can round up to the total; the last entry with mass is meant then.
-    place = min(place, int(torch.searchsorted(cumulated, total)))
+    block = _first_above(cumulated, number * total)
+    before = float(cumulated[block - 1]) if block else 0.0
+    inside = masses[block * BLOCK : (block + 1) * BLOCK].double().numpy().cumsum()
+    place = _first_above(inside, number * total - before)
+    before += float(inside[place - 1]) if place else 0.0
+    place += block * BLOCK
+    return place, before / total, float(masses[place]) / total
+
+
+def _inverse(masses: Float[np.ndarray, "n"], number: float) -> tuple[int, float, float]:
+    """The same of few entries, by the sum of all before each."""
+    cumulated = masses.cumsum(dtype=np.float64)
+    total = float(cumulated[-1])
+    place = _first_above(cumulated, number * total)
     before = float(cumulated[place - 1]) if place else 0.0
     return place, before / total, (float(cumulated[place]) - before) / total
+
+
+def _first_above(cumulated: Float64[np.ndarray, "n"], target: float) -> int:
+    """The first place where a cumulated mass exceeds a target. One close to the total can round up to it; the last entry with
+    mass is meant then."""
+    place = int(cumulated.searchsorted(target, "right"))
+    return place if place < len(cumulated) else int(cumulated.searchsorted(cumulated[-1]))
 
 
 def fastest(log_weights: Float[Tensor, "n"], numbers: Float64[Tensor, "n"]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from decodery.sampling.forbidding import on_cpu
 
 GROUP = 128
 
@@ -34,16 +35,6 @@ def top_ids(scores: Float[Tensor, "n vocabulary"], k: int) -> Int64[Tensor, "n k
 
 def likeliest(row: Float[Tensor, "vocabulary"]) -> int:
     """Index of the highest score, the lowest among equals; on a CPU several times faster than `argmax`."""
-    if row.device.type == "cpu" and row.dtype == torch.float32:
+    if on_cpu(row):
         return int(row.detach().numpy().argmax())
     return int(row.argmax())
-
-
-def falling(rows: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n vocabulary"]:
-    """The values of each row from high to low. On a CPU numpy sorts values many times faster than `sort`, which also tells from
-    where each comes."""
-    if rows.device.type == "cpu" and rows.dtype == torch.float32:
-        values = -rows.detach().numpy()
-        values.sort(axis=-1)
-        return torch.from_numpy(np.negative(values, out=values))
-    return rows.sort(dim=-1, descending=True).values

@@ -274,6 +274,10 @@ class ProcessedLaws:
             return token
         return self.request.law.likeliest(self.logits[row], self._path(row))
 
+    def probabilities(self, row: int) -> Tensor:
+        """The law [vocabulary] float32 of a row that is drawn from, to the last bit that of plain decoding."""
+        return self.request.law.probabilities(self.logits[row], self._path(row))
+
     def _path(self, row: int) -> list[int]:
         """The draft's tokens before a row, where the law looks at them."""
         if not self.request.law.uses_prefix or row == 0:

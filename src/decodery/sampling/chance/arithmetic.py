@@ -30,6 +30,8 @@ class Code(Numbers):
     decisions of steps of the law.
     """
 
+    by_mass = True
+
     def __init__(self, source: Source, start: float, first: int, noise: Noise):
         self._source, self._noise = source, noise
         self._codes: dict[int, tuple[float, float]] = {first: (start, FINEST)}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class Race(Noise):
     """Noise that draws by races alone."""
 
+    by_mass = False
+
     def choose(
         self, probabilities: Tensor, position: int, stage: Stage, index: Index = 0, path: Sequence[int] = ()
     ) -> int:

@@ -24,6 +24,8 @@ class KeyedNoise(Noise):
     """Noise of a key, whose addresses are what stands before a position. text: the committed tokens; own: for decisions of
     steps of the law, which nobody has to find again."""
 
+    by_mass = False
+
     def __init__(self, source: Keyed, text: Sequence[int], prompt: int, own: Noise):
         super().__init__(source.key)
         self._source, self._text, self._prompt, self._own = source, text, prompt, own

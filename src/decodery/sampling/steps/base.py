@@ -48,6 +48,8 @@ class Step(ABC):
     with them."""
     draws: ClassVar[bool] = False
     """Whether it takes random decisions itself, by `Prefix.accept`, at addresses of its own."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it leaves the rows that it is given as they are, and returns others. In front it saves the law a copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
 
@@ -83,6 +85,7 @@ class Step(ABC):
 
 _STEPS: dict[str, type[Step]] = {}
 _SETTINGS: dict[str, Setting] = {}
+"""In the default order of their steps; a request looks one up for every token."""
 
 
 def register(step: type[Step]) -> type[Step]:
@@ -94,15 +97,20 @@ def register(step: type[Step]) -> type[Step]:
     if not step.settings():
         raise ValueError(f"{step.name} has no setting that switches it on")
     _STEPS[step.name] = step
-    _SETTINGS.update((setting.name, setting) for setting in step.settings())
+    _collect_settings()
     return step
 
 
 def unregister(step: type[Step]) -> None:
     """Forget a step again."""
     del _STEPS[step.name]
-    for setting in step.settings():
-        del _SETTINGS[setting.name]
+    _collect_settings()
+
+
+def _collect_settings() -> None:
+    _SETTINGS.clear()
+    for step in sorted(_STEPS.values(), key=lambda step: step.place):
+        _SETTINGS.update((setting.name, setting) for setting in step.settings())
 
 
 def steps() -> Mapping[str, type[Step]]:
@@ -112,11 +120,7 @@ def steps() -> Mapping[str, type[Step]]:
 
 def step_settings() -> Mapping[str, Setting]:
     """The settings of all steps by name, in the default order of their steps."""
-    return dict(sorted(_SETTINGS.items(), key=lambda entry: _owner(entry[0]).place))
-
-
-def _owner(setting: str) -> type[Step]:
-    return next(step for step in _STEPS.values() if any(own.name == setting for own in step.settings()))
+    return _SETTINGS
 
 
 def default_order(preset: str | None = None) -> tuple[str, ...]:

@@ -27,10 +27,11 @@ class Temperature(Step):
     name = "temperature"
     place = 200
     places: ClassVar[Mapping[str, float]] = {"llama.cpp": 400}
+    makes_rows = True
     keeps_argmax = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         if self.temperature < TINY_TEMPERATURE:
             # The quotient would overflow. Shifted by the highest score, it is 0 there and falls to minus infinity elsewhere.
             return ((rows.double() - rows.amax(-1, keepdim=True)) / self.temperature).float()
-        return rows.div_(self.temperature)
+        return rows / self.temperature

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery._lazy import torch
+from decodery.sampling.forbidding import forbid_below, kth_highest
 from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps.base import Step
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.sampling.prefix import Prefix
-
-FORBIDDEN = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -31,5 +29,4 @@ class TopK(Step):
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         if self.top_k >= rows.shape[1]:
             return rows
-        least = rows.topk(self.top_k).values[:, -1:]
-        return torch.where(rows < least, FORBIDDEN, rows)
+        return forbid_below(rows, kth_highest(rows, self.top_k))

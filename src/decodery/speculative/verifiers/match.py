@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from decodery.sampling.noise import Chance, Stage
 from decodery.sampling.top import likeliest
 from decodery.speculative.draft import ROOT, Draft
@@ -32,9 +34,11 @@ class SampleThenMatch:
     """
 
     def verify(self, draft: Draft, target: TargetLaws, chance: Chance, position: int) -> Verdict:
+        own: Callable[[int], Tensor] | None = getattr(target, "probabilities", None)
+        law = own if own is not None else lambda row: target[row].exp()
         return _follow(
             draft,
-            lambda node, path: chance.choose(target[node + 1].exp(), position + len(path), Stage.TARGET, path=path),
+            lambda node, path: chance.choose(law(node + 1), position + len(path), Stage.TARGET, path=path),
         )
 
 
