@@ -94,7 +94,10 @@ def register(step: type[Step]) -> type[Step]:
     if not step.settings():
         raise ValueError(f"{step.name} has no setting that switches it on")
     _STEPS[step.name] = step
-    _SETTINGS.update((setting.name, setting) for setting in step.settings())
+    # Put in order here: they are asked for with every token.
+    ordered = sorted(_STEPS.values(), key=lambda known: known.place)
+    _SETTINGS.clear()
+    _SETTINGS.update((setting.name, setting) for known in ordered for setting in known.settings())
     return step
 
 
@@ -112,11 +115,7 @@ def steps() -> Mapping[str, type[Step]]:
 
 def step_settings() -> Mapping[str, Setting]:
     """The settings of all steps by name, in the default order of their steps."""
-    return dict(sorted(_SETTINGS.items(), key=lambda entry: _owner(entry[0]).place))
-
-
-def _owner(setting: str) -> type[Step]:
-    return next(step for step in _STEPS.values() if any(own.name == setting for own in step.settings()))
+    return _SETTINGS
 
 
 def default_order(preset: str | None = None) -> tuple[str, ...]:
