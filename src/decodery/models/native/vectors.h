@@ -63,15 +63,17 @@ static inline __attribute__((always_inline)) void multiply_packed(
     const Rows *entering, Matrix matrix, const int bytes, int64_t depth, int64_t blocks, const char *after, float *to, int64_t step
 ) {
     int64_t stride = entering->stride, group = matrix.group;
+    /* Rows that are whole pages apart share one set of the nearest cache, which holds eight lines or a few more. */
+    int64_t most = stride % 2048 ? TILE : TILE / 2;
     for (int64_t i = 0; i < blocks; i += group) {
         const char *block = (const char *)matrix.tiles + i * depth * bytes;
         const char *next = i + group < blocks ? block + group * depth * bytes : after;
-        for (int64_t m = 0; m < entering->count; m += TILE) {
+        for (int64_t m = 0; m < entering->count; m += most) {
             const bf16 *rows = entering->rows + m * stride;
             float *place = to + i * TILE + m * step;
             int64_t rest = entering->count - m;
             /* Rows up to a power of two: what is read and written beyond the last one is nobody's. */
-            if (rest > 8)
+            if (rest > 8 && most > 8)
                 rows_by_group(rows, stride, 16, block, group, bytes, depth, next, place, step);
             else if (rest > 4)
                 rows_by_group(rows, stride, 8, block, group, bytes, depth, next, place, step);
@@ -87,9 +89,12 @@ static inline __attribute__((always_inline)) void multiply_packed(
 
 static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
     for (int64_t column = 0; column < columns; column += TILE) {
-        Rows some = {keys + column * width, width, TILE, NULL};
-        Matrix one = {queries, BYTES_BF16, 1};
-        multiply_packed(&some, one, BYTES_BF16, width / DEPTH, 1, one.tiles, to + column * TILE, TILE);
+        const bf16 *some = keys + column * width;
+        for (int64_t half = 0; half < TILE; half += 8) /* more rows at once come no sooner from memory */
+            some_rows(
+                some + half * width, width, 8, (const char *)queries, BYTES_BF16, BYTES_BF16, 1, width / DEPTH, (const char *)queries,
+                to + (column + half) * TILE, TILE
+            );
     }
 }
 
