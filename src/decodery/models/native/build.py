@@ -29,6 +29,8 @@ SOURCES = (
     "arithmetic.h",
     "weights.h",
     "products.h",
+    "matrix_unit.h",
+    "vectors.h",
     "ranking.h",
     "threads.h",
     "workspace.h",
