@@ -17,7 +17,7 @@ from decodery.engine.events import Finished
 from decodery.engine.memory import KVBudget, Need, Room, parse_size, size_text
 from decodery.engine.registry import method as as_method
 from decodery.engine.scheduler import Scheduler
-from decodery.engine.scheduling import Limits, Scheduling
+from decodery.engine.scheduling import Limits
 from decodery.errors import BadSetting, NotEnoughMemory
 from decodery.language_model import LanguageModel
 from decodery.models.key_value_cache import KeyValueCache, Span

@@ -18,7 +18,7 @@ from decodery.engine.method import Decoding
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import CHUNKS, UNWATCHED_CHUNK, Scheduler
-from decodery.engine.scheduling import Scheduling
+from decodery.engine.scheduling import Limits, Scheduling
 from decodery.engine.sharing import SHORTEST, KeptPrompts, Pending, common
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Attend, Forward, Layers, Rows, Scores, Slots
@@ -273,7 +273,7 @@ def kept(lm: LanguageModel, tokens: Sequence[int]) -> Any:
 
 def test_recent_prompts_are_gone_on_from() -> None:
     toy = toy_language_model()
-    lm = LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, kv_budget="1MB")
+    lm = LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, limits=Limits("1MB"))
     scheduler = lm.scheduler(prefix_cache="100KB")
     system = random_ids(100, 4, 120)
     replies = []
@@ -335,7 +335,7 @@ def test_a_longer_prompt_takes_the_place_of_its_beginning() -> None:
 def test_requests_that_wait_get_the_memory_of_kept_prefixes() -> None:
     toy = toy_language_model()
     size = toy.network.cache_bytes(64)
-    lm = LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, kv_budget=2 * size)
+    lm = LanguageModel(toy.network, toy.tokenizer, toy.stop_ids, limits=Limits(2 * size))
     server = lm.scheduler(prefix_cache=size)
     server.submit(new_request(lm, random_ids(30, 1, 120)), as_method("autoregressive"))
     server.run()
