@@ -360,7 +360,7 @@ class LanguageModel:
                 stats=request.statistics,
                 events=tuple(event for event in request.events if event.output == number),
                 method=method.spec(),
-                model=self.name,
+                model=request.network.name,
                 seed=settings.seed,
                 prompt_token_ids=request.prompt,
                 order=output.law.order,
