@@ -61,7 +61,12 @@ class Settings(LawSettings):
     )
     ignore_eos: bool = setting(False, Flag(), "The model's end tokens do not end the output.", option=("--ignore-eos",))
     echo: bool = setting(False, Flag(), "The reply's text begins with the prompt.")
-    n: int = setting(1, Whole(1, 1024), "How many samples of each prompt.", aliases=("num_return_sequences",))
+    n: int = setting(
+        1,
+        Whole(1, 1024),
+        "How many texts of each prompt: independent samples, unless the method decides them together.",
+        aliases=("num_return_sequences",),
+    )
     logprobs: int | None = setting(
         None,
         Optional(Whole(0, 1000)),
