@@ -14,7 +14,7 @@ from typing import Any
 
 from decodery.diffusion.adablock import AdaBlock, DelimitedBlocks
 from decodery.engine.events import Unmasked
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.parallelbench.tasks import Sample
 from decodery.replies import Reply
 from experiments.canvases import ACCURACY, BY_GROUP, FORWARDS, decoding, loaded, samples_of
@@ -84,7 +84,7 @@ def study(settings: Settings) -> Study:
     [newline] = lm.encode("\n")
     used = sorted({token for sample in samples for token in lm.encode(sample.answer)} - {newline})
     arms: list[Arm] = []
-    claims: list[Claim] = []
+    claims: list[PublishedClaim] = []
     for cache, block in itertools.product(settings.caches, settings.blocks):
         place = f"{block}, {cache}"
 
@@ -110,7 +110,9 @@ def study(settings: Settings) -> Study:
             drawn = random.Random(settings.seed + control).sample(used, DRAWN)
             arms.append(adaptive(f"drawn delimiters {control}, {place}", "+".join(map(str, drawn))))
         claims.append(
-            Claim(f"more accurate than fixed blocks of {place}", "accuracy", f"adablock {place}", f"fixed {place}")
+            PublishedClaim(
+                f"more accurate than fixed blocks of {place}", "accuracy", f"adablock {place}", f"fixed {place}"
+            )
         )
     puzzles, sums = (next(figure for figure in BY_GROUP if figure.name == name) for name in ("puzzles", "arithmetic"))
     figures = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.recorded import Recorded, record, replay
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
@@ -129,8 +129,8 @@ def starts(settings: Settings) -> Study:
             Figure("drafting", "drafting", middle=True, form=".1%"),
         ),
         (
-            Claim("adaptation pays", "tokens/round", "own", "own, no adaptation"),
-            Claim("exploring pays", "tokens/round", "own, 12 nodes", "own, greedy search, 12 nodes"),
+            PublishedClaim("adaptation pays", "tokens/round", "own", "own, no adaptation"),
+            PublishedClaim("exploring pays", "tokens/round", "own, 12 nodes", "own, greedy search, 12 nodes"),
         ),
         "start",
         lm,

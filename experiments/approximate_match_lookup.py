@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.recorded import replay
 from decodery.speculative.approximate_match_lookup.matching import (
     Lags,
@@ -115,7 +115,7 @@ def templates(settings: Settings) -> Study:
         [settings.seed + number for number in range(settings.texts)],
         [arm(name, make) for name, make in DRAFTERS.items()],
         [Figure(f"s={rate}", f"s={rate}") for rate in RATES],
-        [Claim("tolerance pays where tokens differ", "s=0.1", "default", exact) for exact in EXACT],
+        [PublishedClaim("tolerance pays where tokens differ", "s=0.1", "default", exact) for exact in EXACT],
         "drafter",
     )
 
@@ -126,7 +126,7 @@ def answers(settings: Settings) -> Study:
         recorded(settings),
         [replaying(name, make) for name, make in WRITTEN.items()],
         (TOKENS_PER_ROUND, NODES, ACCEPTED, Figure("drafting, ms", "drafting", middle=True)),
-        (Claim("tolerance pays on what a model writes", "tokens/round", "default", "longest exact suffix"),),
+        (PublishedClaim("tolerance pays on what a model writes", "tokens/round", "default", "longest exact suffix"),),
         "drafter",
         loaded(settings.model),
     )
@@ -179,7 +179,11 @@ def times(settings: Settings) -> Study:
         list(range(settings.repeats)),
         [arm(name) for name in forms],
         [Figure(f"{sizes[0]}, ms", sizes[0], middle=True, form=".3f"), *figures],
-        (Claim("the transforms win at long patterns", figures[-1].name, "heavy-light", "direct", above=False),),
+        (
+            PublishedClaim(
+                "the transforms win at long patterns", figures[-1].name, "heavy-light", "direct", above=False
+            ),
+        ),
         "form",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Study
+from decodery.evaluation.experiment import Arm, Experiment, PublishedClaim, Study
 from experiments.texts import ACCEPTED, NODES, TOKENS_PER_ROUND, Asked, decoding, loaded, questions_of
 
 DRAFTERS = ("draft=ngram", "draft=layers", "draft=layers, layers=20")
@@ -20,7 +20,7 @@ class Settings(Asked):
 def _drafters(settings: Settings, temperature: float) -> Study:
     lm = loaded(settings.model)
     specs = [f"draft-model({drafter}, length={settings.length})" for drafter in DRAFTERS]
-    claims = [Claim("several tokens come from a round", "tokens/round", spec, 1.0) for spec in specs]
+    claims = [PublishedClaim("several tokens come from a round", "tokens/round", spec, 1.0) for spec in specs]
     return Study(
         f"Answers of at most {settings.tokens} tokens at temperature {temperature:g}.",
         questions_of(settings),

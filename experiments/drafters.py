@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.evaluation.questions import Question
 from decodery.replies import Reply
 from experiments.texts import (
@@ -92,12 +92,13 @@ def _study(settings: Settings, items: Sequence[tuple[Question, ...]], temperatur
     specs = (PLAIN, *settings.methods)
     figures: list[Figure] = [TOKENS_PER_ROUND, NODES, ACCEPTED, SPEED, IDENTICAL]
     best = settings.methods[-1]
-    claims = [Claim("faster than plain decoding", SPEED.name, best, 1.0)]
+    claims = [PublishedClaim("faster than plain decoding", SPEED.name, best, 1.0)]
     claims += [
-        Claim("more tokens per round than", TOKENS_PER_ROUND.name, best, other) for other in settings.methods[:-1]
+        PublishedClaim("more tokens per round than", TOKENS_PER_ROUND.name, best, other)
+        for other in settings.methods[:-1]
     ]
     if temperature == 0:
-        claims.append(Claim("the outputs of plain decoding", IDENTICAL.name, best, every=True))
+        claims.append(PublishedClaim("the outputs of plain decoding", IDENTICAL.name, best, every=True))
     return Study(
         f"{(settings.questions and 'Spec-Bench') or 'Decodery'}'s questions, {settings.per_category} of each of six groups, "
         f"{len(items[0])} at a time, at most {settings.tokens} new tokens, temperature {temperature:g}. "

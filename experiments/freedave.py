@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from decodery.diffusion.freedave import FreeDave
 from decodery.engine.registry import method as as_method
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.parallelbench.tasks import TASKS, Sample, make_samples, score
 from decodery.replies import Reply
 from experiments.canvases import ACCURACY, FORWARDS, loaded
@@ -99,9 +99,9 @@ def _study(settings: Settings, specs: Sequence[str], dtype: str = "float32", sam
     samples = [sample for task in settings.tasks for sample in make_samples(task, settings.samples)]
     claims = []
     if dtype == "float32":
-        claims = [Claim("the canvas is the static decoder's", "identical", s, every=True) for s in specs]
+        claims = [PublishedClaim("the canvas is the static decoder's", "identical", s, every=True) for s in specs]
         claims = [claim for claim in claims if "plus-plus" not in claim.arm]
-        claims += [Claim("never more forwards than there", "never more forwards", specs[-1], every=True)]
+        claims += [PublishedClaim("never more forwards than there", "never more forwards", specs[-1], every=True)]
     about = f"Canvas {settings.canvas}, {f'temperature {settings.temperature}' if sampled else 'greedy'}, {dtype}."
     places = [Place(sample, number) for number, sample in enumerate(samples)]
     return Study(about, places, [arm(spec) for spec in specs], FIGURES, claims, lm=lm)

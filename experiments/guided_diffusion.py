@@ -15,7 +15,7 @@ import torch
 from decodery.diffusion.freecache.method import FreeCacheDecoding
 from decodery.diffusion.loop import Denoising
 from decodery.engine.settings import Settings as Decoding
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.models.forward import Attend, Forward
 from decodery.testing.outputs import finished, new_request
 from experiments.canvases import loaded
@@ -57,7 +57,9 @@ def likelihoods(lm: Any, guide: Any, prompt: Sequence[int], tokens: Sequence[int
     return to_guide, -total / len(tokens) / log(2)
 
 
-def _study(settings: Settings, specs: Mapping[str, str], figures: Sequence[Figure], claims: Sequence[Claim]) -> Study:
+def _study(
+    settings: Settings, specs: Mapping[str, str], figures: Sequence[Figure], claims: Sequence[PublishedClaim]
+) -> Study:
     lm = loaded(settings.model)
     owner = lm.companion(settings.guide)
     guide: Any = owner.network
@@ -139,9 +141,9 @@ def corners(settings: Settings) -> Study:
     plain = "masked-diffusion"
     speed = Figure("speed", "tokens", per="seconds", against=plain, unit="x")
     claims = [
-        Claim("FreeCache computes fewer rows", "work", "freecache", plain, above=False),
-        Claim("a guide saves forwards", "forwards", "guided", plain, above=False),
-        Claim("guided text is likelier to the guide", "bits to the guide", "guided", plain, above=False),
+        PublishedClaim("FreeCache computes fewer rows", "work", "freecache", plain, above=False),
+        PublishedClaim("a guide saves forwards", "forwards", "guided", plain, above=False),
+        PublishedClaim("guided text is likelier to the guide", "bits to the guide", "guided", plain, above=False),
     ]
     return _study(settings, specs, (*FIGURES, *ROUNDS, speed), claims)
 
@@ -228,7 +230,7 @@ def drift(settings: Settings) -> Study:
         Figure("largest difference of a logit", "largest"),
     )
     last = arms[len(steps) - 1].name
-    claims = (Claim("frozen rows stay near those of a fresh pass (arg-max)", "same arg-max", last, 0.9),)
+    claims = (PublishedClaim("frozen rows stay near those of a fresh pass (arg-max)", "same arg-max", last, 0.9),)
     about = f"Stories of {settings.tokens} positions in blocks of {settings.block}: every forward beside one without a cache."
     return Study(about, list(range(min(settings.prompts, len(PROMPTS)))), arms, figures, claims, "frozen", lm)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decodery.diffusion.hex import HiddenExperts
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.evaluation.parallelbench.tasks import Sample, make_samples, score
 from decodery.search.votes import Key, count, decided
 from experiments.canvases import ACCURACY, FORWARDS, loaded
@@ -163,10 +163,12 @@ def schedules(settings: Settings) -> Study:
         Figure("of two", "same across", per="pairs across", form=".1%"),
         Figure("forwards until decided", "until decided", form=".1f"),
     )
-    claims = [Claim("HEX beats as many runs of one block length", "accuracy", hexed, single) for single in singles]
+    claims = [
+        PublishedClaim("HEX beats as many runs of one block length", "accuracy", hexed, single) for single in singles
+    ]
     claims += [
-        Claim("HEX beats one greedy run", "accuracy", hexed, "one greedy run"),
-        Claim("HEX beats random orders", "accuracy", hexed, f"random order x {total}"),
+        PublishedClaim("HEX beats one greedy run", "accuracy", hexed, "one greedy run"),
+        PublishedClaim("HEX beats random orders", "accuracy", hexed, f"random order x {total}"),
     ]
     return Study(
         f"Canvas {canvas}, temperature {settings.temperature}; all schedules but the first spend as many runs.",

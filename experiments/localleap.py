@@ -14,7 +14,7 @@ from typing import Any
 from decodery.diffusion.localleap import LocalLeap, LocalThreshold
 from decodery.diffusion.unmasking.base import without_replacement
 from decodery.diffusion.unmasking.fast_dllm import reaching
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Study
+from decodery.evaluation.experiment import Arm, Experiment, PublishedClaim, Study
 from experiments.canvases import ACCURACY, BY_GROUP, FORWARDS, above_curve, decoding, loaded, samples_of
 
 
@@ -62,16 +62,16 @@ def study(settings: Settings) -> Study:
         decoding(lm, name, f"masked-diffusion(rule=threshold, threshold={threshold}, {block})", canvas)
         for name, threshold in zip(curve, settings.thresholds, strict=True)
     ]
-    claims: list[Claim] = []
+    claims: list[PublishedClaim] = []
     for radius in settings.radii:
         name = f"radius {radius}"
         arms.append(decoding(lm, name, f"localleap(radius={radius}, {block})", canvas))
-        claims.append(Claim(f"radius {radius} is above the curve of thresholds", "above the curve", name, 0.0))
+        claims.append(PublishedClaim(f"radius {radius} is above the curve of thresholds", "above the curve", name, 0.0))
         for seed in range(settings.controls):
             method = Anywhere(radius=radius, block_length=settings.block)
             arms.append(decoding(lm, f"as many anywhere, {radius}, seed {seed}", method, canvas, settings.seed + seed))
             claims.append(
-                Claim(
+                PublishedClaim(
                     "nearness to a sure token is what counts",
                     "above the curve",
                     name,

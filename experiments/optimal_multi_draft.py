@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.speculative.draft import Siblings
 from decodery.speculative.transport import alpha_kseq, alpha_rrs_wr, alpha_star, rrs_wor_samples
 from experiments.texts import NODES, TOKENS_PER_ROUND, Asked, decoding, loaded, questions_of
@@ -70,16 +70,20 @@ def synthetic(settings: Settings) -> Study:
         [arm(name) for name in VERIFIERS],
         [Figure(column, column, form=".3f") for column in columns],
         (
-            Claim("greedy drafts accept more than recursive rejection", columns[2], VERIFIERS[6], VERIFIERS[5]),
-            Claim("and sometimes more than any verifier of drawn drafts", columns[2], VERIFIERS[6], VERIFIERS[1]),
-            Claim(
+            PublishedClaim(
+                "greedy drafts accept more than recursive rejection", columns[2], VERIFIERS[6], VERIFIERS[5]
+            ),
+            PublishedClaim(
+                "and sometimes more than any verifier of drawn drafts", columns[2], VERIFIERS[6], VERIFIERS[1]
+            ),
+            PublishedClaim(
                 "no verifier reaches the optimum without replacement",
                 columns[0],
                 VERIFIERS[5],
                 VERIFIERS[2],
                 above=False,
             ),
-            Claim("K-SEQ stays below the optimum", columns[0], VERIFIERS[3], VERIFIERS[1], above=False),
+            PublishedClaim("K-SEQ stays below the optimum", columns[0], VERIFIERS[3], VERIFIERS[1], above=False),
         ),
         "verifier",
     )
@@ -95,7 +99,7 @@ def trees(settings: Settings) -> Study:
         questions_of(settings),
         decoding(lm, specs, settings, settings.temperature),
         (TOKENS_PER_ROUND, NODES),
-        [Claim("greedy drafting accepts most", "tokens/round", specs[0], other) for other in specs[1:]],
+        [PublishedClaim("greedy drafting accepts most", "tokens/round", specs[0], other) for other in specs[1:]],
         "tree",
         lm,
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
-from decodery.evaluation.parallelbench.suite import Entrant, default_entrants
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
+from decodery.evaluation.parallelbench.suite import SuiteEntrant, default_entrants
 from decodery.evaluation.parallelbench.tasks import TASKS, Sample
 from experiments.canvases import ACCURACY, BY_GROUP, FORWARDS, decoding, loaded, samples_of
 
@@ -24,7 +24,7 @@ class Settings:
     seed: int = 0
 
 
-def _name(entrant: Entrant) -> str:
+def _name(entrant: SuiteEntrant) -> str:
     return entrant.series if entrant.setting == "default" else f"{entrant.series} {entrant.setting}"
 
 
@@ -36,14 +36,14 @@ def _arms(settings: Settings) -> list[Arm]:
     entrants = default_entrants()
     strict_first = sorted((e for e in entrants if e.threshold is not None), key=lambda e: -(e.threshold or 0.0))
 
-    def decoded(entrant: Entrant, sample: Sample) -> dict[str, float]:
+    def decoded(entrant: SuiteEntrant, sample: Sample) -> dict[str, float]:
         key = (sample.task, sample.prompt, _name(entrant))
         if key not in kept:
             length = 32 if "\n" in sample.answer else 16
             kept[key] = dict(decoding(lm, "", entrant.on(length), length).measure(sample))
         return kept[key]
 
-    def arm(entrant: Entrant) -> Arm:
+    def arm(entrant: SuiteEntrant) -> Arm:
         return Arm(_name(entrant), lambda sample: decoded(entrant, sample))
 
     def oracle(sample: Sample) -> dict[str, float]:
@@ -67,15 +67,15 @@ def overall(settings: Settings) -> Study:
         *BY_GROUP,
     )
     claims = [
-        Claim(
+        PublishedClaim(
             "two tokens per step cost accuracy where tokens depend on each other",
             "free lists",
             arms[1].name,
             first,
             above=False,
         ),
-        Claim("and not where they do not", "ordered lists", arms[1].name, -0.05 + 1.0),
-        Claim(
+        PublishedClaim("and not where they do not", "ordered lists", arms[1].name, -0.05 + 1.0),
+        PublishedClaim(
             "the oracle has more tokens per forward than 0.9 at no less accuracy",
             "tokens/forward",
             ORACLE,

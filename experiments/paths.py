@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.language_model import LanguageModel
 from decodery.models import store
 from decodery.models.forward import Forward, Rows
@@ -75,7 +75,9 @@ def times(settings: Settings) -> Study:
         Figure(f"{named(c, r)}, of {last}", f"{c} {r}", middle=True, against=last)
         for c, r in ((settings.contexts[0], 1), (0, settings.prefill))
     ]
-    claims = [Claim(f"faster than {last}", ratios[0].name, path, 1.0, above=False) for path in settings.paths[:-1]]
+    claims = [
+        PublishedClaim(f"faster than {last}", ratios[0].name, path, 1.0, above=False) for path in settings.paths[:-1]
+    ]
     about = "Milliseconds of a pass, medians; an item is a repeat, and the paths take turns."
     arms = [arm(path) for path in settings.paths]
     return Study(

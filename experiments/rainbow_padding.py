@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.errors import BadInput
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.parallelbench.words import PADS, vocabulary
 from decodery.models.masked_diffusion import RAINBOW_ENTRY
 from decodery.training.networks import SmallLlama
@@ -78,8 +78,8 @@ def canvases(settings: Settings) -> Study:
         for canvas in settings.canvases:
             own, other = (f"{name}, canvas {canvas}, blocks {settings.blocks[0]}" for name in ("rainbow", "eos"))
             claims += [
-                Claim("rainbow padding keeps the answer long", "words", own, other),
-                Claim("and right", "right", own, other),
+                PublishedClaim("rainbow padding keeps the answer long", "words", own, other),
+                PublishedClaim("and right", "right", own, other),
             ]
     return Study("Word problems of six steps.", list(range(len(asked))), arms, figures, claims, "padding")
 

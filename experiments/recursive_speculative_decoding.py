@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from decodery.engine.method import Exactness, Method
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings as Decoding
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.evaluation.questions import Question
 from decodery.models.forward import Forward, tree_mask
 from decodery.speculative.draft import EMPTY, ROOT
@@ -202,9 +202,9 @@ def expected(settings: Settings) -> Study:
         [arm(number, name) for number, name in enumerate(chosen)],
         (Figure("tokens/round", "tokens", per="rounds", form=".3f"), less, NODES),
         (
-            Claim("without replacement beats independent draws", "tokens/round", BEAM, "independent tree"),
-            Claim("the beam beats SpecTr at equal length", "tokens/round", BEAM, "spectr"),
-            Claim("a tree beats a chain of its length", "tokens/round", BEAM, "chain, same length"),
+            PublishedClaim("without replacement beats independent draws", "tokens/round", BEAM, "independent tree"),
+            PublishedClaim("the beam beats SpecTr at equal length", "tokens/round", BEAM, "spectr"),
+            PublishedClaim("a tree beats a chain of its length", "tokens/round", BEAM, "chain, same length"),
         ),
         "tree",
         lm,
@@ -220,7 +220,7 @@ def decoded(settings: Settings) -> Study:
         questions_of(settings),
         arms,
         (TOKENS_PER_ROUND, NODES),
-        (Claim("a tree beats a chain of its length", "tokens/round", BEAM, "chain, same length"),),
+        (PublishedClaim("a tree beats a chain of its length", "tokens/round", BEAM, "chain, same length"),),
         "tree",
         lm,
     )
@@ -250,7 +250,7 @@ def laws(settings: Settings) -> Study:
         [settings.seed + number for number in range(settings.repeats)],
         arms,
         (Figure("chi-square / degrees", "statistic"), Figure("fits", "fits", form=".0%", share=True)),
-        [Claim("the output has the target's law", "fits", arm.name, every=True) for arm in arms],
+        [PublishedClaim("the output has the target's law", "fits", arm.name, every=True) for arm in arms],
         "tree; vocabulary",
     )
 

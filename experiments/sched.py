@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decodery.diffusion.sched.margins import quality_penalised_speed
-from decodery.evaluation.experiment import Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.intervals import Array
 from decodery.evaluation.parallelbench.tasks import TASKS, make_samples
 from decodery.training.exit_thresholds import MEANS, PROMPTS, calibrate
@@ -73,16 +73,20 @@ def study(settings: Settings) -> Study:
         told = zip(look(arm, "fewer forwards"), look(arm, "accuracy"), look(NO_EXIT, "accuracy"), strict=True)
         return np.array([quality_penalised_speed(*each) for each in told])
 
-    claims = [Claim("fewer forwards than without an exit", "fewer forwards", name, 1.0) for name in list(specs)[1:4]]
+    claims = [
+        PublishedClaim("fewer forwards than without an exit", "fewer forwards", name, 1.0) for name in list(specs)[1:4]
+    ]
     claims += [
-        Claim(
+        PublishedClaim(
             "accuracy is kept, to half a point (published thresholds)",
             "accuracy lost",
             "linear, published",
             0.005,
             False,
         ),
-        Claim("accuracy is kept, to half a point (calibrated)", "accuracy lost", "linear, calibrated", 0.005, False),
+        PublishedClaim(
+            "accuracy is kept, to half a point (calibrated)", "accuracy lost", "linear, calibrated", 0.005, False
+        ),
     ]
     lost = Figure(
         "accuracy lost",

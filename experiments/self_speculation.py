@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study, once_per_item
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.evaluation.recorded import Recorded
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows, Slots
-from decodery.speculative.del_.exit_choice import Price
+from decodery.speculative.del_.exit_choice import ExitPrice
 from decodery.speculative.del_.exits import ExitAdapters, shipped
 from decodery.speculative.swift.layer_search import LayerSearch, LayerSet
 from experiments.texts import ACCEPTED, TOKENS_PER_ROUND, Asked, loaded, prompt_of, questions_of, recorded
@@ -76,10 +76,10 @@ def exits(settings: Settings) -> Study:
 
     def price(exit: int, adapted: bool) -> float:
         if not adapted or adapters is None:
-            return float(Price(network.layers, full, full)(exit, 1))
+            return float(ExitPrice(network.layers, full, full)(exit, 1))
         down, up = adapters.weights[exit]
         cost = full * len(adapters.tokens) / network.vocabulary + (down.numel() + up.numel()) / work.layer
-        return float(Price(network.layers, cost, full)(exit, 1))
+        return float(ExitPrice(network.layers, cost, full)(exit, 1))
 
     def gain(name: str, adapted: bool) -> Figure:
         return Figure(
@@ -93,12 +93,14 @@ def exits(settings: Settings) -> Study:
 
     texts = recorded(settings)
     figures = [Figure("agreement, own head", "raw", per="positions", form=".3f"), gain("own head", False)]
-    claims: list[Claim] = []
+    claims: list[PublishedClaim] = []
     if adapters is not None:
         figures += [Figure("agreement, adapter", "adapted", per="positions", form=".3f"), gain("adapter", True)]
         figures.append(Figure("covered by the draft vocabulary", "covered", per="positions", form=".0%"))
         name = str(adapters.exits[0])
-        claims.append(Claim("an early exit pays with training", "gain of drafting one token, adapter", name, 1.0))
+        claims.append(
+            PublishedClaim("an early exit pays with training", "gain of drafting one token, adapter", name, 1.0)
+        )
     return Study(
         "Greedy answers; an exit agrees where its likeliest token is the model's. Gain: tokens by counted "
         "work, over plain decoding.",
@@ -111,7 +113,7 @@ def exits(settings: Settings) -> Study:
     )
 
 
-def _methods(settings: Settings, specs: Sequence[str], claims: Sequence[Claim]) -> Study:
+def _methods(settings: Settings, specs: Sequence[str], claims: Sequence[PublishedClaim]) -> Study:
     """Counts of methods on the same prompts, in one session each. Layer rows: rows times layers, per "
     "new token, without heads."""
     lm = loaded(settings.model)
@@ -174,15 +176,15 @@ def early_exits(settings: Settings) -> Study:
             "del(exit=5, length=2)",
         ]
         specs = [*own, *specs]
-        claims = [Claim("early exits make decoding faster", "speed", "del(bypass=False)", 1.0)]
+        claims = [PublishedClaim("early exits make decoding faster", "speed", "del(bypass=False)", 1.0)]
     return _methods(settings, specs, claims)
 
 
 def layer_sets(settings: Settings) -> Study:
     specs = ["swift", "swift(bypass=False)", "swift(bypass=False, optimise=False)"]
     claims = [
-        Claim("sublayers that are left out make decoding faster", "speed", "swift(bypass=False)", 1.0),
-        Claim("the search finds sets that are accepted more", "accepted", "swift(bypass=False)", specs[2]),
+        PublishedClaim("sublayers that are left out make decoding faster", "speed", "swift(bypass=False)", 1.0),
+        PublishedClaim("the search finds sets that are accepted more", "accepted", "swift(bypass=False)", specs[2]),
     ]
     return _methods(settings, specs, claims)
 
@@ -305,8 +307,8 @@ def sets(settings: Settings) -> Study:
         arms,
         (Figure("left out", "left out", form=".0f"), Figure("matchness", "matchness", form=".3f")),
         (
-            Claim("the search beats every second layer", "matchness", process, "every second layer"),
-            Claim("the Gaussian process helps", "matchness", process, alone),
+            PublishedClaim("the search beats every second layer", "matchness", process, "every second layer"),
+            PublishedClaim("the Gaussian process helps", "matchness", process, alone),
         ),
         "set",
         lm,
@@ -335,7 +337,7 @@ def scoring(settings: Settings) -> Study:
         [arm("matchness", Matchness), arm("accepted length of one draft", AcceptedLength)],
         (Figure("forwards", "forwards", form=".0f"), Figure("matchness", "matchness", form=".3f")),
         (
-            Claim(
+            PublishedClaim(
                 "matchness costs fewer forwards", "forwards", "matchness", "accepted length of one draft", above=False
             ),
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.sampling.noise import Noise, Stage
 from decodery.speculative.draft import ROOT, Draft, Siblings
 from decodery.speculative.verifiers.spectr import KSeq
@@ -94,12 +94,12 @@ def law(settings: Settings) -> Study:
             Figure("total variation", "variation", form=".4f"),
             Figure("fits", "fits", form=".0%", share=True),
         ),
-        [Claim("the output has the target's law", "fits", arm.name, every=True) for arm in arms],
+        [PublishedClaim("the output has the target's law", "fits", arm.name, every=True) for arm in arms],
         "SpecTr with",
     )
 
 
-def _study(settings: Settings, specs: list[str], claims: list[Claim]) -> Study:
+def _study(settings: Settings, specs: list[str], claims: list[PublishedClaim]) -> Study:
     lm = loaded(settings.model)
     about = (
         f"Answers of at most {settings.tokens} tokens at temperature {settings.temperature}; rounds are "
@@ -112,7 +112,7 @@ def _study(settings: Settings, specs: list[str], claims: list[Claim]) -> Study:
 def drafts(settings: Settings) -> Study:
     specs = [f"spectr(drafts={count}, length={settings.length}, draft={settings.draft})" for count in (1, 2, 4, 8)]
     more = zip(specs[1:], specs, strict=False)
-    return _study(settings, specs, [Claim("more drafts accept more", "tokens/round", a, b) for a, b in more])
+    return _study(settings, specs, [PublishedClaim("more drafts accept more", "tokens/round", a, b) for a, b in more])
 
 
 def budget(settings: Settings) -> Study:
@@ -129,7 +129,9 @@ def budget(settings: Settings) -> Study:
         f"{recursive}width=4, length=2)",
         f"{recursive}width=2, length=4)",
     ]
-    return _study(settings, specs, [Claim("several drafts beat one chain", "tokens/round", specs[2], specs[0])])
+    return _study(
+        settings, specs, [PublishedClaim("several drafts beat one chain", "tokens/round", specs[2], specs[0])]
+    )
 
 
 EXPERIMENT = Experiment(

@@ -22,7 +22,7 @@ from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.scheduling import Scheduling
 from decodery.engine.settings import Settings as Decoding
-from decodery.evaluation.experiment import Arm, Claim, Experiment, Figure, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from experiments.texts import loaded, prompt_of
@@ -151,7 +151,7 @@ def batch(settings: Settings) -> Study:
     gain = Figure(f"times that of {one}", "tokens", per="seconds", against=one, unit="x")
     about = f"{settings.method}, {settings.tokens} new tokens each, greedy."
     arms = [arm(size) for size in settings.batches]
-    claims = (Claim("requests that share a pass have more throughput", "tokens/s", arms[-1].name, one),)
+    claims = (PublishedClaim("requests that share a pass have more throughput", "tokens/s", arms[-1].name, one),)
     return Study(about, repeats, arms, (RATE, gain, FIRST, LAST, STALL), claims, "requests", lm)
 
 
@@ -176,7 +176,9 @@ def stall(settings: Settings) -> Study:
 
     arms = [arm("in pieces", chunk), arm("whole", 0)]
     about = f"A prompt of {settings.long} tokens comes while {settings.running} requests run ({settings.method})."
-    claims = (Claim("pieces keep running requests from waiting", STALL.name, "in pieces", "whole", above=False),)
+    claims = (
+        PublishedClaim("pieces keep running requests from waiting", STALL.name, "in pieces", "whole", above=False),
+    )
     return Study(
         about,
         repeats,
@@ -202,7 +204,7 @@ def sharing(settings: Settings) -> Study:
         return Arm(name, measure)
 
     figures = (Figure("rows scored", "rows", form=".0f"), LAST, RATE)
-    claims = (Claim("a beginning in common is scored once", "rows scored", "shared", "by each", above=False),)
+    claims = (PublishedClaim("a beginning in common is scored once", "rows scored", "shared", "by each", above=False),)
     about = f"{settings.samples} samples of a prompt of {settings.long} tokens, temperature 1."
     return Study(about, repeats, [arm("by each", False), arm("shared", True)], figures, claims, "beginnings", lm)
 
@@ -244,7 +246,7 @@ def queue(settings: Settings) -> Study:
         Figure("identical", "identical", form=".0%", share=True),
     )
     arms = [arm("for all", sum(needs)), arm("a quarter", max(max(needs), sum(needs) // 4))]
-    claims = (Claim("a small budget changes no output", "identical", "a quarter", every=True),)
+    claims = (PublishedClaim("a small budget changes no output", "identical", "a quarter", every=True),)
     return Study(
         f"{len(prompts)} requests of {settings.tokens} new tokens.", repeats, arms, figures, claims, "budget", lm
     )

@@ -169,9 +169,9 @@ def test_settings_become_specs_of_a_canvas():
 
 def test_the_oracle_takes_the_loosest_right_threshold_of_each_sample():
     def outcome(right, forwards):
-        return suite.Outcome(right, "", 8, 8, forwards, 80)
+        return suite.SampleOutcome(right, "", 8, 8, forwards, 80)
 
-    entrants = [suite.Entrant("threshold", str(t), "", threshold=t) for t in (0.5, 0.9)]
+    entrants = [suite.SuiteEntrant("threshold", str(t), "", threshold=t) for t in (0.5, 0.9)]
     outcomes = {
         (0, "copy"): [outcome(True, 1), outcome(False, 1), outcome(False, 2)],
         (1, "copy"): [outcome(True, 4), outcome(True, 5), outcome(False, 6)],

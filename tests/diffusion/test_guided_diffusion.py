@@ -10,7 +10,7 @@ import pytest
 import torch
 from canvas_outcomes import acting
 
-from decodery.diffusion.guided_diffusion import GATES, Guidance, GuideGate
+from decodery.diffusion.guided_diffusion import GATES, GuidedRule, GuideGate
 from decodery.diffusion.loop import Denoising
 from decodery.diffusion.unmasking.base import Commit
 from decodery.engine.events import Unmasked
@@ -355,7 +355,7 @@ def test_a_first_mask_that_was_not_scored_is_an_error():
     lm = _toy()
     request, method = new_request(lm, "guided-diffusion", PROMPT, Settings(seed=0))
     rule = method.unmasking(request)
-    assert isinstance(rule, Guidance)
+    assert isinstance(rule, GuidedRule)
     denoising = Denoising(request, method.plan(request))
     rule.canvas = denoising.canvas
     scoring = denoising.score(0, None, offsets=[1, 2])

@@ -8,7 +8,7 @@ from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_dec
 
 from decodery.diffusion.laws import Laws
 from decodery.diffusion.localleap import LocalThreshold
-from decodery.diffusion.unmasking.base import Step
+from decodery.diffusion.unmasking.base import CanvasStep
 from decodery.diffusion.unmasking.fast_dllm import Threshold
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
@@ -34,7 +34,7 @@ def _laws(confidences, offsets=None):
 
 
 def _step(count):
-    return Step(0, 0, count, count, 0, count, count)
+    return CanvasStep(0, 0, count, count, 0, count, count)
 
 
 def _scripted(block_length, **parameters):

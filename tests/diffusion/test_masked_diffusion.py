@@ -14,7 +14,7 @@ from decodery.diffusion.laws import RANKS, Laws
 from decodery.diffusion.loop import Denoising
 from decodery.diffusion.masked_diffusion import RULES
 from decodery.diffusion.state import Plan
-from decodery.diffusion.unmasking.base import Step
+from decodery.diffusion.unmasking.base import CanvasStep
 from decodery.diffusion.unmasking.dream import TimeGrid, share
 from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold
 from decodery.diffusion.unmasking.llada import Quota, quota
@@ -148,7 +148,7 @@ def _laws(confidences, temperature=0.0, tokens=None, seed=0):
 
 
 def _step(count, in_block=0, planned=1, number=0):
-    return Step(number, in_block, planned, count, 0, count, planned)
+    return CanvasStep(number, in_block, planned, count, 0, count, planned)
 
 
 def test_the_threshold_takes_all_that_reach_it_and_always_the_surest():

@@ -12,19 +12,19 @@ from decodery.engine.method import Decoding, Method
 from decodery.engine.prompt_layout import PromptLayout
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
-from decodery.engine.stepping import Choice, Rule, step_by_step
+from decodery.engine.stepping import Choice, Picker, step_by_step
 from decodery.models.forward import Forward, Rows, Scores
 from decodery.models.heads import HeadNetwork
 from decodery.models.sequence import Sequence
 from decodery.testing import ScriptedScorer, TabularScorer, scripted_language_model, story_scorer
 
 
-class Likeliest(Rule):
+class Likeliest(Picker):
     def pick(self, request: Request, sequence: Sequence, scores: Scores) -> Choice:
         return Choice(request.draw(scores.logits[0]))
 
 
-class BestPair(Rule):
+class BestPair(Picker):
     """Of the three likeliest tokens the one that begins the likeliest pair."""
 
     def pick(self, request: Request, sequence: Sequence, scores: Scores) -> Any:
@@ -35,7 +35,7 @@ class BestPair(Rule):
         return Choice(tokens[best.index(max(best))])
 
 
-class Soft(Rule):
+class Soft(Picker):
     """Feeds the whole law as a mixture, and says its likeliest token."""
 
     def pick(self, request: Request, sequence: Sequence, scores: Scores) -> Choice:
@@ -43,7 +43,7 @@ class Soft(Rule):
         return Choice(int(law.argmax()), sequence.owner.embed(law[None]))
 
 
-def by_rule(rule: type[Rule]) -> Method:
+def by_rule(rule: type[Picker]) -> Method:
     return Scripted(lambda request: step_by_step(request, rule()))
 
 

@@ -13,7 +13,18 @@ import pytest
 
 from decodery.errors import BadInput
 from decodery.evaluation import experiment_files as files
-from decodery.evaluation.experiment import NO, OPEN, YES, Arm, Claim, Experiment, Figure, Study, measure, once_per_item
+from decodery.evaluation.experiment import (
+    NO,
+    OPEN,
+    YES,
+    Arm,
+    Experiment,
+    Figure,
+    PublishedClaim,
+    Study,
+    measure,
+    once_per_item,
+)
 from decodery.evaluation.intervals import percentiles, resamples, wilson
 
 RIGHT = Figure("accuracy", "right", form=".0%", share=True)
@@ -88,38 +99,38 @@ class TestFigures:
 
 
 class TestClaims:
-    def decided(self, claim: Claim, figures=(MEAN,), **values: list[float]) -> str:
+    def decided(self, claim: PublishedClaim, figures=(MEAN,), **values: list[float]) -> str:
         found = measure(study(values, figures))
         return found.verdict(claim).holds
 
     def test_a_paired_difference_decides(self):
         noise = list(np.random.Generator(np.random.Philox(key=2)).normal(0, 50, 40))
         better = [value + 1 + 0.1 * (place % 3) for place, value in enumerate(noise)]
-        assert self.decided(Claim("", "mean", "a", "b"), a=better, b=noise) == YES
-        assert self.decided(Claim("", "mean", "b", "a"), a=better, b=noise) == NO
-        assert self.decided(Claim("", "mean", "b", "a", above=False), a=better, b=noise) == YES
-        assert self.decided(Claim("", "mean", "a", "b", above=False), a=better, b=noise) == NO
+        assert self.decided(PublishedClaim("", "mean", "a", "b"), a=better, b=noise) == YES
+        assert self.decided(PublishedClaim("", "mean", "b", "a"), a=better, b=noise) == NO
+        assert self.decided(PublishedClaim("", "mean", "b", "a", above=False), a=better, b=noise) == YES
+        assert self.decided(PublishedClaim("", "mean", "a", "b", above=False), a=better, b=noise) == NO
 
     def test_what_the_interval_holds_is_open(self):
         generator = np.random.Generator(np.random.Philox(key=3))
         one, other = (list(generator.normal(0, 1, 20)) for _ in range(2))
-        assert self.decided(Claim("", "mean", "a", "b"), a=one, b=other) == OPEN
-        assert self.decided(Claim("", "mean", "a", 100.0), a=one) == NO
-        assert self.decided(Claim("", "mean", "a", -100.0), a=one) == YES
+        assert self.decided(PublishedClaim("", "mean", "a", "b"), a=one, b=other) == OPEN
+        assert self.decided(PublishedClaim("", "mean", "a", 100.0), a=one) == NO
+        assert self.decided(PublishedClaim("", "mean", "a", -100.0), a=one) == YES
 
     def test_every_item_or_none(self):
-        every = Claim("", "accuracy", "a", every=True)
+        every = PublishedClaim("", "accuracy", "a", every=True)
         figures = (Figure("accuracy", "value", share=True),)
         assert self.decided(every, figures, a=[1.0] * 5) == YES
         assert self.decided(every, figures, a=[1.0] * 4 + [0.0]) == NO
 
     def test_items_that_all_say_the_same_decide_no_share(self):
         figures = (Figure("accuracy", "value", share=True),)
-        assert self.decided(Claim("", "accuracy", "a", 0.9), figures, a=[1.0] * 5) == OPEN
-        assert self.decided(Claim("", "accuracy", "a", "b"), figures, a=[1.0] * 5, b=[1.0] * 5) == OPEN
+        assert self.decided(PublishedClaim("", "accuracy", "a", 0.9), figures, a=[1.0] * 5) == OPEN
+        assert self.decided(PublishedClaim("", "accuracy", "a", "b"), figures, a=[1.0] * 5, b=[1.0] * 5) == OPEN
 
     def test_one_item_resolves_nothing(self):
-        assert self.decided(Claim("", "mean", "a", 0.0), a=[5.0]) == OPEN
+        assert self.decided(PublishedClaim("", "mean", "a", 0.0), a=[5.0]) == OPEN
 
 
 def test_arms_take_turns_and_see_the_items_in_order():
@@ -140,7 +151,7 @@ def test_names_of_arms_differ():
 
 @pytest.mark.parametrize(
     "claim",
-    [Claim("", "mean", "b"), Claim("", "mean", "a", "b"), Claim("", "other", "a")],
+    [PublishedClaim("", "mean", "b"), PublishedClaim("", "mean", "a", "b"), PublishedClaim("", "other", "a")],
     ids=["arm", "than", "figure"],
 )
 def test_what_a_claim_names_is_there_before_anything_is_measured(claim):
@@ -179,7 +190,10 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Expe
         monkeypatch.delitem(sys.modules, name)
 
     def first(settings: Settings) -> Study:
-        claims = [Claim("b beats a", "accuracy", "b", "a"), Claim("b is right", "accuracy", "b", every=True)]
+        claims = [
+            PublishedClaim("b beats a", "accuracy", "b", "a"),
+            PublishedClaim("b is right", "accuracy", "b", every=True),
+        ]
         given = {"a": [0.0, 1.0, 0.0, 1.0], "b": [1.0] * 4}
         return study(given, (Figure("accuracy", "value", form=".0%", share=True),), claims)
 

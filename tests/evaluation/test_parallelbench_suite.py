@@ -26,8 +26,8 @@ from decodery.testing import ByteTokenizer, CanvasScorer, SmallLanguageModel
 CANVAS = 192
 """Bytes of the longest answer."""
 ENTRANTS = [
-    suite.Entrant("threshold", "0.5", "masked-diffusion(rule=threshold, threshold=0.5)", threshold=0.5),
-    suite.Entrant("threshold", "0.9", "masked-diffusion(rule=threshold, threshold=0.9)", threshold=0.9),
+    suite.SuiteEntrant("threshold", "0.5", "masked-diffusion(rule=threshold, threshold=0.5)", threshold=0.5),
+    suite.SuiteEntrant("threshold", "0.9", "masked-diffusion(rule=threshold, threshold=0.9)", threshold=0.9),
 ]
 TEXTS = {
     "samsum": ({"text": "Ann: Hi Bob."}, {"text": "Ann: Hi Bob.", "summary": "Ann greets Bob warmly."}),
@@ -331,7 +331,7 @@ def test_progress_counts_every_entrant_on_every_task():
 
 
 def test_a_row_holds_means_of_samples_and_ratios_of_sums():
-    outcomes = [suite.Outcome(1.0, "", 3, 8, 2, 20), suite.Outcome(0.0, "", 9, 8, 4, 31)]
+    outcomes = [suite.SampleOutcome(1.0, "", 3, 8, 2, 20), suite.SampleOutcome(0.0, "", 9, 8, 4, 31)]
     row = suite._row(ENTRANTS[0], "copy", outcomes, 4.0, 8.0)
     assert (row.samples, row.accuracy) == (2, 0.5)
     assert (row.tokens_per_forward, row.content_per_forward) == (16 / 6, 12 / 6)

@@ -7,7 +7,7 @@ import pytest
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.evaluation.questions import Question
-from decodery.evaluation.recorded import Replay, record, replay
+from decodery.evaluation.recorded import DraftReplay, record, replay
 from decodery.testing import scripted_language_model, story_scorer
 from decodery.testing.outputs import new_request
 
@@ -37,11 +37,11 @@ def test_it_counts_what_the_engine_counts(spec):
 
 
 def test_replays_add_up():
-    total = Replay(10, 5, 8, 3, [0.5, 0.2]) + Replay(20, 5, 2, 1, [0.1])
-    assert total == Replay(30, 10, 10, 4, [0.5, 0.2, 0.1])
+    total = DraftReplay(10, 5, 8, 3, [0.5, 0.2]) + DraftReplay(20, 5, 2, 1, [0.1])
+    assert total == DraftReplay(30, 10, 10, 4, [0.5, 0.2, 0.1])
     assert total.tokens_per_round == 3.0
     assert total.seconds_per_draft == 0.2
-    assert Replay().tokens_per_round == 0.0
+    assert DraftReplay().tokens_per_round == 0.0
 
 
 def test_answers_are_recorded():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decodery.evaluation.families import families, tiny_config
-from decodery.evaluation.sweep import NOT_BUILT, REFUSED, RIGHT, Outcome, native_fault, page, try_family
+from decodery.evaluation.sweep import NOT_BUILT, REFUSED, RIGHT, FamilyOutcome, native_fault, page, try_family
 
 REPRESENTATIVE = (
     "deepseek_v3",  # latent attention
@@ -28,7 +28,7 @@ ELSEWHERE = {"cohere_compass_text", "dbrx", "qwen4_exp", "xlstm"}
 """The installed transformers cannot run what their small configurations ask for."""
 
 
-def check(outcome: Outcome) -> None:
+def check(outcome: FamilyOutcome) -> None:
     if outcome.kind in NOT_SMALL | ELSEWHERE:
         return
     assert outcome.verdict in (RIGHT, REFUSED), outcome
@@ -66,9 +66,9 @@ def test_small_configurations() -> None:
 
 def test_the_page_counts_and_tells() -> None:
     outcomes = [
-        Outcome("b", "B", RIGHT, "eager, fused", "trees"),
-        Outcome("a", "A", REFUSED, detail="its | layers do not fit."),
-        Outcome("c", "C", NOT_BUILT, detail="KeyError: x"),
+        FamilyOutcome("b", "B", RIGHT, "eager, fused", "trees"),
+        FamilyOutcome("a", "A", REFUSED, detail="its | layers do not fit."),
+        FamilyOutcome("c", "C", NOT_BUILT, detail="KeyError: x"),
     ]
     written = page(outcomes)
     assert "Of 3 classes 1 are right, 1 refused with the reason, 0 wrong, 0 end in an error" in written

@@ -21,7 +21,7 @@ from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting, Refused
 from decodery.sampling import Noise, Stage
-from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed, Recording, Replay, Sample, Source, sources
+from decodery.sampling.chance import Arithmetic, DrawnSample, GumbelRace, Keyed, Recording, Replay, Source, sources
 from decodery.sampling.noise import Draw, unrolled
 from decodery.testing import goodness_of_fit, scripted_language_model
 from decodery.testing.outputs import finished, new_request
@@ -87,7 +87,7 @@ def test_single_draws_follow_the_probabilities(source: str) -> None:
     for number in range(4_000):
         made = independent(source, number)
         kind = sources()[made]() if isinstance(made, str) else made  # type: ignore[call-arg]
-        chance = kind.chance(Sample(number, 0, 1, [1, 2, 3], 3))
+        chance = kind.chance(DrawnSample(number, 0, 1, [1, 2, 3], 3))
         counts[chance.choose(law, 3, Stage.TARGET)] += 1
     assert all(count == 0 for count, mass in zip(counts, law.tolist(), strict=True) if mass == 0)
     held = [(count, 4_000 * mass) for count, mass in zip(counts, law.tolist(), strict=True) if mass > 0]
@@ -128,7 +128,7 @@ def test_drawn_drafts_keep_the_law_under_races(method: str) -> None:
 def test_a_draw_that_a_source_does_not_serve_is_refused() -> None:
     law = torch.tensor([0.5, 0.5])
     for source in (Arithmetic(), Keyed(3)):
-        chance = source.chance(Sample(0, 0, 1, [1, 2], 2))
+        chance = source.chance(DrawnSample(0, 0, 1, [1, 2], 2))
         for stage in (Stage.DRAFT, Stage.RESIDUAL, Stage.ORDER):
             with pytest.raises(Refused, match=source.target_only):
                 chance.choose(law, 2, stage)
@@ -138,7 +138,7 @@ def test_a_draw_that_a_source_does_not_serve_is_refused() -> None:
 
 
 def test_a_keyed_draw_without_all_the_tokens_before_it_is_refused() -> None:
-    chance = Keyed(3).chance(Sample(0, 0, 1, [1, 2], 2))
+    chance = Keyed(3).chance(DrawnSample(0, 0, 1, [1, 2], 2))
     law = torch.tensor([0.5, 0.5])
     with pytest.raises(Refused, match="needs the 4 tokens before a draw, and was told 3"):
         chance.choose(law, 4, Stage.TARGET, path=[7])
@@ -146,7 +146,7 @@ def test_a_keyed_draw_without_all_the_tokens_before_it_is_refused() -> None:
 
 
 def test_an_arithmetic_draw_out_of_order_is_refused() -> None:
-    chance = Arithmetic().chance(Sample(0, 0, 1, [1, 2], 2))
+    chance = Arithmetic().chance(DrawnSample(0, 0, 1, [1, 2], 2))
     with pytest.raises(Refused, match="at position 4"):
         chance.choose(torch.tensor([0.5, 0.5]), 4, Stage.TARGET, path=[0, 1])
 
@@ -184,7 +184,8 @@ def test_arithmetic_samples_of_one_law_are_evenly_spread() -> None:
     law = torch.tensor([0.1, 0.25, 0.65])
     for seed in range(20):
         counts = Counter(
-            Arithmetic().chance(Sample(seed, number, 40, [0], 1)).choose(law, 1, Stage.TARGET) for number in range(40)
+            Arithmetic().chance(DrawnSample(seed, number, 40, [0], 1)).choose(law, 1, Stage.TARGET)
+            for number in range(40)
         )
         assert all(abs(counts[token] - 40 * float(law[token])) <= 1 for token in range(3))
 
@@ -194,7 +195,7 @@ def test_an_arithmetic_number_does_not_run_out_of_digits() -> None:
     law = torch.tensor([0.25, 0.75])
     ends: Counter[int] = Counter()
     for seed in range(300):
-        chance = Arithmetic().chance(Sample(seed, 0, 1, [], 0))
+        chance = Arithmetic().chance(DrawnSample(seed, 0, 1, [], 0))
         drawn = [chance.choose(law, position, Stage.TARGET) for position in range(120)]
         ends[drawn[-1]] += 1
     assert scipy.stats.binomtest(ends[1], 300, 0.75).pvalue > FALSE_ALARM
@@ -202,7 +203,7 @@ def test_an_arithmetic_number_does_not_run_out_of_digits() -> None:
 
 def test_a_forked_number_goes_its_own_way() -> None:
     law = torch.tensor([0.3, 0.3, 0.4])
-    first = Arithmetic().chance(Sample(5, 0, 1, [], 0))
+    first = Arithmetic().chance(DrawnSample(5, 0, 1, [], 0))
     first.choose(law, 0, Stage.TARGET)
     second = first.fork([])
     ahead = [first.choose(law, position, Stage.TARGET) for position in range(1, 9)]
@@ -282,7 +283,7 @@ def test_a_run_that_ends_too_soon_or_does_not_fit_is_an_error() -> None:
         one(lm, "autoregressive", 7, Replay(tuple(recording.runs[0])), 6)
     with pytest.raises(BadSetting, match="no draw"):
         one(lm, "draft-model", 7, Replay(tuple(recording.runs[0])), 4)
-    chance = Replay((Draw(0, Stage.ACCEPT, 0, 5), Draw(0, Stage.TARGET, 0, 0.5))).chance(Sample(0, 0, 1, [], 0))
+    chance = Replay((Draw(0, Stage.ACCEPT, 0, 5), Draw(0, Stage.TARGET, 0, 0.5))).chance(DrawnSample(0, 0, 1, [], 0))
     with pytest.raises(BadSetting, match="raced"):
         chance.accept(0.5, 0)
     with pytest.raises(BadSetting, match="where a race is asked for"):

@@ -15,7 +15,7 @@ from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.models.forward import Forward, Rows
 from decodery.speculative.del_.drafter import ExitDrafter, Shadows
-from decodery.speculative.del_.exit_choice import ExitStatistics, Price
+from decodery.speculative.del_.exit_choice import ExitPrice, ExitStatistics
 from decodery.testing import (
     DrafterLaws,
     ScriptedScorer,
@@ -252,12 +252,12 @@ class TestChoice:
             for exit, a in ((2, 0.5), (8, 0.9))
             for d in range(18)
         }
-        assert statistics.select(Price(16), range(18)) == max(table, key=lambda entry: table[entry])
+        assert statistics.select(ExitPrice(16), range(18)) == max(table, key=lambda entry: table[entry])
         for exit, rate in ((2, 0.5), (8, 0.9)):
             for length in range(18):
-                assert Price(16)(exit, length) == length * exit + 16
+                assert ExitPrice(16)(exit, length) == length * exit + 16
                 expected = sum(rate**i for i in range(length + 1))
-                assert expected / Price(16)(exit, length) == pytest.approx(table[exit, length])
+                assert expected / ExitPrice(16)(exit, length) == pytest.approx(table[exit, length])
 
     @staticmethod
     def _with_rates(rates: dict[int, float], weight: float = 1000) -> ExitStatistics:
@@ -267,21 +267,21 @@ class TestChoice:
         return statistics
 
     def test_ties_and_what_was_never_seen(self):
-        assert self._with_rates({2: 0.0, 8: 0.0}).select(Price(16), range(18)) == (2, 0)
-        assert self._with_rates({2: 1.0, 8: 1.0}).select(Price(16), range(18)) == (2, 17)
-        assert ExitStatistics((3, 8), 0.9).select(Price(16), range(18)) == (3, 1)
+        assert self._with_rates({2: 0.0, 8: 0.0}).select(ExitPrice(16), range(18)) == (2, 0)
+        assert self._with_rates({2: 1.0, 8: 1.0}).select(ExitPrice(16), range(18)) == (2, 17)
+        assert ExitStatistics((3, 8), 0.9).select(ExitPrice(16), range(18)) == (3, 1)
         half = self._with_rates({2: 0.5, 8: 0.5})
         half.counts[0] = 0
-        assert half.select(Price(16), range(18))[0] == 8
+        assert half.select(ExitPrice(16), range(18))[0] == 8
 
     def test_the_price_of_heads_and_rows(self):
         """The card's numbers for 135M parameters: a draft of one gains 7% at exit 5 and loses at exits 10 and 20."""
-        price = Price(30, draft_head=1.33, full_head=8.0)
+        price = ExitPrice(30, draft_head=1.33, full_head=8.0)
         assert price(5, 0) == 38
         for exit, rate, gain in ((5, 0.254, 1.075), (10, 0.283, 0.99), (20, 0.385, 0.89)):
             found = (1 + rate) * 38 / price(exit, 1)
             assert found == pytest.approx(gain, abs=0.01)
-        dear = Price(30, 1.33, 8.0, exits=5, curve=CostCurve((1, 64), (1.0, 64.0)))
+        dear = ExitPrice(30, 1.33, 8.0, exits=5, curve=CostCurve((1, 64), (1.0, 64.0)))
         assert dear(5, 2) == pytest.approx(1.1 * (2 * 6.33 + 5 + 33 * 3 + 1.33 * 15))
         assert dear(5, 0) == pytest.approx(38 + 1.33 * 5 / 8)
 
@@ -342,7 +342,7 @@ class TestSwitchingText:
 
     def _dynamic(self, stream, omega: float) -> float:
         statistics = ExitStatistics((self.SHALLOW, self.DEEP), omega)
-        return self._tokens_per_layer(stream, lambda: statistics.select(Price(self.LAYERS), range(18)), statistics)
+        return self._tokens_per_layer(stream, lambda: statistics.select(ExitPrice(self.LAYERS), range(18)), statistics)
 
     def test_it_beats_every_fixed_choice(self):
         for seed in range(2):

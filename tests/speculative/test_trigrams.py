@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decodery.speculative.continuations.trigrams import Successors, TrigramStore, TrigramTable
+from decodery.speculative.continuations.trigrams import TrigramStore, TrigramSuccessors, TrigramTable
 
 
 class TestTable:
@@ -45,7 +45,7 @@ class TestTable:
 
 class TestStore:
     def test_weights_grow_to_the_cap_in_order(self):
-        row = Successors([5, 7], [0.5, 0.5])
+        row = TrigramSuccessors([5, 7], [0.5, 0.5])
         row.add(7, 0.04, 3.0, 12)
         assert row.ids == [7, 5]
         row.add(5, 0.04, 3.0, 12)
@@ -57,7 +57,7 @@ class TestStore:
         assert row.weight(8) == 0.0
 
     def test_rows_are_pruned_again(self):
-        row = Successors([], [])
+        row = TrigramSuccessors([], [])
         for token in range(1000):
             row.add(token, 0.1 + token / 1000, 3.0, 12)
             assert len(row.ids) <= 24

@@ -13,9 +13,9 @@ from decodery.speculative.del_ import exits
 from decodery.speculative.del_.exits import ExitAdapters, shipped
 from decodery.testing import toy_language_model
 from decodery.training.exit_adapters import (
+    AdapterRecipe,
+    AdapterTrainer,
     HiddenRows,
-    Recipe,
-    Trainer,
     frequent_tokens,
     hidden_rows,
     main,
@@ -24,7 +24,7 @@ from decodery.training.exit_adapters import (
 )
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 
-RECIPE = Recipe(
+RECIPE = AdapterRecipe(
     exits=(1, 2),
     width=16,
     vocabulary=100,
@@ -92,7 +92,7 @@ def test_the_adapters_learn(lm, tmp_path):
     assert set(lm.stop_ids) <= set(tokens.tolist())
     written = {token for _, output in texts for token in output}
     assert written <= set(tokens.tolist())
-    trainer = Trainer(lm, recipe, rows, tokens)
+    trainer = AdapterTrainer(lm, recipe, rows, tokens)
     head = lm.network.model.get_output_embeddings().weight.detach()
     before = trainer.agreement(rows, head)
     assert all(before[e]["adapted"] == before[e]["raw, draft vocabulary"] for e in recipe.exits)
@@ -115,7 +115,7 @@ def test_interrupted_it_goes_on_where_it_was(lm, tmp_path, monkeypatch):
         {e: torch.randn(50, 16, generator=generator) for e in (1, 2)}, torch.randn(50, 16, generator=generator)
     )
     recipe, tokens = dataclasses.replace(RECIPE, steps=12), torch.arange(100)
-    whole = Trainer(lm, recipe, rows, tokens)
+    whole = AdapterTrainer(lm, recipe, rows, tokens)
     (tmp_path / "whole").mkdir()
     whole.train(tmp_path / "whole")
 
@@ -128,15 +128,15 @@ def test_interrupted_it_goes_on_where_it_was(lm, tmp_path, monkeypatch):
 
     (tmp_path / "parts").mkdir()
     with pytest.raises(Interrupted):
-        Trainer(lm, recipe, rows, tokens).train(tmp_path / "parts", interrupt)
-    again = Trainer(lm, recipe, rows, tokens)
+        AdapterTrainer(lm, recipe, rows, tokens).train(tmp_path / "parts", interrupt)
+    again = AdapterTrainer(lm, recipe, rows, tokens)
     again.train(tmp_path / "parts")
     for exit in recipe.exits:
         for left, right in zip(whole.weights[exit], again.weights[exit], strict=True):
             assert torch.equal(left, right)
     assert [entry["step"] for entry in again.log] == [5, 10, 12]
     with pytest.raises(BadInput, match="another recipe"):
-        Trainer(lm, dataclasses.replace(recipe, seed=1), rows, tokens).train(tmp_path / "parts")
+        AdapterTrainer(lm, dataclasses.replace(recipe, seed=1), rows, tokens).train(tmp_path / "parts")
 
 
 def test_the_artifact_and_its_card(lm, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.loop import Denoising, model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
-from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Companion, Requirement
 from decodery.engine.parameters import unused
@@ -75,7 +75,7 @@ def _rank(row: Tensor, token: int) -> int:
     return int((row > row[token]).sum()) + int((row[:token] == row[token]).sum())
 
 
-class Guidance(Rule):
+class GuidedRule(Rule):
     """The rule of one request: it holds the guide's cache, which ends one token before the first mask whenever a round begins.
 
     chunk: drafts that the guide judges in one forward; it sees the next ones where it was content with all of these.
@@ -92,7 +92,7 @@ class Guidance(Rule):
         """Per round, how many drafts the guide was content with; where none, one was filled nevertheless."""
         request.statistics.details["accepted"] = self.accepted
 
-    def choose(self, laws: Laws, step: Step) -> Asking[Commit]:
+    def choose(self, laws: Laws, step: CanvasStep) -> Asking[Commit]:
         assert self.canvas is not None
         if laws.offsets[0] != self.canvas.complete_until():
             raise ValueError("the first mask was not scored, and a guided canvas is filled from left to right")
@@ -128,7 +128,12 @@ class Guidance(Rule):
         return offsets, tokens
 
     def _accepted(
-        self, clean: Sequence[int], offsets: Sequence[int], tokens: Sequence[int], own: dict[int, float], step: Step
+        self,
+        clean: Sequence[int],
+        offsets: Sequence[int],
+        tokens: Sequence[int],
+        own: dict[int, float],
+        step: CanvasStep,
     ) -> Asking[int]:
         """How many of the run the guide is content with."""
         assert self.canvas is not None
@@ -214,11 +219,11 @@ class GuidedDiffusion(DiffusionMethod):
         own = super().caches(request)
         return [*own, (request.host.companion(self.guide).network, own[0][1])]
 
-    def unmasking(self, request: Request) -> Guidance:
+    def unmasking(self, request: Request) -> GuidedRule:
         partner = request.host.companion(self.guide)
         ends, guide_ends = frozenset(model_of(request).end_token_ids), frozenset(partner.stop_ids)
         gate = GuideGate(self.gate, self.top_k, self.ratio, self.threshold, ends, guide_ends)
-        return Guidance(request, partner.network, gate, self.chunk)
+        return GuidedRule(request, partner.network, gate, self.chunk)
 
     def claims(self) -> tuple[Claim, ...]:
         never = self.varied(gate="relative", ratio=2.0, cache="none")
@@ -228,7 +233,7 @@ class GuidedDiffusion(DiffusionMethod):
     def decode(self, request: Request) -> Decoding:
         plan = self.plan(request)
         denoising = Denoising(request, plan)
-        assert isinstance(plan.rule, Guidance)
+        assert isinstance(plan.rule, GuidedRule)
         plan.rule.canvas = denoising.canvas
         yield from denoising.run()
 

@@ -17,7 +17,7 @@ from decodery.diffusion.blocks import FixedBlocks
 from decodery.diffusion.loop import Denoising, together
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.padding import truncate
-from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter
@@ -49,7 +49,7 @@ class Weighed(Rule):
         self.log_probability: dict[int, float] = {}
         """Of each filled offset."""
 
-    def choose(self, laws: Laws, step: Step) -> Commit:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit:
         commit = self.rule.choose(laws, step)
         assert isinstance(commit, Commit)
         places = [laws.offsets.index(offset) for offset in commit.offsets]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches import CacheRegime, EveryRow
-from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 
 if TYPE_CHECKING:
     from decodery.diffusion.canvas import Canvas
@@ -96,10 +96,10 @@ class CanvasState:
             if self.masks or blocks.looks_ahead:
                 return
 
-    def step(self) -> Step:
+    def step(self) -> CanvasStep:
         """The next step, as rules are told of it."""
         planned = self.plan.planned(self.start, self.end)
-        return Step(self.number, self.in_block, planned, self.masks, self.start, self.end, self.plan.steps)
+        return CanvasStep(self.number, self.in_block, planned, self.masks, self.start, self.end, self.plan.steps)
 
     def choose(self, laws: Laws) -> Commit | Asking[Commit]:
         """What the plan's rule fills in the next step; a generator of it where the rule runs a network."""

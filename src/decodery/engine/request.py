@@ -17,7 +17,7 @@ from decodery.engine.statistics import Statistics
 from decodery.engine.text import prompt_text
 from decodery.errors import Refused
 from decodery.models.forward import Forward, Rows, Scores
-from decodery.sampling.chance import Sample
+from decodery.sampling.chance import DrawnSample
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance
 
@@ -153,7 +153,7 @@ class Request:
         assert settings.seed is not None
         given = settings.seed if seed is None else seed
         text = self.tokens if text is None else text
-        return settings.chance.chance(Sample(given, self.sample, settings.n, text, len(self.prompt)))
+        return settings.chance.chance(DrawnSample(given, self.sample, settings.n, text, len(self.prompt)))
 
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""

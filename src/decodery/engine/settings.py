@@ -20,7 +20,7 @@ from decodery.sampling.settings import (
     Setting,
     Text,
     Texts,
-    Tokens,
+    TokenIds,
     Whole,
     setting,
     settings_of,
@@ -57,7 +57,7 @@ class Settings(LawSettings):
         (), Texts(), "Text that ends the output; may be repeated.", aliases=("stop_strings",), option=("--stop",)
     )
     stop_token_ids: tuple[int, ...] = setting(
-        (), Tokens(), "Token that ends the output; may be repeated.", option=("--stop-token-id",)
+        (), TokenIds(), "Token that ends the output; may be repeated.", option=("--stop-token-id",)
     )
     ignore_eos: bool = setting(False, Flag(), "The model's end tokens do not end the output.", option=("--ignore-eos",))
     echo: bool = setting(False, Flag(), "The reply's text begins with the prompt.")

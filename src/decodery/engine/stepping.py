@@ -1,4 +1,4 @@
-"""The causal counterpart of a canvas's plan: what is scored (the request's target), the rule that picks, and what is fed."""
+"""The causal counterpart of a canvas's plan: what is scored (the request's target), what picks, and what is fed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Choice:
 Picking: TypeAlias = "Generator[Forward | tuple[Forward, ...], Scores | tuple[Scores, ...], Choice]"
 
 
-class Rule(ABC):
+class Picker(ABC):
     """Picks one token after the other of a single text. One object serves one request and may keep what it needs."""
 
     taps: tuple[int, ...] = ()
@@ -39,18 +39,18 @@ class Rule(ABC):
     def pick(self, request: Request, sequence: Sequence, scores: Scores) -> Choice | Picking:
         """The next token, given the raw scores [1, vocabulary] after the committed text.
 
-        A rule that looks ahead is a generator of forwards: it works on forks of `sequence`, which holds the committed text.
+        One that looks ahead is a generator of forwards: it works on forks of `sequence`, which holds the committed text.
         """
 
 
-def step_by_step(request: Request, rule: Rule) -> Decoding:
-    """Decode a request with a rule."""
+def step_by_step(request: Request, picker: Picker) -> Decoding:
+    """Decode a request with a picker."""
     sequence = request.new_sequence()
     yield from request.score_prompt(sequence)
     pending: Tokens = list(request.tokens[sequence.length :])
     while True:
-        scores = yield Forward(sequence, pending, taps=rule.taps, logits=Rows.LAST)
-        picked = rule.pick(request, sequence, scores)
+        scores = yield Forward(sequence, pending, taps=picker.taps, logits=Rows.LAST)
+        picked = picker.pick(request, sequence, scores)
         choice = (yield from picked) if isinstance(picked, Generator) else picked
         if request.commit([choice.token], scores.logits):
             return

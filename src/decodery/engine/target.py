@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from decodery.engine.declared import Declared, build, parse_spec
 from decodery.engine.vocabularies import Tokens, difference
 from decodery.errors import BadParameter, BadSetting, MethodUnavailable, near
-from decodery.models.kinds import Kind as ModelKind
-from decodery.sampling.settings import Kind
+from decodery.models.kinds import Kind
+from decodery.sampling.settings import ValueKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ def companion(ours: Host, name: str, target: str) -> Scorer:
     others."""
     other = ours.companion(name)
     network = other.network
-    if ModelKind.NEXT_TOKEN not in network.kinds:
+    if Kind.NEXT_TOKEN not in network.kinds:
         raise MethodUnavailable(f"{target}: {network.name} is {network.kinds.words}, and a member scores next tokens.")
     found: str | None = None
     if network.vocabulary != ours.network.vocabulary:
@@ -85,7 +85,7 @@ def find(name: str) -> type[Target]:
     return cls
 
 
-class Targets(Kind):
+class Targets(ValueKind):
     """A `Target`, or text such as "guidance(scale=1.5)"."""
 
     option = str

@@ -154,7 +154,7 @@ def _kept(law: Masses, support: int) -> Masses:
 
 
 @dataclass
-class Measured:
+class MeasuredAcceptance:
     """Per count of drafts, one number per logged row [rows]. optimum: by way of drawing. expected, accepted: by way of
     drawing and verifier, computed and observed."""
 
@@ -170,9 +170,9 @@ def analyse(
     trials: int = 1,
     seed: int = 0,
     on_progress: Progress | None = None,
-) -> Measured:
+) -> MeasuredAcceptance:
     """Optimum, computed and observed acceptance on logged laws. trials: drafts drawn and verified per row and count."""
-    found = Measured({}, {}, {})
+    found = MeasuredAcceptance({}, {}, {})
     targets, drafts = [pair.p for pair in pairs], [pair.q for pair in pairs]
     size = max(1, len(pairs) // 20)
     for start in range(0, len(pairs), size):

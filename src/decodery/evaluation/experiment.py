@@ -56,7 +56,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Claim:
+class PublishedClaim:
     """What a source says: that a figure of one arm is above that of another, or above a number; below, where it is not `above`.
 
     every: the figure is a yes (1) or no (0) of each item, and all must be yes; `than` says nothing then.
@@ -78,7 +78,7 @@ class Study:
     items: Sequence[Any]
     arms: Sequence[Arm]
     figures: Sequence[Figure]
-    claims: Sequence[Claim] = ()
+    claims: Sequence[PublishedClaim] = ()
     arms_are: str = "method"
     lm: LanguageModel | None = None
 
@@ -107,10 +107,10 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """A decided claim. difference: of the two figures; None where all of something was claimed. holds: YES, NO or OPEN."""
 
-    claim: Claim
+    claim: PublishedClaim
     difference: Estimate | None
     holds: str
 
@@ -178,27 +178,27 @@ class Outcomes:
             interval = None
         return Estimate(float(drawn[0]), *(interval or (None, None)))
 
-    def verdict(self, claim: Claim) -> Verdict:
+    def verdict(self, claim: PublishedClaim) -> Decision:
         """Whether the direction of a claim holds here: by the interval of the paired difference."""
         figure = next(figure for figure in self.study.figures if figure.name == claim.figure)
         if claim.every:
             column = self._column(claim.arm, figure.of)
-            return Verdict(claim, None, YES if (column[np.isfinite(column)] == 1.0).all() else NO)
+            return Decision(claim, None, YES if (column[np.isfinite(column)] == 1.0).all() else NO)
         drawn = self.drawn(claim.arm, claim.figure)
         drawn = drawn - (self.drawn(claim.than, claim.figure) if isinstance(claim.than, str) else claim.than)
         if not np.isfinite(drawn[0]):
-            return Verdict(claim, None, OPEN)
+            return Decision(claim, None, OPEN)
         interval = percentiles(drawn) if len(self.study.items) > 1 else None
         low, high = interval or (None, None)
         wanted = (low, high) if claim.above else (None if high is None else -high, None if low is None else -low)
         holds = OPEN
         if figure.share and low == high:  # items that all say the same: another one may say something else
-            return Verdict(claim, Estimate(float(drawn[0]), low, high), OPEN)
+            return Decision(claim, Estimate(float(drawn[0]), low, high), OPEN)
         if wanted[0] is not None and wanted[0] > 0:
             holds = YES
         elif wanted[1] is not None and wanted[1] < 0:
             holds = NO
-        return Verdict(claim, Estimate(float(drawn[0]), low, high), holds)
+        return Decision(claim, Estimate(float(drawn[0]), low, high), holds)
 
 
 def _median(values: Array, weights: Array) -> float:

@@ -31,7 +31,7 @@ class Recorded:
 
 
 @dataclass
-class Replay:
+class DraftReplay:
     """What came of drafting. times: seconds that each draft took; rounds without one do not count."""
 
     tokens: int = 0
@@ -50,8 +50,8 @@ class Replay:
         """The median: what other programs take from the machine now and then does not count."""
         return statistics.median(self.times) if self.times else 0.0
 
-    def __add__(self, other: Replay) -> Replay:
-        return Replay(
+    def __add__(self, other: DraftReplay) -> DraftReplay:
+        return DraftReplay(
             self.tokens + other.tokens,
             self.rounds + other.rounds,
             self.drafted + other.drafted,
@@ -71,12 +71,12 @@ def record(lm: LanguageModel, questions: Iterable[Question], max_new_tokens: int
     return texts
 
 
-def replay(drafter: Drafter, text: Sequence[int], start: int) -> Replay:
+def replay(drafter: Drafter, text: Sequence[int], start: int) -> DraftReplay:
     """Draft `text` from place `start` on, verifying whole drafts.
 
     drafter: proposes without asking for forwards, and learns from text alone: the rounds that it observes have no scores.
     """
-    text, found, place = list(text), Replay(tokens=len(text) - start), start
+    text, found, place = list(text), DraftReplay(tokens=len(text) - start), start
     while place < len(text):
         tokens, depth = text[:place], len(text) - place - 1
         begun = time.perf_counter()
@@ -96,5 +96,5 @@ def replay(drafter: Drafter, text: Sequence[int], start: int) -> Replay:
         emitted = text[place : place + len(path) + 1]
         place += len(emitted)
         drafter.observe(Round(tokens, draft, Verdict(tuple(path), emitted[-1]), emitted, torch.empty(0), {}))
-        found += Replay(0, 1, len(draft), len(path), [spent] if len(proposed) else [])
+        found += DraftReplay(0, 1, len(draft), len(path), [spent] if len(proposed) else [])
     return found

@@ -57,7 +57,7 @@ in one pass. A model whose scores depend on a state takes chains only."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FamilyOutcome:
     """What became of a family. kind: the model type. path: how it runs. drafts: trees, chains, or none. detail: the reason."""
 
     kind: str
@@ -68,7 +68,7 @@ class Outcome:
     detail: str = ""
 
 
-def try_family(kind: str) -> Outcome:
+def try_family(kind: str) -> FamilyOutcome:
     """Build a tiny model of a type, and compare what it decodes with what transformers generates."""
     import decodery
 
@@ -78,7 +78,7 @@ def try_family(kind: str) -> Outcome:
         model = tiny_model(kind)
         expected = [generated(model, prompt) for prompt in prompts]
     except Exception as error:  # of transformers, not of ours
-        return Outcome(kind, family, NOT_BUILT, detail=_line(error))
+        return FamilyOutcome(kind, family, NOT_BUILT, detail=_line(error))
     paths = []
     for fast in ("off", "fused"):
         try:
@@ -86,21 +86,21 @@ def try_family(kind: str) -> Outcome:
         except BadSetting:  # the fused path does not take it
             continue
         except ModelNotReadable as error:
-            return Outcome(kind, family, REFUSED, detail=str(error))
+            return FamilyOutcome(kind, family, REFUSED, detail=str(error))
         except Exception as error:
-            return Outcome(kind, family, UNTYPED, detail=_line(error))
+            return FamilyOutcome(kind, family, UNTYPED, detail=_line(error))
         paths.append(lm.network.path)
         try:
             fault = _fault(lm, prompts, expected)
         except Exception as error:
-            return Outcome(kind, family, UNTYPED, ", ".join(paths), detail=_line(error))
+            return FamilyOutcome(kind, family, UNTYPED, ", ".join(paths), detail=_line(error))
         if fault:
-            return Outcome(kind, family, WRONG, ", ".join(paths), detail=fault)
+            return FamilyOutcome(kind, family, WRONG, ", ".join(paths), detail=fault)
         drafts = "chains" if lm.network.chains_only else "trees"
     native, fault = native_fault(kind)
     if fault:
-        return Outcome(kind, family, WRONG, "native", detail=fault)
-    return Outcome(kind, family, RIGHT, ", ".join([*paths, *(["native"] if native else [])]), drafts)
+        return FamilyOutcome(kind, family, WRONG, "native", detail=fault)
+    return FamilyOutcome(kind, family, RIGHT, ", ".join([*paths, *(["native"] if native else [])]), drafts)
 
 
 def native_fault(kind: str) -> tuple[bool, str]:
@@ -189,7 +189,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
+def page(outcomes: Sequence[FamilyOutcome]) -> str:
     """docs/models.md."""
     import transformers
 

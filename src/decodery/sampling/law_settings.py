@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decodery.errors import BadSetting, near
-from decodery.sampling.settings import Kind, setting
+from decodery.sampling.settings import ValueKind, setting
 from decodery.sampling.steps import PRESETS, default_order, step_settings, steps
 
 
-class Order(Kind):
+class Order(ValueKind):
     """The names of all steps, or the name of a preset."""
 
     option = str

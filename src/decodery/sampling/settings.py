@@ -20,7 +20,7 @@ ANY_VOCABULARY = 1 << 62
 """Stands for the size of a vocabulary while the model is not loaded yet."""
 
 
-class Kind:
+class ValueKind:
     """What the values of a setting are. option: their type on the command line; None: they cannot be said there."""
 
     option: Any = None
@@ -46,7 +46,7 @@ class Setting:
     name: str
     default: Any
     neutral: Any
-    kind: Kind
+    kind: ValueKind
     help: str
     aliases: tuple[str, ...] = ()
     option: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ _UNSAID = object()
 
 def setting(
     default: Any,
-    kind: Kind,
+    kind: ValueKind,
     help: str,
     *,
     neutral: Any = _UNSAID,
@@ -106,7 +106,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
 
 
 @dataclass(frozen=True)
-class Real(Kind):
+class Real(ValueKind):
     """A finite number from low to high; open_low: low itself is not allowed."""
 
     low: float
@@ -129,7 +129,7 @@ class Real(Kind):
 
 
 @dataclass(frozen=True)
-class Whole(Kind):
+class Whole(ValueKind):
     """A whole number from low to high."""
 
     low: int
@@ -149,10 +149,10 @@ class Whole(Kind):
 
 
 @dataclass(frozen=True)
-class Optional(Kind):
+class Optional(ValueKind):
     """Another kind, or None."""
 
-    kind: Kind
+    kind: ValueKind
 
     @property
     def option(self) -> Any:
@@ -165,7 +165,7 @@ class Optional(Kind):
         return None if value is None else self.kind.check(name, value, vocabulary)
 
 
-class Flag(Kind):
+class Flag(ValueKind):
     """True or False."""
 
     option = bool
@@ -179,7 +179,7 @@ class Flag(Kind):
         return value
 
 
-class Text(Kind):
+class Text(ValueKind):
     """A string."""
 
     option = str
@@ -193,7 +193,7 @@ class Text(Kind):
         return value
 
 
-class Texts(Kind):
+class Texts(ValueKind):
     """One or more strings that are not empty, or none."""
 
     option = list[str]
@@ -232,7 +232,7 @@ def check_token(name: str, value: Any, vocabulary: int) -> int:
     return token
 
 
-class Tokens(Kind):
+class TokenIds(ValueKind):
     """One or more token ids, or none."""
 
     option = list[int]
@@ -249,7 +249,7 @@ class Tokens(Kind):
         return tuple(check_token(name, token, vocabulary) for token in ids)
 
 
-class Callables(Kind):
+class Callables(ValueKind):
     """Functions (input_ids, scores), as transformers has them."""
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[Callable[..., Any], ...]:

@@ -18,7 +18,7 @@ from decodery.speculative.loop import Drafter, SpeculativeMethod
 
 if TYPE_CHECKING:
     from decodery.engine.request import Request
-    from decodery.speculative.continuations.trigrams import Successors, TrigramStore, TrigramTable
+    from decodery.speculative.continuations.trigrams import TrigramStore, TrigramSuccessors, TrigramTable
 
 MOST_NODES = 64
 """No draft has more nodes, whatever the budget."""
@@ -177,7 +177,7 @@ class Family:
 
     __slots__ = ("below", "bonus", "fresh", "gain", "prefix", "row", "totals", "values", "visits")
 
-    def __init__(self, row: Successors, prefix: tuple[int, ...], gain: float | None, reached: float | None):
+    def __init__(self, row: TrigramSuccessors, prefix: tuple[int, ...], gain: float | None, reached: float | None):
         """reached: for a greedy search, the score on the way here; an unvisited child is then worth that and its own."""
         size = len(row.ids)
         self.row, self.prefix = row, prefix

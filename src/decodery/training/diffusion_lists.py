@@ -42,7 +42,7 @@ LAST_POOLS = 167
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """What the rows of a pool are. batches: tokens of prompt and canvas together -> batches of a pool. short, long: shares of
     the tasks in rows below `border` tokens and from there on. often: how often a list task is drawn, beside once for the
     others."""
@@ -54,11 +54,11 @@ class Plan:
     often: Mapping[str, int] = field(default_factory=dict)
 
 
-FIRST = Plan({16: 8, 20: 8, 24: 8}, short={"lists": 1.0})
-MIDDLE = Plan({16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1})
-LAST = Plan({16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2})
+FIRST = StagePlan({16: 8, 20: 8, 24: 8}, short={"lists": 1.0})
+MIDDLE = StagePlan({16: 5, 20: 5, 24: 5, 32: 3, 40: 2, 48: 3, 64: 1})
+LAST = StagePlan({16: 2, 20: 3, 24: 4, 32: 4, 40: 4, 48: 5, 64: 2})
 """Of the first pools, then, and of the last ones."""
-LISTS = Plan(
+LISTS = StagePlan(
     {16: 4, 20: 6, 24: 6, 32: 5, 40: 1, 48: 1, 64: 1},
     short={"lists": 0.92, "words_to_sentence": 0.02, "paraphrase": 0.02, "continue_pattern": 0.04},
     border=33,
@@ -68,7 +68,7 @@ HARD = replace(
     LISTS, often={"insert_index": 3, "replace_index": 4, "replace_random": 4, "reverse": 2, "insert_random": 2}
 )
 """The same with more of the lists that are learned late."""
-REST = Plan(
+REST = StagePlan(
     {16: 2, 20: 3, 24: 3, 32: 2, 40: 4, 48: 6, 64: 3},
     long={"lists": 0.06, "latin_square": 0.17, "sudoku": 0.12, "words_to_sentence": 0.08, "paraphrase": 0.12,
           "continue_pattern": 0.01, "arithmetic": 0.44},
@@ -82,7 +82,7 @@ SUITE = replace(LAST_OF_ALL, batches={16: 1, 20: 2, 24: 3, 28: 5, 32: 2, 40: 3, 
 STAGES = {"lists": LISTS, "hard": HARD, "rest": REST, "last": LAST_OF_ALL, "suite": SUITE}
 
 
-def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, only: Plan | None = None) -> Source:
+def rows(seed: int, batch_tokens: int, first_pools: int = FIRST_POOLS, only: StagePlan | None = None) -> Source:
     """A source of rows: prompts, answers, one end token and end tokens up to the canvas's end. Every batch of
     `batch_tokens` has rows of one length, so that few shapes occur. only: the plan of all pools; None is that of a
     model that begins."""
@@ -160,7 +160,7 @@ def make(
     progress: Any,
     command: str = "",
     start: Path | None = None,
-    stage: Plan | None = None,
+    stage: StagePlan | None = None,
 ) -> dict[str, Any]:
     """Train, measure and write the artifact. Returns its card."""
     words = vocabulary()

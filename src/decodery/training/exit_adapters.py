@@ -51,7 +51,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AdapterRecipe:
     """exits: layers after which an adapter sits. width: of the adapters. vocabulary: how many tokens a draft may consist of.
     texts, tokens_per_text: training data. steps, rate, batch: of AdamW, a batch being positions. held_out_tokens: length of
     the texts on decodery's own questions by which agreement is measured. seed: of prompts, sampling and batches.
@@ -82,7 +82,7 @@ class HiddenRows:
         return self.last.shape[0]
 
 
-def written_texts(lm: LanguageModel, recipe: Recipe, folder: Path, progress: Progress = silent) -> list[Text]:
+def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progress: Progress = silent) -> list[Text]:
     """What the model writes to the recipe's prompts. Kept in `folder`, batch by batch."""
     prompts = varied_prompts(recipe.texts, recipe.seed, recipe.kinds, recipe.topics)
     path = folder / "texts.jsonl"
@@ -109,7 +109,7 @@ def written_texts(lm: LanguageModel, recipe: Recipe, folder: Path, progress: Pro
     return texts
 
 
-def held_out_texts(lm: LanguageModel, recipe: Recipe) -> list[Text]:
+def held_out_texts(lm: LanguageModel, recipe: AdapterRecipe) -> list[Text]:
     """What the model answers, greedily, to decodery's own questions, which are not among the training prompts."""
     prompts = [_ids(lm, question.turns[0]) for question in load_questions()]
     replies = lm.generate(prompts, method="autoregressive", max_new_tokens=recipe.held_out_tokens)
@@ -145,13 +145,13 @@ def frequent_tokens(lm: LanguageModel, texts: Sequence[Text], rows: HiddenRows, 
     return seen.topk(min(count, size)).indices.sort().values
 
 
-class Trainer:
+class AdapterTrainer:
     """Trains the adapters of all exits side by side.
 
     The head's rows of the draft vocabulary and the final norm are the model's own, in float32 and frozen.
     """
 
-    def __init__(self, lm: LanguageModel, recipe: Recipe, rows: HiddenRows, tokens: Tensor):
+    def __init__(self, lm: LanguageModel, recipe: AdapterRecipe, rows: HiddenRows, tokens: Tensor):
         model = _model(lm)
         self.recipe, self.rows, self.tokens = recipe, rows, tokens
         self.norm = copy.deepcopy(model.base_model.norm).float().requires_grad_(False)
@@ -254,7 +254,7 @@ class Trainer:
 
 
 def make(
-    lm: LanguageModel, recipe: Recipe, folder: Path, artifact: Path, progress: Progress = silent
+    lm: LanguageModel, recipe: AdapterRecipe, folder: Path, artifact: Path, progress: Progress = silent
 ) -> dict[str, Any]:
     """Run the recipe and write the artifact: the adapters and their card. Returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def make(
     texts = written_texts(lm, recipe, folder, progress)
     rows = hidden_rows(lm, texts, recipe.exits, progress)
     tokens = frequent_tokens(lm, texts, rows, recipe.vocabulary)
-    trainer = Trainer(lm, recipe, rows, tokens)
+    trainer = AdapterTrainer(lm, recipe, rows, tokens)
     trainer.train(folder, progress)
     held_out = held_out_texts(lm, recipe)
     test = hidden_rows(lm, held_out, recipe.exits)
@@ -327,10 +327,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         artifact="where the adapters and their card go",
     )
     parser.add_argument("--model", default="smollm2-135m")
-    add_options(parser, Recipe())
+    add_options(parser, AdapterRecipe())
     given = vars(parser.parse_args(arguments))
     with progress_bars() as show:
-        card = make(load(given["model"]), read_options(Recipe(), given), given["folder"], given["artifact"], show)
+        card = make(
+            load(given["model"]), read_options(AdapterRecipe(), given), given["folder"], given["artifact"], show
+        )
     Console().print_json(data={"agreement": card["agreement"], "coverage": card["coverage"]})
 
 

@@ -67,7 +67,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StorySizes:
     """Of the networks."""
 
     width: int = 256
@@ -122,7 +122,7 @@ class TwinNetwork(SmallLlama):
         return super().forward(tokens.masked_fill(hidden, MASK_ID), visible, causal)
 
 
-def train(name: str, data: Data, recipe: Recipe, sizes: Sizes, folder: Path, progress: Progress) -> Trainer:
+def train(name: str, data: Data, recipe: Recipe, sizes: StorySizes, folder: Path, progress: Progress) -> Trainer:
     """Train one of the two networks, from its last checkpoint in `folder` where there is one."""
     causal = name == TWIN
     kind = TwinNetwork if causal else SmallLlama
@@ -215,7 +215,7 @@ def samples(name: str, network: Any, tokenizer: Any, temperature: float = 0.7, s
 
 
 def write_artifact(
-    name: str, data: Data, trainer: Trainer, corpus: Corpus, sizes: Sizes, artifact: Path, command: str, draws: int
+    name: str, data: Data, trainer: Trainer, corpus: Corpus, sizes: StorySizes, artifact: Path, command: str, draws: int
 ) -> dict[str, Any]:
     """Write checkpoint, tokenizer, held-out stories and card; the metrics are those of the checkpoint as it was written."""
     described: dict[str, Any] = {"eos_token_id": END_ID}
@@ -318,11 +318,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=("all", "corpus", DIFFUSION, TWIN), default="all")
     parser.add_argument("--draws", type=int, default=64, help="masks of each held-out story that measure the bound")
     add_options(parser, Corpus())
-    add_options(parser, Sizes())
+    add_options(parser, StorySizes())
     add_options(parser, RECIPE, without=("masks",))  # each model has its own
     given = vars(parser.parse_args(arguments))
-    corpus, sizes, recipe = read_options(Corpus(), given), read_options(Sizes(), given), read_options(RECIPE, given)
-    options = (*changed_options(Corpus(), corpus), *changed_options(Sizes(), sizes), *changed_options(RECIPE, recipe))
+    corpus, sizes, recipe = (
+        read_options(Corpus(), given),
+        read_options(StorySizes(), given),
+        read_options(RECIPE, given),
+    )
+    options = (
+        *changed_options(Corpus(), corpus),
+        *changed_options(StorySizes(), sizes),
+        *changed_options(RECIPE, recipe),
+    )
     command = " ".join(("decodery train stories --folder work --artifacts models", *options))
     with progress_bars() as show:
         data = prepare(corpus, recipe.seed, given["folder"], show)

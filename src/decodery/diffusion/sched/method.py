@@ -20,7 +20,7 @@ from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.diffusion.loop import model_of
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.sched.margins import SHAPES, Calibration, Thresholds, margins
-from decodery.diffusion.unmasking.base import Asking, Commit, Rule, Step
+from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 from decodery.diffusion.wrapping import WrappingMethod
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import not_one_of
@@ -126,12 +126,12 @@ class Exit(Rule):
         self._previous: dict[int, int] = {}
         self._stable_steps = 0
 
-    def choose(self, laws: Laws, step: Step) -> Commit | Asking[Commit]:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit | Asking[Commit]:
         if self.company is not None:
             return self._choose_together(laws, step, self.company)
         return self._choose(laws, step, self._observe(laws, step))
 
-    def _choose_together(self, laws: Laws, step: Step, company: Company) -> Asking[Commit]:
+    def _choose_together(self, laws: Laws, step: CanvasStep, company: Company) -> Asking[Commit]:
         company.tell(self.request, self._observe(laws, step))
         yield ()  # a round without a forward: the others tell what they have seen
         commit = self._choose(laws, step, company.pooled())
@@ -139,10 +139,10 @@ class Exit(Rule):
             commit = yield from commit
         return commit
 
-    def _region(self, laws: Laws, step: Step) -> Laws:
+    def _region(self, laws: Laws, step: CanvasStep) -> Laws:
         return laws if self.whole else laws.within(step.start, step.end)
 
-    def _observe(self, laws: Laws, step: Step) -> Observation:
+    def _observe(self, laws: Laws, step: CanvasStep) -> Observation:
         region = self._region(laws, step)
         tokens = region.best.tolist()
         values = margins(region.scores).tolist()
@@ -153,7 +153,7 @@ class Exit(Rule):
         counted = values if self.counts_ends or not inner else inner
         return Observation(math.fsum(counted), len(counted), changed, len(values))
 
-    def _choose(self, laws: Laws, step: Step, seen: Observation) -> Commit | Asking[Commit]:
+    def _choose(self, laws: Laws, step: CanvasStep, seen: Observation) -> Commit | Asking[Commit]:
         calm = step.number > 0 and seen.changed <= self.gate.max_change * seen.masked
         self._stable_steps = self._stable_steps + 1 if calm else 0
         mean, threshold = seen.total / seen.count, self.gate.thresholds.at(step.number, step.total)

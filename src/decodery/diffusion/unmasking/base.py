@@ -20,7 +20,7 @@ Asking = Generator["Forward | tuple[Forward, ...]", Any, Result]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CanvasStep:
     """Where the decoding stands.
 
     number: steps of the whole canvas before this one; the address of a step's own draws. in_block: steps of this block before
@@ -62,11 +62,11 @@ class Rule(ABC):
     """Whether it sees every masked offset that was scored, and may fill any of them, or those of the block alone."""
 
     @abstractmethod
-    def choose(self, laws: Laws, step: Step) -> Commit | Asking[Commit]:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit | Asking[Commit]:
         """What to fill now. laws: of at least one masked offset."""
 
 
-def without_replacement(chance: Chance, weights: Tensor, count: int, step: Step) -> list[int]:
+def without_replacement(chance: Chance, weights: Tensor, count: int, step: CanvasStep) -> list[int]:
     """`count` places of weights [m], drawn one after the other in proportion to them, ascending."""
     from decodery.sampling.noise import Stage
 

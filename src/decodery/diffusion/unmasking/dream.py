@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery.diffusion.laws import highest
-from decodery.diffusion.unmasking.base import Commit, Rule, Step, without_replacement
+from decodery.diffusion.unmasking.base import CanvasStep, Commit, Rule, without_replacement
 
 if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
@@ -36,7 +36,7 @@ class TimeGrid(Rule):
     algorithm: str = "entropy"
     alg_temp: float = 0.0
 
-    def choose(self, laws: Laws, step: Step) -> Commit:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit:
         last = step.in_block >= step.planned - 1
         freed = 1.0 if last else share(step.in_block, step.planned, LAST_TIME)
         if self.algorithm == "origin":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery.diffusion.laws import descending
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.unmasking.base import CanvasStep, Commit, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class ByConfidence(Rule):
 
     value_independent: bool = False
 
-    def choose(self, laws: Laws, step: Step) -> Commit:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit:
         if self.value_independent or laws.law.greedy:
             tokens = laws.best.tolist() if laws.law.greedy else []
             confidence = laws.confidence(tokens) if tokens else laws.rank("max_probability")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
 from decodery.diffusion.laws import highest
-from decodery.diffusion.unmasking.base import Commit, Rule, Step, without_replacement
+from decodery.diffusion.unmasking.base import CanvasStep, Commit, Rule, without_replacement
 
 if TYPE_CHECKING:
     from decodery.diffusion.laws import Laws
@@ -35,7 +35,7 @@ class Quota(Rule):
     deferred: tuple[int, ...] = ()
     tokens: int | None = None
 
-    def choose(self, laws: Laws, step: Step) -> Commit:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit:
         count = min(self.tokens, len(laws)) if self.tokens else quota(step.masks, step.planned, step.in_block)
         everything = range(len(laws))
         if self.rank == "random":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.diffusion.unmasking.base import Commit, Rule, Step
+from decodery.diffusion.unmasking.base import CanvasStep, Commit, Rule
 from decodery.diffusion.unmasking.dream import share
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LAST_TIME = 1e-5
 class Ancestral(Rule):
     """From time t to s each masked position stays masked with probability s / t, and else draws its token."""
 
-    def choose(self, laws: Laws, step: Step) -> Commit:
+    def choose(self, laws: Laws, step: CanvasStep) -> Commit:
         freed = 1.0 if step.in_block >= step.planned else share(step.in_block, step.planned, LAST_TIME)
         places = [
             place

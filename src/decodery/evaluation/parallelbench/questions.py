@@ -22,7 +22,7 @@ MADE = "made here"
 
 
 @dataclass(frozen=True)
-class Question:
+class SuiteQuestion:
     """measure(text): the metrics of a reply, from 0 to 1, SCORE being the one that counts. edited: the list of a task that
     edits it anywhere, None for all other tasks. items(text): the items that a reply to such a task gives."""
 
@@ -39,7 +39,7 @@ class TaskQuestions:
     task: str
     source: str
     canvas: int
-    questions: tuple[Question, ...]
+    questions: tuple[SuiteQuestion, ...]
     missing: tuple[str, ...] = ()
 
 
@@ -87,13 +87,13 @@ def tasks_to_run(tasks: Sequence[str], folder: Path | None) -> tuple[list[str], 
     return there, [task for task in PUBLISHED_TASKS if task not in there]
 
 
-def _of_sample(sample: Sample) -> Question:
+def _of_sample(sample: Sample) -> SuiteQuestion:
     edited = sample.problem if sample.task.endswith("_random") else None
-    return Question(
+    return SuiteQuestion(
         sample.prompt, lambda text: {SCORE: float(score(sample, text))}, edited, lambda text: tuple(text.split())
     )
 
 
-def _of_item(item: Item, judges: Judges) -> Question:
+def _of_item(item: Item, judges: Judges) -> SuiteQuestion:
     edited = item.problem if item.task.endswith("_random") else None
-    return Question(item.prompt, partial(measure, item, judges=judges), edited, read_answer)
+    return SuiteQuestion(item.prompt, partial(measure, item, judges=judges), edited, read_answer)

@@ -22,7 +22,7 @@ from decodery.evaluation.parallelbench.questions import (
     LONG,
     MADE,
     SHORT,
-    Question,
+    SuiteQuestion,
     TaskQuestions,
     not_made,
     questions_of,
@@ -30,8 +30,8 @@ from decodery.evaluation.parallelbench.questions import (
 )
 from decodery.evaluation.parallelbench.suite_report import ORACLE as ORACLE
 from decodery.evaluation.parallelbench.suite_report import OVERALL as OVERALL
-from decodery.evaluation.parallelbench.suite_report import Row as Row
 from decodery.evaluation.parallelbench.suite_report import SuiteReport as SuiteReport
+from decodery.evaluation.parallelbench.suite_report import SuiteRow as SuiteRow
 from decodery.evaluation.parallelbench.suite_report import draw_curves as draw_curves
 from decodery.evaluation.parallelbench.tasks import TASKS
 from decodery.evaluation.provenance import provenance
@@ -43,7 +43,7 @@ REFERENCE_SERIES = "low_confidence, tokens per step"
 
 
 @dataclass(frozen=True)
-class Entrant:
+class SuiteEntrant:
     """series: the curve it belongs to. setting: where on the curve. spec: of the method; "{canvas}" stands for the canvas and
     "{steps}" for the canvas divided by `per_step`, rounded up. threshold: of a fixed-threshold decoder, for the oracle.
     """
@@ -59,12 +59,12 @@ class Entrant:
         return self.spec.replace("{steps}", str(-(-canvas // self.per_step))).replace("{canvas}", str(canvas))
 
 
-def quotas(series: str, spec: str, counts: Sequence[int] = (1, 2, 4, 8)) -> list[Entrant]:
+def quotas(series: str, spec: str, counts: Sequence[int] = (1, 2, 4, 8)) -> list[SuiteEntrant]:
     """A curve over tokens per step. spec: with "{steps}" in it."""
-    return [Entrant(series, str(count), spec, per_step=count) for count in counts]
+    return [SuiteEntrant(series, str(count), spec, per_step=count) for count in counts]
 
 
-def default_entrants(full: bool = False) -> list[Entrant]:
+def default_entrants(full: bool = False) -> list[SuiteEntrant]:
     """The base decoder over tokens per step, threshold and factor, then every other diffusion method that needs no second
     model, at its defaults. The first one fills one token per step: speed-ups are relative to it.
 
@@ -73,9 +73,11 @@ def default_entrants(full: bool = False) -> list[Entrant]:
     base = "masked-diffusion"
     found = quotas(REFERENCE_SERIES, f"{base}(steps={{steps}})")
     thresholds = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) if full else (0.5, 0.7, 0.9)
-    found += [Entrant("threshold", f"{t:g}", f"{base}(rule=threshold, threshold={t})", threshold=t) for t in thresholds]
+    found += [
+        SuiteEntrant("threshold", f"{t:g}", f"{base}(rule=threshold, threshold={t})", threshold=t) for t in thresholds
+    ]
     factors = (0.7, 1.0, 1.3, 1.6, 1.9) if full else (0.7, 1.0, 1.6)
-    found += [Entrant("factor", f"{f:g}", f"{base}(rule=factor, factor={f})") for f in factors]
+    found += [SuiteEntrant("factor", f"{f:g}", f"{base}(rule=factor, factor={f})") for f in factors]
     if full:
         for rule in ("random", "topk_margin", "entropy"):
             found += quotas(f"{rule}, tokens per step", f"{base}(rule={rule}, steps={{steps}})")
@@ -85,20 +87,20 @@ def default_entrants(full: bool = False) -> list[Entrant]:
             )
     for info in registry.methods():
         if info.suits(Kind.MASKED_POSITIONS) and info.name != base and not info.extras:
-            found.append(Entrant(info.name, "default", info.name))
+            found.append(SuiteEntrant(info.name, "default", info.name))
     return found
 
 
-def given_entrants(specs: Sequence[str]) -> list[Entrant]:
+def given_entrants(specs: Sequence[str]) -> list[SuiteEntrant]:
     """One entrant per spec, behind one token per step. Specs of one method form a curve."""
     first = quotas(REFERENCE_SERIES, "masked-diffusion(steps={steps})", (1,))
     # "{steps}" and "{canvas}" are filled in later; any number shows whether the rest is well-formed.
-    names = [registry.method(Entrant("", "", spec).on(LONG)).name for spec in specs]
-    return first + [Entrant(name, spec, spec) for name, spec in zip(names, specs, strict=True)]
+    names = [registry.method(SuiteEntrant("", "", spec).on(LONG)).name for spec in specs]
+    return first + [SuiteEntrant(name, spec, spec) for name, spec in zip(names, specs, strict=True)]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SampleOutcome:
     """One sample decoded. score: of the task's own metric, from 0 to 1, None where its judge is missing; metrics: the others.
     content: tokens of the answer with its end token; positions: filled ones of the canvas. computed: rows of all networks,
     prompt included. forwards: of all networks. edited: the list that was to be edited anywhere, and the items of the answer."""
@@ -115,7 +117,7 @@ class Outcome:
 
 def run_suite(
     lm: LanguageModel,
-    entrants: Sequence[Entrant],
+    entrants: Sequence[SuiteEntrant],
     tasks: Sequence[str] = (),
     *,
     samples: int = 100,
@@ -150,7 +152,7 @@ def run_suite(
     for task in asked:
         lm.tokenize(task.questions[0].prompt)  # a tokenizer without the task's words is told before any work
     tell = on_progress or (lambda label, done, total: None)
-    outcomes: dict[tuple[int, str], list[Outcome]] = {}
+    outcomes: dict[tuple[int, str], list[SampleOutcome]] = {}
     seconds: dict[tuple[int, str], float] = {}
     total, done = len(entrants) * len(asked), 0
     for task in asked:
@@ -214,14 +216,14 @@ def _notes(asked: Sequence[TaskQuestions], left_out: Sequence[str]) -> list[str]
 def decode_questions(
     lm: LanguageModel,
     spec: str,
-    questions: Sequence[Question],
+    questions: Sequence[SuiteQuestion],
     canvas: int,
     batch_size: int,
     temperature: float,
     seed: int | None,
-) -> list[Outcome]:
+) -> list[SampleOutcome]:
     """Decode and judge. Question i draws with seed + i, whatever shares its batch. Raises the error of a failed request."""
-    found: list[Outcome] = []
+    found: list[SampleOutcome] = []
     for start in range(0, len(questions), batch_size):
         part = questions[start : start + batch_size]
         replies = lm.generate(
@@ -238,7 +240,7 @@ def decode_questions(
             filled = sum(step >= 0 for step in stats.step_of)
             metrics = question.measure(reply.text)
             found.append(
-                Outcome(
+                SampleOutcome(
                     metrics.pop(SCORE, None),
                     reply.text,
                     len(reply.token_ids),
@@ -252,14 +254,16 @@ def decode_questions(
     return found
 
 
-def _row(entrant: Entrant, task: str, outcomes: Sequence[Outcome], seconds: float, reference: float) -> Row:
+def _row(
+    entrant: SuiteEntrant, task: str, outcomes: Sequence[SampleOutcome], seconds: float, reference: float
+) -> SuiteRow:
     count = len(outcomes)
     forwards = sum(outcome.forwards for outcome in outcomes)
     scores = [outcome.score for outcome in outcomes if outcome.score is not None]
     edits = [outcome.edited for outcome in outcomes if outcome.edited is not None and task != OVERALL]
     places = edited_places([problem for problem, _ in edits], [answer for _, answer in edits])
     metrics = outcomes[0].metrics if task != OVERALL else {}
-    return Row(
+    return SuiteRow(
         entrant.series,
         entrant.setting,
         entrant.spec,
@@ -279,8 +283,8 @@ def _row(entrant: Entrant, task: str, outcomes: Sequence[Outcome], seconds: floa
 
 
 def _oracle(
-    entrants: Sequence[Entrant], tasks: Sequence[str], outcomes: dict[tuple[int, str], list[Outcome]]
-) -> list[Row]:
+    entrants: Sequence[SuiteEntrant], tasks: Sequence[str], outcomes: dict[tuple[int, str], list[SampleOutcome]]
+) -> list[SuiteRow]:
     """For each sample the loosest threshold of those with the best score, the strictest where none scores at all."""
     strict_first = sorted(
         (place for place, entrant in enumerate(entrants) if entrant.threshold is not None),
@@ -288,11 +292,11 @@ def _oracle(
     )
     if len(strict_first) < 2:
         return []
-    chosen: defaultdict[str, list[Outcome]] = defaultdict(list)
+    chosen: defaultdict[str, list[SampleOutcome]] = defaultdict(list)
     for task in tasks:
         for tried in zip(*(outcomes[place, task] for place in strict_first), strict=True):
             best = max(outcome.score or 0.0 for outcome in tried)
             chosen[task].append([outcome for outcome in tried if outcome.score == best][-1] if best else tried[0])
     whole = [outcome for task in tasks for outcome in chosen[task]]
-    entrant = Entrant(ORACLE, "per sample", "")
+    entrant = SuiteEntrant(ORACLE, "per sample", "")
     return [_row(entrant, group, own, 0.0, 0.0) for group, own in [*chosen.items(), (OVERALL, whole)]]

@@ -17,7 +17,7 @@ ORACLE = "oracle threshold"
 
 
 @dataclass(frozen=True)
-class Row:
+class SuiteRow:
     """An entrant on a task, over its samples. Accuracy is the mean of the task's own metric, a share where answers are right or
     wrong, and None where that needs a judge that is not installed; tokens_per_forward counts filled positions of the canvas,
     content_per_forward those of answers with their end token; forwards and token_forwards are means of a sample (a token
@@ -47,7 +47,7 @@ class SuiteReport:
     """rows: every entrant on every task and on all. told: what it ran on. notes: where the samples came from, what was left
     out, and why. oracle: what the decoders reach with a model that makes no mistakes, where that was asked for."""
 
-    rows: list[Row]
+    rows: list[SuiteRow]
     told: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     oracle: list[OraclePoint] = field(default_factory=list)
@@ -97,7 +97,7 @@ class SuiteReport:
             )
         return lines
 
-    def in_order(self) -> list[Row]:
+    def in_order(self) -> list[SuiteRow]:
         """The rows, tasks one under another, the mean of all last."""
         tasks = list(dict.fromkeys(row.task for row in self.rows))
         return sorted(self.rows, key=lambda row: (row.task == OVERALL, tasks.index(row.task)))

@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Task:
+class SuiteTask:
     """draw(length, generator) makes a sample; right(sample, text) judges a text. lengths: which are drawn, in turn.
 
     single: whether each sample has one right answer, so that no decoder loses by deciding tokens together.
@@ -69,7 +69,7 @@ def list_prompt(problem: lists.ListProblem) -> str:
     return " ".join((instruction, *problem.items, "="))
 
 
-def _list_task(name: str) -> Task:
+def _list_task(name: str) -> SuiteTask:
     def draw(length: int, generator: random.Random) -> Sample:
         problem = lists.draw_problem(name, LETTERS, length, generator)
         answer = " ".join(lists.draw_answer(problem, generator))
@@ -78,7 +78,7 @@ def _list_task(name: str) -> Task:
     def right(sample: Sample, text: str) -> bool:
         return lists.is_right(sample.problem, text.split(" ") if text else [])
 
-    return Task(name, "lists", LENGTHS, name in lists.ORDERED, draw, right)
+    return SuiteTask(name, "lists", LENGTHS, name in lists.ORDERED, draw, right)
 
 
 def rows(square: Sequence[Sequence[str]]) -> str:
@@ -145,11 +145,11 @@ def _draw_arithmetic(length: int, generator: random.Random) -> Sample:
     return Sample("arithmetic", f"{problem.question()} =", problem.solution(), problem, length)
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, SuiteTask] = {
     task.name: task
     for task in (
         *(_list_task(name) for name in lists.LIST_TASKS),
-        Task(
+        SuiteTask(
             "latin_square",
             "puzzles",
             (4,),
@@ -157,11 +157,13 @@ TASKS: dict[str, Task] = {
             _draw_latin,
             lambda sample, text: puzzles.is_latin(_read_rows(text), sample.problem),
         ),
-        Task("sudoku", "puzzles", (12,), True, _draw_sudoku, lambda sample, text: text == sample.answer),
-        Task("words_to_sentence", "text", (1, 2, 3, 4), False, _draw_words_to_sentence, _right_sentence),
-        Task("paraphrase", "text", (0, 1, 2, 3), False, _draw_paraphrase, _right_paraphrase),
-        Task("continue_pattern", "text", (3, 4, 5, 6), True, _draw_pattern, lambda sample, text: text == sample.answer),
-        Task(
+        SuiteTask("sudoku", "puzzles", (12,), True, _draw_sudoku, lambda sample, text: text == sample.answer),
+        SuiteTask("words_to_sentence", "text", (1, 2, 3, 4), False, _draw_words_to_sentence, _right_sentence),
+        SuiteTask("paraphrase", "text", (0, 1, 2, 3), False, _draw_paraphrase, _right_paraphrase),
+        SuiteTask(
+            "continue_pattern", "text", (3, 4, 5, 6), True, _draw_pattern, lambda sample, text: text == sample.answer
+        ),
+        SuiteTask(
             "arithmetic",
             "arithmetic",
             (1, 2, 3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decodery.sampling.chance.base import Sample, Source
+from decodery.sampling.chance.base import DrawnSample, Source
 from decodery.sampling.noise import Chance, Noise
 
 
@@ -16,5 +16,5 @@ class Addressed(Source):
     name = "addressed"
     summary = "Independent samples by inverse transform; each draw is a hash of seed, sample and address."
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         return Noise(sample.seed, sample.number)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from decodery.sampling.chance.base import Sample, Source, refuse_other_draws
+from decodery.sampling.chance.base import DrawnSample, Source, refuse_other_draws
 from decodery.sampling.noise import Chance, Index, Noise, Numbers, Stage, inverse
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Arithmetic(Source):
     summary = "The n samples cover the space of texts evenly: one number, shifted by 1/n, read as an arithmetic code."
     target_only = "a sample is one number that is read along the text, a token of the target at a time"
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         number = Noise(sample.seed).uniform(sample.prompt, Stage.TARGET, ("arithmetic",))
         start = (number + sample.number / sample.of) % 1.0
         return Code(self, start, sample.prompt, Noise(sample.seed, sample.number))

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.errors import BadSetting, Refused, near
-from decodery.sampling.settings import Kind, Setting, settings_of
+from decodery.sampling.settings import Setting, ValueKind, settings_of
 
 if TYPE_CHECKING:
     from decodery.sampling.noise import Chance
 
 
 @dataclass(frozen=True)
-class Sample:
+class DrawnSample:
     """Whose draws they are. seed: of the request. number, of: which of how many samples of the prompt. text: the committed
     tokens with the prompt, a list that grows with the output. prompt: how many of them are the prompt's."""
 
@@ -43,7 +43,7 @@ class Source(ABC):
     drafts are drawn at random, and those that fill canvases, are refused with this reason."""
 
     @abstractmethod
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         """The draws of one sample."""
 
     def refuses_samples(self, count: int) -> str | None:
@@ -82,7 +82,7 @@ def sources() -> Mapping[str, type[Source]]:
     return _SOURCES
 
 
-class Chances(Kind):
+class Chances(ValueKind):
     """A source of chance: as name, as name(key=value), or a `Source`."""
 
     option = str

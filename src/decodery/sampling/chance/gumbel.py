@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.sampling.chance.base import Sample, Source
+from decodery.sampling.chance.base import DrawnSample, Source
 from decodery.sampling.noise import Chance, Index, Noise, Stage
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ class GumbelRace(Source):
     name = "gumbel"
     summary = "A Gumbel race at every draw: laws that differ little give the same token mostly."
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         return Race(sample.seed, sample.number)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from decodery.errors import Refused
-from decodery.sampling.chance.base import Sample, Source, refuse_other_draws
+from decodery.sampling.chance.base import DrawnSample, Source, refuse_other_draws
 from decodery.sampling.noise import Chance, Index, Noise, Stage, fastest, inverse, unrolled
 from decodery.sampling.prefix import Joined
 from decodery.sampling.settings import Flag, Whole, setting
@@ -81,7 +81,7 @@ class Keyed(Source):
     )
     target_only = "its owner finds the target's own draws again from the text, and no others"
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         return KeyedNoise(self, sample.text, sample.prompt, Noise(sample.seed, sample.number))
 
     def refuses_samples(self, count: int) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery.errors import BadSetting
 from decodery.sampling.chance.addressed import Addressed
-from decodery.sampling.chance.base import Sample, Source
+from decodery.sampling.chance.base import DrawnSample, Source
 from decodery.sampling.noise import Chance, Draw, Index, Numbers, Stage, fastest, inverse, unrolled
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Replay(Source):
             )
         object.__setattr__(self, "draws", tuple(self.draws))
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         return Replayed({(d.position, d.stage, d.index): d.number for d in self.draws}, sample.prompt)
 
     def refuses_samples(self, count: int) -> str | None:
@@ -103,7 +103,7 @@ class Recording(Source):
 
     summary = "Another source, whose draws are kept."
 
-    def chance(self, sample: Sample) -> Chance:
+    def chance(self, sample: DrawnSample) -> Chance:
         chance = self.source.chance(sample)
         if not isinstance(chance, Numbers):
             raise BadSetting(f"chance {self.source.name} cannot be recorded.")

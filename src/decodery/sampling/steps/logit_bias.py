@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.errors import BadSetting
 from decodery.plain import plain
-from decodery.sampling.settings import Kind, check_token, setting
+from decodery.sampling.settings import ValueKind, check_token, setting
 from decodery.sampling.steps.base import Step
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from decodery.sampling.prefix import Prefix
 
 
-class Bias(Kind):
+class Bias(ValueKind):
     """Token id -> number below infinity; minus infinity forbids the token."""
 
     option = list[str]

@@ -23,7 +23,7 @@ CHANGED_ROWS: Final = 500_000
 
 @dataclass(frozen=True, eq=False)
 class TrigramTable:
-    """Successors of pairs of tokens, as arrays; never changes.
+    """TrigramSuccessors of pairs of tokens, as arrays; never changes.
 
     keys: [rows] int64, ascending, first token * vocabulary + second token. starts: [rows + 1] int64; row r has the entries
     starts[r] .. starts[r + 1] - 1. ids: [entries] int32, the successors, likeliest first, lower id first among equals.
@@ -128,7 +128,7 @@ def fingerprint(tokenizer: Any, vocabulary: int) -> str:
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
 
 
-class Successors:
+class TrigramSuccessors:
     """The successors of one pair in a session, heaviest first, lower id first among equals. Few, so lists are fastest."""
 
     __slots__ = ("changed", "ids", "weights")
@@ -166,15 +166,15 @@ class TrigramStore:
     def __init__(self, vocabulary: int, top_m: int, table: TrigramTable | None = None):
         self.vocabulary, self._top_m = vocabulary, top_m
         self._table = table
-        self._rows: dict[int, Successors | None] = {}
+        self._rows: dict[int, TrigramSuccessors | None] = {}
         self._changed = 0
 
-    def find(self, key: int) -> Successors | None:
+    def find(self, key: int) -> TrigramSuccessors | None:
         """The row of a pair (first token * vocabulary + second token), or None."""
         if self._table is None or key in self._rows:
             return self._rows.get(key)
         found = self._table.row(key)
-        row = self._rows[key] = None if found is None else Successors(*found)
+        row = self._rows[key] = None if found is None else TrigramSuccessors(*found)
         return row
 
     def reinforce(self, first: int, second: int, third: int, delta: float, cap: float) -> None:
@@ -182,7 +182,7 @@ class TrigramStore:
         key = first * self.vocabulary + second
         row = self.find(key)
         if row is None:
-            row = self._rows[key] = Successors([], [])
+            row = self._rows[key] = TrigramSuccessors([], [])
         self._changed += not row.changed
         row.add(third, delta, cap, self._top_m)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from decodery._lazy import torch
 from decodery.models.forward import Forward, Layers, Rows, Scores
-from decodery.speculative.del_.exit_choice import PLAIN_INTERVAL, ExitStatistics, Price
+from decodery.speculative.del_.exit_choice import PLAIN_INTERVAL, ExitPrice, ExitStatistics
 from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
 from decodery.speculative.loop import Drafter, Round
 
@@ -151,7 +151,7 @@ class ExitDrafter(Drafter):
     """
 
     def __init__(
-        self, request: Request, options: Options, speech: Speech, statistics: ExitStatistics, price: Price | None
+        self, request: Request, options: Options, speech: Speech, statistics: ExitStatistics, price: ExitPrice | None
     ):
         self._request, self._options, self._speech, self._price = request, options, speech, price
         self.statistics = statistics

@@ -25,7 +25,7 @@ curve of whole passes does not show, and the best of several noisy estimates is 
 
 
 @dataclass(frozen=True)
-class Price:
+class ExitPrice:
     """What a round costs, in layers of one row.
 
     layers: of the network. draft_head, full_head: the heads' cost. exits: how many exits are looked at. curve: seconds by
@@ -48,7 +48,7 @@ class Price:
         round = drafting + verifying + self.draft_head * self._rows(self.exits * (length + 1))
         return round if self.curve is None else round * PRECAUTION
 
-    def at(self, context: int) -> Price:
+    def at(self, context: int) -> ExitPrice:
         """The price after `context` cached tokens."""
         return self if self.curve is None else replace(self, curve=self.curve.at(context))
 

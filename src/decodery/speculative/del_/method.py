@@ -11,7 +11,7 @@ from decodery.engine.method import Exactness, parameter
 from decodery.engine.needs import NEXT_TOKENS, Artifact, MoreThanChains, Requirement, Taps
 from decodery.errors import BadParameter, MethodUnavailable
 from decodery.speculative.del_.drafter import ExitDrafter, Options, Speech
-from decodery.speculative.del_.exit_choice import ExitStatistics, Price
+from decodery.speculative.del_.exit_choice import ExitPrice, ExitStatistics
 from decodery.speculative.loop import SpeculativeMethod
 
 if TYPE_CHECKING:
@@ -156,14 +156,14 @@ class DynamicExit(SpeculativeMethod):
         )
         return ExitDrafter(request, options, speech, ExitStatistics(exits, self.omega), price)
 
-    def _price(self, request: Request, adapters: ExitAdapters | None, exits: int) -> Price:
+    def _price(self, request: Request, adapters: ExitAdapters | None, exits: int) -> ExitPrice:
         network = request.host.network
         if self.cost == "layers":
-            return Price(network.layers)
+            return ExitPrice(network.layers)
         work = network.work
         full = work.head / work.layer
         draft = full
         if adapters is not None:
             down, up = next(iter(adapters.weights.values()))
             draft = full * len(adapters.tokens) / network.vocabulary + (down.numel() + up.numel()) / work.layer
-        return Price(network.layers, draft, full, exits, request.host.cost(network))
+        return ExitPrice(network.layers, draft, full, exits, request.host.cost(network))

@@ -62,7 +62,7 @@ def level_sizes(branching: Sequence[int]) -> int:
     return total
 
 
-class Growing:
+class TreeGrowth:
     """A tree while it grows: nodes in order of their index, and the path of each."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def grow_branching(
     if not branching:
         return EMPTY
     draw = draw_distinct if siblings is Siblings.WITHOUT_REPLACEMENT else draw_independent
-    tree = Growing()
+    tree = TreeGrowth()
     frontier = {ROOT: (yield from laws.root(tokens))}
     for level, count in enumerate(branching, start=1):
         fresh: list[int] = []
@@ -151,7 +151,7 @@ def grow_beam(
     if length < 1:
         return EMPTY
     greedy = request.law.greedy
-    tree = Growing()
+    tree = TreeGrowth()
     nodes: list[int | None] = [ROOT]
     arrivals: Sequence[Arrival] = START
     rows: list[Tensor | None] = [(yield from laws.root(tokens))]

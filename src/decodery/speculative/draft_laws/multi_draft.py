@@ -12,7 +12,7 @@ from decodery.errors import BadParameter
 from decodery.models.forward import Forward
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings
 from decodery.speculative.draft_laws.base import DraftLaws
-from decodery.speculative.draft_laws.growth import Growing, draw_distinct, draw_independent, likeliest
+from decodery.speculative.draft_laws.growth import TreeGrowth, draw_distinct, draw_independent, likeliest
 from decodery.speculative.draft_laws.laws import DraftLawMethod
 from decodery.speculative.loop import Drafter, Round
 
@@ -134,7 +134,7 @@ class MultiDrafter(Drafter):
     def _grow(self, tokens: Sequence[int], depth: int) -> Generator[Forward, Scores, Draft]:
         if depth < 1:
             return EMPTY
-        request, tree = self._request, Growing()
+        request, tree = self._request, TreeGrowth()
         draws: dict[int, list[int]] = {}
         through, chance = {ROOT: 1}, {ROOT: 1.0}
         frontier = {ROOT: (yield from self._laws.root(tokens))}
