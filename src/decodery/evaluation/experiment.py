@@ -107,7 +107,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Decision:
+class ClaimResult:
     """A decided claim. difference: of the two figures; None where all of something was claimed. holds: YES, NO or OPEN."""
 
     claim: PublishedClaim
@@ -178,27 +178,27 @@ class Outcomes:
             interval = None
         return Estimate(float(drawn[0]), *(interval or (None, None)))
 
-    def verdict(self, claim: PublishedClaim) -> Decision:
+    def verdict(self, claim: PublishedClaim) -> ClaimResult:
         """Whether the direction of a claim holds here: by the interval of the paired difference."""
         figure = next(figure for figure in self.study.figures if figure.name == claim.figure)
         if claim.every:
             column = self._column(claim.arm, figure.of)
-            return Decision(claim, None, YES if (column[np.isfinite(column)] == 1.0).all() else NO)
+            return ClaimResult(claim, None, YES if (column[np.isfinite(column)] == 1.0).all() else NO)
         drawn = self.drawn(claim.arm, claim.figure)
         drawn = drawn - (self.drawn(claim.than, claim.figure) if isinstance(claim.than, str) else claim.than)
         if not np.isfinite(drawn[0]):
-            return Decision(claim, None, OPEN)
+            return ClaimResult(claim, None, OPEN)
         interval = percentiles(drawn) if len(self.study.items) > 1 else None
         low, high = interval or (None, None)
         wanted = (low, high) if claim.above else (None if high is None else -high, None if low is None else -low)
         holds = OPEN
         if figure.share and low == high:  # items that all say the same: another one may say something else
-            return Decision(claim, Estimate(float(drawn[0]), low, high), OPEN)
+            return ClaimResult(claim, Estimate(float(drawn[0]), low, high), OPEN)
         if wanted[0] is not None and wanted[0] > 0:
             holds = YES
         elif wanted[1] is not None and wanted[1] < 0:
             holds = NO
-        return Decision(claim, Estimate(float(drawn[0]), low, high), holds)
+        return ClaimResult(claim, Estimate(float(drawn[0]), low, high), holds)
 
 
 def _median(values: Array, weights: Array) -> float:
