@@ -16,8 +16,8 @@ from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting
+from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
-from decodery.evaluation.experiments import CheckPart, Progress, dtype_of
 from decodery.evaluation.sampled_law import law_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows

@@ -18,7 +18,7 @@ from decodery.engine.events import Unmasked
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting
-from decodery.evaluation.experiments import CheckPart, Progress, attempt, dtype_of
+from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
 from decodery.testing.denoisers import TabularDenoiser, denoising_language_model

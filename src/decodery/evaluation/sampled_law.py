@@ -14,7 +14,7 @@ from typing import Any
 
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.evaluation.experiments import CheckPart, Progress, attempt, undecided
+from decodery.evaluation.check_parts import CheckPart, Progress, attempt, undecided
 from decodery.language_model import LanguageModel
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
