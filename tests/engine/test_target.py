@@ -12,6 +12,7 @@ from scripted_requests import new_request, run
 
 from decodery.errors import BadPrompt, BadSetting, MethodUnavailable, Refused
 from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward, Rows
 from decodery.testing import TabularScorer, goodness_of_fit, scripted_language_model, story_scorer, toy_language_model
 
 VOCABULARY = 24
@@ -191,3 +192,18 @@ def test_prompt_scores_stay_those_of_the_model() -> None:
     guided = lm.generate(PROMPT, "autoregressive", echo=True, logprobs=0, max_new_tokens=1, target="guidance(scale=3)")
     assert guided.prompt_logprobs == plain.prompt_logprobs
     assert guided.logprobs != plain.logprobs
+
+
+def test_a_text_cut_within_its_prompt_is_scored_as_if_it_were_new() -> None:
+    """A member behind a prompt of its own, shorter or longer, keeps no row of what stood behind the cut."""
+    for negative in ("", NEGATIVE, NEGATIVE * 4):
+        lm = language_model()
+        request = new_request(lm, PROMPT, target=f"guidance(scale=2, negative={negative!r})")
+        sequence = request.new_sequence()
+        text, other = [*PROMPT, 5, 6, 7], [*PROMPT, 8, 9]
+        request.network.run_pass([Forward(sequence, text)])
+        for cut in (len(PROMPT), 5, 0):
+            sequence.truncate(cut)
+            found = request.network.run_pass([Forward(sequence, other[cut:], logits=Rows.LAST)])[0].logits
+            fresh = request.network.run_pass([Forward(request.new_sequence(), other, logits=Rows.LAST)])[0].logits
+            assert torch.equal(found, fresh)

@@ -37,10 +37,9 @@ class ComposedNetwork(Scorer):
         self.path, self.vocabulary, self.layers, self.hidden = first.path, first.vocabulary, first.layers, first.hidden
         self.device, self.dtype, self.threads = first.device, first.dtype, first.threads
         self.parameters = sum({id(network): network.parameters for network in networks}.values())
-        self.context = min(
-            network.context - max(0, len(prompt_of(member, self.prompt)) - len(self.prompt))
-            for network, member in zip(networks, [None, *members], strict=True)
-        )
+        self.longer = [0, *(len(member.prompt or self.prompt) - len(self.prompt) for member in members)]
+        """By how many rows the prompt of each network is longer than the request's."""
+        self.context = min(network.context - max(0, more) for network, more in zip(networks, self.longer, strict=True))
         self.chains_only = any(network.chains_only for network in networks)
         steady = [network.stability for network in networks if network.stability is not None]
         self.stability = min(steady, key=lambda each: each.rows) if steady else None
@@ -61,18 +60,16 @@ class ComposedNetwork(Scorer):
         return self.first.work
 
     def room(self, cached: int, length: int) -> int:
-        longer = [len(prompt_of(member, self.prompt)) - len(self.prompt) for member in (None, *self.others)]
         return min(
             network.room(max(0, cached + more), max(1, length + more))
-            for network, more in zip(self.networks, longer, strict=True)
+            for network, more in zip(self.networks, self.longer, strict=True)
         )
 
     def cache_bytes(self, rows: int, shared: int = 0) -> int:
-        total = self.first.cache_bytes(rows, shared)
-        for member in self.others:
-            more = len(prompt_of(member, self.prompt)) - len(self.prompt)
-            total += member.network.cache_bytes(max(0, rows + more), max(0, shared + more) if shared else 0)
-        return total
+        return sum(
+            network.cache_bytes(max(0, rows + more), max(0, shared + more) if shared else 0)
+            for network, more in zip(self.networks, self.longer, strict=True)
+        )
 
     def rows_kept(self, rows: int) -> int:
         return self.first.rows_kept(rows)
@@ -195,20 +192,17 @@ class ComposedSequence(CachedSequence):
         self.members = list(members)
         self._network = owner
 
-    def _moved(self) -> list[int]:
-        """By how many rows each member is longer."""
-        others = [len(prompt_of(member, self._network.prompt)) for member in self._network.others]
-        return [0, *(count - len(self._network.prompt) for count in others)]
-
     def keep(self, rows: Sequence[int], start: int = 0) -> None:
-        for member, more in zip(self.members, self._moved(), strict=True):
+        for member, more in zip(self.members, self._network.longer, strict=True):
             _keep(member, [row + more for row in rows], start + more)
         super().keep(rows, start)
 
     def truncate(self, length: int) -> None:
-        for member, more in zip(self.members, self._moved(), strict=True):
-            if member.length > max(0, length + more):
-                member.truncate(length + more if length >= len(self._network.prompt) else min(length, member.length))
+        prompts = [None, *(member.prompt for member in self._network.others)]
+        for member, own, more in zip(self.members, prompts, self._network.longer, strict=True):
+            # Rows within the request's prompt stand for none of another prompt, whose last row is scored anew.
+            within = own is not None and length < len(self._network.prompt)
+            member.truncate(min(member.length, len(own or ()) - 1 if within else length + more))
         super().truncate(length)
 
     def fork(self) -> ComposedSequence:
@@ -223,11 +217,6 @@ def _keep(sequence: CachedSequence, rows: Sequence[int], start: int) -> None:
     there = [row for row in rows if row < sequence.length]
     if start <= sequence.length:
         sequence.keep(there, start)
-
-
-def prompt_of(member: Member | None, prompt: Sequence[int]) -> Sequence[int]:
-    """The prompt that a member reads."""
-    return prompt if member is None or member.prompt is None else member.prompt
 
 
 def expanded(decoding: Decoding) -> Decoding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ ANY_VOCABULARY = 1 << 62
 """Stands for the size of a vocabulary while the model is not loaded yet."""
 
 
-class ValueKind:
+class ValueKind(ABC):
     """What the values of a setting are. option: their type on the command line; None: they cannot be said there."""
 
     option: Any = None
@@ -29,9 +30,9 @@ class ValueKind:
         """The values as a JSON schema; None where JSON has no such values."""
         return None
 
+    @abstractmethod
     def check(self, name: str, value: Any, vocabulary: int) -> Any:
         """The value as it is kept. name: of the setting; vocabulary: how many tokens there are. Raises BadSetting."""
-        raise NotImplementedError
 
     def read(self, given: Any) -> Any:
         """What was given on the command line, as `check` takes it."""
