@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery.errors import BadSetting, Refused, near
+from decodery.errors import BadParameter, BadSetting, Refused, near
 from decodery.sampling.settings import Setting, ValueKind, settings_of
+from decodery.spec import parse_spec
 
 if TYPE_CHECKING:
     from decodery.sampling.noise import Chance
@@ -95,22 +96,22 @@ class Chances(ValueKind):
             return value
         if not isinstance(value, str):
             raise BadSetting(f"{name} must be a source of chance or its name ({', '.join(_SOURCES)}), not {value!r}.")
-        word, bracket, rest = value.strip().partition("(")
-        cls = _SOURCES.get(word.strip())
+        try:
+            word, values = parse_spec(value)
+        except BadParameter as error:
+            raise BadSetting(f"{name}: {error}") from None
+        cls = _SOURCES.get(word)
         if cls is None:
-            raise BadSetting(f"{name}: there is no source of chance {word.strip()!r}; {near(word.strip(), _SOURCES)}")
-        if bracket and not rest.endswith(")"):
-            raise BadSetting(f"cannot read {name} {value!r}; parameters are written as name(key=value, key=value).")
+            raise BadSetting(f"{name}: there is no source of chance {word!r}; {near(word, _SOURCES)}")
         known = {parameter.name: parameter for parameter in cls.parameters()}
         given: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in rest[:-1].split(","))):
-            key, equals, text = (piece.strip() for piece in part.partition("="))
-            if key not in known or not equals:
+        for key, word in values.items():
+            if key not in known:
                 raise BadSetting(
                     f"{name} {cls.name} has no parameter {key!r}; {near(key, known) if known else 'none.'}"
                 )
             try:
-                given[key] = known[key].convert(_value(text))
+                given[key] = known[key].convert(word)
             except BadSetting as error:
                 raise BadSetting(f"{name} {cls.name}: {error}") from None
         return _built(cls, given)
@@ -119,17 +120,6 @@ class Chances(ValueKind):
 def _built(cls: type[Source], given: dict[str, Any]) -> Source:
     make: Callable[..., Source] = cls
     return make(**given)
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text.strip("'\"")
 
 
 def refuse_other_draws(source: Source, what: str) -> Refused:
