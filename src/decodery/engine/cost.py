@@ -171,14 +171,20 @@ def _measure(network: Scorer, context: int, sizes: tuple[int, ...]) -> CostCurve
     return CostCurve(sizes, seconds[::-1])
 
 
-def machine(cpuinfo: Path = CPUINFO) -> dict[str, str]:
-    """What tells machines apart on which a forward costs something else: processor, its features, and the cores that this
-    process may use. Two machines that share a home must not take each other's curves."""
+def processors(cpuinfo: Path = CPUINFO) -> dict[str, set[str]]:
+    """What Linux says of the processors: field -> its values. Empty elsewhere."""
     told: dict[str, set[str]] = {}
-    with contextlib.suppress(OSError):  # not Linux: the platform's own words are all there is
+    with contextlib.suppress(OSError):
         for line in cpuinfo.read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
             told.setdefault(name.strip(), set()).add(" ".join(value.split()))
+    return told
+
+
+def machine(cpuinfo: Path = CPUINFO) -> dict[str, str]:
+    """What tells machines apart on which a forward costs something else: processor, its features, and the cores that this
+    process may use. Two machines that share a home must not take each other's curves."""
+    told = processors(cpuinfo)
 
     def said(names: tuple[str, ...]) -> str:
         """Of all processors, since not all cores of a machine are alike."""

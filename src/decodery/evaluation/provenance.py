@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from decodery._version import __version__
+from decodery.engine.cost import processors
 from decodery.language_model import LanguageModel
 
 
@@ -58,10 +59,4 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """The model name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return ", ".join(sorted(processors().get("model name", ()))) or platform.processor() or platform.machine()
