@@ -28,10 +28,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from decodery.models.masked_diffusion import MaskedDiffusion
+    from decodery.models.native.weights import Precision
     from decodery.models.scorer import Network
 
-NATIVE = {"auto": True, "True": True, "packed": True, "native": False}
-"""By the word for the path: whether the native code may pack weights, where it is tried at all."""
+NATIVE: dict[str, Precision] = {
+    "auto": "integer",
+    "True": "integer",
+    "integer": "integer",
+    "exact": "packed",
+    "packed": "packed",
+    "native": "native",
+}
+"""By the word for the path: how the native code may keep weights, where it is tried at all."""
 
 
 @without_collection()
@@ -51,7 +59,7 @@ def load(
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
     file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
     "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
-    fast: how passes are run: "auto", "packed", "native", "fused" or "off" (`decodery.models.paths`).
+    fast: how passes are run: "auto", "exact", "integer", "packed", "native", "fused" or "off" (`decodery.models.paths`).
     kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
     what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
     that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
@@ -81,15 +89,15 @@ def load(
 
         usual = base == folder and diffusion is None and is_usual(folder, config)
         native = usual and where.type == "cpu" and kind == torch.bfloat16
-        packed = NATIVE.get(str(fast)) if native else None
+        precision = NATIVE.get(str(fast)) if native else None
         known = Known(folder)
         if foreign or base != folder:
             tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
         else:
             tokenizer = known.tokenizer(partial(read_tokenizer, tokenizer_folder(folder)))
         # After the tokenizer, whose reading takes memory that is free again then.
-        found = None if packed is None else known.network(label, packed)
-        if found is not None and (fast != "packed" or found[0].path == "packed"):
+        found = None if precision is None else known.network(label, precision)
+        if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
             found[0].complete = complete
             return _combined(*found, tokenizer, folder, None, limits)
         model = complete().to(where)

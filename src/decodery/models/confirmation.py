@@ -5,7 +5,8 @@ each kind, with the model's own weights, and with the borders of its configurati
 rotary angles) moved to where short texts cross them. Texts then go through the path that is to be confirmed, in all the ways
 in which methods ask: whole, in pieces, row by row, as trees, several in one pass, forked, and rolled back. What this gives is
 compared with transformers row by row: in float32 it must be the same but for rounding, in shorter types as near to float32 as
-transformers' own modules are in that type.
+transformers' own modules are in that type; of a path that rounds the inputs of products to eight bits, as near as they are when
+theirs are rounded, too.
 
 The outcome is kept in `$DECODERY_HOME/confirmed`, by all it can depend on, so that it costs nothing the second time.
 """
@@ -160,7 +161,8 @@ def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length:
     asked = _ways(network, length if network.border is None else min(length, network.border - FOLLOWING))
     _score(exact, asked, references)
     if exact is not small:
-        _score(small, asked, usual)
+        with rounded_inputs(small) if network.rounds_inputs else contextlib.nullcontext():
+            _score(small, asked, usual)
         if not all(
             bool(row.isfinite().all()) for row in usual.values()
         ):  # it overflows in this type: nothing to compare
@@ -182,6 +184,26 @@ def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length:
         if not ours <= AS_NEAR * theirs + SAME:
             return f"{one.way}: {ours:.2g} of a deviation from float32, where transformers is {theirs:.2g} away"
     return ""
+
+
+@contextlib.contextmanager
+def rounded_inputs(model: Any) -> Iterator[None]:
+    """Let the products of a model round their inputs to eight bits, as `models.native`'s whole numbers do: 32 neighbours are
+    multiples of 1/127 of the largest of them."""
+
+    def product(module: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        blocks = given[0].float().unflatten(-1, (-1, 32))
+        step = blocks.abs().amax(-1, keepdim=True) / 127
+        whole = (blocks / step.clamp(min=1e-30)).round() * step
+        bias = None if module.bias is None else module.bias.float()
+        return nn.functional.linear(whole.flatten(-2), module.weight.float(), bias).to(output.dtype)
+
+    hooks = [part.register_forward_hook(product) for part in model.modules() if isinstance(part, nn.Linear)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _in_float32(model: Any) -> Any:

@@ -27,6 +27,7 @@ from decodery.models.layout import Layout
 
 if TYPE_CHECKING:
     from decodery.models.native.network import NativeNetwork
+    from decodery.models.native.weights import Precision
     from decodery.models.weight_source import WeightSource
 
 log = logging.getLogger("decodery")
@@ -56,7 +57,7 @@ class Known:
                 digest.update(f"\0{path.name}/".encode())
         return home() / "known" / digest.hexdigest()[:32]
 
-    def network(self, name: str, packed: bool) -> tuple[NativeNetwork, tuple[int, ...]] | None:
+    def network(self, name: str, precision: Precision) -> tuple[NativeNetwork, tuple[int, ...]] | None:
         """The network on the native path, and the tokens that end its text; None where the model does not qualify.
 
         Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
@@ -68,23 +69,23 @@ class Known:
 
         try:
             source: WeightSource = weight_source(self.folder) or StoredWeights(self.folder)
-            record = self._recorded(packed)
-            layout, ends = record or self._learnt(source, name, packed)
+            record = self._recorded(precision)
+            layout, ends = record or self._learnt(source, name, precision)
             if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:
                 raise ValueError(f"its files hold {min(surplus)}, which the layout has no place for")
-            network = NativeNetwork(layout, source, name, packed)
+            network = NativeNetwork(layout, source, name, precision)
         except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
             log.info("%s is read through transformers: %s", self.folder, reason)
             return None
         if record is None:
-            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(packed).name
+            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(precision).name
             self._keep(name, lambda folder: bool((folder / name).write_text(text)))
         return network, ends
 
-    def _recorded(self, packed: bool) -> tuple[Layout, tuple[int, ...]] | None:
+    def _recorded(self, precision: Precision) -> tuple[Layout, tuple[int, ...]] | None:
         """The layout that an earlier load has confirmed, and the tokens that end a text."""
         try:
-            record = json.loads(self._layout(packed).read_text(encoding="utf-8"))
+            record = json.loads(self._layout(precision).read_text(encoding="utf-8"))
             return Layout.from_json(record["layout"]), tuple(record["ends"])
         except FileNotFoundError:
             return None
@@ -92,7 +93,7 @@ class Known:
             log.info("what was found out about %s cannot be read: %s", self.folder, reason)
             return None
 
-    def _learnt(self, source: WeightSource, name: str, packed: bool) -> tuple[Layout, tuple[int, ...]]:
+    def _learnt(self, source: WeightSource, name: str, precision: Precision) -> tuple[Layout, tuple[int, ...]]:
         """The layout of the folder's model, confirmed against transformers, and the tokens that end a text. Raises ValueError,
         or whatever a family's code raises, where the model does not qualify."""
         import torch
@@ -109,7 +110,7 @@ class Known:
         cut(model, layout.varied, FEW_TOKENS)
         with one_thread():
             fill(model, Checked(source, layout))
-            confirm(partial(NativeNetwork.of, name=name, packed=packed), model, "packed" if packed else "native")
+            confirm(partial(NativeNetwork.of, name=name, precision=precision), model, precision)
         del model
         gc.collect()  # modules refer to each other in circles
         give_back()
@@ -133,11 +134,11 @@ class Known:
             log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
             return None
 
-    def _layout(self, packed: bool) -> Path:
+    def _layout(self, precision: Precision) -> Path:
         """The record of a path on this machine's compiled decoder."""
         from decodery.models.native.build import library
 
-        return self.place / f"{'packed' if packed else 'native'}-{Path(library()._name).stem}.json"
+        return self.place / f"{precision}-{Path(library()._name).stem}.json"
 
     def _keep(self, last: str, write: Callable[[Path], bool]) -> None:
         """Put the files that `write` makes in a folder beside the others, `last` at the end."""

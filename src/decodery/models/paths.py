@@ -1,5 +1,8 @@
 """The ways in which a model's passes can be run, and the choice among them.
 
+- integer: native, with weights as their file's whole numbers and every product's inputs rounded to eight bits, block by block, as
+  llama.cpp does; the fastest for weights that are quantised, and no longer the model's own scores to the last bit of bfloat16:
+  docs/models.md says what that costs.
 - packed: native, with weights in four or eight bits where these hold them without loss, as in models that were once
   quantised. The scores are native's, bit for bit; less memory is read.
 - native: a whole pass in one call of compiled code; bfloat16 on a CPU, common layouts.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models.confirmation import NotConfirmed, confirm
@@ -24,13 +27,16 @@ from decodery.models.network import TransformersNetwork
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from decodery.models.native.weights import Precision
     from decodery.models.scorer import Network
 
 log = logging.getLogger("decodery")
 
-PATHS = ("auto", "packed", "native", "fused", "off")
-AUTOMATIC = ("packed", "fused")
-"""What "auto" chooses from. Where no weights fit into fewer bits, the packed path is the native one."""
+PATHS = ("auto", "exact", "integer", "packed", "native", "fused", "off")
+AUTOMATIC = {"auto": ("integer", "packed", "fused"), "exact": ("packed", "fused")}
+"""What these words choose from. Where no weights fit into fewer bits, the packed path is the native one; "exact" leaves out what
+rounds more than the model's own type does."""
+NATIVE = ("integer", "packed", "native")
 
 
 def network_for(
@@ -38,7 +44,8 @@ def network_for(
 ) -> Network:
     """A network over a model.
 
-    fast: one of PATHS; "auto" (or True) takes the first that can run this model here, False means "off". owned: nobody
+    fast: one of PATHS; "auto" (or True) takes the first that can run this model here, "exact" the first that rounds nothing which
+    the model's own modules do not, False means "off". owned: nobody
     else uses the model, so weights that a path keeps in another layout may be dropped from it. bidirectional: its forwards are
     whole canvases, for which "auto" leaves out the native code: it is built for few rows, and gains nothing on many.
     Raises BadSetting for another word, and where the path that was asked for cannot run the model here; ModelNotReadable where
@@ -47,8 +54,9 @@ def network_for(
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:
         raise BadSetting(f"fast must be {', '.join(PATHS[:-1])} or {PATHS[-1]}, not {fast!r}.")
-    for path in PATHS[1:-1]:
-        if wanted == path or (wanted == "auto" and path in AUTOMATIC and not (bidirectional and path == "packed")):
+    for path in PATHS[2:-1]:
+        chosen = path in AUTOMATIC.get(wanted, ()) and not (bidirectional and path in NATIVE)
+        if wanted == path or chosen:
             make = partial(_fast_network, path, name=name, owned=False, required=False)
             try:
                 confirm(make, model, path)
@@ -97,11 +105,11 @@ def _recurrent(model: PreTrainedModel) -> bool:
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> KeyValueNetwork:
-    if path in ("packed", "native"):
+    if path in NATIVE:
         from decodery.models.native.network import NativeNetwork
 
-        network = NativeNetwork.of(model, name, owned, packed=path == "packed")
-        if network.path != path and required:
+        network = NativeNetwork.of(model, name, owned, cast("Precision", path))
+        if network.path != path and (required or path == "integer"):
             raise ValueError("its weights do not fit into four or eight bits")
         return network
     from decodery.models.blocks import FusedNetwork

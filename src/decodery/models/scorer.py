@@ -56,6 +56,8 @@ class Scorer(Owner):
     """Of the hidden rows."""
     threads: int = 1
     """Processor threads of its passes."""
+    rounds_inputs: bool = False
+    """Whether the inputs of its products are rounded to eight bits."""
     parameters: int = 0
     """How many weights it has."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class MatrixStruct(Structure):
-    _fields_ = [("tiles", c_void_p), ("bytes", c_int64), ("group", c_int64)]
+    _fields_ = [("tiles", c_void_p), ("bytes", c_int64), ("group", c_int64), ("form", c_int64)]
 
 
 class LayerStruct(Structure):
@@ -23,7 +23,7 @@ class LayerStruct(Structure):
             "feed_forward_post_norm",
         )
     ]
-    _fields_ += [(name, MatrixStruct) for name in ("queries_keys_values", "output", "gate_and_up", "down")]
+    _fields_ += [(name, MatrixStruct) for name in ("queries", "keys", "values", "output", "gate_and_up", "down")]
     _fields_ += [
         (name, c_void_p) for name in ("queries_keys_values_bias", "output_bias", "gate_and_up_bias", "down_bias")
     ]
@@ -97,7 +97,11 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.decodery_ready.restype = c_int
     library.decodery_amx.restype = c_int
-    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int]
+    library.decodery_form.argtypes = [c_int64]
+    library.decodery_form.restype = c_int64
+    library.decodery_tile.argtypes = [c_int64]
+    library.decodery_tile.restype = c_int64
+    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, POINTER(MatrixStruct), c_int]
     library.decodery_pack.restype = c_int
     library.decodery_rows.argtypes = [POINTER(MatrixStruct), c_int64, c_void_p, c_int64, c_float, c_void_p]
     library.decodery_rows.restype = None

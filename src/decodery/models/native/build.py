@@ -28,6 +28,8 @@ SOURCES = (
     "attention.h",
     "arithmetic.h",
     "weights.h",
+    "integers.h",
+    "packing.h",
     "products.h",
     "matrix_unit.h",
     "vectors.h",

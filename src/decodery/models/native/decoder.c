@@ -12,6 +12,7 @@
 #include "arithmetic.h"
 #include "attention.h"
 #include "decoder.h"
+#include "packing.h"
 #include "products.h"
 #include "ranking.h"
 #include "threads.h"
@@ -80,9 +81,15 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
     const Model *m = w->model;
     const Pass *pass = w->pass;
     int64_t heads = m->heads + 2 * m->key_heads, width = m->width, depth = m->hidden / DEPTH, blocks = width / TILE;
-    Rows rows = enter(own->normed, m->hidden, pass->rows, layer->queries_keys_values, depth, own->turned);
+    /* The three matrices may differ in form; rows enter anew where they do. */
+    const Matrix *parts[3] = {&layer->queries, &layer->keys, &layer->values}, *entered = NULL;
+    Rows rows;
     for (int64_t head; (head = piece()) < heads;) {
-        Matrix matrix = from_block(layer->queries_keys_values, head * blocks, depth);
+        int64_t part = head < m->heads ? 0 : head < m->heads + m->key_heads ? 1 : 2;
+        int64_t first = part == 0 ? head : part == 1 ? head - m->heads : head - m->heads - m->key_heads;
+        if (!entered || !enter_alike(*entered, *parts[part])) rows = enter(own->normed, m->hidden, pass->rows, *parts[part], depth, own->room);
+        entered = parts[part];
+        Matrix matrix = from_block(*parts[part], first * blocks, depth);
         const Segment *segment = pass->segment;
         multiply_piece(w, &rows, matrix, depth, blocks, own->product, width);
         if (layer->queries_keys_values_bias)
@@ -96,19 +103,17 @@ static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t
 
 /* --- the rest of a layer -------------------------------------------------------------------------------------------------- */
 
-/* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. Of a long pass a
- * stretch of rows after the other, whose inputs stay in the nearer caches while all of the matrix passes by. */
-enum { STRETCH = 256 };
-
+/* rows += input @ matrix.T + bias, rounded; or `added` = that, where a norm comes between. */
 static void project(
     const Work_space *w, const bf16 *input, int64_t inputs, Matrix matrix, const float *bias, int apart, const Own *own
 ) {
     const Model *m = w->model;
     int64_t depth = inputs / DEPTH, hidden = m->hidden, chunks = (hidden + CHUNK - 1) / CHUNK, all = w->pass->rows;
-    Rows rows = enter(input, inputs, all, matrix, depth, own->turned);
-    for (int64_t next; (next = piece()) < (all + STRETCH - 1) / STRETCH * chunks;) {
+    Rows rows;
+    for (int64_t next, entered = -1; (next = piece()) < (all + STRETCH - 1) / STRETCH * chunks;) {
         int64_t first = next / chunks * STRETCH, column = next % chunks * CHUNK, count = least(CHUNK, hidden - column);
-        rows.rows = input + first * inputs, rows.count = least(STRETCH, all - first);
+        if (first != entered) rows = enter(input + first * inputs, inputs, least(STRETCH, all - first), matrix, depth, own->room);
+        entered = first;
         multiply_piece(w, &rows, from_block(matrix, column / TILE, depth), depth, count / TILE, own->product, count);
         if (bias) add_bias(own->product, rows.count, count, bias + column);
         for (int64_t i = 0; i < rows.count; i++) {
@@ -154,7 +159,7 @@ static inline __attribute__((always_inline)) void gated(
 static void gate_and_up(const Work_space *w, const Layer *layer, const Own *own) {
     const Model *m = w->model;
     int64_t depth = m->hidden / DEPTH, units = m->feed_forward / TILE, count_rows = w->pass->rows;
-    Rows rows = enter(own->normed, m->hidden, count_rows, layer->gate_and_up, depth, own->turned);
+    Rows rows = enter(own->normed, m->hidden, count_rows, layer->gate_and_up, depth, own->room);
     for (int64_t next; (next = piece()) * 2 < units;) {
         int64_t unit = next * 2, together = least(2, units - unit), count = together * 2 * TILE;
         bf16 *inner = w->inner + unit * TILE;
@@ -177,7 +182,7 @@ static void head(const Work_space *w, const Own *own) {
     int64_t depth = m->hidden / DEPTH, blocks = m->vocabulary / TILE;
     for (int64_t i = 0; i < pass->wanted; i++)
         normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
-    Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->turned);
+    Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->room);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block), count = together * TILE;
         multiply_piece(w, &rows, from_block(m->head, block, depth), depth, together, own->product, count);
@@ -264,13 +269,19 @@ int decodery_ready(void) {
 
 int decodery_amx(void) { return DECODERY_AMX; }
 
-/* Lay out a matrix [outputs, inputs] for `multiply`, in tiles of so many bytes and groups of so many blocks. block: [outputs / 16]
- * where 16 rows of it begin, which lie one after the other in a form of weights.h. outputs: a multiple of 16 * group; inputs: of 32.
- * Returns 1, or 0 where the form of the tiles would change a weight; the memory then holds nothing of use. */
+/* The form of `Matrix` that holds the numbers of a kind of GGUF's for rows rounded to eight bits; 0: none. */
+int64_t decodery_form(int64_t kind) { return form_of_kind(kind); }
+
+/* Bytes of a tile of an integer form. */
+int64_t decodery_tile(int64_t form) { return bytes_of_form(form); }
+
+/* Lay out a matrix [outputs, inputs] as `matrix` says, from `matrix.tiles` on. block: [outputs / 16] where 16 rows of it begin, which lie
+ * `stride` bytes from one to the next, in a kind of weights.h or packing.h. outputs: a multiple of 16 * group; inputs: of 32.
+ * Returns 1, or 0 where the form would change a weight; the memory then holds nothing of use. */
 int decodery_pack(
-    const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t bytes, int64_t group, char *to, int threads
+    const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t stride, const Matrix *matrix, int threads
 ) {
-    Packing packing = {block, outputs, inputs, kind, bytes, group, to, 0};
+    Packing packing = {block, inputs, kind, stride, *matrix, outputs / TILE / matrix->group, 0};
     together(threads, pack_groups, &packing);
     return !packing.failed;
 }

@@ -12,13 +12,15 @@ enum { MOST_GROUP = 4, SPAN = 64 };
 typedef struct {
     const void *tiles;
     int64_t bytes; /* of a tile */
-    int64_t group; /* blocks whose tiles lie in turns: 1, 2 or 4 */
+    int64_t group; /* blocks whose tiles lie in turns: 1, 2 or 4; of whole numbers 1 */
+    int64_t form;  /* 0: numbers for rows in bfloat16, `bytes` tells how they lie; else one more than a place in integer_form (integers.h),
+                    * for rows rounded to eight bits */
 } Matrix;
 
 /* One decoder layer. Products are packed by `decodery_pack`; norms and biases are float32; NULL where there is none. */
 typedef struct {
     const float *input_norm, *query_norm, *key_norm, *attention_post_norm, *feed_forward_norm, *feed_forward_post_norm;
-    Matrix queries_keys_values, output, gate_and_up, down;
+    Matrix queries, keys, values, output, gate_and_up, down;
     const float *queries_keys_values_bias, *output_bias, *gate_and_up_bias, *down_bias;
     int64_t kind;     /* which mask of a pass the layer uses: 0 or 1 */
     int64_t rotation; /* which rotation: 0 or 1; or -1: none */

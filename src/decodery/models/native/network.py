@@ -26,7 +26,7 @@ from decodery.models.layout import ACTIVATIONS, SANDWICH_NORMS, Layout
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
-from decodery.models.native.weights import FORMS, LINES, Weights, interleaved
+from decodery.models.native.weights import LINES, Precision, Weights, interleaved
 from decodery.models.pages import give_back, large
 from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence
@@ -61,12 +61,12 @@ class _Ranked:
 class NativeNetwork(KeyValueNetwork):
     """A network of the usual kind whose passes run in compiled code.
 
-    layout: what it computes. source: its weights, which are packed here, one after the other. packed: keep weights in four or
-    eight bits where that loses nothing; all scores stay the same. Raises ValueError or NotBuilt where the layout or the
-    machine does not qualify. Nothing is compared with transformers here: see `of`.
+    layout: what it computes. source: its weights, which are packed here, one after the other. precision: how weights may be kept,
+    and what rows are rounded to, see `Weights`; `path` then tells what came of it. Raises ValueError or NotBuilt where the layout
+    or the machine does not qualify. Nothing is compared with transformers here: see `of`.
     """
 
-    def __init__(self, layout: Layout, source: WeightSource, name: str, packed: bool = False):
+    def __init__(self, layout: Layout, source: WeightSource, name: str, precision: Precision = "native"):
         self.layout, self.name = layout, name
         self.library = library()
         """The compiled decoder."""
@@ -94,13 +94,16 @@ class NativeNetwork(KeyValueNetwork):
         matrices = [math.prod(shape) for _, shape in layout.shapes() if len(shape) > 1]
         # The last form takes two bytes a weight.
         room = large(2 * sum(matrices) + LINES * len(matrices))
-        self._weights = Weights(FORMS if packed else FORMS[-1:], room, self.threads)
+        self._weights = Weights(precision, room, self.threads)
         with torch.inference_mode(), _calling:
             self._model = self._describe(Checked(source, layout))
-        self.path = "packed" if self._weights.shortened else "native"
+        self.path: Precision = self._weights.precision_reached()
+        self.rounds_inputs = self.path == "integer"
 
     @classmethod
-    def of(cls, model: PreTrainedModel, name: str, owned: bool = False, packed: bool = False) -> NativeNetwork:
+    def of(
+        cls, model: PreTrainedModel, name: str, owned: bool = False, precision: Precision = "native"
+    ) -> NativeNetwork:
         """The network of a transformers model. Whether its scores agree with transformers' own is for `confirmation` to say.
 
         owned: nobody else uses the model, which is not kept then. Raises ValueError or NotBuilt where the model or the machine
@@ -111,7 +114,7 @@ class NativeNetwork(KeyValueNetwork):
 
         if model.device.type != "cpu" or model.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
-        network = cls(recognised(model), ModelWeights(model), name, packed)
+        network = cls(recognised(model), ModelWeights(model), name, precision)
         network._transformers = model
         if owned:
             network.fingerprint()  # looks at weights that go now
@@ -189,8 +192,8 @@ class NativeNetwork(KeyValueNetwork):
             struct.down_bias = weights.floats(bias("mlp.down_proj"))
             struct.kind = 0 if layer.window is None else 1
             struct.rotation = -1 if layer.rotation is None else layer.rotation
-            struct.queries_keys_values = weights.read(
-                source, *(name(f"self_attn.{part}") for part in QUERIES_KEYS_VALUES)
+            struct.queries, struct.keys, struct.values = (
+                weights.read(source, name(f"self_attn.{part}")) for part in QUERIES_KEYS_VALUES
             )
             struct.output = weights.read(source, name("self_attn.o_proj"), together=2)
             struct.gate_and_up = weights.read(source, name("mlp.gate_proj"), name("mlp.up_proj"), in_turns=True)

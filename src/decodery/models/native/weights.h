@@ -30,7 +30,8 @@ static inline int64_t digits_of(int64_t bytes) { return bytes - 4 * 64; }
 
 /* The matrix without its first blocks, whole groups of them. depth: tiles of a block. */
 static inline Matrix from_block(Matrix matrix, int64_t block, int64_t depth) {
-    return (Matrix){(const char *)matrix.tiles + block * depth * matrix.bytes, matrix.bytes, matrix.group};
+    matrix.tiles = (const char *)matrix.tiles + block * depth * matrix.bytes;
+    return matrix;
 }
 
 /* --- reading -------------------------------------------------------------------------------------------------------------- */
@@ -144,19 +145,6 @@ static inline void unpack_line(const char *tile, int64_t bytes, int64_t output, 
         __m512 numbers = _mm512_cvtepi32_ps(whole[i]);
         /* As tiles are unpacked: a sum of products in one step, or a product. */
         store_bf16(to + i * TILE, bytes == BYTES_FOUR ? _mm512_fmadd_ps(numbers, scale, offset) : _mm512_mul_ps(numbers, scale));
-    }
-}
-
-/* Row `output` of a packed matrix, [inputs]; times a factor, rounded, unless this is 1. */
-static void unpack_row(Matrix matrix, int64_t inputs, int64_t output, float factor, bf16 *to) {
-    int64_t depth = inputs / DEPTH, block = output / TILE, group = matrix.group;
-    const char *tile = (const char *)matrix.tiles + (block / group * group * depth + block % group) * matrix.bytes;
-    for (int64_t k = 0; k < depth; k++) {
-        bf16 *part = to + k * DEPTH;
-        unpack_line(tile + k * group * matrix.bytes, matrix.bytes, output % TILE, part);
-        if (factor == 1) continue;
-        for (int i = 0; i < DEPTH; i += TILE)
-            store_bf16(part + i, _mm512_mul_ps(load_bf16(part + i), _mm512_set1_ps(factor)));
     }
 }
 
@@ -322,31 +310,6 @@ static int rewrite_tile(const char *blocks, int64_t stride, int64_t kind, char *
         _mm512_storeu_si512(numbers + 64 * vector, words);
     }
     return all_finite(scales) && all_finite(offsets);
-}
-
-typedef struct {
-    const char *const *block; /* [outputs / 16] where 16 outputs begin */
-    int64_t outputs, inputs, kind, bytes, group;
-    char *to;
-    atomic_int failed;
-} Packing;
-
-/* Groups of blocks are pieces of work. */
-static void pack_groups(int thread, int threads, void *argument) {
-    (void)thread, (void)threads;
-    Packing *p = argument;
-    int64_t depth = p->inputs / DEPTH, groups = p->outputs / TILE / p->group, one = bytes_of_block(p->kind);
-    for (int64_t next; (next = piece()) < groups;) {
-        char *to = p->to + next * p->group * depth * p->bytes;
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t block = next * p->group; block < (next + 1) * p->group; block++, to += p->bytes) {
-                const char *from = p->block[block] + k * one;
-                int done = p->kind == KIND_BF16 ? write_tile((const bf16 *)from, p->inputs, p->bytes, to)
-                                                : rewrite_tile(from, depth * one, p->kind, to);
-                if (!done) atomic_store_explicit(&p->failed, 1, memory_order_relaxed);
-            }
-        if (atomic_load_explicit(&p->failed, memory_order_relaxed)) return;
-    }
 }
 
 #endif

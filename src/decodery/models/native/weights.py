@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,29 +15,57 @@ from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.weight_source import Blocks, WeightSource
 
-FORMS = (288, 320, 576, 1024)
-"""Bytes that a tile of 16 outputs by 32 inputs may take, the shortest first; the last form can hold any weights."""
+
+Precision = Literal["native", "packed", "integer"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the weights of a matrix lie. number: 0, or what decoder.h calls its form: whole numbers, for rows rounded to eight bits.
+    bytes: of a tile of 16 outputs by 32 inputs."""
+
+    number: int
+    bytes: int
+
+
+ANY = Form(0, 1024)
+"""Holds any weights, as bfloat16."""
+EXACT = (Form(0, 288), Form(0, 320), Form(0, 576), ANY)
+"""Those for rows in bfloat16, the shortest first."""
+EXACT_OF = {2: EXACT[0], 3: EXACT[1], 8: EXACT[2]}
+"""Of GGUF's Q4_0, Q4_1 and Q8_0, by their numbers: the form that holds the very numbers of their blocks."""
+SEARCHED = (2, 3, 8)
+"""Kinds whose forms of whole numbers are tried where weights come as bfloat16, the shortest first."""
 LINES = 128
 """Tiles are read by whole pairs of cache lines."""
 NUMBERS = 30
 """GGUF's number for bfloat16, as which matrices of numbers are handed over."""
-FORM_OF = {2: FORMS[0], 3: FORMS[1], 8: FORMS[2]}
-"""Of GGUF's Q4_0, Q4_1 and Q8_0, by their numbers: the form that holds the very numbers of their blocks."""
+
+
+@cache
+def whole(kind: int) -> Form | None:
+    """The form of whole numbers that holds what GGUF calls kind `kind`; None: there is none."""
+    number = library().decodery_form(kind)
+    return Form(number, library().decodery_tile(number)) if number else None
 
 
 @dataclass(eq=False)
 class Weights:
     """Packed weights, and the structures that point at them.
 
-    forms: in which matrices may be kept, see FORMS. room: uint8, large enough for all matrices in the longest form; what is not
-    used of it takes no memory. threads: that pack. held: keeps the vectors alive. shortened: matrices kept in fewer bits.
+    precision: how matrices may be kept: "native", all in bfloat16; "packed", in four or eight bits where these hold their
+    weights without loss; "integer", as whole numbers, for rows rounded to eight bits, wherever a form holds them. room: uint8, large
+    enough for all matrices in bfloat16; what is not used of it takes no memory. threads: that pack. held: keeps the vectors
+    alive. shortened: matrices kept in fewer bits.
     """
 
-    forms: tuple[int, ...]
+    precision: Precision
     room: Tensor
     threads: int = 1
     held: list[Tensor] = field(default_factory=list)
     shortened: int = 0
+    whole: int = 0
+    """Matrices of whole numbers."""
     bytes: int = 0
     """What the packed matrices take; a pass of all layers reads as much."""
 
@@ -43,11 +73,12 @@ class Weights:
         self, source: WeightSource, *names: str, together: int = 4, in_turns: bool = False
     ) -> binding.MatrixStruct:
         """Matrices of a source, see `pack`. Quantised ones keep their numbers, where a form holds these."""
-        blocks = [source.blocks(name) for name in names] if len(self.forms) > 1 else []
+        blocks = [source.blocks(name) for name in names] if self.precision != "native" else []
         given = [part for part in blocks if part is not None]
         if given and len(given) == len(names) and len({part.kind for part in given}) == 1:
-            form = FORM_OF.get(given[0].kind)
-            packed = self._pack_as(given, form, together, in_turns) if form in self.forms else None
+            kind = given[0].kind
+            form = whole(kind) if self.precision == "integer" else EXACT_OF.get(kind)
+            packed = self._pack_as(given, form, together, in_turns) if form is not None else None
             if packed is not None:
                 for name in names:
                     source.release(name)
@@ -55,40 +86,51 @@ class Weights:
         del blocks, given
         return self.pack(*(source.tensor(name, torch.bfloat16) for name in names), together=together, in_turns=in_turns)
 
+    def _forms(self) -> tuple[Form, ...]:
+        """What is tried for weights in bfloat16, one after the other."""
+        if self.precision == "integer":
+            return (*(form for kind in SEARCHED if (form := whole(kind)) is not None), ANY)
+        return EXACT if self.precision == "packed" else (ANY,)
+
     def pack(self, *matrices: Tensor, together: int = 4, in_turns: bool = False) -> binding.MatrixStruct:
         """Matrices [outputs, inputs] bfloat16, one below the other, in the layout of the decoder: the shortest form that keeps
         every weight as it is. together: blocks of 16 outputs that a product takes at once. in_turns: 16 outputs of each matrix
         follow each other."""
         numbers = [Blocks(NUMBERS, matrix.contiguous(), matrix.shape[1]) for matrix in matrices]
-        for form in self.forms:
+        for form in self._forms():
             packed = self._pack_as(numbers, form, together, in_turns)
             if packed is not None:
                 return packed
         raise AssertionError("the last form holds any weights")
 
-    def _pack_as(self, parts: Listing[Blocks], form: int, together: int, in_turns: bool) -> binding.MatrixStruct | None:
-        """In tiles of `form` bytes; None where these would change a weight."""
+    def _pack_as(self, parts: Listing[Blocks], form: Form, together: int, in_turns: bool) -> binding.MatrixStruct | None:
+        """In tiles of a form; None where these would change a weight."""
         inputs = parts[0].inputs
         outputs = sum(len(part.rows) for part in parts)
         if any(len(part.rows) % 16 for part in parts) or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
-        group = next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
+        group = 1 if form.number else next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
         if self.bytes + 2 * outputs * inputs > len(self.room):
             raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
+        stride = parts[0].rows.nbytes // len(parts[0].rows)
         starts = [
-            range(part.rows.data_ptr(), part.rows.data_ptr() + part.rows.nbytes, 16 * part.rows.nbytes // len(part.rows))
-            for part in parts
+            range(part.rows.data_ptr(), part.rows.data_ptr() + part.rows.nbytes, 16 * stride) for part in parts
         ]  # fmt: skip
         order = (
             [one for turn in zip(*starts, strict=True) for one in turn] if in_turns else [i for s in starts for i in s]
         )
-        place = self.room.data_ptr() + self.bytes
+        matrix = binding.MatrixStruct(self.room.data_ptr() + self.bytes, form.bytes, group, form.number)
         addresses = (ctypes.c_void_p * len(order))(*order)
-        if not library().decodery_pack(addresses, outputs, inputs, parts[0].kind, form, group, place, self.threads):
+        if not library().decodery_pack(addresses, outputs, inputs, parts[0].kind, stride, matrix, self.threads):
             return None
-        self.bytes += -(outputs * inputs // 512 * form // -LINES) * LINES
-        self.shortened += form != FORMS[-1]
-        return binding.MatrixStruct(place, form, group)
+        self.bytes += -(outputs * inputs // 512 * form.bytes // -LINES) * LINES
+        self.shortened += form != ANY
+        self.whole += form.number > 0
+        return matrix
+
+    def precision_reached(self) -> Precision:
+        """How the matrices are kept in fact."""
+        return "integer" if self.whole else "packed" if self.shortened else "native"
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""

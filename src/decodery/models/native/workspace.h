@@ -4,9 +4,14 @@
 
 #include "arithmetic.h"
 #include "decoder.h"
+#include "products.h"
 #include "threads.h"
 
 enum { CHUNK = 2 * TILE, LANES = TILE };
+
+/* Of a long pass a stretch of rows after the other enters a product with many inputs: they stay in the nearer caches while all of the
+ * matrix passes by. */
+enum { STRETCH = 256 };
 
 /* A piece of attention: up to 16 pairs of (query head of a group, row) of one sequence and one key head. */
 typedef struct {
@@ -35,7 +40,7 @@ typedef struct {
 /* What a thread needs for itself, laid out in one block. */
 typedef struct {
     bf16 *normed;   /* [padded, hidden] */
-    bf16 *turned;   /* [widest input / 32, 2, 512] up to 32 rows in tiles of pairs */
+    Room room;      /* rows that enter a product */
     float *product; /* [padded, widest] */
     float *scores;  /* [columns, 16] */
     bf16 *packed;   /* [width, 16] queries of a piece */
@@ -45,6 +50,8 @@ typedef struct {
     float *best;    /* [wanted, ranked] the highest scores that the thread has met, falling */
     int64_t *ids;   /* [wanted, ranked] where */
 } Own;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t widest(const Model *m) { return m->width > 64 ? m->width : 64; }
 
@@ -56,7 +63,10 @@ static char *lay_out(const Work_space *w, char *at, Own *own) {
     own->normed = (bf16 *)at, at += aligned(w->padded * m->hidden * 2);
     int64_t input = m->feed_forward > m->hidden ? m->feed_forward : m->hidden;
     if (m->heads * m->width > input) input = m->heads * m->width;
-    own->turned = (bf16 *)at, at += aligned(input * 2 * TILE * 2);
+    int64_t stretch = least(w->padded, STRETCH), most = w->padded * m->hidden > stretch * input ? w->padded * m->hidden : stretch * input;
+    own->room.turned = (bf16 *)at, at += aligned(input * 2 * TILE * 2);
+    own->room.numbers = (int8_t *)at, at += aligned(most + 64 * w->padded);
+    own->room.block = (Block *)at, at += aligned((most / DEPTH + 4 * w->padded) * (int64_t)sizeof(Block));
     own->product = (float *)at, at += aligned(w->padded * widest(m) * 4);
     own->scores = (float *)at, at += aligned(w->columns * LANES * 4);
     own->packed = (bf16 *)at, at += aligned(m->width * LANES * 2);
@@ -67,7 +77,5 @@ static char *lay_out(const Work_space *w, char *at, Own *own) {
     own->ids = (int64_t *)at, at += aligned(w->pass->wanted * w->pass->ranked * 8);
     return at;
 }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #endif

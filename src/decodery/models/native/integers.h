@@ -1,0 +1,282 @@
+/* Products of whole numbers: rows rounded to eight bits, weights as their file has them.
+ *
+ * A row is cut into blocks of 32 inputs; each is a scale times numbers from -127 to 127, as in GGUF's Q8_0. Weights have blocks of 32
+ * inputs as well, of 16 in one form: a scale, perhaps an offset, and numbers of four or eight bits. The products of a block are
+ * summed in 32 bits, without rounding, and these sums, times both scales, in float32, block after block. So a row's result depends on
+ * nothing but the row, and is the same, bit for bit, on every set of instructions.
+ *
+ * Tiles have 16 outputs by 32 inputs. Numbers of eight bits lie in eight vectors of 64 bytes; vector v holds for each output the inputs
+ * 4 v to 4 v + 3. Those of four bits lie in four: vector v holds in its lower halves of bytes the inputs from 4 v, in its upper halves
+ * those from 16 + 4 v, which is how Q4_0 and Q4_1 order them, too. All numbers are kept as if they were not negative; `zero` is taken
+ * off the sums.
+ */
+#ifndef DECODERY_INTEGERS_H
+#define DECODERY_INTEGERS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "arithmetic.h"
+#include "weights.h"
+
+/* --- forms ---------------------------------------------------------------------------------------------------------------- */
+
+/* What a tile begins with: scales of the 16 outputs, twice where each has 16 inputs, and offsets; then the numbers. */
+typedef struct {
+    int bits;   /* of a number: 4 or 8 */
+    int wide;   /* scales and offsets are float32, not half precision */
+    int scales; /* 1, or 2: one for each 16 inputs */
+    int offset; /* 1: weight = scale * number + offset */
+    int zero;   /* the number that stands for zero, without an offset */
+} Form;
+
+static const Form integer_form[] = {
+    {4, 0, 1, 0, 8},   /* Q4_0 */
+    {4, 0, 1, 1, 0},   /* Q4_1 */
+    {4, 1, 1, 1, 0},   /* Q4_K */
+    {8, 0, 1, 0, 128}, /* Q8_0, Q5_0, IQ4_NL */
+    {8, 0, 1, 1, 0},   /* Q5_1 */
+    {8, 1, 1, 1, 0},   /* Q5_K */
+    {8, 1, 2, 0, 128}, /* Q6_K */
+};
+
+static inline __attribute__((always_inline)) int head_bytes(const Form f) {
+    return (f.scales + f.offset) * TILE * (f.wide ? 4 : 2);
+}
+
+static inline __attribute__((always_inline)) int tile_bytes(const Form f) { return head_bytes(f) + TILE_ELEMENTS * f.bits / 8; }
+
+/* Small tiles are read sooner than they have come, so as many are on their way as hide that. */
+enum { TILES_AHEAD = DECODERY_AMX ? 4 : 8 };
+
+/* Where the tiles of step k of some blocks lie, so many tiles further on: of their last steps, at the beginning of what is read after
+ * them. */
+static inline __attribute__((always_inline)) const char *soon(
+    const char *block, int64_t k, int64_t along, const int blocks, int64_t depth, const char *after
+) {
+    int64_t later = k + TILES_AHEAD / blocks;
+    return later < depth ? block + later * along : after + (later - depth) * along;
+}
+
+/* --- sets of instructions ------------------------------------------------------------------------------------------------- */
+
+/* A vector has the numbers of 16 outputs or of 8; VECTORS of them make 16. */
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+enum { VECTORS = 1 };
+typedef __m512i Whole;
+typedef __m512 Real;
+#define VECTOR(name) _mm512_##name
+static inline Whole load_whole(const void *from) { return _mm512_loadu_si512(from); }
+static inline Whole lower_half(Whole x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+static inline Whole zeros(void) { return _mm512_setzero_si512(); }
+static inline Real half_to_real(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+#else
+enum { VECTORS = 2 };
+typedef __m256i Whole;
+typedef __m256 Real;
+#define VECTOR(name) _mm256_##name
+static inline Whole load_whole(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+static inline Whole lower_half(Whole x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+static inline Whole zeros(void) { return _mm256_setzero_si256(); }
+static inline Real half_to_real(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
+#endif
+enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, MOST_ROWS = 8 / VECTORS, FETCHED = 4096 };
+
+static inline Whole upper_half(Whole x) { return lower_half(VECTOR(srli_epi16)(x, 4)); }
+
+static inline Whole four_inputs(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    return VECTOR(set1_epi32)(four);
+}
+
+/* The sums over 4 * count inputs of products of weights, which are not negative, with a row's numbers. small: weights are below 16. */
+static inline __attribute__((always_inline)) Whole dot(const Whole *weights, const int8_t *row, const int count, const int small) {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    (void)small;
+    Whole sum = zeros();
+    for (int v = 0; v < count; v++)
+#ifdef __AVX512VNNI__
+        sum = _mm512_dpbusd_epi32(sum, weights[v], four_inputs(row + 4 * v));
+#else
+        sum = _mm256_dpbusd_avx_epi32(sum, weights[v], four_inputs(row + 4 * v));
+#endif
+    return sum;
+#else
+    const Whole ones = _mm256_set1_epi16(1);
+    if (small) { /* all pairs of all vectors stay below 2^15: 8 * 2 * 15 * 127 */
+        Whole sum = _mm256_maddubs_epi16(weights[0], four_inputs(row));
+        for (int v = 1; v < count; v++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights[v], four_inputs(row + 4 * v)));
+        return _mm256_madd_epi16(sum, ones);
+    }
+    /* Pairs of numbers up to 255 do not fit; their lower seven bits and the highest one do. */
+    const Whole seven = _mm256_set1_epi8(127);
+    Whole low = zeros(), high = zeros();
+    for (int v = 0; v < count; v++) {
+        Whole inputs = four_inputs(row + 4 * v);
+        Whole top = _mm256_and_si256(_mm256_srli_epi16(weights[v], 7), _mm256_set1_epi8(1));
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(weights[v], seven), inputs), ones));
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(top, inputs)); /* at most 8 * 2 * 127 */
+    }
+    return _mm256_add_epi32(low, _mm256_slli_epi32(_mm256_madd_epi16(high, ones), 7));
+#endif
+}
+
+/* --- rows ----------------------------------------------------------------------------------------------------------------- */
+
+/* What a block of 32 inputs of a row is beside its numbers; sums are of these numbers. */
+typedef struct {
+    float scale, total; /* total: scale * sum */
+    float sum, upper;   /* of all, and of the upper 16 */
+} Block;
+
+/* Rows in whole numbers: so many numbers, and so many blocks, from one to the next. Neither is a power of two, or the rows would
+ * all want the same places of the nearest cache. */
+typedef struct {
+    const int8_t *numbers;
+    const Block *block;
+    int64_t stride, apart;
+} Numbers;
+
+/* One row of bfloat16 in whole numbers. What is no number, or infinite, makes the scale of its block so. */
+static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *block) {
+    enum { STEP = 16 / VECTORS, STEPS = DEPTH / STEP };
+    for (int64_t k = 0; k < inputs / DEPTH; k++, row += DEPTH, numbers += DEPTH, block++) {
+        Real x[STEPS];
+        Whole most = zeros();
+        for (int i = 0; i < STEPS; i++) {
+            Whole bits;
+#if defined(__AVX512VNNI__)
+            bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + STEP * i))), 16);
+            x[i] = _mm512_castsi512_ps(bits);
+            most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+#else
+            bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + STEP * i))), 16);
+            x[i] = _mm256_castsi256_ps(bits);
+            most = _mm256_max_epi32(most, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)));
+#endif
+        }
+        /* As whole numbers, so that one that is no number counts as the largest. */
+        int32_t lanes[OUTPUTS], largest = 0;
+        memcpy(lanes, &most, sizeof lanes);
+        for (int i = 0; i < OUTPUTS; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+        float amount;
+        memcpy(&amount, &largest, sizeof amount);
+        float inverse = amount > 0 ? 127.0f / amount : 0;
+        int32_t whole[DEPTH];
+        for (int i = 0; i < STEPS; i++) {
+            Whole rounded_to = VECTOR(cvtps_epi32)(VECTOR(mul_ps)(x[i], VECTOR(set1_ps)(inverse)));
+            memcpy(whole + STEP * i, &rounded_to, sizeof rounded_to);
+        }
+        int32_t lower = 0, upper = 0;
+        for (int i = 0; i < DEPTH / 2; i++) numbers[i] = (int8_t)whole[i], lower += numbers[i];
+        for (int i = DEPTH / 2; i < DEPTH; i++) numbers[i] = (int8_t)whole[i], upper += numbers[i];
+        float scale = amount / 127.0f;
+        *block = (Block){scale, scale * (float)(lower + upper), (float)(lower + upper), (float)upper};
+    }
+}
+
+/* --- products ------------------------------------------------------------------------------------------------------------- */
+
+static inline __attribute__((always_inline)) Real head_part(const char *head, const int wide, const int index, const int part) {
+    int at = index * TILE + part * OUTPUTS;
+    if (!wide) return half_to_real(head + 2 * at);
+    return VECTOR(loadu_ps)((const float *)head + at);
+}
+
+/* `count` rows by some blocks of a group, of which one tile lies `along` bytes after the other. */
+/* Sums have to be in registers: so loops over them are unrolled, whatever a compiler thinks of their length. */
+#define UNROLLED _Pragma("GCC unroll 16")
+
+/* Up to eight rows by a block. ahead: how many bytes before they are needed weights are fetched. */
+static inline __attribute__((always_inline)) void whole_rows(
+    const Numbers *rows, const int count, const char *tile, const Form form, int64_t depth, int64_t ahead, float *to, int64_t step
+) {
+    const int bytes = tile_bytes(form), steps = DEPTH / 4;
+    const Real zero = VECTOR(set1_ps)((float)form.zero);
+    Real sum[MOST_ROWS][VECTORS];
+    UNROLLED
+    for (int m = 0; m < count; m++)
+        UNROLLED
+        for (int part = 0; part < VECTORS; part++) sum[m][part] = VECTOR(setzero_ps)();
+    for (int64_t k = 0; k < depth; k++, tile += bytes) {
+        const int8_t *inputs = rows->numbers + k * DEPTH;
+        const Block *about = rows->block + k;
+        fetch(tile + ahead, bytes);
+        UNROLLED
+        for (int part = 0; part < VECTORS; part++) {
+            Whole weights[DEPTH / 4];
+            const char *from = tile + head_bytes(form) + part * VECTOR_BYTES;
+            if (form.bits == 4)
+                UNROLLED
+                for (int v = 0; v < steps / 2; v++) {
+                    Whole both = load_whole(from + 64 * v);
+                    weights[v] = lower_half(both), weights[v + steps / 2] = upper_half(both);
+                }
+            else
+                UNROLLED
+                for (int v = 0; v < steps; v++) weights[v] = load_whole(from + 64 * v);
+            Real scale = head_part(tile, form.wide, 0, part), second = scale, offset = scale;
+            if (form.scales == 2) second = head_part(tile, form.wide, 1, part);
+            if (form.offset) offset = head_part(tile, form.wide, form.scales, part);
+            UNROLLED
+            for (int m = 0; m < count; m++) {
+                const int8_t *row = inputs + m * rows->stride;
+                const Block *of_row = about + m * rows->apart;
+                Real factor = VECTOR(set1_ps)(of_row->scale), *result = &sum[m][part];
+                if (form.scales == 2) {
+                    Real lower = VECTOR(cvtepi32_ps)(dot(weights, row, steps / 2, form.bits == 4));
+                    Real upper = VECTOR(cvtepi32_ps)(dot(weights + steps / 2, row + DEPTH / 2, steps / 2, form.bits == 4));
+                    lower = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->sum - of_row->upper), lower);
+                    upper = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->upper), upper);
+                    *result = VECTOR(fmadd_ps)(lower, VECTOR(mul_ps)(scale, factor), *result);
+                    *result = VECTOR(fmadd_ps)(upper, VECTOR(mul_ps)(second, factor), *result);
+                    continue;
+                }
+                Real product = VECTOR(cvtepi32_ps)(dot(weights, row, steps, form.bits == 4));
+                if (form.zero) product = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->sum), product);
+                *result = VECTOR(fmadd_ps)(product, VECTOR(mul_ps)(scale, factor), *result);
+                if (form.offset) *result = VECTOR(fmadd_ps)(offset, VECTOR(set1_ps)(of_row->total), *result);
+            }
+        }
+    }
+    UNROLLED
+    for (int m = 0; m < count; m++)
+        UNROLLED
+        for (int part = 0; part < VECTORS; part++) VECTOR(storeu_ps)(to + m * step + part * OUTPUTS, sum[m][part]);
+}
+
+/* All rows by blocks, one after the other, as they lie in memory: the first rows read a block from there, the others find it in the
+ * nearest cache. */
+static inline __attribute__((always_inline)) void multiply_whole(
+    const Numbers *rows, int64_t count, const char *block, const Form form, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+    for (int64_t i = 0; i < blocks; i++, block += depth * tile_bytes(form), to += TILE) {
+        int64_t ahead = FETCHED;
+        for (int64_t m = 0, taken; m < count; m += taken, ahead = 0) {
+            Numbers some = {rows->numbers + m * rows->stride, rows->block + m * rows->apart, rows->stride, rows->apart};
+            float *place = to + m * step;
+            int64_t rest = count - m;
+            taken = rest >= MOST_ROWS ? MOST_ROWS : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+            switch (taken) {
+            case 8: whole_rows(&some, 8, block, form, depth, ahead, place, step); break;
+            case 4: whole_rows(&some, 4, block, form, depth, ahead, place, step); break;
+            case 2: whole_rows(&some, 2, block, form, depth, ahead, place, step); break;
+            default: whole_rows(&some, 1, block, form, depth, ahead, place, step);
+            }
+        }
+    }
+}
+
+/* to [count, 16 * blocks] = rows @ matrix.T. */
+static void multiply_numbers(
+    const Numbers *rows, int64_t count, Matrix matrix, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+#define CASE(number) \
+    case number: multiply_whole(rows, count, matrix.tiles, integer_form[number - 1], depth, blocks, to, step); break;
+    switch (matrix.form) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
+#undef CASE
+}
+
+#endif
