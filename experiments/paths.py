@@ -86,7 +86,7 @@ def times(settings: Settings) -> Study:
 
 
 def profile(settings: Settings) -> Study:
-    library = binding.load(build.compiled(("-DDECODERY_PROFILE",)))
+    library = binding.load(build.compiled(build.usable()[0], "-DDECODERY_PROFILE"))
     library.decodery_ready()
 
     def arm(path: str, context: int, rows: int) -> Arm:

@@ -291,7 +291,7 @@ def test_the_decoder_that_counts_its_time_gives_the_same() -> None:
     network = native("llama")
     ids = random_ids(40, 9, 200)
     expected = scores(network, Forward(network.new_sequence(), ids))[0]
-    counting = binding.load(build.compiled(("-DDECODERY_PROFILE",)))
+    counting = binding.load(build.compiled(build.usable()[0], "-DDECODERY_PROFILE"))
     assert counting.decodery_ready()
     made = NativeNetwork.of(make("llama"), "counting")
     made.library = counting

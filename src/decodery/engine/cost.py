@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decodery._version import __version__
+from decodery.models.processors import CPUINFO, processors
 
 if TYPE_CHECKING:
     from decodery.models.scorer import Scorer
@@ -34,8 +35,6 @@ MOST_SECONDS = 4.0
 """A network that is slow is measured less often: no further round begins after so many seconds of one context."""
 CONTEXT_STEP = 64
 """Curves between the measured contexts are made for multiples of so many tokens."""
-CPUINFO = Path("/proc/cpuinfo")
-"""Where Linux tells what its processors are."""
 PROCESSOR = ("vendor_id", "model name", "cpu family", "model", "stepping")
 ARM_PROCESSOR = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
 FEATURES = ("flags", "Features")
@@ -169,16 +168,6 @@ def _measure(network: Scorer, context: int, sizes: tuple[int, ...]) -> CostCurve
     # More rows never cost less, and noise only adds: so many rows cost no more than was measured of any larger number.
     seconds = tuple(accumulate((best[rows] for rows in reversed(sizes)), min))
     return CostCurve(sizes, seconds[::-1])
-
-
-def processors(cpuinfo: Path = CPUINFO) -> dict[str, set[str]]:
-    """What Linux says of the processors: field -> its values. Empty elsewhere."""
-    told: dict[str, set[str]] = {}
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
-            name, _, value = line.partition(":")
-            told.setdefault(name.strip(), set()).add(" ".join(value.split()))
-    return told
 
 
 def machine(cpuinfo: Path = CPUINFO) -> dict[str, str]:

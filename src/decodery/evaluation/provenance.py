@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from decodery._version import __version__
-from decodery.engine.cost import processors
 from decodery.language_model import LanguageModel
+from decodery.models.processors import processors
 
 
 def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:

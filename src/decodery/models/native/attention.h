@@ -29,34 +29,34 @@ static int64_t look(
         if (prefix <= limit[0]) prefix = limit[0] + 1;
         last = prefix > limit[LANES - 1] ? prefix : limit[LANES - 1] + 1;
     }
-    __m512i counts = _mm512_set1_epi32((int)prefix), one = _mm512_set1_epi32(1);
+    Integers counts = every_integer((int)prefix);
     for (int64_t column = prefix; column < last; column++) {
         uint16_t lanes = 0;
         if (mask)
             for (int64_t lane = 0; lane < piece->count; lane++) lanes |= (uint16_t)(line[lane][column] << lane);
         else
-            lanes = all & _mm512_cmpge_epi32_mask(_mm512_loadu_si512(limit), _mm512_set1_epi32((int)column));
+            lanes = all & at_least(load_integers(limit), every_integer((int)column));
         seen[column] = lanes;
-        counts = _mm512_mask_add_epi32(counts, lanes, counts, one);
+        counts = count_in(counts, lanes);
     }
-    _mm512_storeu_si512(visible, counts);
+    store_integers(visible, counts);
     while (last > prefix && !seen[last - 1]) last--;
     *common = prefix;
     return last;
 }
 
 /* The largest score of each lane among what it sees. Four at a time, so that no comparison waits for the one before. */
-static __m512 largest(const float *scores, int64_t columns, int64_t common, const uint16_t *seen) {
-    __m512 top[4];
-    for (int i = 0; i < 4; i++) top[i] = _mm512_set1_ps(-INFINITY);
+static Floats largest(const float *scores, int64_t columns, int64_t common, const uint16_t *seen) {
+    Floats top[4];
+    for (int i = 0; i < 4; i++) top[i] = every(-INFINITY);
     int64_t column = 0;
     for (; column + 4 <= common; column += 4)
-        for (int i = 0; i < 4; i++) top[i] = _mm512_max_ps(top[i], _mm512_loadu_ps(scores + (column + i) * LANES));
+        for (int i = 0; i < 4; i++) top[i] = larger(top[i], load(scores + (column + i) * LANES));
     for (; column < columns; column++) {
         uint16_t lanes = column < common ? 0xffff : seen[column];
-        top[0] = _mm512_mask_max_ps(top[0], lanes, top[0], _mm512_loadu_ps(scores + column * LANES));
+        top[0] = choose(lanes, larger(top[0], load(scores + column * LANES)), top[0]);
     }
-    return _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
+    return larger(larger(top[0], top[1]), larger(top[2], top[3]));
 }
 
 /* The mean of values is summed in two parts. A row that sees m columns takes the first SETTLED(m) of them, a multiple of 32, on
@@ -71,40 +71,40 @@ static inline int64_t settled(int64_t visible) { return visible <= MARGIN ? 0 : 
 static inline __attribute__((always_inline)) void one_by_one(
     const float *scores, const bf16 *values, int64_t width, int64_t columns, const int count, float *sums
 ) {
-    __m512 sum[TOGETHER][4];
+    Floats sum[TOGETHER][4];
     for (int lane = 0; lane < count; lane++)
-        for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_loadu_ps(sums + lane * 64 + part * TILE);
+        for (int part = 0; part < 4; part++) sum[lane][part] = load(sums + lane * 64 + part * TILE);
     for (int64_t column = 0; column < columns; column += 2) {
         const bf16 *pairs = values + column * width;
         const float *score = scores + column * LANES;
-        __m512i two[4];
-        for (int part = 0; part < 4; part++) two[part] = _mm512_loadu_si512(pairs + part * DEPTH);
+        Integers two[4];
+        for (int part = 0; part < 4; part++) two[part] = load_integers(pairs + part * DEPTH);
         for (int lane = 0; lane < count; lane++) {
-            __m512 s = _mm512_set1_ps(score[lane]);
-            for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_fmadd_ps(s, first_of_pairs(two[part]), sum[lane][part]);
+            Floats s = every(score[lane]);
+            for (int part = 0; part < 4; part++) sum[lane][part] = times_plus(s, first_of_pairs(two[part]), sum[lane][part]);
         }
         if (column + 1 == columns) break;
         for (int lane = 0; lane < count; lane++) {
-            __m512 s = _mm512_set1_ps(score[LANES + lane]);
-            for (int part = 0; part < 4; part++) sum[lane][part] = _mm512_fmadd_ps(s, second_of_pairs(two[part]), sum[lane][part]);
+            Floats s = every(score[LANES + lane]);
+            for (int part = 0; part < 4; part++) sum[lane][part] = times_plus(s, second_of_pairs(two[part]), sum[lane][part]);
         }
     }
     for (int lane = 0; lane < count; lane++)
-        for (int part = 0; part < 4; part++) _mm512_storeu_ps(sums + lane * 64 + part * TILE, sum[lane][part]);
+        for (int part = 0; part < 4; part++) store(sums + lane * 64 + part * TILE, sum[lane][part]);
 }
 
 /* Queries of a piece as one packed block: for each pair of widths, the pair of each lane. */
 static void pack_queries(const Work_space *w, const Piece *piece, const Segment *segment, int64_t group, int32_t *packed) {
     const Model *m = w->model;
     for (int64_t from = 0; from < m->width / 2; from += TILE) {
-        __m512i lanes[LANES];
+        Integers lanes[LANES];
         for (int64_t lane = 0; lane < LANES; lane++) {
             int64_t pair = piece->first + lane, row = segment->start + pair / group;
             const bf16 *query = w->queries + (row * m->heads + piece->key_head * group + pair % group) * m->width;
-            lanes[lane] = lane < piece->count ? _mm512_loadu_si512(query + 2 * from) : _mm512_setzero_si512();
+            lanes[lane] = lane < piece->count ? load_integers(query + 2 * from) : every_integer(0);
         }
         transpose(lanes);
-        for (int64_t i = 0; i < TILE; i++) _mm512_storeu_si512(packed + (from + i) * LANES, lanes[i]);
+        for (int64_t i = 0; i < TILE; i++) store_integers(packed + (from + i) * LANES, lanes[i]);
     }
 }
 
@@ -129,19 +129,19 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
     for (int64_t column = 0; column < columns; column += SPAN) {
         /* What fetches lines ahead does not know where the next span lies. */
         if (column + SPAN < columns) fetch_rows(span[column / SPAN + 1] + keys, 4 * DEPTH, SPAN * width / (4 * DEPTH));
-        key_products(span[column / SPAN] + keys, width, least(SPAN, columns - column), own->packed, scores + column * LANES);
+        key_products(span[column / SPAN] + keys, width, least(SPAN, columns - column), own->packed, piece->count, scores + column * LANES);
     }
-    __m512 top = largest(scores, columns, common, own->seen);
+    Floats top = largest(scores, columns, common, own->seen);
     /* 3. Their exponentials and the sum of these, column after column. */
-    __m512 scale = _mm512_set1_ps(m->scale * LOG2_E), shift = _mm512_mul_ps(top, scale), total = _mm512_setzero_ps();
+    Floats scale = every(m->scale * LOG2_E), shift = times(top, scale), total = zeros();
     for (int64_t column = 0; column < columns; column++) {
-        __m512 score = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + column * LANES), scale, shift));
-        if (column >= common) score = _mm512_maskz_mov_ps(own->seen[column], score);
-        _mm512_storeu_ps(scores + column * LANES, score);
-        total = _mm512_add_ps(total, score);
+        Floats score = power_of_two(times_minus(load(scores + column * LANES), scale, shift));
+        if (column >= common) score = keep(own->seen[column], score);
+        store(scores + column * LANES, score);
+        total = plus(total, score);
     }
     float totals[LANES];
-    _mm512_storeu_ps(totals, total);
+    store(totals, total);
     /* 4. The settled columns in bfloat16; a lane whose part is over gets zeros. */
     for (int64_t step = 0; step * DEPTH < last; step++) {
         const float *from = scores + step * DEPTH * LANES;
@@ -150,10 +150,10 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
             uint16_t open = 0;
             for (int64_t lane = 0; lane < piece->count; lane++) open |= (uint16_t)((step * DEPTH < part_end[lane]) << lane);
             for (int i = 0; i < DEPTH; i++)
-                _mm512_storeu_ps(some + i * LANES, _mm512_maskz_loadu_ps(open, from + i * LANES));
+                store(some + i * LANES, load_some(open, from + i * LANES));
             pack_weights(some, own->weights + step * TILE_ELEMENTS);
             for (int i = 0; i < DEPTH; i++) /* what is summed there is not summed again */
-                _mm512_mask_storeu_ps(scores + (step * DEPTH + i) * LANES, open, _mm512_setzero_ps());
+                store_some(scores + (step * DEPTH + i) * LANES, open, zeros());
         } else
             pack_weights(from, own->weights + step * TILE_ELEMENTS);
     }
@@ -179,9 +179,9 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
         for (int64_t lane = 0; lane < piece->count; lane++) {
             int64_t pair = piece->first + lane, row = segment->start + pair / group;
             bf16 *to = w->attended + (row * m->heads + piece->key_head * group + pair % group) * width + part;
-            __m512 one_over = _mm512_set1_ps(1.0f / totals[lane]);
+            Floats one_over = every(1.0f / totals[lane]);
             for (int j = 0; j < 64; j += TILE)
-                store_bf16(to + j, _mm512_mul_ps(_mm512_loadu_ps(sums + lane * 64 + j), one_over));
+                store_bf16(to + j, times(load(sums + lane * 64 + j), one_over));
         }
     }
 }

@@ -13,12 +13,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from ctypes import CDLL
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from decodery.errors import BadSetting
 from decodery.models.cache import home
 from decodery.models.native import binding
+from decodery.models.processors import CPUINFO, processors
 
 log = logging.getLogger("decodery")
 
@@ -27,17 +31,59 @@ SOURCES = (
     "decoder.h",
     "attention.h",
     "arithmetic.h",
+    "lanes.h",
+    "lanes_avx512.h",
+    "lanes_avx2.h",
     "weights.h",
     "integers.h",
     "packing.h",
     "products.h",
     "matrix_unit.h",
     "vectors.h",
+    "multiply_adds.h",
     "ranking.h",
     "threads.h",
     "workspace.h",
 )
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread")
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A set of instructions that the decoder is compiled for.
+
+    name: as DECODERY_PROCESSOR has it. features: what Linux calls them, of a processor that has them. flags: what compilers
+    call them.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def and_also(self, name: str, **more: str) -> Instructions:
+        """These and others: feature -> what compilers call it, without the -m."""
+        return Instructions(
+            name, self.features + tuple(more), self.flags + tuple(f"-m{flag}" for flag in more.values())
+        )
+
+
+_NOTHING = Instructions("", (), ())
+AVX2 = _NOTHING.and_also("avx2", avx2="avx2", fma="fma", f16c="f16c", bmi2="bmi2")
+AVX_VNNI = AVX2.and_also("avxvnni", avx_vnni="avxvnni")
+AVX512 = AVX2.and_also(
+    "avx512",
+    avx512f="avx512f",
+    avx512bw="avx512bw",
+    avx512dq="avx512dq",
+    avx512vl="avx512vl",
+    avx512_bf16="avx512bf16",
+    avx512_vnni="avx512vnni",
+)
+AMX = AVX512.and_also("amx", amx_tile="amx-tile", amx_bf16="amx-bf16", amx_int8="amx-int8")
+SETS = (AMX, AVX512, AVX_VNNI, AVX2)
+"""The best first. A processor with AVX-512 but without its bfloat16 instructions is taken for one with AVX2."""
+CHOICE = "DECODERY_PROCESSOR"
+"""The environment variable that takes one of SETS in place of the best that the processor has."""
 SECONDS = 120
 _compiling = threading.Lock()
 """One compiler at a time: who comes second finds what the first has made."""
@@ -62,29 +108,59 @@ def compilers() -> list[list[str]]:
     return found
 
 
-def _processor() -> str:
-    """What tells processors with other instructions apart."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), "")
+def usable(cpuinfo: Path = CPUINFO) -> tuple[Instructions, ...]:
+    """Which of SETS this machine has, the best first; or the one that the environment chooses. Empty where it has none.
+
+    Raises BadSetting where the environment names one that is unknown, or that is not there.
+    """
+    told = processors(cpuinfo).get("flags", set())
+    common = set.intersection(*(set(flags.split()) for flags in told)) if told else set()
+    there = tuple(one for one in SETS if common.issuperset(one.features)) if _written_for() else ()
+    chosen = os.environ.get(CHOICE)
+    if not chosen:
+        return there
+    if chosen not in (one.name for one in SETS):
+        raise BadSetting(f"{CHOICE} is {chosen!r}, but must be {_listed(one.name for one in SETS)}.")
+    taken = tuple(one for one in there if one.name == chosen)
+    if not taken:
+        has = f"has {_listed((one.name for one in there), 'and')} only" if there else "has none of these"
+        raise BadSetting(f"{CHOICE} is {chosen}, but this machine {has}.")
+    return taken
+
+
+def _written_for() -> bool:
+    return platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+def _listed(names: Iterable[str], last: str = "or") -> str:
+    *first, end = names
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 @cache
 def library() -> CDLL:
-    """The compiled decoder, ready to be called. Raises NotBuilt where this machine cannot have it."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
+    """The compiled decoder, ready to be called. Raises NotBuilt where this machine cannot have it, BadSetting where the
+    environment chooses what is not there."""
+    if not _written_for():
         raise NotBuilt("it is written for Linux on x86-64")
-    for extra in ((), ("-DDECODERY_NO_AMX",)):
-        built = binding.load(compiled(extra))
-        if built.decodery_ready():
+    sets = usable()
+    if not sets:
+        raise NotBuilt("the processor has not all of the instructions AVX2, FMA, F16C and BMI2")
+    for one in sets:
+        if (built := ready(one)) is not None:
             return built
     raise NotBuilt("the system does not let it use the matrix unit")
 
 
+def ready(instructions: Instructions) -> CDLL | None:
+    """The decoder compiled for some instructions; None where the system does not let this process use them. Raises NotBuilt."""
+    built = binding.load(compiled(instructions))
+    return built if built.decodery_ready() else None
+
+
 def prepare() -> None:
-    """Begin to compile what `library` will want, beside whatever the caller does meanwhile."""
+    """Begin to compile what `library` will want, beside whatever the caller does meanwhile. Raises BadSetting, see `usable`."""
+    usable()
 
     def build() -> None:
         with contextlib.suppress(NotBuilt):  # who asks for the library is told
@@ -93,16 +169,20 @@ def prepare() -> None:
     threading.Thread(target=build, name="decodery compiles", daemon=True).start()
 
 
-def compiled(extra: tuple[str, ...]) -> Path:
-    """The decoder compiled with some flags more than FLAGS, kept from one process to the next. Raises NotBuilt."""
+def compiled(instructions: Instructions, *extra: str) -> Path:
+    """The decoder compiled for some instructions, with some flags more; kept from one process to the next. Raises NotBuilt."""
     with _compiling:
-        return _compiled(extra)
+        return _compiled(instructions, extra)
 
 
-def _compiled(extra: tuple[str, ...]) -> Path:
+def _compiled(instructions: Instructions, extra: tuple[str, ...]) -> Path:
     sources = Path(__file__).parent
-    text = "\0".join([*FLAGS, *extra, _processor(), *((sources / name).read_text() for name in SOURCES)])
-    place = home() / "native" / f"decoder-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    flags = [*FLAGS, *instructions.flags, *extra]
+    told = processors()
+    names = [*sorted(told.get("model name", ())), *sorted(told.get("flags", ()))]
+    text = "\0".join([*flags, *names, *((sources / name).read_text() for name in SOURCES)])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    place = home() / "native" / f"decoder-{instructions.name}-{digest}.so"
     if place.exists():
         return place
     commands = compilers()
@@ -116,7 +196,7 @@ def _compiled(extra: tuple[str, ...]) -> Path:
     for command in commands:
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             made = Path(scratch) / place.name
-            line = [*command, *FLAGS, *extra, str(sources / "decoder.c"), "-o", str(made), "-lm"]
+            line = [*command, *flags, str(sources / "decoder.c"), "-o", str(made), "-lm"]
             try:
                 done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
@@ -124,7 +204,7 @@ def _compiled(extra: tuple[str, ...]) -> Path:
                 continue
             if done.returncode == 0:
                 os.replace(made, place)
-                log.info("compiled the native decoder with %s", " ".join(command))
+                log.info("compiled the native decoder for %s with %s", instructions.name, " ".join(command))
                 return place
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
             failures.append(f"{' '.join(command)}: {first}")

@@ -57,24 +57,24 @@ static void place_head(
         int64_t turn = w->pass->position[row] * width;
         const float *cosine = w->pass->cosine[layer->rotation] + turn, *sine = w->pass->sine[layer->rotation] + turn;
         for (int64_t i = 0; i < half; i += TILE) {
-            __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + half + i);
-            __m512 first = _mm512_fnmadd_ps(high, _mm512_loadu_ps(sine + i), _mm512_mul_ps(low, _mm512_loadu_ps(cosine + i)));
-            __m512 second = _mm512_fmadd_ps(
-                low, _mm512_loadu_ps(sine + half + i), _mm512_mul_ps(high, _mm512_loadu_ps(cosine + half + i))
+            Floats low = load(x + i), high = load(x + half + i);
+            Floats first = minus_times(times(low, load(cosine + i)), high, load(sine + i));
+            Floats second = times_plus(
+                low, load(sine + half + i), times(high, load(cosine + half + i))
             );
-            _mm512_storeu_ps(x + i, first), _mm512_storeu_ps(x + half + i, second);
+            store(x + i, first), store(x + half + i, second);
         }
     }
     int64_t plane = m->key_heads * SPAN * width, slot = w->pass->slot[row];
     bf16 *keys = segment->span[slot / SPAN] + 2 * index * plane;
     if (is_value) {
         bf16 *values = keys + plane + (head - m->heads - m->key_heads) * SPAN * width;
-        for (int64_t i = 0; i < width; i += TILE) store_in_pairs(values, width, slot % SPAN, i, _mm512_loadu_ps(x + i));
+        for (int64_t i = 0; i < width; i += TILE) store_in_pairs(values, width, slot % SPAN, i, load(x + i));
         return;
     }
     bf16 *to = w->queries + (row * m->heads + head) * width;
     if (is_key) to = keys + ((head - m->heads) * SPAN + slot % SPAN) * width;
-    for (int64_t i = 0; i < width; i += TILE) store_bf16(to + i, _mm512_loadu_ps(x + i));
+    for (int64_t i = 0; i < width; i += TILE) store_bf16(to + i, load(x + i));
 }
 
 static void queries_keys_values(const Work_space *w, const Layer *layer, int64_t index, const Own *own) {
@@ -119,11 +119,11 @@ static void project(
         for (int64_t i = 0; i < rows.count; i++) {
             int64_t place = (first + i) * hidden + column;
             for (int64_t j = 0; j < count; j += TILE) {
-                __m512 x = _mm512_loadu_ps(own->product + i * count + j);
+                Floats x = load(own->product + i * count + j);
                 if (apart)
-                    _mm512_storeu_ps(w->added + place + j, x);
+                    store(w->added + place + j, x);
                 else
-                    store_bf16(w->rows + place + j, _mm512_add_ps(load_bf16(w->rows + place + j), x));
+                    store_bf16(w->rows + place + j, plus(load_bf16(w->rows + place + j), x));
             }
         }
     }
@@ -135,10 +135,10 @@ static void add_normed(const Work_space *w, const float *weight) {
     for (int64_t row; (row = piece()) < w->pass->rows;) {
         const float *from = w->added + row * hidden;
         bf16 *to = w->rows + row * hidden;
-        __m512 scale = _mm512_set1_ps(inverse_scale(from, hidden, w->model->epsilon));
+        Floats scale = every(inverse_scale(from, hidden, w->model->epsilon));
         for (int64_t i = 0; i < hidden; i += TILE) {
-            __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(from + i), scale), _mm512_loadu_ps(weight + i));
-            store_bf16(to + i, _mm512_add_ps(load_bf16(to + i), x));
+            Floats x = times(times(load(from + i), scale), load(weight + i));
+            store_bf16(to + i, plus(load_bf16(to + i), x));
         }
     }
 }
@@ -150,8 +150,8 @@ static inline __attribute__((always_inline)) void gated(
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; 2 * j < count; j += TILE) {
             const float *gate = product + i * count + 2 * j;
-            __m512 x = _mm512_loadu_ps(gate);
-            x = _mm512_mul_ps(activation ? gelu(x) : silu(x), _mm512_loadu_ps(gate + TILE));
+            Floats x = load(gate);
+            x = times(activation ? gelu(x) : silu(x), load(gate + TILE));
             store_bf16(inner + i * step + j, x);
         }
 }

@@ -62,14 +62,14 @@ static inline __attribute__((always_inline)) const char *soon(
 /* --- sets of instructions ------------------------------------------------------------------------------------------------- */
 
 /* A vector has the numbers of 16 outputs or of 8; VECTORS of them make 16. */
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#if DECODERY_AVX512 && defined(__AVX512VNNI__)
 enum { VECTORS = 1 };
 typedef __m512i Whole;
 typedef __m512 Real;
 #define VECTOR(name) _mm512_##name
 static inline Whole load_whole(const void *from) { return _mm512_loadu_si512(from); }
-static inline Whole lower_half(Whole x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-static inline Whole zeros(void) { return _mm512_setzero_si512(); }
+static inline Whole lower_digits(Whole x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+static inline Whole no_sum(void) { return _mm512_setzero_si512(); }
 static inline Real half_to_real(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 #else
 enum { VECTORS = 2 };
@@ -77,13 +77,13 @@ typedef __m256i Whole;
 typedef __m256 Real;
 #define VECTOR(name) _mm256_##name
 static inline Whole load_whole(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
-static inline Whole lower_half(Whole x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-static inline Whole zeros(void) { return _mm256_setzero_si256(); }
+static inline Whole lower_digits(Whole x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+static inline Whole no_sum(void) { return _mm256_setzero_si256(); }
 static inline Real half_to_real(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 #endif
 enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, MOST_ROWS = 8 / VECTORS, FETCHED = 4096 };
 
-static inline Whole upper_half(Whole x) { return lower_half(VECTOR(srli_epi16)(x, 4)); }
+static inline Whole upper_digits(Whole x) { return lower_digits(VECTOR(srli_epi16)(x, 4)); }
 
 static inline Whole four_inputs(const int8_t *from) {
     int32_t four;
@@ -95,7 +95,7 @@ static inline Whole four_inputs(const int8_t *from) {
 static inline __attribute__((always_inline)) Whole dot(const Whole *weights, const int8_t *row, const int count, const int small) {
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
     (void)small;
-    Whole sum = zeros();
+    Whole sum = no_sum();
     for (int v = 0; v < count; v++)
 #ifdef __AVX512VNNI__
         sum = _mm512_dpbusd_epi32(sum, weights[v], four_inputs(row + 4 * v));
@@ -112,7 +112,7 @@ static inline __attribute__((always_inline)) Whole dot(const Whole *weights, con
     }
     /* Pairs of numbers up to 255 do not fit; their lower seven bits and the highest one do. */
     const Whole seven = _mm256_set1_epi8(127);
-    Whole low = zeros(), high = zeros();
+    Whole low = no_sum(), high = no_sum();
     for (int v = 0; v < count; v++) {
         Whole inputs = four_inputs(row + 4 * v);
         Whole top = _mm256_and_si256(_mm256_srli_epi16(weights[v], 7), _mm256_set1_epi8(1));
@@ -144,7 +144,7 @@ static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *
     enum { STEP = 16 / VECTORS, STEPS = DEPTH / STEP };
     for (int64_t k = 0; k < inputs / DEPTH; k++, row += DEPTH, numbers += DEPTH, block++) {
         Real x[STEPS];
-        Whole most = zeros();
+        Whole most = no_sum();
         for (int i = 0; i < STEPS; i++) {
             Whole bits;
 #if defined(__AVX512VNNI__)
@@ -212,7 +212,7 @@ static inline __attribute__((always_inline)) void whole_rows(
                 UNROLLED
                 for (int v = 0; v < steps / 2; v++) {
                     Whole both = load_whole(from + 64 * v);
-                    weights[v] = lower_half(both), weights[v + steps / 2] = upper_half(both);
+                    weights[v] = lower_digits(both), weights[v + steps / 2] = upper_digits(both);
                 }
             else
                 UNROLLED

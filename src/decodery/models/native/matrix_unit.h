@@ -191,7 +191,8 @@ static inline __attribute__((always_inline)) void multiply_packed(
 
 /* to [columns, 16]: row j, column i = keys[j] . queries[i]; width: a multiple of 32; queries packed as one block. Reads and
  * writes whole groups of 16 columns. Four groups together share the loads of the queries and do not wait for each other. */
-static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, int64_t lanes, float *to) {
+    (void)lanes;
     const int64_t four = 4 * TILE, block = TILE * width;
     written();
     int64_t column = 0;

@@ -219,13 +219,13 @@ static void unpack_row(Matrix matrix, int64_t inputs, int64_t output, float fact
             get_output(form, (int)(output % TILE), tile, &block);
             for (int i = 0; i < DEPTH; i++)
                 numbers[i] = fmaf(block.scale[i / TILE], (float)(block.numbers[i] - form.zero), block.offset);
-            for (int i = 0; i < DEPTH; i += TILE) store_bf16(part + i, _mm512_loadu_ps(numbers + i));
+            for (int i = 0; i < DEPTH; i += TILE) store_bf16(part + i, load(numbers + i));
         } else {
             unpack_line(tile, matrix.bytes, output % TILE, part);
         }
         if (factor == 1) continue;
         for (int i = 0; i < DEPTH; i += TILE)
-            store_bf16(part + i, _mm512_mul_ps(load_bf16(part + i), _mm512_set1_ps(factor)));
+            store_bf16(part + i, times(load_bf16(part + i), every(factor)));
     }
 }
 

@@ -47,10 +47,10 @@ static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix
                 for (int64_t pair = 0; pair < TILE; pair++) memcpy(to + pair * DEPTH, from + 2 * pair, 4);
                 continue;
             }
-            __m512i pairs[TILE];
-            for (int64_t i = 0; i < TILE; i++) pairs[i] = _mm512_loadu_si512(from + i * stride);
+            Integers pairs[TILE];
+            for (int64_t i = 0; i < TILE; i++) pairs[i] = load_integers(from + i * stride);
             transpose(pairs);
-            for (int64_t i = 0; i < TILE; i++) _mm512_store_si512(to + i * DEPTH, pairs[i]);
+            for (int64_t i = 0; i < TILE; i++) store_integers(to + i * DEPTH, pairs[i]);
         }
     written();
     entering.turned = room.turned;
@@ -76,8 +76,10 @@ static inline void fetch_rows(const bf16 *rows, int64_t apart, int64_t count) {
 
 #if DECODERY_AMX
 #include "matrix_unit.h"
-#else
+#elif DECODERY_AVX512
 #include "vectors.h"
+#else
+#include "multiply_adds.h"
 #endif
 
 /* to [count, 16 * blocks] = rows @ matrix.T, in float32; blocks: whole groups. Whole groups of 16 rows are read, and

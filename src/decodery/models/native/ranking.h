@@ -40,18 +40,18 @@ static void rank_row(const Ranking *r, int64_t row) {
     float *best = r->shares + row * r->count;
     for (int64_t i = 0; i < r->vocabulary; i += TILE) {
         uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
-        __m512 some = _mm512_maskz_loadu_ps(left, x + i), lowest = _mm512_set1_ps(best[r->count - 1]);
-        take(x + i, _mm512_mask_cmp_ps_mask(left, some, lowest, _CMP_GT_OQ), i, best, ids, r->count);
+        Floats some = load_some(left, x + i), lowest = every(best[r->count - 1]);
+        take(x + i, left & above(some, lowest), i, best, ids, r->count);
     }
     /* What lies 30 below the top changes no probability, however many there are. */
-    __m512 top = _mm512_set1_ps(best[0]), floor = _mm512_set1_ps(best[0] - 30.0f), sum = _mm512_setzero_ps();
+    Floats top = every(best[0]), floor = every(best[0] - 30.0f), sum = zeros();
     for (int64_t i = 0; i < r->vocabulary; i += TILE) {
         uint16_t left = r->vocabulary - i < TILE ? (uint16_t)((1u << (r->vocabulary - i)) - 1) : 0xffff;
-        __m512 some = _mm512_maskz_loadu_ps(left, x + i);
-        uint16_t high = _mm512_mask_cmp_ps_mask(left, some, floor, _CMP_GT_OQ);
-        if (high) sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(high, exponential(_mm512_sub_ps(some, top))));
+        Floats some = load_some(left, x + i);
+        uint16_t high = left & above(some, floor);
+        if (high) sum = plus(sum, keep(high, exponential(minus(some, top))));
     }
-    to_shares(best, r->count, _mm512_reduce_add_ps(sum));
+    to_shares(best, r->count, sum_of(sum));
 }
 
 static void rank_rows(int thread, int threads, void *argument) {
@@ -75,16 +75,16 @@ static void begin_ranking(const Work_space *w, int threads) {
 static void rank_part(const Work_space *w, const Own *own, int64_t row, int64_t group, const float *x, int64_t count) {
     int64_t ranked = w->pass->ranked;
     float *best = own->best + row * ranked;
-    __m512 top = _mm512_loadu_ps(x), sum = _mm512_setzero_ps();
-    for (int64_t j = TILE; j < count; j += TILE) top = _mm512_max_ps(top, _mm512_loadu_ps(x + j));
-    float most = _mm512_reduce_max_ps(top);
+    Floats top = load(x), sum = zeros();
+    for (int64_t j = TILE; j < count; j += TILE) top = larger(top, load(x + j));
+    float most = most_of(top);
     for (int64_t j = 0; j < count; j += TILE)
-        sum = _mm512_add_ps(sum, exponential(_mm512_sub_ps(_mm512_loadu_ps(x + j), _mm512_set1_ps(most))));
+        sum = plus(sum, exponential(minus(load(x + j), every(most))));
     w->most[row * w->groups + group] = most;
-    w->mass[row * w->groups + group] = _mm512_reduce_add_ps(sum);
+    w->mass[row * w->groups + group] = sum_of(sum);
     if (!(most > best[ranked - 1])) return;
     for (int64_t j = 0; j < count; j += TILE) {
-        unsigned some = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + j), _mm512_set1_ps(best[ranked - 1]), _CMP_GT_OQ);
+        unsigned some = above(load(x + j), every(best[ranked - 1]));
         take(x + j, some, group * 4 * TILE + j, best, own->ids + row * ranked, ranked);
     }
 }
@@ -107,12 +107,12 @@ static void end_ranking(const Work_space *w, int threads) {
             int64_t place = row * pass->ranked + at[from]++;
             ids[i] = own[from].ids[place], shares[i] = own[from].best[place];
         }
-        __m512 top = _mm512_set1_ps(shares[0]), sum = _mm512_setzero_ps();
+        Floats top = every(shares[0]), sum = zeros();
         for (int64_t group = row * w->groups; group < (row + 1) * w->groups; group += TILE) {
-            __m512 share = exponential(_mm512_sub_ps(_mm512_loadu_ps(w->most + group), top));
-            sum = _mm512_fmadd_ps(share, _mm512_loadu_ps(w->mass + group), sum);
+            Floats share = exponential(minus(load(w->most + group), top));
+            sum = times_plus(share, load(w->mass + group), sum);
         }
-        to_shares(shares, pass->ranked, _mm512_reduce_add_ps(sum));
+        to_shares(shares, pass->ranked, sum_of(sum));
     }
 }
 

@@ -1,4 +1,4 @@
-/* Products of vectors, for processors without a matrix unit. Included by products.h alone. */
+/* Products of vectors of bfloat16, for processors without a matrix unit. Included by products.h alone. */
 #ifndef DECODERY_VECTORS_H
 #define DECODERY_VECTORS_H
 
@@ -16,9 +16,9 @@ static inline __attribute__((always_inline)) void some_rows(
     int64_t depth, const char *after, float *to, int64_t step
 ) {
     _Alignas(64) bf16 room[MOST_GROUP][TILE_ELEMENTS];
-    __m512 sum[MOST_GROUP][TILE];
+    Floats sum[MOST_GROUP][TILE];
     for (int b = 0; b < blocks; b++)
-        for (int m = 0; m < count; m++) sum[b][m] = _mm512_setzero_ps();
+        for (int m = 0; m < count; m++) sum[b][m] = zeros();
     for (int64_t k = 0; k < depth; k++) {
         const bf16 *tile[MOST_GROUP];
         const char *next = soon(block, k, along, blocks, depth, after);
@@ -28,17 +28,17 @@ static inline __attribute__((always_inline)) void some_rows(
         }
         for (int pair = 0; pair < TILE; pair++) {
             __m512bh weights[MOST_GROUP];
-            for (int b = 0; b < blocks; b++) weights[b] = (__m512bh)_mm512_loadu_si512(tile[b] + pair * DEPTH);
+            for (int b = 0; b < blocks; b++) weights[b] = (__m512bh)load_integers(tile[b] + pair * DEPTH);
             for (int m = 0; m < count; m++) {
                 int32_t two;
                 memcpy(&two, rows + m * stride + k * DEPTH + 2 * pair, sizeof two);
                 for (int b = 0; b < blocks; b++)
-                    sum[b][m] = _mm512_dpbf16_ps(sum[b][m], weights[b], (__m512bh)_mm512_set1_epi32(two));
+                    sum[b][m] = _mm512_dpbf16_ps(sum[b][m], weights[b], (__m512bh)every_integer(two));
             }
         }
     }
     for (int b = 0; b < blocks; b++)
-        for (int m = 0; m < count; m++) _mm512_storeu_ps(to + b * TILE + m * step, sum[b][m]);
+        for (int m = 0; m < count; m++) store(to + b * TILE + m * step, sum[b][m]);
 }
 
 /* The same by a whole group, as many blocks at once as there are registers for their sums. */
@@ -87,7 +87,8 @@ static inline __attribute__((always_inline)) void multiply_packed(
     }
 }
 
-static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, float *to) {
+static inline void key_products(const bf16 *keys, int64_t width, int64_t columns, const bf16 *queries, int64_t lanes, float *to) {
+    (void)lanes;
     for (int64_t column = 0; column < columns; column += TILE) {
         const bf16 *some = keys + column * width;
         for (int64_t half = 0; half < TILE; half += 8) /* more rows at once come no sooner from memory */
@@ -107,8 +108,8 @@ static inline void add_values(
         next = step + SPAN / DEPTH < steps ? step + SPAN / DEPTH : steps;
         if (next < steps) fetch_rows(values_of(span, place, apart, next), apart, SPAN / 2);
         for (int64_t lane = 0; lane < lanes; lane++) {
-            __m512 sum[4];
-            for (int part = 0; part < 4; part++) sum[part] = _mm512_loadu_ps(to + lane * 64 + part * TILE);
+            Floats sum[4];
+            for (int part = 0; part < 4; part++) sum[part] = load(to + lane * 64 + part * TILE);
             for (int64_t one = step; one < next; one++) {
                 const bf16 *values = values_of(span, place, apart, one);
                 for (int pair = 0; pair < TILE; pair++) {
@@ -116,11 +117,11 @@ static inline void add_values(
                     memcpy(&two, weights + one * TILE_ELEMENTS + lane * DEPTH + 2 * pair, sizeof two);
                     for (int part = 0; part < 4; part++) {
                         const bf16 *value = values + pair * apart + part * DEPTH;
-                        sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)_mm512_loadu_si512(value), (__m512bh)_mm512_set1_epi32(two));
+                        sum[part] = _mm512_dpbf16_ps(sum[part], (__m512bh)load_integers(value), (__m512bh)every_integer(two));
                     }
                 }
             }
-            for (int part = 0; part < 4; part++) _mm512_storeu_ps(to + lane * 64 + part * TILE, sum[part]);
+            for (int part = 0; part < 4; part++) store(to + lane * 64 + part * TILE, sum[part]);
         }
     }
 }
