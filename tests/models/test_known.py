@@ -20,6 +20,7 @@ from decodery.loading import load
 from decodery.models.forward import Forward
 from decodery.models.known import Known
 from decodery.models.native.network import NativeNetwork
+from decodery.models.native.weights import Precision
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 PROMPT = "the quick brown"
@@ -84,15 +85,15 @@ def test_the_transformers_model_is_built_when_it_is_asked_for(folder: Path) -> N
         assert torch.equal(weight, network.embed(torch.arange(network.vocabulary)))
 
 
-def known(folder: Path, packed: bool = True) -> bool:
-    return Known(folder)._recorded(packed) is not None
+def known(folder: Path, precision: Precision = "integer") -> bool:
+    return Known(folder)._recorded(precision) is not None
 
 
 def test_anything_that_changes_is_looked_at_again(folder: Path) -> None:
     assert not known(folder)
     load(folder, dtype="bfloat16")
     assert known(folder)
-    assert not known(folder, packed=False)
+    assert not known(folder, "native")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert not known(folder)
@@ -139,7 +140,7 @@ def test_the_first_load_confirms_the_first_layers_and_tokens_alone(
     assert network.layers == 4
     ids = list(range(60))
     ours = network.run([Forward(network.new_sequence(), ids)])[0].logits
-    through = NativeNetwork.of(network.model, family, packed=True)
+    through = NativeNetwork.of(network.model, family, precision="integer")
     assert torch.equal(through.run([Forward(through.new_sequence(), ids)])[0].logits, ours)
 
 
@@ -166,7 +167,7 @@ def test_end_tokens_of_a_folder_without_a_generation_config(folder: Path) -> Non
 @pytest.mark.parametrize("content", ["", "{", '{"layout": "{}", "ends": []}', "[]", '{"layout": "[1]"}'])
 def test_a_damaged_record_is_looked_at_again(folder: Path, content: str) -> None:
     load(folder, dtype="bfloat16")
-    [record] = Known(folder).place.glob("packed-*.json")
+    [record] = Known(folder).place.glob("integer-*.json")
     whole = record.read_text()
     record.write_text(content)
     assert not known(folder)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from decodery.models.forward import Forward
 from decodery.models.layout import LayerLayout, Layout
 from decodery.models.native.network import NativeNetwork
+from decodery.models.native.weights import Precision
 from decodery.models.reading import StoredWeights, empty_model, fill
 from decodery.models.recognition import recognised
 
@@ -196,13 +197,13 @@ def _saved(model: Any, folder: Path) -> Path:
 
 @pytest.mark.usefixtures("native_decoder")
 @pytest.mark.parametrize("family", [*FAMILIES, "smollm3"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_layout_and_files_give_the_bits_of_the_model(family: str, packed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["native", "packed", "integer"])
+def test_layout_and_files_give_the_bits_of_the_model(family: str, precision: Precision, tmp_path: Path) -> None:
     model = make(family)
-    wrapped = NativeNetwork.of(model, family, packed=packed)
+    wrapped = NativeNetwork.of(model, family, precision=precision)
     source = StoredWeights(_saved(model, tmp_path))
     layout = Layout.from_json(wrapped.layout.as_json())
-    network = NativeNetwork(layout, source, family, packed)
+    network = NativeNetwork(layout, source, family, precision)
     ids = random_ids(90, 3, 200)
     ours, theirs = (n.run([Forward(n.new_sequence(), ids, taps=(1, 3))])[0] for n in (network, wrapped))
     assert torch.equal(ours.logits, theirs.logits)
@@ -218,14 +219,14 @@ def test_layout_and_files_give_the_bits_of_the_model(family: str, packed: bool, 
 
 
 @pytest.mark.usefixtures("native_decoder")
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_tied_matrix_is_kept_once(packed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["native", "packed", "integer"])
+def test_a_tied_matrix_is_kept_once(precision: Precision, tmp_path: Path) -> None:
     model = make_model("gemma3", **{**SHAPE, "tie_word_embeddings": True}).to(torch.bfloat16)
-    network = NativeNetwork.of(model, "tied", packed=packed)
+    network = NativeNetwork.of(model, "tied", precision=precision)
     assert network.layout.tied
     assert network._model.embedding.tiles == network._model.head.tiles
     assert torch.equal(network.embed(torch.arange(208)), model.get_input_embeddings()(torch.arange(208)))
-    again = NativeNetwork(network.layout, StoredWeights(_saved(model, tmp_path)), "again", packed)
+    again = NativeNetwork(network.layout, StoredWeights(_saved(model, tmp_path)), "again", precision)
     ours, theirs = (n.run([Forward(n.new_sequence(), random_ids(40, 1, 200))])[0].logits for n in (network, again))
     assert torch.equal(ours, theirs)
     assert _off(ours, reference_logits(model, random_ids(40, 1, 200))) < 0.1 * float(ours.std())

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from decodery.models.native import binding
 from decodery.models.native.build import library
-from decodery.models.native.weights import FORMS, Weights
+from decodery.models.native.weights import ANY, EXACT, Precision, Weights
 from decodery.models.pages import large
 from decodery.models.weight_source import Blocks
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 KINDS = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}
-FORM = dict(zip(KINDS, FORMS, strict=False))
+FORM = dict(zip(KINDS, (form.bytes for form in EXACT), strict=False))
 TINY, SMALLEST, LARGEST = 0x0001, 0x0400, 0x7BFF
 """Half precision: the smallest number, the smallest of full precision, and the largest."""
 
@@ -72,14 +72,14 @@ def bits(values: Iterable[int]) -> Tensor:
 
 
 def read(
-    source: Stored, *names: str, forms: tuple[int, ...] = FORMS, threads: int = 1, in_turns: bool = False
+    source: Stored, *names: str, precision: Precision = "packed", threads: int = 1, in_turns: bool = False
 ) -> tuple[int, Tensor]:
     """The form that matrices are packed in, and what is unpacked of it."""
     shapes = [numbers(*source.matrices[name]).shape for name in names]
     outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
-    weights = Weights(forms, large(2 * outputs * inputs + 4096), threads)
+    weights = Weights(precision, large(2 * outputs * inputs + 4096), threads)
     matrix = weights.read(source, *names, in_turns=in_turns)
-    assert weights.shortened == (matrix.bytes != FORMS[-1])
+    assert weights.shortened == (matrix.bytes != ANY.bytes)
     return matrix.bytes, rows_of(matrix, inputs, torch.arange(outputs))
 
 
@@ -107,8 +107,8 @@ def test_blocks_keep_every_weight(kind: str, outputs: int, threads: int) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_short_forms_blocks_are_dequantised(kind: str) -> None:
     source = Stored(one=(kind, blocks(kind, 64, 64)))
-    form, found = read(source, "one", forms=FORMS[-1:])
-    assert (form, source.asked) == (FORMS[-1], {"one"})
+    form, found = read(source, "one", precision="native")
+    assert (form, source.asked) == (ANY.bytes, {"one"})
     assert torch.equal(found, numbers(*source.matrices["one"]).bfloat16())
 
 
@@ -137,7 +137,7 @@ def test_scales_that_are_no_numbers_leave_a_matrix_as_it_is(kind: str, scale: in
     rows.view(16, 2, -1)[3, 1, :2] = bits([scale]).view(torch.uint8)
     source = Stored(one=(kind, rows))
     form, found = read(source, "one")
-    assert (form, source.asked) == (FORMS[-1], {"one"})
+    assert (form, source.asked) == (ANY.bytes, {"one"})
     assert torch.equal(found.nan_to_num(nan=7.0), numbers(kind, rows).bfloat16().nan_to_num(nan=7.0))
 
 
@@ -158,11 +158,11 @@ def test_matrices_of_several_kinds_are_packed_by_their_numbers() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 11.3125])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form.bytes for form in EXACT])
 def test_rows_of_each_form_times_a_factor(form: int, factor: float) -> None:
     kind = next((kind for kind, own in FORM.items() if own == form), "Q4_1")
     rows = blocks(kind, 192, 96)
-    weights = Weights(FORMS[-1:] if form == FORMS[-1] else FORMS, large(2 * 192 * 96))
+    weights = Weights("native" if form == ANY.bytes else "packed", large(2 * 192 * 96))
     matrix = weights.read(Stored(one=(kind, rows)), "one")
     assert matrix.bytes == form
     ids = torch.tensor([191, 0, 17, 17, 64])
@@ -174,6 +174,6 @@ def test_rows_of_each_form_times_a_factor(form: int, factor: float) -> None:
 def test_packed_weights_take_what_the_file_takes(kind: str, share: float) -> None:
     """Scales of Q8_0 alone are kept in float32."""
     rows = blocks(kind, 256, 512)
-    weights = Weights(FORMS, large(2 * 256 * 512))
+    weights = Weights("packed", large(2 * 256 * 512))
     weights.read(Stored(one=(kind, rows)), "one")
     assert weights.bytes == round(share * rows.nbytes)

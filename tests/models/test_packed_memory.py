@@ -52,9 +52,9 @@ def peak():
 
 source = Mapped(sys.argv[1])
 before = peak()
-network = NativeNetwork(layout, source, "mapped", packed=True)
+network = NativeNetwork(layout, source, "mapped", precision=sys.argv[2])
 logits = network.run([Forward(network.new_sequence(), [1, 2, 3])])[0].logits
-assert network.path == "packed" and bool(logits.isfinite().all())
+assert network.path == sys.argv[2] and bool(logits.isfinite().all())
 print(peak() - before)
 """
 BYTES = (16384 * 1024 + 6 * (4 * 1024 * 1024 + 3 * 1024 * 4096)) // 32 * 18
@@ -63,12 +63,13 @@ BYTES = (16384 * 1024 + 6 * (4 * 1024 * 1024 + 3 * 1024 * 4096)) // 32 * 18
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is asked of Linux")
 @pytest.mark.usefixtures("native_decoder")
-def test_peak_memory_of_a_quantised_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["packed", "integer"])
+def test_peak_memory_of_a_quantised_file(precision: str, tmp_path: Path) -> None:
     blocks = np.random.default_rng(0).integers(0, 256, (BYTES // 18, 18), dtype=np.uint8)
     blocks[:, :2] = np.array([0.01], dtype=np.float16).view(np.uint8)
     path = tmp_path / "blocks"
     blocks.tofile(path)
     here = os.environ | {"PYTHONPATH": str(Path(decodery.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", SOURCE, str(path)], capture_output=True, text=True, env=here)
+    done = subprocess.run([sys.executable, "-c", SOURCE, str(path), precision], capture_output=True, text=True, env=here)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1.25 * path.stat().st_size, int(done.stdout) / path.stat().st_size

@@ -15,12 +15,12 @@ from decodery.errors import BadSetting
 from decodery.models.forward import Forward, tree_mask
 from decodery.models.native import build
 from decodery.models.native.network import NativeNetwork
-from decodery.models.native.weights import FORMS, Weights
+from decodery.models.native.weights import EXACT, Weights
 from decodery.models.pages import large
 from decodery.models.paths import network_for
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
-CENTRED, FOUR, EIGHT, PLAIN = FORMS
+CENTRED, FOUR, EIGHT, PLAIN = (form.bytes for form in EXACT)
 
 
 def four_bits(weight: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def eight_bits(weight: Tensor) -> Tensor:
 
 
 def form_of(weight: Tensor) -> int:
-    return int(Weights(FORMS, large(2 * weight.numel())).pack(weight).bytes)
+    return int(Weights("packed", large(2 * weight.numel())).pack(weight).bytes)
 
 
 def quantised(family: str, most: Callable[[Tensor], Tensor] = four_bits) -> Any:
@@ -94,7 +94,7 @@ def test_one_weight_off_the_grid_is_enough_to_leave_a_matrix_alone() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biases"])
 def test_scores_are_the_same_bits(family: str, most: Callable[[Tensor], Tensor]) -> None:
     model = quantised(family, most)
-    packed, native = NativeNetwork.of(model, family, packed=True), NativeNetwork.of(model, family)
+    packed, native = NativeNetwork.of(model, family, precision="packed"), NativeNetwork.of(model, family)
     assert (packed.path, native.path) == ("packed", "native")
     same_scores(packed, native)
 
@@ -106,7 +106,7 @@ def test_scores_are_the_same_bits_without_the_matrix_unit(
     plain = build.binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
     monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
     model = quantised("llama", most)
-    same_scores(NativeNetwork.of(model, "llama", packed=True), NativeNetwork.of(model, "llama"))
+    same_scores(NativeNetwork.of(model, "llama", precision="packed"), NativeNetwork.of(model, "llama"))
 
 
 def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:

@@ -103,6 +103,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.decodery_tile.restype = c_int64
     library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, POINTER(MatrixStruct), c_int]
     library.decodery_pack.restype = c_int
+    library.decodery_product.argtypes = [POINTER(MatrixStruct), c_int64, c_int64, c_void_p, c_int64, c_void_p]
+    library.decodery_product.restype = c_int
     library.decodery_rows.argtypes = [POINTER(MatrixStruct), c_int64, c_void_p, c_int64, c_float, c_void_p]
     library.decodery_rows.restype = None
     library.decodery_pass.argtypes = [POINTER(ModelStruct), POINTER(PassStruct), c_int]

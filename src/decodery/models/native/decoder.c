@@ -291,6 +291,26 @@ void decodery_rows(const Matrix *matrix, int64_t inputs, const int64_t *rows, in
     for (int64_t i = 0; i < count; i++) unpack_row(*matrix, inputs, rows[i], factor, to + i * inputs);
 }
 
+/* to [count, outputs] = rows [count, inputs] @ matrix.T as a pass computes it, on this thread. Returns 0, or 1 without memory. */
+int decodery_product(const Matrix *matrix, int64_t outputs, int64_t inputs, const bf16 *rows, int64_t count, float *to) {
+    int64_t padded = (count + CHUNK - 1) / CHUNK * CHUNK, depth = inputs / DEPTH;
+    size_t whole = aligned(padded * inputs * 2), turned = aligned(inputs * 2 * TILE * 2), numbers = aligned(padded * (inputs + 64));
+    size_t blocks = aligned(padded * (depth + 4) * (int64_t)sizeof(Block));
+    char *memory = aligned_alloc(128, whole + turned + numbers + blocks + aligned(padded * outputs * 4));
+    if (!memory) return 1;
+    memset(memory, 0, whole);
+    memcpy(memory, rows, (size_t)(count * inputs) * sizeof *rows);
+    Room room = {(bf16 *)(memory + whole), (int8_t *)(memory + whole + turned), (Block *)(memory + whole + turned + numbers)};
+    float *product = (float *)(memory + whole + turned + numbers + blocks);
+    tiles_on();
+    Rows entering = enter((const bf16 *)memory, inputs, count, *matrix, depth, room);
+    multiply(&entering, *matrix, depth, outputs / TILE, matrix->tiles, product, outputs);
+    tiles_off();
+    memcpy(to, product, (size_t)(count * outputs) * sizeof *to);
+    free(memory);
+    return 0;
+}
+
 /* The `count` likeliest tokens of each row of logits [rows, vocabulary]: ids and probabilities [rows, count], likeliest first. */
 void decodery_top(const float *logits, int64_t rows, int64_t vocabulary, int64_t count, int64_t *ids, float *shares, int threads) {
     Ranking ranking = {logits, rows, vocabulary, count, ids, shares};

@@ -43,7 +43,7 @@ NUMBERS = 30
 
 
 @cache
-def whole(kind: int) -> Form | None:
+def form_of(kind: int) -> Form | None:
     """The form of whole numbers that holds what GGUF calls kind `kind`; None: there is none."""
     number = library().decodery_form(kind)
     return Form(number, library().decodery_tile(number)) if number else None
@@ -64,7 +64,7 @@ class Weights:
     threads: int = 1
     held: list[Tensor] = field(default_factory=list)
     shortened: int = 0
-    whole: int = 0
+    integer: int = 0
     """Matrices of whole numbers."""
     bytes: int = 0
     """What the packed matrices take; a pass of all layers reads as much."""
@@ -77,7 +77,7 @@ class Weights:
         given = [part for part in blocks if part is not None]
         if given and len(given) == len(names) and len({part.kind for part in given}) == 1:
             kind = given[0].kind
-            form = whole(kind) if self.precision == "integer" else EXACT_OF.get(kind)
+            form = form_of(kind) if self.precision == "integer" else EXACT_OF.get(kind)
             packed = self._pack_as(given, form, together, in_turns) if form is not None else None
             if packed is not None:
                 for name in names:
@@ -89,7 +89,7 @@ class Weights:
     def _forms(self) -> tuple[Form, ...]:
         """What is tried for weights in bfloat16, one after the other."""
         if self.precision == "integer":
-            return (*(form for kind in SEARCHED if (form := whole(kind)) is not None), ANY)
+            return (*(form for kind in SEARCHED if (form := form_of(kind)) is not None), ANY)
         return EXACT if self.precision == "packed" else (ANY,)
 
     def pack(self, *matrices: Tensor, together: int = 4, in_turns: bool = False) -> binding.MatrixStruct:
@@ -125,12 +125,12 @@ class Weights:
             return None
         self.bytes += -(outputs * inputs // 512 * form.bytes // -LINES) * LINES
         self.shortened += form != ANY
-        self.whole += form.number > 0
+        self.integer += form.number > 0
         return matrix
 
     def precision_reached(self) -> Precision:
         """How the matrices are kept in fact."""
-        return "integer" if self.whole else "packed" if self.shortened else "native"
+        return "integer" if self.integer else "packed" if self.shortened else "native"
 
     def floats(self, *vectors: Tensor | None) -> int | None:
         """Address of vectors, one after the other, as float32; None where there are none."""
