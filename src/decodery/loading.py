@@ -57,8 +57,9 @@ def load(
     """Load a model; fetch it first where it is not here yet.
 
     name: a bundled name (`decodery models` lists them), a repository id of the Hugging Face hub, a folder, or a .gguf
-    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast and the model is not tiny, else float32),
-    "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", … threads: CPU threads for torch.
+    file. dtype: "auto" (bfloat16 where the processor or GPU multiplies it fast, or where the native path runs, and the model is
+    not tiny; else float32), "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", …
+    threads: CPU threads for torch.
     fast: how passes are run: "auto", "exact", "integer", "packed", "native", "fused" or "off" (`decodery.models.paths`).
     kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
     what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
@@ -88,7 +89,7 @@ def load(
             return model if base == folder else adapters.merged(model, folder)
 
         usual = base == folder and diffusion is None and is_usual(folder, config)
-        native = usual and where.type == "cpu" and kind == torch.bfloat16
+        native = usual and where.type == "cpu" and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
         precision = NATIVE.get(str(fast)) if native else None
         known = Known(folder)
         if foreign or base != folder:
@@ -98,6 +99,7 @@ def load(
         # After the tokenizer, whose reading takes memory that is free again then.
         found = None if precision is None else known.network(label, precision)
         if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
+            kind = found[0].dtype  # what `complete` reads
             found[0].complete = complete
             return _combined(*found, tokenizer, folder, None, limits)
         model = complete().to(where)
@@ -213,20 +215,30 @@ def _wants_native(path: Path, dtype: str | torch.dtype) -> bool:
     compile the decoder, and keeps one processor busy."""
     if path.suffix != ".gguf" or not path.is_file() or path.stat().st_size <= TINY:
         return False
-    return _fast_bfloat16() if dtype == "auto" else dtype in ("bfloat16", torch.bfloat16)
+    return _fast_bfloat16() or bool(build.usable()) if dtype == "auto" else dtype in ("bfloat16", torch.bfloat16)
+
+
+def _may_be_bfloat16(dtype: str | torch.dtype, folder: Path) -> bool:
+    """Whether the native path may be tried although torch would compute in float32: it is as fast where processors do not
+    multiply bfloat16 themselves."""
+    return dtype == "auto" and not _tiny(folder) and bool(build.usable())
 
 
 def _fast_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def _tiny(folder: Path) -> bool:
+    source = weight_source(folder)
+    stored = weight_files(folder) if source is None else ()
+    return (sum(path.stat().st_size for path in stored) if source is None else 4 * source.parameters) <= TINY
+
+
 def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        source = weight_source(folder)
-        stored = weight_files(folder) if source is None else ()
-        if (sum(path.stat().st_size for path in stored) if source is None else 4 * source.parameters) <= TINY:
+        if _tiny(folder):
             return torch.float32
         if device.type != "cpu":
             return torch.bfloat16

@@ -17,6 +17,7 @@ from decodery.engine.cost import ContextCosts, CostCurve, calibrated, measure
 from decodery.engine.events import Drafted, Token
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Scores
+from decodery.models.native import build
 from decodery.speculative.budget import Acceptance, worthwhile
 from decodery.speculative.draft import Draft
 from decodery.testing import ScriptedScorer, scripted_language_model, toy_language_model
@@ -108,7 +109,7 @@ flags : fpu avx512_bf16
 """
 
 
-def test_machines_are_told_apart(tmp_path: Path) -> None:
+def test_machines_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(text: str) -> dict[str, str]:
         path = tmp_path / "cpuinfo"
         path.write_text(text)
@@ -129,6 +130,8 @@ def test_machines_are_told_apart(tmp_path: Path) -> None:
     ]
     machines = [tuple(told(text).values()) for text in (EPYC, *others)]
     assert len(set(machines)) == len(machines)
+    monkeypatch.setenv(build.CHOICE, "avx2")
+    assert told(EPYC) != epyc, "what is compiled for older processors costs something else"
 
 
 def test_where_no_file_tells_the_platform_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import tiny_gguf
 from store_testing import Index
 
+from decodery.errors import BadSetting
 from decodery.models import catalogue, download
 from decodery.models.catalogue import BundledModel, WheelPart
 from decodery.models.gguf import model as gguf_model
@@ -33,6 +35,20 @@ def native_decoder() -> None:
         build.library()
     except build.NotBuilt as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(params=[one.name for one in build.SETS])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """For tests of what is compiled for each set of instructions: networks that they make run on it. Skips those that this
+    machine has not."""
+    monkeypatch.setenv(build.CHOICE, request.param)
+    build.library.cache_clear()
+    try:
+        build.library()
+    except (BadSetting, build.NotBuilt) as reason:
+        pytest.skip(str(reason))
+    yield str(request.param)
+    build.library.cache_clear()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models import confirmation
 from decodery.models.confirmation import NotConfirmed, confirm
 from decodery.models.forward import Attend, Forward, Scores, Tree
+from decodery.models.native.build import CHOICE
 from decodery.models.network import TransformersNetwork
 from decodery.models.paths import network_for
 from decodery.models.twin import BORDERS, CLOSE_WINDOW, borders, kinds_of_layers, reduced, shared, weights
@@ -149,7 +150,7 @@ def test_a_fault_of_one_layer_in_four_is_found_in_bfloat16() -> None:
         decodery.wrap(model, LetterTokenizer(99), fast="fused")
 
 
-def test_the_outcome_is_kept(tmp_path: Path) -> None:
+def test_the_outcome_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     def make(small: Any) -> TransformersNetwork:
@@ -168,6 +169,9 @@ def test_the_outcome_is_kept(tmp_path: Path) -> None:
         place.write_text("damaged")
     confirm(make, model, "off")
     assert len(made) == 5
+    monkeypatch.setenv(CHOICE, "avx2")
+    confirm(make, model, "off")
+    assert len(made) == 6
 
 
 def test_a_bad_outcome_is_kept_too() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from decodery.evaluation.families import families, tiny_config
 from decodery.evaluation.sweep import NOT_BUILT, REFUSED, RIGHT, FamilyOutcome, native_fault, page, try_family
+from decodery.models.native import build
 
 REPRESENTATIVE = (
     "deepseek_v3",  # latent attention
@@ -49,7 +49,7 @@ def test_every_family(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "smollm3"])
 def test_a_family_on_the_compiled_path(kind: str) -> None:
     taken, fault = native_fault(kind)
-    if not taken and not torch.cpu._is_avx512_bf16_supported():
+    if not taken and not build.usable():
         pytest.skip("no compiled path on this processor")
     assert (taken, fault) == (True, "")
 

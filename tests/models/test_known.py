@@ -106,6 +106,20 @@ def test_anything_that_changes_is_looked_at_again(folder: Path) -> None:
     assert load(folder, dtype="bfloat16").stop_ids == (0, 1, 5)
 
 
+def test_the_native_path_takes_bfloat16_where_torch_does_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On processors that do not multiply bfloat16 themselves: "auto" is float32 for torch alone."""
+    monkeypatch.setattr("decodery.loading._fast_bfloat16", lambda: False)
+    assert load(folder).network.dtype == torch.float32, "tiny"
+    monkeypatch.setattr("decodery.loading.TINY", 1000)
+    lm = load(folder)
+    assert (lm.network.path, lm.network.dtype) == ("native", torch.bfloat16)
+    assert lm.network.model.dtype == torch.bfloat16
+    assert load(folder, fast="off").network.dtype == torch.float32
+    assert load(folder, dtype="float32").network.dtype == torch.float32
+    monkeypatch.setattr("decodery.loading.build.usable", lambda: ())
+    assert load(folder).network.dtype == torch.float32
+
+
 def test_other_versions_look_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(folder, dtype="bfloat16")
     assert known(folder)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from decodery.errors import BadSetting
 from decodery.models.forward import Forward, tree_mask
-from decodery.models.native import build
 from decodery.models.native.network import NativeNetwork
 from decodery.models.native.weights import EXACT, Weights
 from decodery.models.pages import large
@@ -99,14 +98,10 @@ def test_scores_are_the_same_bits(family: str, most: Callable[[Tensor], Tensor])
     same_scores(packed, native)
 
 
-@pytest.mark.parametrize("most", [four_bits, centred])
-def test_scores_are_the_same_bits_without_the_matrix_unit(
-    monkeypatch: pytest.MonkeyPatch, most: Callable[[Tensor], Tensor]
-) -> None:
-    plain = build.binding.load(build.compiled(("-DDECODERY_NO_AMX",)))
-    monkeypatch.setattr("decodery.models.native.network.library", lambda: plain)
+@pytest.mark.parametrize("most", [four_bits, centred, eight_bits])
+def test_scores_are_the_same_bits_on_any_processor(processor: str, most: Callable[[Tensor], Tensor]) -> None:
     model = quantised("llama", most)
-    same_scores(NativeNetwork.of(model, "llama", precision="packed"), NativeNetwork.of(model, "llama"))
+    same_scores(NativeNetwork.of(model, processor, precision="packed"), NativeNetwork.of(model, processor))
 
 
 def same_scores(packed: NativeNetwork, native: NativeNetwork) -> None:

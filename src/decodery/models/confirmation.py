@@ -17,6 +17,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
+from decodery.models.native.build import CHOICE
 from decodery.models.quiet import quiet
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared, weights
 
@@ -104,6 +106,7 @@ def _identity(model: PreTrainedModel, path: str) -> str:
         str(model.dtype),
         str(model.device),
         torch.backends.cpu.get_cpu_capability(),
+        os.environ.get(CHOICE, ""),
         path,
     ]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:24]

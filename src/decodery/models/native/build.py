@@ -175,14 +175,18 @@ def compiled(instructions: Instructions, *extra: str) -> Path:
         return _compiled(instructions, extra)
 
 
-def _compiled(instructions: Instructions, extra: tuple[str, ...]) -> Path:
-    sources = Path(__file__).parent
-    flags = [*FLAGS, *instructions.flags, *extra]
+def _place(flags: Iterable[str], name: str) -> Path:
+    """Where the decoder is kept that such flags make of the sources, for a set of instructions on this processor."""
     told = processors()
-    names = [*sorted(told.get("model name", ())), *sorted(told.get("flags", ()))]
-    text = "\0".join([*flags, *names, *((sources / name).read_text() for name in SOURCES)])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    place = home() / "native" / f"decoder-{instructions.name}-{digest}.so"
+    processor = [*sorted(told.get("model name", ())), *sorted(told.get("flags", ()))]
+    texts = ((Path(__file__).parent / source).read_text() for source in SOURCES)
+    digest = hashlib.sha256("\0".join([*flags, *processor, *texts]).encode()).hexdigest()
+    return home() / "native" / f"decoder-{name}-{digest[:16]}.so"
+
+
+def _compiled(instructions: Instructions, extra: tuple[str, ...]) -> Path:
+    flags = [*FLAGS, *instructions.flags, *extra]
+    place = _place(flags, instructions.name)
     if place.exists():
         return place
     commands = compilers()
@@ -196,7 +200,7 @@ def _compiled(instructions: Instructions, extra: tuple[str, ...]) -> Path:
     for command in commands:
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             made = Path(scratch) / place.name
-            line = [*command, *flags, str(sources / "decoder.c"), "-o", str(made), "-lm"]
+            line = [*command, *flags, str(Path(__file__).parent / "decoder.c"), "-o", str(made), "-lm"]
             try:
                 done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
