@@ -1,7 +1,7 @@
 """The ways in which a model's passes are run: time by rows and context, parts, agreement, memory and start.
 
 `times`: one pass after some cached tokens, and a prefill (context 0). `profile`: parts of such a pass in compiled code.
-`bandwidth`: of memory. `agreement`: plain greedy answers against those of the path "off", tokens of it scored by each path
+`bandwidth`: of memory. `perplexity`: of a text by each path, and how far its scores are from float32's. `agreement`: plain greedy answers against those of the path "off", tokens of it scored by each path
 in one
 go. `start`: a process from nothing to the first token, and its peak memory. `compiled`: transformers' modules as a graph of
 torch.compile with frozen weights and a cache of fixed size, which takes minutes to make.
@@ -36,11 +36,15 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog looks up. " * 2
 
 @dataclass(frozen=True)
 class Settings(Asked):
-    paths: tuple[str, ...] = ("packed", "native", "fused", "off")
+    paths: tuple[str, ...] = ("integer", "packed", "native", "fused", "off")
     rows: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
     contexts: tuple[int, ...] = (64, 256, 1024)
     prefill: int = 256
     repeats: int = 15
+    text: str = ""
+    """A file whose windows are scored; empty: decodery's own questions."""
+    window: int = 256
+    windows: int = 40
 
 
 def _pass(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> float:
@@ -131,6 +135,43 @@ def bandwidth(settings: Settings) -> Study:
     return Study(
         "Memory, with torch's threads.", list(range(3)), [arm(way) for way in ways], figures, arms_are="access"
     )
+
+
+def perplexity(settings: Settings) -> Study:
+    exact = loaded(settings.model, "off", "float32")
+    read = Path(settings.text).read_text("utf-8") if settings.text else "\n".join(q.turns[0] for q in questions_of(settings, 100))
+    ids = exact.encode(read)
+    windows = [ids[i : i + settings.window] for i in range(0, len(ids) - settings.window, settings.window)]
+    items = windows[:: max(1, len(windows) // settings.windows)][: settings.windows]
+
+    def scored(lm: LanguageModel, window: Sequence[int]) -> torch.Tensor:
+        [scores] = lm.network.run([Forward(lm.network.new_sequence(), window[:-1])])
+        return scores.logits.log_softmax(-1)
+
+    exact_of = once_per_item(lambda window: scored(exact, window))
+
+    def arm(path: str, lm: LanguageModel) -> Arm:
+        def measure(window: Sequence[int]) -> Mapping[str, float]:
+            theirs = exact_of(window)
+            ours = theirs if lm is exact else scored(lm, window)
+            following = torch.tensor(window[1:])[:, None]
+            return {
+                "tokens": float(len(following)),
+                "bits": -float(ours.gather(1, following).sum()) / 0.6931471805599453,
+                "divergence": float((theirs.exp() * (theirs - ours)).sum()) / 0.6931471805599453,
+                "likeliest": float((ours.argmax(1) == theirs.argmax(1)).sum()),
+            }
+
+        return Arm(path, measure)
+
+    figures = (
+        Figure("bits per token", "bits", per="tokens", form=".4f"),
+        Figure("divergence from float32, bits per token", "divergence", per="tokens", form=".5f"),
+        Figure("likeliest token as in float32", "likeliest", per="tokens", form=".2%"),
+    )
+    about = f"Windows of {settings.window} tokens of {Path(settings.text).name or 'the questions'}, each scored in one pass."
+    arms = [*(arm(path, loaded(settings.model, path)) for path in settings.paths), arm("off, float32", exact)]
+    return Study(about, items, arms, figures, arms_are="path", lm=loaded(settings.model, settings.paths[0]))
 
 
 def agreement(settings: Settings) -> Study:
@@ -264,6 +305,7 @@ EXPERIMENT = Experiment(
         "times": times,
         "profile": profile,
         "bandwidth": bandwidth,
+        "perplexity": perplexity,
         "agreement": agreement,
         "start": start,
         "compiled": compiled,

@@ -17,7 +17,7 @@ ENGINES = ("decodery", "transformers", "vllm", "llamacpp", "openvino")
 PLAIN = "decodery autoregressive"
 """Its answers are what all others are compared with; it always takes part."""
 CASCADE = "decodery cascade"
-PACKED = "decodery cascade, packed"
+INTEGER = "decodery cascade, integer"
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 """vLLM's n-gram speculation as its documentation sets it, with its usual least n-gram for texts."""
 
@@ -74,7 +74,7 @@ def plans(
     checkpoint = str(files.checkpoint)
     found = [
         plan("decodery", "decodery", model=checkpoint, fast="native"),
-        plan("decodery-packed", "decodery", model=checkpoint, fast="packed"),
+        plan("decodery-integer", "decodery", model=checkpoint, fast="integer"),
         plan("transformers", "transformers", folder=checkpoint),
         plan("vllm", "vllm", vllm, folder=checkpoint, environment=told),
         plan("vllm-ngram", "vllm", vllm, folder=checkpoint, environment=told, speculation=NGRAM),
@@ -92,8 +92,8 @@ def entrants() -> list[Entrant]:
     return [
         Entrant(PLAIN, "decodery", "autoregressive", "bf16"),
         Entrant(CASCADE, "decodery", "cascade", "bf16"),
-        Entrant("decodery autoregressive, packed", "decodery-packed", "autoregressive", "4-bit"),
-        Entrant(PACKED, "decodery-packed", "cascade", "4-bit"),
+        Entrant("decodery autoregressive, integer", "decodery-integer", "autoregressive", "4-bit"),
+        Entrant(INTEGER, "decodery-integer", "cascade", "4-bit"),
         Entrant("transformers generate", "transformers", "plain", "bf16"),
         Entrant("transformers prompt lookup", "transformers", "prompt lookup", "bf16", 1),
         Entrant("transformers assisted", "transformers", "assisted", "bf16", 1, 1),

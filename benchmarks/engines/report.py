@@ -7,29 +7,29 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from .entrants import CASCADE, PACKED, PLAIN, Entrant
+from .entrants import CASCADE, INTEGER, PLAIN, Entrant
 from .race import Group, Record
 from .ratios import Ratio, rate, rates, ratio
 
-PACKED_PLAIN = "decodery autoregressive, packed"
+INTEGER_PLAIN = "decodery autoregressive, integer"
 TARGETS: tuple[tuple[str, str, int, float], ...] = (
     (CASCADE, "transformers generate", 1, 4.0),
     (CASCADE, "vLLM", 1, 3.5),
     (CASCADE, "vLLM n-gram", 1, 3.5),
     (CASCADE, "llama.cpp BF16", 1, 1.8),
     (CASCADE, "OpenVINO bf16", 1, 1.8),
-    (PACKED, "transformers generate", 1, 4.0),
-    (PACKED, "vLLM", 1, 3.5),
-    (PACKED, "vLLM n-gram", 1, 3.5),
-    (PACKED, "llama.cpp, the file itself", 1, 1.8),
-    (PACKED, "llama.cpp Q4_0", 1, 1.8),
-    (PACKED, "OpenVINO 4-bit", 1, 1.8),
+    (INTEGER, "transformers generate", 1, 4.0),
+    (INTEGER, "vLLM", 1, 3.5),
+    (INTEGER, "vLLM n-gram", 1, 3.5),
+    (INTEGER, "llama.cpp, the file itself", 1, 1.8),
+    (INTEGER, "llama.cpp Q4_0", 1, 1.8),
+    (INTEGER, "OpenVINO 4-bit", 1, 1.8),
 )
 """Ours, theirs, batch size, the least ratio wanted. Packed weights give bfloat16's scores bit by bit, so they may also be held
 against engines that have bfloat16 alone."""
 THROUGHPUT = 1.5
 """The ratio to vLLM wanted of each batch size above one, for any of our entrants."""
-OURS = (PLAIN, CASCADE, PACKED_PLAIN, PACKED)
+OURS = (PLAIN, CASCADE, INTEGER_PLAIN, INTEGER)
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Report:
                     "weights": entrant.weights,
                     "tokens_per_second": rate(rates(self.records, entrant.name, batch)),
                     "cascade_over_it": self.ratio(CASCADE, entrant.name, batch),
-                    "packed_over_it": self.ratio(PACKED, entrant.name, batch),
+                    "integer_over_it": self.ratio(INTEGER, entrant.name, batch),
                     "tokens_per_round": sum(r.new_tokens for r in own) / rounds if rounds else None,
                     "first_token_seconds": median(firsts) if firsts else None,
                     "identical": sum(record.identical for record in own) / len(own),
@@ -108,7 +108,7 @@ class Report:
             return []
         speed = median(max(kinds.values()) for kinds in self.bandwidth)
         found = []
-        for name, worker in ((PLAIN, "decodery"), (PACKED_PLAIN, "decodery-packed")):
+        for name, worker in ((PLAIN, "decodery"), (INTEGER_PLAIN, "decodery-integer")):
             settings = self.loaded.get(worker, {}).get("settings", {})
             own = [r for r in self.records if r.entrant == name and r.batch == 1 and r.first_token_seconds is not None]
             if not own or not settings.get("weight_bytes"):
@@ -171,7 +171,7 @@ class Report:
             "weights",
             "tokens/s",
             "cascade over it",
-            "packed cascade over it",
+            "integer cascade over it",
             "tokens/round",
             "identical",
         )
@@ -184,7 +184,7 @@ class Report:
                     row["weights"],
                     number(row["tokens_per_second"]),
                     interval(row["cascade_over_it"]),
-                    interval(row["packed_over_it"]),
+                    interval(row["integer_over_it"]),
                     number(row["tokens_per_round"]),
                     number(row["identical"]),
                 ]
@@ -247,12 +247,12 @@ class Report:
     def _table(self, batch: int) -> list[str]:
         header = (
             *("entrant", "weights", "tokens/s", "cascade over it", "rounds"),
-            *("packed cascade over it", "rounds", "tokens/round", "first token", "identical"),
+            *("integer cascade over it", "rounds", "tokens/round", "first token", "identical"),
         )
         lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for row in self.rows(batch):
             cells = [row["entrant"], row["weights"], f"{row['tokens_per_second']:.1f}"]
-            for key in ("cascade_over_it", "packed_over_it"):
+            for key in ("cascade_over_it", "integer_over_it"):
                 found: Ratio | None = row[key]
                 cells += ["", ""] if found is None else [str(found), f"{found.least:.2f} to {found.most:.2f}"]
             length, first = row["tokens_per_round"], row["first_token_seconds"]

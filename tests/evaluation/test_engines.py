@@ -13,7 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from engines import environments, model_files, worker
-from engines.entrants import CASCADE, ENGINES, PACKED, PLAIN, Entrant, entrants, plans
+from engines.entrants import CASCADE, ENGINES, INTEGER, PLAIN, Entrant, entrants, plans
 from engines.environments import Environment, SetupFailed, Step, prepare
 from engines.model_files import ModelFiles, find
 from engines.race import Group, Race, Record, groups_of, same
@@ -239,13 +239,13 @@ def test_ratios_pair_groups_and_rounds():
 
 
 def test_the_report_tells_targets_limits_and_failures():
-    entrants = [Entrant(name, "decodery", "", "bf16") for name in (PLAIN, CASCADE, PACKED)]
+    entrants = [Entrant(name, "decodery", "", "bf16") for name in (PLAIN, CASCADE, INTEGER)]
     entrants += [Entrant(name, "other", "", "bf16") for name in ("vLLM", "llama.cpp BF16")]
     group = Group(((1,) * 50,), ("qa",))
     records = [
         _record(PLAIN, 50, first_token_seconds=1.0),
         _record(CASCADE, 100, told={"rounds": 40}),
-        _record(PACKED, 200),
+        _record(INTEGER, 200),
         _record("vLLM", 25),
         _record("llama.cpp BF16", 60),
     ]
@@ -259,7 +259,7 @@ def test_the_report_tells_targets_limits_and_failures():
     reached = {(t["ours"], t["theirs"]): (t["ratio"].value, t["reached"]) for t in report.targets()}
     assert reached == {
         (CASCADE, "vLLM"): (pytest.approx(4), True),
-        (PACKED, "vLLM"): (pytest.approx(8), True),
+        (INTEGER, "vLLM"): (pytest.approx(8), True),
         (CASCADE, "llama.cpp BF16"): (pytest.approx(100 / 60), False),
     }
     (limit,) = report.limits()

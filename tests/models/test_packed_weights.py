@@ -127,4 +127,9 @@ def test_a_model_that_cannot_be_packed_says_so_and_runs_natively() -> None:
     with pytest.raises(BadSetting, match="do not fit into four or eight bits"):
         network_for(model, "llama", fast="packed")
     assert network_for(quantised("llama"), "llama", fast="packed").path == "packed"
-    assert network_for(quantised("llama"), "llama").path == "packed"
+    assert network_for(quantised("llama"), "llama", fast="exact").path == "packed"
+    assert network_for(quantised("llama"), "llama", fast="integer").path == "integer"
+    assert network_for(quantised("llama"), "llama").path == "integer"
+    with pytest.raises(BadSetting, match="do not fit into four or eight bits"):
+        network_for(model, "llama", fast="integer")
+    assert network_for(model, "llama", fast="exact").path == "native"
