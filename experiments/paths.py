@@ -139,7 +139,11 @@ def bandwidth(settings: Settings) -> Study:
 
 def perplexity(settings: Settings) -> Study:
     exact = loaded(settings.model, "off", "float32")
-    read = Path(settings.text).read_text("utf-8") if settings.text else "\n".join(q.turns[0] for q in questions_of(settings, 100))
+    read = (
+        Path(settings.text).read_text("utf-8")
+        if settings.text
+        else "\n".join(q.turns[0] for q in questions_of(settings, 100))
+    )
     ids = exact.encode(read)
     windows = [ids[i : i + settings.window] for i in range(0, len(ids) - settings.window, settings.window)]
     items = windows[:: max(1, len(windows) // settings.windows)][: settings.windows]

@@ -285,6 +285,20 @@ def test_a_slow_network_is_measured_less_often(clock: Clock) -> None:
     assert 2 * slow.asked < fast.asked
 
 
+@pytest.mark.parametrize("second", [5e-4, 3e-2, 0.5])
+def test_measuring_takes_a_bounded_time(second: float, clock: Clock) -> None:
+    """A network of `second` seconds a row: one that is slow is measured by fewer rows, and after the shortest context alone."""
+    network = Priced(clock, {rows: second * rows for rows in range(1, 1025)})
+    costs = measure(network)
+    longest = max((rows for rows in cost.CALIBRATION_ROWS if second * rows <= cost.LONGEST_SECONDS), default=1)
+    # What has to be read before anything is known, and the forward after which it stops, are beyond the bound.
+    assert clock.now < cost.MOST_SECONDS + 2 * second * (cost.CALIBRATION_CONTEXTS[0] + 4 * longest + 4)
+    assert costs.contexts[0] == cost.CALIBRATION_CONTEXTS[0]
+    assert (costs.contexts == cost.CALIBRATION_CONTEXTS) == (second == 5e-4)
+    assert len(costs.rows) >= 2
+    assert costs(64) == pytest.approx(64 * second, rel=0.3)
+
+
 def test_drafts_shrink_with_the_context() -> None:
     """A row more is cheap after a short text and dear after a long one, so the same draft is cut."""
     costs = ContextCosts.of({64: CostCurve((1, 8), (1.0, 1.1)), 1024: CostCurve((1, 8), (1.0, 12.0))})

@@ -119,7 +119,8 @@ def test_a_row_is_the_same_in_any_company_and_on_any_processor(kind: str) -> Non
 
 
 @given(
-    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=32, max_size=32), st.sampled_from([1.0, 1e-30, 1e-38, 0.0, 100.0])
+    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=32, max_size=32),
+    st.sampled_from([1.0, 1e-30, 1e-38, 0.0, 100.0]),
 )
 @settings(max_examples=100, deadline=None)
 def test_rows_of_any_size_are_rounded(values: list[float], factor: float) -> None:

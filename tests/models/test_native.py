@@ -315,7 +315,9 @@ def test_a_model_that_does_not_fit_says_why() -> None:
         network_for(make_model("llama"), "tiny", "native")
     with pytest.raises(BadSetting, match="heads of width 8 are no multiple of 64"):
         network_for(make_model("llama").to(torch.bfloat16), "tiny", "native")
-    with pytest.raises(BadSetting, match="fast must be auto, exact, integer, packed, native, fused or off, not 'quick'"):
+    with pytest.raises(
+        BadSetting, match="fast must be auto, exact, integer, packed, native, fused or off, not 'quick'"
+    ):
         network_for(make_model("llama"), "tiny", "quick")
 
 

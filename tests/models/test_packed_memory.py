@@ -70,6 +70,8 @@ def test_peak_memory_of_a_quantised_file(precision: str, tmp_path: Path) -> None
     path = tmp_path / "blocks"
     blocks.tofile(path)
     here = os.environ | {"PYTHONPATH": str(Path(decodery.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", SOURCE, str(path), precision], capture_output=True, text=True, env=here)
+    done = subprocess.run(
+        [sys.executable, "-c", SOURCE, str(path), precision], capture_output=True, text=True, env=here
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1.25 * path.stat().st_size, int(done.stdout) / path.stat().st_size

@@ -32,8 +32,12 @@ CALIBRATION_CONTEXTS = (64, 256, 1024)
 USUAL_CONTEXT = 256
 """The context of a curve where nobody says which."""
 REPEATS = 5
-MOST_SECONDS = 4.0
-"""A network that is slow is measured less often: no further round begins after so many seconds of one context."""
+MOST_SECONDS = 3.0
+"""What measuring may take, more or less. A slow network is measured less often, by fewer rows and after fewer contexts."""
+LONGEST_SECONDS = 0.2
+"""A forward that takes longer is the last one that is measured; the curve goes on as a line."""
+DEAR_SECONDS = 0.05
+"""A forward that takes longer is timed once: what disturbs it is small beside it."""
 CONTEXT_STEP = 64
 """Curves between the measured contexts are made for multiples of so many tokens."""
 PROCESSOR = ("vendor_id", "model name", "cpu family", "model", "stepping")
@@ -139,33 +143,49 @@ class ContextCosts(CostCurve):
 
 
 def measure(network: Scorer) -> ContextCosts:
-    """Time forwards of `network` after contexts of several lengths. Takes some seconds."""
+    """Time forwards of `network` after contexts of several lengths, within MOST_SECONDS or little more."""
     room = network.context // 2
     contexts = [context for context in CALIBRATION_CONTEXTS if context <= room] or [room]
     most = min(network.measured_rows, network.context - contexts[-1])
     sizes = tuple(rows for rows in CALIBRATION_ROWS if rows <= most)
-    return ContextCosts.of({context: _measure(network, context, sizes) for context in contexts})
+    curves: dict[int, CostCurve] = {}
+    begun = time.perf_counter()
+    for place, context in enumerate(contexts, start=1):
+        until = begun + MOST_SECONDS * place / len(contexts)
+        if curves and time.perf_counter() + curves[min(curves)](context) > until:
+            break  # to read so long a text would take all the time that there is
+        curves[context] = _measure(network, context, sizes, until, shorten=not curves)
+        sizes = curves[context].rows
+    return ContextCosts.of(curves)
 
 
-def _measure(network: Scorer, context: int, sizes: tuple[int, ...]) -> CostCurve:
+def _measure(network: Scorer, context: int, sizes: tuple[int, ...], until: float, shorten: bool) -> CostCurve:
+    """shorten: leave out sizes that take longer than LONGEST_SECONDS. No further round begins after `until`, by the clock."""
     from decodery.models.forward import Forward, Rows
 
     sequence = network.new_sequence()
     filler = [i % min(1000, network.vocabulary) for i in range(max(context, sizes[-1]))]
     network.run([Forward(sequence, filler[:context], logits=Rows.NONE)])
-    best: dict[int, float] = {}
-    begun = time.perf_counter()
-    for repeat in range(REPEATS + 1):
-        if repeat > 1 and time.perf_counter() - begun > MOST_SECONDS:
+
+    def timed(rows: int) -> float:
+        start = time.perf_counter()
+        # Of a long prompt only the last row needs scores.
+        network.run([Forward(sequence, filler[:rows], logits=Rows.ALL if rows <= 64 else Rows.LAST)])
+        elapsed = time.perf_counter() - start
+        sequence.truncate(context)
+        return elapsed
+
+    for place, rows in enumerate(sizes, start=1):  # the first round warms up
+        if timed(rows) > LONGEST_SECONDS and shorten:
+            sizes = sizes[: max(place, 2)]
+            break
+    best = {rows: timed(rows) for rows in sizes}
+    for _ in range(REPEATS - 1):
+        if time.perf_counter() > until:
             break
         for rows in sizes:
-            start = time.perf_counter()
-            # Of a long prompt only the last row needs scores.
-            network.run([Forward(sequence, filler[:rows], logits=Rows.ALL if rows <= 64 else Rows.LAST)])
-            elapsed = time.perf_counter() - start
-            sequence.truncate(context)
-            if repeat:  # the first round warms up
-                best[rows] = min(best.get(rows, elapsed), elapsed)
+            if best[rows] <= DEAR_SECONDS:
+                best[rows] = min(best[rows], timed(rows))
     # More rows never cost less, and noise only adds: so many rows cost no more than was measured of any larger number.
     seconds = tuple(accumulate((best[rows] for rows in reversed(sizes)), min))
     return CostCurve(sizes, seconds[::-1])

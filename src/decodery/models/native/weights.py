@@ -15,7 +15,6 @@ from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.weight_source import Blocks, WeightSource
 
-
 Precision = Literal["native", "packed", "integer"]
 
 
@@ -103,13 +102,17 @@ class Weights:
                 return packed
         raise AssertionError("the last form holds any weights")
 
-    def _pack_as(self, parts: Listing[Blocks], form: Form, together: int, in_turns: bool) -> binding.MatrixStruct | None:
+    def _pack_as(
+        self, parts: Listing[Blocks], form: Form, together: int, in_turns: bool
+    ) -> binding.MatrixStruct | None:
         """In tiles of a form; None where these would change a weight."""
         inputs = parts[0].inputs
         outputs = sum(len(part.rows) for part in parts)
         if any(len(part.rows) % 16 for part in parts) or inputs % 32:
             raise ValueError(f"a matrix of {outputs} x {inputs} does not divide into tiles of 16 x 32")
-        group = 1 if form.number else next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
+        group = (
+            1 if form.number else next(size for size in (4, 2, 1) if size <= together and outputs % (16 * size) == 0)
+        )
         if self.bytes + 2 * outputs * inputs > len(self.room):
             raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
         stride = parts[0].rows.nbytes // len(parts[0].rows)
