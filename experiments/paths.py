@@ -1,10 +1,10 @@
 """The ways in which a model's passes are run: time by rows and context, parts, agreement, memory and start.
 
 `times`: one pass after some cached tokens, and a prefill (context 0). `profile`: parts of such a pass in compiled code.
-`bandwidth`: of memory. `perplexity`: of a text by each path, and how far its scores are from float32's. `agreement`: plain greedy answers against those of the path "off", tokens of it scored by each path
-in one
-go. `start`: a process from nothing to the first token, and its peak memory. `compiled`: transformers' modules as a graph of
-torch.compile with frozen weights and a cache of fixed size, which takes minutes to make.
+`bandwidth`: of memory. `perplexity`: of a text by each path, and how far its scores are from float32's. `agreement`: plain
+greedy answers against those of the path "off", tokens of it scored by each path in one go. `start`: a process from nothing to
+the first token, and its peak memory. `compiled`: transformers' modules as a graph of torch.compile with frozen weights and a
+cache of fixed size, which takes minutes to make.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def perplexity(settings: Settings) -> Study:
         [scores] = lm.network.run([Forward(lm.network.new_sequence(), window[:-1])])
         return scores.logits.log_softmax(-1)
 
-    exact_of = once_per_item(lambda window: scored(exact, window))
+    def scored_exactly(window: Any) -> torch.Tensor:
+        return scored(exact, window)
+
+    exact_of = once_per_item(scored_exactly)
 
     def arm(path: str, lm: LanguageModel) -> Arm:
         def measure(window: Sequence[int]) -> Mapping[str, float]:

@@ -1,8 +1,8 @@
 """The ways in which a model's passes can be run, and the choice among them.
 
-- integer: native, with weights as their file's whole numbers and every product's inputs rounded to eight bits, block by block, as
-  llama.cpp does; the fastest for weights that are quantised, and no longer the model's own scores to the last bit of bfloat16:
-  docs/models.md says what that costs.
+- integer: native, with weights as their file's whole numbers and every product's inputs rounded to eight bits, block by
+  block, as llama.cpp does; the fastest for weights that are quantised, and no longer the model's own scores to the last bit
+  of bfloat16: docs/models.md says what that costs.
 - packed: native, with weights in four or eight bits where these hold them without loss, as in models that were once
   quantised. The scores are native's, bit for bit; less memory is read.
 - native: a whole pass in one call of compiled code; bfloat16 on a CPU, common layouts.
@@ -34,8 +34,8 @@ log = logging.getLogger("decodery")
 
 PATHS = ("auto", "exact", "integer", "packed", "native", "fused", "off")
 AUTOMATIC = {"auto": ("integer", "packed", "fused"), "exact": ("packed", "fused")}
-"""What these words choose from. Where no weights fit into fewer bits, the packed path is the native one; "exact" leaves out what
-rounds more than the model's own type does."""
+"""What these words choose from. Where no weights fit into fewer bits, the packed path is the native one; "exact" leaves out
+what rounds more than the model's own type does."""
 NATIVE = ("integer", "packed", "native")
 
 
@@ -44,12 +44,11 @@ def network_for(
 ) -> Network:
     """A network over a model.
 
-    fast: one of PATHS; "auto" (or True) takes the first that can run this model here, "exact" the first that rounds nothing which
-    the model's own modules do not, False means "off". owned: nobody
-    else uses the model, so weights that a path keeps in another layout may be dropped from it. bidirectional: its forwards are
-    whole canvases, for which "auto" leaves out the native code: it is built for few rows, and gains nothing on many.
-    Raises BadSetting for another word, and where the path that was asked for cannot run the model here; ModelNotReadable where
-    nothing can.
+    fast: one of PATHS; "auto" (or True) takes the first that can run this model here, "exact" the first that rounds nothing
+    which the model's own modules do not, False means "off". owned: nobody else uses the model, so weights that a path keeps
+    in another layout may be dropped from it. bidirectional: its forwards are whole canvases, for which "auto" leaves out the
+    native code: it is built for few rows, and gains nothing on many. Raises BadSetting for another word, and where the path
+    that was asked for cannot run the model here; ModelNotReadable where nothing can.
     """
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:

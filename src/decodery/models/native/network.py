@@ -61,9 +61,9 @@ class _Ranked:
 class NativeNetwork(KeyValueNetwork):
     """A network of the usual kind whose passes run in compiled code.
 
-    layout: what it computes. source: its weights, which are packed here, one after the other. precision: how weights may be kept,
-    and what rows are rounded to, see `Weights`; `path` then tells what came of it. Raises ValueError or NotBuilt where the layout
-    or the machine does not qualify. Nothing is compared with transformers here: see `of`.
+    layout: what it computes. source: its weights, which are packed here, one after the other. precision: how weights may be
+    kept, and what rows are rounded to, see `Weights`; `path` then tells what came of it. Raises ValueError or NotBuilt where
+    the layout or the machine does not qualify. Nothing is compared with transformers here: see `of`.
     """
 
     def __init__(self, layout: Layout, source: WeightSource, name: str, precision: Precision = "native"):

@@ -20,8 +20,11 @@ Precision = Literal["native", "packed", "integer"]
 
 @dataclass(frozen=True)
 class Form:
-    """How the weights of a matrix lie. number: 0, or what decoder.h calls its form: whole numbers, for rows rounded to eight bits.
-    bytes: of a tile of 16 outputs by 32 inputs."""
+    """How the weights of a matrix lie.
+
+    number: 0, or what decoder.h calls its form: whole numbers, for rows rounded to eight bits. bytes: of a tile of 16 outputs by
+    32 inputs.
+    """
 
     number: int
     bytes: int
@@ -53,9 +56,9 @@ class Weights:
     """Packed weights, and the structures that point at them.
 
     precision: how matrices may be kept: "native", all in bfloat16; "packed", in four or eight bits where these hold their
-    weights without loss; "integer", as whole numbers, for rows rounded to eight bits, wherever a form holds them. room: uint8, large
-    enough for all matrices in bfloat16; what is not used of it takes no memory. threads: that pack. held: keeps the vectors
-    alive. shortened: matrices kept in fewer bits.
+    weights without loss; "integer", as whole numbers, for rows rounded to eight bits, wherever a form holds them. room:
+    uint8, large enough for all matrices in bfloat16; what is not used of it takes no memory. threads: that pack. held: keeps
+    the vectors alive. shortened: matrices kept in fewer bits.
     """
 
     precision: Precision
