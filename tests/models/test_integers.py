@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decodery.models.native import binding, build
-from decodery.models.native.weights import ANY, Weights, form_of
+from decodery.models.native.weights import ANY, Weights, compare, form_of
 from decodery.models.pages import large
 from decodery.models.weight_source import Blocks
 
@@ -145,6 +145,37 @@ def test_what_is_no_number_stays_none(wrong: float, place: int) -> None:
         found = product(library, matrix, 16, inputs)
         assert bool(found[0].isfinite().all())
         assert not bool(found[1].isfinite().any())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_that_multiplies_wrongly_is_found_out(kind: str) -> None:
+    rows = blocks(kind, 32, 512, 5)
+    _, matrix = packed(kind, rows, 512)
+    number = GGMLQuantizationType[kind].value
+    compare(Blocks(number, rows, 512), matrix)
+    with pytest.raises(ValueError, match="not multiplied here as their numbers are"):
+        compare(Blocks(number, rows[1:], 512), matrix)
+    rows[9, KINDS[kind][0] + 5] ^= 16
+    with pytest.raises(ValueError, match="not multiplied here as their numbers are"):
+        compare(Blocks(number, rows, 512), matrix)
+
+
+def test_each_kind_of_a_file_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("decodery.models.native.weights._compared", set())
+    monkeypatch.setattr("decodery.models.native.weights.compare", lambda blocks, matrix: seen.append(blocks.kind))
+
+    class Stored:
+        def blocks(self, name: str) -> Blocks:
+            return Blocks(GGMLQuantizationType[name].value, blocks(name, 16, 256), 256)
+
+        def release(self, name: str) -> None:
+            pass
+
+    weights = Weights("integer", large(2 * 16 * 256 * 8 + 4096))
+    for name in ("Q4_0", "Q6_K", "Q4_0", "Q6_K"):
+        weights.read(Stored(), name)  # type: ignore[arg-type]
+    assert seen == [2, 14]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,8 +22,8 @@ Precision = Literal["native", "packed", "integer"]
 class Form:
     """How the weights of a matrix lie.
 
-    number: 0, or what decoder.h calls its form: whole numbers, for rows rounded to eight bits. bytes: of a tile of 16 outputs by
-    32 inputs.
+    number: 0, or what decoder.h calls its form: whole numbers, for rows rounded to eight bits. bytes: of a tile of 16 outputs
+    by 32 inputs.
     """
 
     number: int
@@ -36,6 +36,8 @@ EXACT = (Form(0, 288), Form(0, 320), Form(0, 576), ANY)
 """Those for rows in bfloat16, the shortest first."""
 EXACT_OF = {2: EXACT[0], 3: EXACT[1], 8: EXACT[2]}
 """Of GGUF's Q4_0, Q4_1 and Q8_0, by their numbers: the form that holds the very numbers of their blocks."""
+SUPER_BLOCKS = (12, 13, 14)
+"""Kinds of blocks of 256 inputs."""
 SEARCHED = (2, 3, 8)
 """Kinds whose forms of whole numbers are tried where weights come as bfloat16, the shortest first."""
 LINES = 128
@@ -49,6 +51,30 @@ def form_of(kind: int) -> Form | None:
     """The form of whole numbers that holds what GGUF calls kind `kind`; None: there is none."""
     number = library().decodery_form(kind)
     return Form(number, library().decodery_tile(number)) if number else None
+
+
+_compared = set[int]()
+"""The kinds whose products were compared in this process."""
+
+
+def compare(blocks: Blocks, matrix: binding.MatrixStruct) -> None:
+    """Raise ValueError unless a matrix of whole numbers multiplies as its dequantised blocks do.
+
+    blocks: of at least its first 16 outputs. The row is one that eight bits hold as it is.
+    """
+    from decodery.models.gguf.dequantisation import UNPACK
+
+    first = blocks.rows[:16].contiguous()
+    numbers = 256 if blocks.inputs % 256 == 0 and blocks.kind in SUPER_BLOCKS else 32
+    weights = UNPACK[blocks.kind](first.view(16 * blocks.inputs // numbers, -1)).reshape(16, blocks.inputs)
+    row = (((torch.arange(blocks.inputs) * 37 % 255) - 127) / 64).bfloat16()
+    row.view(-1, 32)[:, 0] = 127 / 64
+    found = torch.empty(1, 16)
+    library().decodery_product(matrix, 16, blocks.inputs, row.data_ptr(), 1, found.data_ptr())
+    expected = weights.double() @ row.double()
+    least = weights.double().abs() @ row.double().abs()
+    if not bool(((found[0] - expected).abs() <= 1e-5 * least).all()):
+        raise ValueError(f"blocks of GGUF's kind {blocks.kind} are not multiplied here as their numbers are")
 
 
 @dataclass(eq=False)
@@ -82,6 +108,9 @@ class Weights:
             form = form_of(kind) if self.precision == "integer" else EXACT_OF.get(kind)
             packed = self._pack_as(given, form, together, in_turns) if form is not None else None
             if packed is not None:
+                if packed.form and kind not in _compared:
+                    compare(given[0], packed)
+                    _compared.add(kind)
                 for name in names:
                     source.release(name)
                 return packed
