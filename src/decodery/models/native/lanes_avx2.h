@@ -164,7 +164,7 @@ static inline Integers pairs_of(Floats first, Floats second) {
 
 /* What a register holds, for sums that need as many of them as there are: eight lanes. */
 typedef __m256 Part;
-enum { PART = 8, MOST_SUMS = 8 };
+enum { PART = 8 };
 
 static inline Part load_part(const float *from) { return _mm256_loadu_ps(from); }
 static inline void store_part(float *to, Part x) { _mm256_storeu_ps(to, x); }

@@ -16,29 +16,31 @@ static inline void tiles_off(void) {}
 
 enum { BLOCK_PARTS = TILE / PART };
 
+/* As many sums at once as there are registers for; each waits for the one before it. They have names, for what stands in an array
+ * compilers keep in memory. */
+#define EACH_SUM(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+/* Of rows and weights, the fewer stay while the others pass by. */
+#define ROW(i) (parts > count ? i % count : i / parts)
+#define OF_ROW(i) (parts > count ? i / count : i % parts)
+#define SUM(i) (sums + ROW(i) * step + OF_ROW(i) * PART)
+#define LOAD_SUM(i) Part sum##i = i < count * parts ? load_part(SUM(i)) : every_part(0);
+#define STORE_SUM(i) if (i < count * parts) store_part(SUM(i), sum##i);
+#define ADD_PRODUCT(i) \
+    if (i < count * parts) { \
+        const float *row = rows + ROW(i) * DEPTH; \
+        const bf16 *two = pairs + OF_ROW(i) / BLOCK_PARTS * along + OF_ROW(i) % BLOCK_PARTS * 2 * PART; \
+        sum##i = part_times_plus(every_part(row[1]), second_of_part(two), sum##i); \
+        sum##i = part_times_plus(every_part(row[0]), first_of_part(two), sum##i); \
+    }
+
 /* sums [count rows, parts] += rows [count, 32] times weights in pairs [16, outputs, 2]: from one pair to the next there are `apart`
- * elements, from one block of 16 outputs to the next `along`. step: numbers from one row of sums to the next. As many sums at once as
- * there are registers for; each waits for the one before it. */
+ * elements, from one block of 16 outputs to the next `along`. step: numbers from one row of sums to the next. count * parts: at most 8. */
 static inline __attribute__((always_inline)) void add_products(
     const float *rows, const int count, const bf16 *pairs, int64_t apart, const int along, const int parts, float *sums, int64_t step
 ) {
-    Part sum[MOST_SUMS][MOST_SUMS];
-    for (int m = 0; m < count; m++)
-        for (int p = 0; p < parts; p++) sum[m][p] = load_part(sums + m * step + p * PART);
-    for (int64_t pair = 0; pair < DEPTH / 2; pair++, pairs += apart)
-        for (int m = 0; m < count; m++) {
-            const float *row = rows + m * DEPTH + 2 * pair;
-            for (int p = 0; p < parts; p++) {
-                const bf16 *two = pairs + p / BLOCK_PARTS * along + p % BLOCK_PARTS * 2 * PART;
-                sum[m][p] = part_times_plus(every_part(row[1]), second_of_part(two), sum[m][p]);
-            }
-            for (int p = 0; p < parts; p++) {
-                const bf16 *two = pairs + p / BLOCK_PARTS * along + p % BLOCK_PARTS * 2 * PART;
-                sum[m][p] = part_times_plus(every_part(row[0]), first_of_part(two), sum[m][p]);
-            }
-        }
-    for (int m = 0; m < count; m++)
-        for (int p = 0; p < parts; p++) store_part(sums + m * step + p * PART, sum[m][p]);
+    EACH_SUM(LOAD_SUM)
+    for (int64_t pair = 0; pair < DEPTH / 2; pair++, pairs += apart, rows += 2) { EACH_SUM(ADD_PRODUCT) }
+    EACH_SUM(STORE_SUM)
 }
 
 /* The same for some rows and all of up to four blocks. */
@@ -93,13 +95,19 @@ static inline __attribute__((always_inline)) void multiply_packed(
             float *sums = to + i * TILE + first * step;
             for (int64_t m = 0; m < count; m++) memset(sums + m * step, 0, (size_t)(group * TILE) * sizeof *sums);
             for (int64_t k = 0; k < depth; k++) {
-                const char *tiles = block + k * along, *later = soon(block, k, along, (int)group, depth, next);
+                const char *tiles = block + k * along;
+                widen(rows + k * DEPTH, stride, count, wide);
+                if (bytes == BYTES_BF16) { /* one after the other, as what fetches lines ahead of their use expects it */
+                    for (int64_t b = 0; b < group; b++)
+                        add_tiles(wide, count, (const bf16 *)tiles + b * TILE_ELEMENTS, 1, sums + b * TILE, step);
+                    continue;
+                }
+                const char *later = soon(block, k, along, (int)group, depth, next);
                 for (int64_t b = 0; b < group; b++) {
                     fetch(later + b * bytes, bytes);
-                    if (bytes != BYTES_BF16) read_tile(tiles + b * bytes, bytes, room[b], 0);
+                    read_tile(tiles + b * bytes, bytes, room[b], 0);
                 }
-                widen(rows + k * DEPTH, stride, count, wide);
-                add_tiles(wide, count, bytes == BYTES_BF16 ? (const bf16 *)tiles : room[0], group, sums, step);
+                add_tiles(wide, count, room[0], group, sums, step);
             }
         }
     }

@@ -10,7 +10,8 @@
 static inline void tiles_on(void) {}
 static inline void tiles_off(void) {}
 
-/* Up to 16 rows by 1, 2 or 4 blocks of a group. Each sum waits for the one before it, so many of them go on side by side. */
+/* Up to 16 rows by 1, 2 or 4 blocks of a group. Each sum waits for the one before it, so many of them go on side by side. Tiles are read one
+ * after the other: that is what fetches lines ahead by itself, sooner than it can be told to where little is computed meanwhile. */
 static inline __attribute__((always_inline)) void some_rows(
     const bf16 *rows, int64_t stride, const int count, const char *block, int64_t along, const int bytes, const int blocks,
     int64_t depth, const char *after, float *to, int64_t step
@@ -23,19 +24,18 @@ static inline __attribute__((always_inline)) void some_rows(
         const bf16 *tile[MOST_GROUP];
         const char *next = soon(block, k, along, blocks, depth, after);
         for (int b = 0; b < blocks; b++) {
-            fetch(next + b * bytes, bytes);
+            if (bytes != BYTES_BF16 || count > 8) fetch(next + b * bytes, bytes);
             tile[b] = read_tile(block + k * along + b * bytes, bytes, room[b], 0);
         }
-        for (int pair = 0; pair < TILE; pair++) {
-            __m512bh weights[MOST_GROUP];
-            for (int b = 0; b < blocks; b++) weights[b] = (__m512bh)load_integers(tile[b] + pair * DEPTH);
-            for (int m = 0; m < count; m++) {
-                int32_t two;
-                memcpy(&two, rows + m * stride + k * DEPTH + 2 * pair, sizeof two);
-                for (int b = 0; b < blocks; b++)
-                    sum[b][m] = _mm512_dpbf16_ps(sum[b][m], weights[b], (__m512bh)every_integer(two));
+        for (int b = 0; b < blocks; b++)
+            for (int pair = 0; pair < TILE; pair++) {
+                __m512bh weights = (__m512bh)load_integers(tile[b] + pair * DEPTH);
+                for (int m = 0; m < count; m++) {
+                    int32_t two;
+                    memcpy(&two, rows + m * stride + k * DEPTH + 2 * pair, sizeof two);
+                    sum[b][m] = _mm512_dpbf16_ps(sum[b][m], weights, (__m512bh)every_integer(two));
+                }
             }
-        }
     }
     for (int b = 0; b < blocks; b++)
         for (int m = 0; m < count; m++) store(to + b * TILE + m * step, sum[b][m]);
