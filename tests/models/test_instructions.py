@@ -18,7 +18,7 @@ from decodery.errors import BadSetting
 from decodery.models.forward import Attend, Forward, Slots
 from decodery.models.native import binding, build
 from decodery.models.native.network import NativeNetwork
-from decodery.models.native.weights import FORMS, Weights
+from decodery.models.native.weights import Weights
 from decodery.models.pages import large
 
 FLAGS = {one.name: " ".join(one.features) for one in build.SETS}
@@ -218,7 +218,7 @@ def test_weights_are_packed_into_the_same_bytes(
     weight[5, :32] = 0.0
 
     def packed() -> tuple[int, Tensor]:
-        weights = Weights(FORMS, large(2 * weight.numel()))
+        weights = Weights("packed", large(2 * weight.numel()))
         weights.pack(weight)
         return weights.bytes, weights.room[: weights.bytes].clone()
 
@@ -232,7 +232,7 @@ def test_numbers_are_rounded_to_bfloat16_as_the_instruction_does(processor: str,
     """All bfloat16 numbers times a factor: to the nearest, the even one of two; numbers below 2^-126 are zero, and what is no
     number stays none, with its sign."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(64, 1024)
-    weights = Weights(FORMS[-1:], large(2 * bits.numel()))
+    weights = Weights("native", large(2 * bits.numel()))
     matrix = weights.pack(bits.view(torch.bfloat16))
     found = rows_of(matrix, factor)
     exact = bits.view(torch.bfloat16).float() * factor
