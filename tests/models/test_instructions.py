@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,14 @@ def test_numbers_are_rounded_to_bfloat16_as_the_instruction_does(processor: str,
     assert bool(found[none].isnan().all())
     assert torch.equal(found.signbit(), bits.view(torch.bfloat16).signbit() ^ (factor < 0) & ~none)
     assert torch.equal(found[none].view(torch.int16), bits[none] | 0x40)
+
+
+def test_what_is_no_number_does_not_become_one(processor: str) -> None:
+    """Rounding up the last of these would make it a zero."""
+    [last] = struct.unpack("<f", b"\xff\xff\xff\x7f")
+    weights = Weights(FORMS[-1:], large(2 * 64 * 1024))
+    found = rows_of(weights.pack(torch.ones(64, 1024, dtype=torch.bfloat16)), last)
+    assert torch.equal(found.view(torch.int16), torch.full((64, 1024), 0x7FFF, dtype=torch.int16))
 
 
 def rows_of(matrix: binding.MatrixStruct, factor: float) -> Tensor:

@@ -104,8 +104,12 @@ static inline void store_bytes(void *to, Integers x) { /* -128 to 127 */
 static inline Integers every_integer(int32_t x) { return (Integers){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline Integers both(Integers a, Integers b) { return (Integers){_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
 static inline Integers either(Integers a, Integers b) { return (Integers){_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
-static inline Integers shift_left(Integers x, int bits) { return (Integers){_mm256_slli_epi32(x.low, bits), _mm256_slli_epi32(x.high, bits)}; }
-static inline Integers shift_right(Integers x, int bits) { return (Integers){_mm256_srli_epi32(x.low, bits), _mm256_srli_epi32(x.high, bits)}; }
+static inline Integers shift_left(Integers x, int bits) {
+    return (Integers){_mm256_slli_epi32(x.low, bits), _mm256_slli_epi32(x.high, bits)};
+}
+static inline Integers shift_right(Integers x, int bits) {
+    return (Integers){_mm256_srli_epi32(x.low, bits), _mm256_srli_epi32(x.high, bits)};
+}
 static inline Integers count_in(Integers x, uint16_t lanes) { /* what is chosen is -1 */
     Integers some = chosen(lanes);
     return (Integers){_mm256_sub_epi32(x.low, some.low), _mm256_sub_epi32(x.high, some.high)};
@@ -201,7 +205,10 @@ static inline void transpose_eight(__m256i x[8]) {
 /* Transpose 16 x 16 numbers of 32 bits, a quarter after the other. */
 static inline void transpose(Integers x[16]) {
     __m256i corner[4][8];
-    for (int i = 0; i < 8; i++) corner[0][i] = x[i].low, corner[1][i] = x[i].high, corner[2][i] = x[i + 8].low, corner[3][i] = x[i + 8].high;
+    for (int i = 0; i < 8; i++) {
+        corner[0][i] = x[i].low, corner[1][i] = x[i].high;
+        corner[2][i] = x[i + 8].low, corner[3][i] = x[i + 8].high;
+    }
     for (int i = 0; i < 4; i++) transpose_eight(corner[i]);
     for (int i = 0; i < 8; i++) x[i] = (Integers){corner[0][i], corner[2][i]}, x[i + 8] = (Integers){corner[1][i], corner[3][i]};
 }

@@ -10,8 +10,8 @@
 static inline void tiles_on(void) {}
 static inline void tiles_off(void) {}
 
-/* Up to 16 rows by 1, 2 or 4 blocks of a group. Each sum waits for the one before it, so many of them go on side by side. Tiles are read one
- * after the other: that is what fetches lines ahead by itself, sooner than it can be told to where little is computed meanwhile. */
+/* Up to 16 rows by 1, 2 or 4 blocks of a group. Each sum waits for the one before it, so many of them go on side by side. Tiles are
+ * read one after the other, as the processor expects it that fetches lines ahead by itself; of few rows that is better than to tell it. */
 static inline __attribute__((always_inline)) void some_rows(
     const bf16 *rows, int64_t stride, const int count, const char *block, int64_t along, const int bytes, const int blocks,
     int64_t depth, const char *after, float *to, int64_t step
