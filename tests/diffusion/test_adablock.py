@@ -337,6 +337,14 @@ def test_delimiters_are_the_tokens_whose_text_contains_the_sign():
     assert as_method("adablock").delimiter_set(request) == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize(("vocabulary", "expected"), [(12, {1, 2, 3, 4}), (3, {1, 2})])
+def test_delimiters_are_tokens_of_model_and_tokenizer(vocabulary, expected):
+    """Many models have rows behind their tokenizer's last token, and some tokenizers tokens behind the model's last row."""
+    lm = _worded()
+    lm.network.vocabulary = vocabulary
+    assert delimiter_ids(lm, "\n") == expected
+
+
 def test_the_published_lists():
     assert PUBLISHED["llada"] == (198,)
     assert (len(set(PUBLISHED["dream"])), sum(PUBLISHED["dream"])) == (24, 116454)
@@ -361,6 +369,9 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
         "adablock(sampler='localleap(block_length=4)')": "give block_length to adablock itself",
         "adablock(sampler=localleap, threshold=0.8)": "only with sampler=auto",
         "adablock(sampler=autoregressive)": "cannot be the sampler",
+        "adablock(steps=6)": "steps=6 does nothing",
+        "adablock(sampler='masked-diffusion(rule=factor)', steps=6)": "steps=6 does nothing",
+        "adablock(sampler=localleap, steps=6)": "steps=6 does nothing",
     }.items():
         with pytest.raises(BadParameter, match=reason):
             as_method(spec)

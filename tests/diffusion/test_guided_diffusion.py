@@ -201,7 +201,7 @@ def test_a_chunk_is_scored_only_where_the_one_before_was_accepted_whole():
 def test_cached_forwards_decide_the_same_where_one_layer_makes_them_exact(cache, shift):
     lm = _toy(layers=1, shift=shift)
     for prompt in PROMPTS[:5]:
-        shared = "block_length=4, shift_row=compute"
+        shared = "block_length=4, shift_row=compute" if shift else "block_length=4"
         one = lm.generate(prompt, f"guided-diffusion({shared}, cache={cache})")
         if cache == "dual":  # its forwards see no drafts behind the block
             assert one.stats.step_of == sorted(one.stats.step_of)

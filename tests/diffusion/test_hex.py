@@ -11,7 +11,7 @@ from decodery.diffusion.hex import HiddenExperts, run_seed
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
-from decodery.errors import BadParameter
+from decodery.errors import BadParameter, Refused
 from decodery.models.forward import Attend, Forward
 from decodery.search.answers import parse
 from decodery.search.votes import count, decided
@@ -91,6 +91,18 @@ def test_a_temperature_of_zero_leaves_the_runs_greedy():
     reply = lm.generate(PROMPT, "hex(temperature=0, block_lengths=1x2x12, seeds=2, steps=12)")
     for (block, _), run in _runs(reply).items():
         assert run["text"] == lm.generate(PROMPT, f"masked-diffusion(block_length={block})").text
+
+
+def test_a_temperature_for_greedy_requests_is_refused_beside_one_of_the_request():
+    lm = toy_diffusion_model()
+    for given in (0, 0.9, 2.0):
+        with pytest.raises(Refused, match=f"temperature={given:g} is that of the runs of a greedy request"):
+            lm.generate(PROMPT, f"hex(temperature={given})", temperature=0.5)
+    spec = "block_length=4, seeds=1"
+    asked = lm.generate(PROMPT, f"hex({spec})", temperature=2.0, seed=1)
+    assert lm.generate(PROMPT, f"hex({spec}, temperature=2)", seed=1).token_ids == asked.token_ids
+    published = lm.generate(PROMPT, f"hex({spec}, temperature=0.9)", seed=1)
+    assert lm.generate(PROMPT, f"hex({spec})", seed=1).token_ids == published.token_ids != asked.token_ids
 
 
 # Nothing depends on how the runs are run
