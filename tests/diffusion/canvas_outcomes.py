@@ -5,6 +5,7 @@ from __future__ import annotations
 from decodery.engine.declared import parse_spec
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import find
+from decodery.engine.registry import method as as_method
 from decodery.evaluation.check import check_method
 from decodery.testing import toy_diffusion_model
 
@@ -34,6 +35,22 @@ def assert_alone_as_in_a_batch(spec, temperature):
     together = lm.generate(prompts, spec, temperature=temperature, seed=[1, 2, 3])
     alone = [lm.generate(p, spec, temperature=temperature, seed=s) for p, s in zip(prompts, (1, 2, 3), strict=True)]
     assert [decoded(reply) for reply in together] == [decoded(reply) for reply in alone]
+
+
+def assert_claims_hold(lm, spec):
+    """What a method says of itself is so, decided by a few prompts; it says nothing of a method that is the other one."""
+    claims = as_method(spec).claims()
+    assert claims
+    for claim in claims:
+        assert claim.method != claim.same_as
+        for start in range(3):
+            ours, other = (
+                lm.generate([*PROMPT, start], method, temperature=claim.temperature, seed=start)
+                for method in (claim.method, claim.same_as)
+            )
+            # A second network's forwards are counted, too.
+            assert decoded(ours)[:2] == decoded(other)[:2]
+            assert ours.stats.models[lm.network.name].forwards == other.stats.models[lm.network.name].forwards
 
 
 def assert_check_decides_the_claims(spec):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from canvas_outcomes import acting
+from canvas_outcomes import acting, assert_claims_hold
 
 from decodery.diffusion.canvas import Canvas
 from decodery.diffusion.freecache.cache import FREEZE, FreeCache
@@ -92,6 +92,11 @@ def test_with_one_layer_it_is_exact_at_every_step(rule, shift):
     seen = _run(1, acting(f"freecache(block_length=4, rule={rule}, threshold=0.7{row})"), shift)
     assert len(seen) > 3
     assert max(one.off for one in seen) < 1e-4
+
+
+@pytest.mark.parametrize("spec", ["freecache", "freecache(block_length=4, freeze=at_boundary)", "freecache(cfg_scale=1)"])
+def test_what_it_says_of_itself_holds(spec):
+    assert_claims_hold(toy_diffusion_model(), spec)
 
 
 def test_freezing_at_the_boundary_keeps_masks():
