@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from decodery.engine.declared import parse_spec
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import find
 from decodery.engine.registry import method as as_method
+from decodery.evaluation import diffusion_check
 from decodery.evaluation.check import check_method
 from decodery.testing import toy_diffusion_model
 
@@ -55,7 +58,9 @@ def assert_claims_hold(lm, spec):
 
 def assert_check_decides_the_claims(spec):
     """`decodery check` finds what the method says of itself to be so."""
-    report = check_method(toy_diffusion_model(), spec, prompts=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion_check, "ORACLES", ((2, 2, 0),))  # no law is promised, and that of more takes long
+        report = check_method(toy_diffusion_model(), spec, prompts=2)
     assert report.passed
     claims = [part for part in report.parts if part.name.startswith("claim")]
     assert len(claims) >= 2
