@@ -258,8 +258,17 @@ def test_steps_are_shared_out_among_blocks_of_any_length():
     assert len(set(reply.stats.step_of)) == 12
 
 
-def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn():
-    """With thresholds at 0 all of a block is drawn at once: a block that was cut short ends with a delimiter."""
+@pytest.mark.parametrize(
+    "filling",
+    [
+        "threshold=0.0",
+        "sampler='localleap(threshold=0.0, relaxed_threshold=0.0)'",
+        "sampler=masked-diffusion, steps=1",
+        "sampler='masked-diffusion(rule=maskgit_plus)', steps=1",
+    ],
+)
+def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn(filling):
+    """All of a block is drawn at once: a block that was cut short ends with a delimiter, whichever rule draws."""
     flat = confident(12, 5, [0.3] * 12, [DELIMITER if offset == 7 else 0 for offset in range(12)])
     lm = denoising_language_model(ScriptedDenoiser(12, 5, lambda canvas: flat))
     cut = {"drawn": 0, "likeliest": 0}
@@ -267,11 +276,12 @@ def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn():
     for boundary, seed in itertools.product(cut, range(20)):
         reply = lm.generate(
             [0],
-            f"adablock(threshold=0.0, delimiter_threshold=0.0, window=1.0, delimiters='1', block_length=12, "
+            f"adablock({filling}, delimiter_threshold=0.0, window=1.0, delimiters='1', block_length=12, "
             f"boundary={boundary})",
             temperature=1.0,
             seed=seed,
         )
+        assert reply.stats.forwards == len(reply.stats.block_ends)
         for end in reply.stats.block_ends[:-1]:
             cut[boundary] += 1
             wrong[boundary] += reply.token_ids[end - 1] != DELIMITER
