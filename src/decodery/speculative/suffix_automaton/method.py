@@ -64,7 +64,7 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         return request.remember(key, lambda: SuffixAutomaton(request.host.encode(text)), everywhere=True)
 
     def most_nodes(self) -> int:
-        return max(self.length, 80)  # the auxiliary drafter has a tree of 80
+        return self.length if self.auxiliary == "none" else max(self.length, TokenRecycling().most_nodes())
 
     def drafter(self, request: Request) -> Drafter:
         automaton = AutomatonDrafter(self.length, self.alpha, self._static(request), self.corpus_handicap)
