@@ -258,8 +258,17 @@ def test_steps_are_shared_out_among_blocks_of_any_length():
     assert len(set(reply.stats.step_of)) == 12
 
 
-def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn():
-    """With thresholds at 0 all of a block is drawn at once: a block that was cut short ends with a delimiter."""
+@pytest.mark.parametrize(
+    "filling",
+    [
+        "threshold=0.0",
+        "sampler='localleap(threshold=0.0, relaxed_threshold=0.0)'",
+        "sampler=masked-diffusion, steps=1",
+        "sampler='masked-diffusion(rule=maskgit_plus)', steps=1",
+    ],
+)
+def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn(filling):
+    """All of a block is drawn at once: a block that was cut short ends with a delimiter, whichever rule draws."""
     flat = confident(12, 5, [0.3] * 12, [DELIMITER if offset == 7 else 0 for offset in range(12)])
     lm = denoising_language_model(ScriptedDenoiser(12, 5, lambda canvas: flat))
     cut = {"drawn": 0, "likeliest": 0}
@@ -267,11 +276,12 @@ def test_at_a_temperature_the_delimiter_is_the_token_that_is_drawn():
     for boundary, seed in itertools.product(cut, range(20)):
         reply = lm.generate(
             [0],
-            f"adablock(threshold=0.0, delimiter_threshold=0.0, window=1.0, delimiters='1', block_length=12, "
+            f"adablock({filling}, delimiter_threshold=0.0, window=1.0, delimiters='1', block_length=12, "
             f"boundary={boundary})",
             temperature=1.0,
             seed=seed,
         )
+        assert reply.stats.forwards == len(reply.stats.block_ends)
         for end in reply.stats.block_ends[:-1]:
             cut[boundary] += 1
             wrong[boundary] += reply.token_ids[end - 1] != DELIMITER
@@ -337,6 +347,14 @@ def test_delimiters_are_the_tokens_whose_text_contains_the_sign():
     assert as_method("adablock").delimiter_set(request) == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize(("vocabulary", "expected"), [(12, {1, 2, 3, 4}), (3, {1, 2})])
+def test_delimiters_are_tokens_of_model_and_tokenizer(vocabulary, expected):
+    """Many models have rows behind their tokenizer's last token, and some tokenizers tokens behind the model's last row."""
+    lm = _worded()
+    lm.network.vocabulary = vocabulary
+    assert delimiter_ids(lm, "\n") == expected
+
+
 def test_the_published_lists():
     assert PUBLISHED["llada"] == (198,)
     assert (len(set(PUBLISHED["dream"])), sum(PUBLISHED["dream"])) == (24, 116454)
@@ -361,6 +379,9 @@ def test_what_belongs_to_the_method_is_not_given_to_its_sampler():
         "adablock(sampler='localleap(block_length=4)')": "give block_length to adablock itself",
         "adablock(sampler=localleap, threshold=0.8)": "only with sampler=auto",
         "adablock(sampler=autoregressive)": "cannot be the sampler",
+        "adablock(steps=6)": "steps=6 does nothing",
+        "adablock(sampler='masked-diffusion(rule=factor)', steps=6)": "steps=6 does nothing",
+        "adablock(sampler=localleap, steps=6)": "steps=6 does nothing",
     }.items():
         with pytest.raises(BadParameter, match=reason):
             as_method(spec)

@@ -11,16 +11,17 @@ from tiny_models import make_model
 from decodery.diffusion.blocks import BlockSchedule
 from decodery.diffusion.laws import highest
 from decodery.diffusion.loop import Denoising, together
-from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
+from decodery.diffusion.masked_diffusion import RULES, WITHOUT_BLOCKS, MaskedDiffusionDecoding
 from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.base import Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
+from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
-from decodery.errors import BadSetting
+from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
 from decodery.models.forward import Attend, Forward
 from decodery.models.paths import network_for
 from decodery.sampling.noise import Noise
-from decodery.testing import toy_diffusion_model
+from decodery.testing import toy_diffusion_model, watched
 from decodery.testing.outputs import finished, new_request
 
 PROMPT = [3, 1, 4]
@@ -158,3 +159,78 @@ def test_canvases_on_the_native_path_if_it_is_asked_for():
         difference = (answers[path] - answers["off"]).square().mean().sqrt() / answers["off"].std()
         assert difference < 0.1, path
     assert network_for(model, "auto", "auto", bidirectional=True).path == "fused"
+
+
+# What is refused, set aside and told
+
+
+def test_a_canvas_that_just_fits_the_context_is_decoded():
+    lm = toy_diffusion_model()
+    room = lm.network.context - len(PROMPT)
+    lm.network.context = len(PROMPT) + 12
+    assert room > 12
+    assert len(lm.generate(PROMPT, "masked-diffusion(gen_length=12)").token_ids) == 12
+    with pytest.raises(BadPrompt, match="canvas 13, together 16"):
+        lm.generate(PROMPT, "masked-diffusion(gen_length=13)")
+
+
+def test_as_many_new_tokens_as_the_canvas_has_may_be_asked_for():
+    lm = toy_diffusion_model()
+    assert len(lm.generate(PROMPT, "masked-diffusion(gen_length=5)", min_new_tokens=5).token_ids) == 5
+    with pytest.raises(BadSetting, match="canvas has only 5"):
+        lm.generate(PROMPT, "masked-diffusion(gen_length=5)", min_new_tokens=6)
+
+
+def test_an_echo_is_text_and_has_no_scores():
+    lm = toy_diffusion_model()
+    plain = lm.generate(PROMPT, "masked-diffusion")
+    assert lm.generate(PROMPT, "masked-diffusion", echo=True).text.endswith(plain.text)
+    assert len(lm.generate(PROMPT, "masked-diffusion", logprobs=1).logprobs) == 12
+    with pytest.raises(Refused, match="echo and logprobs together"):
+        lm.generate(PROMPT, "masked-diffusion", echo=True, logprobs=1)
+
+
+def test_memory_is_set_aside_for_prompt_and_canvas_and_twice_with_guidance():
+    for more, sides in (("", 1), (", cfg_scale=0.5", 2)):
+        lm, seen = toy_diffusion_model(), []
+        request, method = new_request(lm, f"masked-diffusion(gen_length=7{more})", PROMPT, SETTINGS)
+        assert method.caches(request) == [(lm.network, len(PROMPT) + 7)] * sides
+        with watched(lm.network, seen.append):
+            finished(request, method)
+        assert len({id(forward.sequence) for forward in seen}) == sides
+        assert {forward.count for forward in seen} == {len(PROMPT) + 7}
+
+
+@pytest.mark.parametrize("early_stop", ["prefix", "block", "never"])
+def test_every_forward_is_a_round_and_positions_that_stay_masked_have_no_step(early_stop):
+    lm = toy_diffusion_model()
+    reply = lm.generate(PROMPT, f"masked-diffusion(block_length=4, early_stop={early_stop})")
+    assert reply.stats.rounds == reply.stats.forwards == 12
+    end = reply.token_ids[2]
+    lm = toy_diffusion_model(stop_ids=(end,))
+    ended = lm.generate(PROMPT, f"masked-diffusion(block_length=4, early_stop={early_stop})")
+    assert ended.token_ids == reply.token_ids[: len(ended.token_ids)]
+    assert ended.finish_reason == "stop"
+    assert ended.stats.rounds == ended.stats.forwards == sum(step >= 0 for step in ended.stats.step_of)
+    assert (-1 in ended.stats.step_of) == (early_stop != "never")
+    assert set(ended.stats.step_of) - {-1} == set(range(ended.stats.forwards))
+
+
+def test_rules_without_blocks_see_the_whole_canvas_unless_they_are_given_some():
+    for rule in RULES:
+        whole = rule in WITHOUT_BLOCKS
+        assert MaskedDiffusionDecoding(rule=rule).block(100) == (100 if whole else 32)
+        assert MaskedDiffusionDecoding(rule=rule).block(20) == 20
+        assert MaskedDiffusionDecoding(rule=rule, block_length=16).block(100) == 16
+
+
+@pytest.mark.parametrize("method", ["hex", "freedave", "guided-diffusion", "sched", "adablock", "autoregressive"])
+def test_only_methods_of_a_rule_and_blocks_are_wrapped(method):
+    """The others decode in a way of their own, of which the wrapping method would lose all but rule and blocks."""
+    wrappable = method in ("sched", "adablock")
+    for wrapping in ("adablock", "sched"):
+        if wrappable:
+            assert as_method(f"{wrapping}(sampler={method})").sampler == method
+        else:
+            with pytest.raises(BadParameter, match=f"{method} is not made of a rule and blocks alone"):
+                as_method(f"{wrapping}(sampler={method})")

@@ -147,6 +147,17 @@ def test_one_token_per_step_is_exact_sampling():
     assert total_variation(law, oracle.law()) < 1e-6
 
 
+def test_a_rule_that_draws_positions_is_drafted_without_asking_for_its_draws():
+    """Chance that may be asked only once is left to the decoder; so the drafts are guesses, and the law is the same."""
+    lm = denoising_language_model(TabularDenoiser.random(length=3, vocabulary=2, seed=1))
+    settings = Settings(temperature=1.0, max_new_tokens=3, seed=0)
+    for rule in ("random", "origin"):
+        laws = [
+            exact_outputs(lm, f"{method}(rule={rule})", [0, 1], settings) for method in ("freedave", "masked-diffusion")
+        ]
+        assert total_variation(*laws) < 1e-6
+
+
 def test_guidance_is_drafted_with_both_canvases():
     lm = toy_diffusion_model(seed=7, canvas=10)
     for layout in ("batch", "tree"):
@@ -324,6 +335,29 @@ def test_a_copy_in_the_tree_sees_what_a_row_of_the_batch_sees(cache, cfg_scale, 
     assert max(_BothLayouts.apart) < 1e-5
 
 
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_memory_is_set_aside_for_all_states_that_are_forwarded_together(cfg_scale):
+    """In a tree the rows of all states stand behind those of the cache; in a batch each state has a cache of its own."""
+    lm, rows, sides = toy_diffusion_model(canvas=12), len(PROMPTS[0]) + 12, 2 if cfg_scale else 1
+    for layout, expected in (("tree", [(lm.network, 4 * rows)]), ("batch", [(lm.network, rows)] * 3)):
+        spec = f"freedave(layout={layout}, draft_steps=3, cfg_scale={cfg_scale})"
+        request, method = new_request(lm, spec, PROMPTS[0], Settings(seed=0))
+        assert sorted(rows for _, rows in method.caches(request)) == sorted(rows for _, rows in expected * sides)
+        seen = []
+        with watched(lm.network, seen.append):
+            lm.generate(PROMPTS[0], spec)
+        assert len({id(forward.sequence) for forward in seen}) == (3 if layout == "batch" else 1) * sides
+        used = [forward.count + (rows if layout == "tree" else 0) for forward in seen]
+        assert max(used[sides:]) == expected[0][1]
+
+
+def test_copies_of_the_cache_up_to_64_positions_and_a_tree_beyond():
+    lm = toy_diffusion_model(canvas=12)
+    for length, caches in ((64, 4), (65, 1)):
+        request, method = new_request(lm, f"freedave(gen_length={length})", PROMPTS[0], Settings(seed=0))
+        assert len(method.caches(request)) == caches
+
+
 def test_a_tree_leaves_the_cache_as_it_was_and_a_batch_writes_its_own_copies():
     lm = toy_diffusion_model(seed=12, canvas=12)
     forwards = {}
@@ -352,6 +386,10 @@ def test_eager_drafts_cross_blocks():
     [pairs], [static] = _both(lm, "freedave(block_length=4, tokens_per_step=3, eager=True)", prompts=[[0, 1]])
     assert _steps(pairs) == _steps(static)
     assert pairs.stats.forwards == 1 + -(-9 // 4) - (9 % 4 == 1)
+    for pairs in ("tokens_per_step=2", "steps=9"):  # blocks of one step: drafts reach over as many blocks as steps
+        [reply], [static] = _both(lm, f"freedave(block_length=2, {pairs}, eager=True)", prompts=[[0, 1]])
+        assert _steps(reply) == _steps(static)
+        assert reply.stats.forwards == _formula(9, 4)
 
 
 @pytest.mark.parametrize("shift", [False, True])

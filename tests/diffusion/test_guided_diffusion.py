@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from canvas_outcomes import acting
+from canvas_outcomes import acting, assert_claims_hold
 
 from decodery.diffusion.guided_diffusion import GATES, GuidedRule, GuideGate
 from decodery.diffusion.loop import Denoising
@@ -95,6 +95,11 @@ def test_a_guide_that_never_agrees_leaves_greedy_decoding_from_left_to_right(cfg
         assert reply.stats.step_of == list(range(LENGTH))
         assert reply.stats.models["toy-diffusion-1"].forwards == LENGTH * (2 if cfg_scale else 1)
         assert reply.stats.details["accepted"] == [0] * LENGTH
+
+
+@pytest.mark.parametrize("spec", ["guided-diffusion", "guided-diffusion(cfg_scale=1.0, chunk=3)"])
+def test_what_it_says_of_itself_holds(spec):
+    assert_claims_hold(_toy(), spec)
 
 
 # Who says what
@@ -201,7 +206,7 @@ def test_a_chunk_is_scored_only_where_the_one_before_was_accepted_whole():
 def test_cached_forwards_decide_the_same_where_one_layer_makes_them_exact(cache, shift):
     lm = _toy(layers=1, shift=shift)
     for prompt in PROMPTS[:5]:
-        shared = "block_length=4, shift_row=compute"
+        shared = "block_length=4, shift_row=compute" if shift else "block_length=4"
         one = lm.generate(prompt, f"guided-diffusion({shared}, cache={cache})")
         if cache == "dual":  # its forwards see no drafts behind the block
             assert one.stats.step_of == sorted(one.stats.step_of)
@@ -285,6 +290,9 @@ def test_gates_by_hand():
         assert [token for token in range(4) if _accepts(gate, row, token)] == tokens
     assert not _accepts(GuideGate("relative", ratio=0.7), row, 3)
     assert not _accepts(GuideGate("threshold", threshold=0.26), row, 3)
+    assert [token for token in range(4) if _accepts(GuideGate("relative", ratio=1.0), row, token)] == [0]
+    assert _accepts(GuideGate("threshold", threshold=0.5), [0.5, 0.5], 0)
+    assert not any(_accepts(GuideGate(kind), row, 4) for kind in GATES), "a token behind the guide's last one"
 
 
 def test_among_equals_the_lowest_token_comes_first():
@@ -299,6 +307,7 @@ def test_the_stochastic_gate_accepts_at_the_ratio_of_the_probabilities():
         accepted = sum(gate.accepts(row, token, own, Noise(seed), 3, 1) for seed in range(2000))
         # Four standard deviations: refuted by chance once in 16 000.
         assert abs(accepted - 2000 * chance) <= 4 * (2000 * chance * (1 - chance)) ** 0.5
+    assert gate.accepts(row, 0, 0.0, Noise(0), 3, 1), "less likely to the diffusion model than any number says"
 
 
 def test_end_tokens_pool_their_probability():
@@ -384,6 +393,12 @@ def test_the_guide_needs_the_same_tokenizer():
     lm.companions["small"] = SmallLanguageModel(_scripted_guide(lambda prefix: torch.zeros(9), 9), LetterTokenizer(9))
     with pytest.raises(Refused, match="token 9 is 'j' to toy-diffusion-0 and nothing to small"):
         lm.generate(PROMPT, "guided-diffusion(guide=small)")
+    # A row that the tokenizer has no token for: nothing to both.
+    lm.companions["short"] = SmallLanguageModel(_repeater(), LetterTokenizer(22))
+    with pytest.raises(Refused, match="token 22 is 'w' to toy-diffusion-0 and nothing to short"):
+        lm.generate(PROMPT, "guided-diffusion(guide=short)")
+    lm.tokenizer = LetterTokenizer(22)
+    assert lm.generate(PROMPT, "guided-diffusion(guide=short)").stats.forwards > 0
 
 
 def test_the_guide_need_not_know_the_mask():

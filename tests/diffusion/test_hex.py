@@ -6,16 +6,18 @@ import itertools
 import random
 
 import pytest
+from canvas_outcomes import assert_claims_hold
 
-from decodery.diffusion.hex import HiddenExperts, run_seed
+from decodery.diffusion.hex import TEMPERATURE, HiddenExperts, run_seed
 from decodery.engine.events import Unmasked
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
-from decodery.errors import BadParameter
+from decodery.errors import BadParameter, Refused
 from decodery.models.forward import Attend, Forward
 from decodery.search.answers import parse
 from decodery.search.votes import count, decided
 from decodery.testing import (
+    LetterTokenizer,
     ScriptedDenoiser,
     confident,
     denoising_language_model,
@@ -93,6 +95,18 @@ def test_a_temperature_of_zero_leaves_the_runs_greedy():
         assert run["text"] == lm.generate(PROMPT, f"masked-diffusion(block_length={block})").text
 
 
+def test_a_temperature_for_greedy_requests_is_refused_beside_one_of_the_request():
+    lm = toy_diffusion_model()
+    for given in (0, 0.9, 2.0):
+        with pytest.raises(Refused, match=f"temperature={given:g} is that of the runs of a greedy request"):
+            lm.generate(PROMPT, f"hex(temperature={given})", temperature=0.5)
+    spec = "block_length=4, seeds=1"
+    asked = lm.generate(PROMPT, f"hex({spec})", temperature=2.0, seed=1)
+    assert lm.generate(PROMPT, f"hex({spec}, temperature=2)", seed=1).token_ids == asked.token_ids
+    published = lm.generate(PROMPT, f"hex({spec}, temperature=0.9)", seed=1)
+    assert lm.generate(PROMPT, f"hex({spec})", seed=1).token_ids == published.token_ids != asked.token_ids
+
+
 # Nothing depends on how the runs are run
 
 
@@ -117,6 +131,29 @@ def test_the_order_of_the_runs_and_what_shares_a_pass_change_nothing():
     assert _told(shuffled) == _told(replies[0])
     packed = lm.generate([PROMPT, [7], PROMPT], f"{spec})", temperature=1.2, seed=2)
     assert packed[0].token_ids == packed[2].token_ids == replies[0].token_ids
+
+
+def test_runs_draw_by_the_seed_of_the_request():
+    assert len({run_seed(seed, key) for seed in (0, 1, 2**64 - 1) for key in ((1, 0), (1, 1), (2, 0))}) == 9
+    lm = toy_diffusion_model()
+    texts = [lm.generate(PROMPT, "hex(block_lengths=4, seeds=1)", seed=seed).text for seed in range(4)]
+    assert len(set(texts)) == 4
+
+
+def test_memory_is_set_aside_for_the_runs_that_share_a_pass():
+    lm = toy_diffusion_model()
+    for spec, held in (
+        ("block_lengths=4x6, seeds=2, at_once=3", 3),
+        ("block_lengths=4x6, seeds=2, at_once=9", 4),
+        ("block_length=4, seeds=1, cfg_scale=1.0", 2),
+    ):
+        request, method = new_request(lm, f"hex({spec}, steps=12)", PROMPT, Settings(seed=0))
+        assert method.caches(request) == [(lm.network, len(PROMPT) + 12)] * held
+
+
+@pytest.mark.parametrize("spec", ["hex", "hex(block_lengths=2x4, order=random, steps=6)", "hex(block_length=3)"])
+def test_what_it_says_of_itself_holds(spec):
+    assert_claims_hold(toy_diffusion_model(), spec)
 
 
 def test_samples_of_one_prompt_differ():
@@ -284,6 +321,31 @@ def test_the_majority_is_given_with_its_histogram():
     assert told == dict(enumerate(reply.stats.step_of))
 
 
+def test_votes_are_for_answers_and_not_for_texts():
+    """Three texts, two of which say the same: what is voted on is what was read out of them."""
+
+    class Options(LetterTokenizer):
+        def decode(self, token_ids, skip_special_tokens=False):
+            return "".join((" of", " B", "", " A", " or")[token] for token in token_ids)
+
+    def script(canvas):
+        # The second position says B or A by whether it is filled after the fourth, and the first how it is put.
+        later, last = canvas[3] >= 0, any(token >= 0 for token in canvas[4:])
+        return [0.6, 0.7, 0.5, 0.9, *[0.95] * 4], [4 if later else 0, 1 if last or not later else 3, 0, 0, *[2] * 4]
+
+    lm = _voting(script)
+    lm.tokenizer = Options(5)
+    spec = "hex(block_lengths=1x4x8, seeds=1, temperature=0, steps=8"
+    texts = {run["block"]: run["text"] for run in lm.generate([1], f"{spec})").stats.details["runs"]}
+    assert texts == {1: " of B of of", 4: " or A of of", 8: " or B of of"}
+    by_text = lm.generate([1], f"{spec})").stats.details
+    assert (len(by_text["votes"]), by_text["answer"]) == (3, texts[1].strip())
+    by_letter = lm.generate([1], f"{spec}, answer=letter)")
+    assert by_letter.stats.details["votes"] == {"B": 2, "A": 1}
+    assert [run["answer"] for run in by_letter.stats.details["runs"]] == ["B", "A", "B"]
+    assert by_letter.text == texts[1]
+
+
 def test_the_cost_of_all_runs_is_counted():
     lm = _voting(_by_block)
     reply = lm.generate([1], "hex(block_lengths=1x4x8, seeds=2, temperature=0, steps=8)")
@@ -383,7 +445,7 @@ def test_the_published_blocks_and_steps_scale_with_the_canvas(canvas, lengths, s
 def test_the_defaults_are_the_published_ones():
     method = as_method("hex")
     assert isinstance(method, HiddenExperts)
-    assert (method.seeds, method.temperature, method.order, method.choice) == (5, 0.9, "low_confidence", "vote")
+    assert (method.seeds, TEMPERATURE, method.order, method.choice) == (5, 0.9, "low_confidence", "vote")
     assert len(method.runs(256)) == 25
 
 

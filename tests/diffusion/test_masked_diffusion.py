@@ -105,6 +105,15 @@ def test_the_shifted_oracle_gives_the_same_law():
         assert total_variation(_law_of(acting(spec), oracle), oracle.law()) < 1e-6
 
 
+@pytest.mark.parametrize("method", ["masked-diffusion", "adablock", "sched", "freecache", "localleap"])
+def test_a_row_before_the_block_is_computed_only_where_scores_are_shifted(method):
+    """Elsewhere there is no such row, so the parameter could not act."""
+    spec = acting(f"{method}(block_length=4, cache=freecache, shift_row=compute)")
+    with pytest.raises(BadParameter, match="shift_row=compute does something only with a shifted model, and toy-"):
+        toy_diffusion_model().generate(PROMPT, spec)
+    assert toy_diffusion_model(shift=True).generate(PROMPT, spec).token_ids
+
+
 # Limits of the rules
 
 

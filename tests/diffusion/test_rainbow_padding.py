@@ -191,6 +191,57 @@ def test_diagnostics_of_a_network_that_knows_the_pads_alike():
     assert recipe.pad_loss(network, recipe.rows(0, PADS), pads) == pytest.approx(math.log(7), abs=1e-4)
 
 
+class Ordered:
+    """A network that writes one canvas, each word with its own confidence: a word is filled the earlier the surer it is."""
+
+    shift = False
+
+    def __init__(self, text, confidences, prompt=2):
+        words = vocabulary()
+        self.laws = torch.full((len(text), len(words)), 1e-6)
+        for offset, (name, confidence) in enumerate(zip(text, confidences, strict=True)):
+            self.laws[offset, words[name]] = confidence
+            self.laws[offset, words["is"]] += 0.99 - confidence
+        self.prompt = prompt
+
+    def __call__(self, tokens, visible=None, causal=False):
+        return (torch.arange(tokens.shape[1]).expand(tokens.shape) - self.prompt).clamp_min(0)[..., None].float()
+
+    def head(self, states):
+        return self.laws.log()[states[..., 0].long()]
+
+
+def test_early_padding_is_what_the_first_half_of_the_steps_writes(monkeypatch):
+    monkeypatch.setattr(recipe, "_prompts", lambda problems: [[1, 2] for _ in problems])
+    asked, words = recipe.questions(2, 0), vocabulary()
+    pads = [words[pad] for pad in PADS]
+    text = ["the", "cat", "the", "cat", END, *PADS[:3]]
+    for confidences, share in (
+        ([0.9] * 4 + [0.6] * 4, 0.0),
+        ([0.6] * 4 + [0.9] * 4, 1.0),
+        ([0.9, 0.9, 0.9, 0.6, 0.9, 0.6, 0.6, 0.6], 0.25),
+        ([0.9, 0.9, 0.6, 0.6, 0.6, 0.9, 0.6, 0.9], 0.5),
+    ):
+        found = recipe.behaviour(Ordered(text, confidences), pads, asked, 8)
+        assert found.early_padding == share
+        assert (found.length, found.no_end, found.stray) == (4, 0, 0)
+    # In blocks it is written where it stands, however sure of it the network is.
+    assert recipe.behaviour(Ordered(text, [0.6] * 4 + [0.9] * 4), pads, asked, 8, blocks=2).early_padding == 0
+    # A pad that an arm does not have is no padding of it.
+    assert recipe.behaviour(Ordered(["the"] * 4 + [END] * 4, [0.6] * 4 + [0.9] * 4), [], asked, 8).early_padding == 1
+    strayed = recipe.behaviour(Ordered(["the", PADS[0], "cat", END, *["the"] * 4], [0.9] * 8), pads, asked, 8)
+    assert (strayed.stray, strayed.length, strayed.early_padding) == (1, 2, 0.5)
+
+
+def test_accuracy_is_the_share_of_right_answers(monkeypatch):
+    monkeypatch.setattr(recipe, "_prompts", lambda problems: [[1, 2] for _ in problems])
+    [one] = recipe.questions(1, 0)
+    other = next(problem for problem in recipe.questions(9, 1) if problem.result != one.result)
+    text = ["answer", str(one.result), END, END]
+    found = recipe.behaviour(Ordered(text, [0.9] * 4), [], [one, other, one, one], 4)
+    assert (found.accuracy, found.length, found.no_end) == (0.75, 2, 0)
+
+
 def test_one_visible_pad_or_end_fixes_all_pads_behind_it_only_where_they_have_an_order():
     """What makes the cycle free to predict, and its absence cost ln K: of all targets that agree with one visible token of the
     padding, how many continue differently."""

@@ -112,6 +112,17 @@ def test_with_the_gate_it_takes_one_forward_more():
         assert steady.generate([0], f"sched({ALWAYS}, patience={patience})").stats.forwards == 2 + patience
 
 
+def test_the_gate_compares_steps_and_not_steps_of_a_block():
+    """The first step of a block has one before it, that of another block; only the very first step has none."""
+    steady = _scripted(lambda left, canvas: [1.0] * 6)
+    assert steady.generate([0], f"sched({ALWAYS}, block_length=1)").stats.forwards == 2
+    # Of the block alone, its first step shows nothing that was seen before.
+    found = steady.generate([0], f"sched({ALWAYS}, block_length=3, region=block)")
+    assert sorted(found.stats.step_of) == [0, 1, 1, 2, 3, 3]
+    found = steady.generate([0], f"sched({ALWAYS}, block_length=3, region=block, max_change=1.0)")
+    assert sorted(found.stats.step_of) == [0, 1, 1, 2, 2, 2]
+
+
 def test_the_gate_waits_for_tokens_that_still_change():
     """The last offset changes its mind in every step but the fourth."""
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pair:
-    """one, other: values of the parameter. beside: further parameters, the same in both. situation: where it shows."""
+    """one, other: values of the parameter. beside: further parameters, the same in both. situation: where it shows. refused:
+    what the second value does there is to refuse."""
 
     one: object
     other: object
     beside: str = ""
     situation: str = ""
+    refused: bool = False
 
 
 def text(one: object, other: object, beside: str = "") -> Pair:
@@ -32,6 +34,11 @@ def sampled(one: object, other: object, beside: str = "") -> Pair:
 def deep(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a network with six layers, greedily, over a longer text."""
     return Pair(one, other, beside, "deep")
+
+
+def long(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on such a network over a text of more than 32 tokens."""
+    return Pair(one, other, beside, "long")
 
 
 def network(one: object, other: object, beside: str = "") -> Pair:
@@ -133,7 +140,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
     "DraftLawMethod": {
         "draft": sampled("ngram", "layers"),
         "layers": deep(1, 3, "draft=layers"),
-        "vocabulary": Pair("auto", "same", DRAFT, "other tokenizer"),
+        "vocabulary": Pair("auto", "same", DRAFT, "other tokenizer", refused=True),
     },
     "MultiDraftMethod": {"verifier": sampled("recursive-rejection", "k-seq", "draft=ngram-text")},
     "DraftModel": {
@@ -162,7 +169,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
     "Swift": {
         "skip_ratio": deep(0.25, 0.75, SEARCH),
         "layer_set": deep("", "{layer_set}", "bypass=False"),
-        "optimise": deep(True, False, SEARCH),
+        "optimise": long(True, False, "bypass=False"),
         "whole_layers": deep(False, True, f"{SEARCH}, skip_ratio=0.5"),
         "context_window": deep(2, 8, "bypass=False"),
         "opt_interval": deep(1, 3, SEARCH),
@@ -248,14 +255,14 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "seeds": canvas(1, 3),
         "temperature": canvas(0.0, 0.9),
         "order": canvas("low_confidence", "random"),
-        "answer": canvas("text", "number"),
+        "answer": canvas("text", "index"),
         "choice": canvas("vote", "likelihood"),
         "stop_when_decided": canvas(False, True, "block_lengths=2x4x6, temperature=0, at_once=1"),
         "at_once": canvas(1, 5),
     },
     "WrappingMethod": {},
     "AdaBlock": {
-        "sampler": canvas("auto", "localleap"),
+        "sampler": canvas(None, "masked-diffusion"),
         "steps": canvas(6, 12, "sampler=masked-diffusion"),
         "threshold": canvas(0.9, 0.999),
         "delimiter_threshold": canvas(0.0, 0.9999, DELIMITERS),
@@ -276,12 +283,13 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "value_independent": hot_canvas(False, True, "threshold=0.4, relaxed_threshold=0.1"),
     },
     "SchED": {
-        "sampler": canvas("auto", "localleap"),
+        "cache": canvas("none", "prefix", "block_length=4"),
+        "sampler": canvas(None, "localleap"),
         "shape": canvas("linear", "cosine", "threshold_high=8, threshold_low=0.5, stability_gate=False"),
         "threshold_high": canvas(3.0, 20.0, "stability_gate=False"),
         "threshold_low": canvas(0.0, 6.0, "threshold_high=6.0, stability_gate=False"),
         "slope": canvas(0.5, 9.0, "shape=exponential, threshold_high=9, threshold_low=0, stability_gate=False"),
-        "calibration": canvas("auto", "{calibration}", "stability_gate=False"),
+        "calibration": canvas(None, "{calibration}", "stability_gate=False"),
         "stability_gate": canvas(True, False, "threshold_high=4, threshold_low=0.5"),
         "patience": canvas(0, 3, "threshold_high=4, threshold_low=0.5"),
         "max_change": canvas(0.0, 1.0, "threshold_high=4.5, threshold_low=4.5"),

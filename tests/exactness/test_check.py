@@ -26,15 +26,19 @@ from decodery.testing import (
     toy_language_model,
 )
 
-QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 1600}
-ENUMERATED = {**QUICK, "samples": 200}
-"""Where enumeration decides, and samples would only take time."""
+QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 100}
+"""Enumeration decides, and more samples would only take time."""
+PENALISED = "repetition penalty 1.5, no stop before 2 tokens"
+SHOWING = {"fault-forgets-prefix": PENALISED, "fault-shared-noise": PENALISED}
+"""Fault -> a law in which it shows, where that is another than top-p; in all four it shows the more."""
+SMALLER = {"spectr": "spectr(drafts=2, length=1)", "recursive-speculative-decoding": "recursive-speculative-decoding(width=2, length=2)"}
+"""Methods that draw much, with drafts small enough for the law of three tokens."""
 
 
 @pytest.fixture(autouse=True)
 def _fewer_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The law of two tokens in place of three for methods that draw much; the planted faults show as well in it."""
-    monkeypatch.setattr(sampled_law, "LEAVES", 300)
+    monkeypatch.setattr(sampled_law, "LEAVES", 120)
 
 
 def _model() -> SmallLanguageModel:
@@ -47,7 +51,8 @@ OTHERS = [pytest.param(name, marks=pytest.mark.all_pairs) for name in CAUSAL if 
 
 @pytest.mark.parametrize("method", [*EACH, "token-recycling(nodes=5)", random_draft(5), *OTHERS], ids=str)
 def test_an_honest_method_passes(method):
-    report = check_method(_model(), method, **ENUMERATED)
+    method = SMALLER.get(method, method)
+    report = check_method(_model(), method, **QUICK)
     assert report.passed, [part for part in report.parts if part.passed is False]
     assert all(part.passed for part in report.parts), "every part has a verdict"
     assert as_method(method).exactness.same_law
@@ -55,9 +60,12 @@ def test_an_honest_method_passes(method):
 
 
 @pytest.mark.parametrize("fault", planted_faults(), ids=lambda fault: fault.name)
-def test_a_planted_fault_is_caught(fault):
+def test_a_planted_fault_is_caught(fault, monkeypatch):
+    law = SHOWING.get(fault.name, "top-p 0.9")
+    monkeypatch.setattr(sampled_law, "LAWS", {law: sampled_law.LAWS[law]})
+    monkeypatch.setattr(sampled_law, "LEAVES", 300)  # one of them shows in three tokens only
     real_noise = fault.name == "fault-shared-noise"
-    report = check_method(_model(), fault, **(QUICK if real_noise else ENUMERATED))
+    report = check_method(_model(), fault, **{**QUICK, "samples": 400 if real_noise else 100})
     assert not report.passed
     refuted = {part.name.split(",")[0] for part in report.parts if part.passed is False}
     expected = {
@@ -74,9 +82,9 @@ def test_the_report_is_json():
     assert told["method"] == "prompt-lookup(length=3)"
     assert told["passed"] is True
     sampled = [part for part in told["parts"] if part["name"].startswith("law by sampling")]
-    assert sum(part["samples"] for part in sampled) == 1600
+    assert [part["samples"] for part in sampled] == [25] * 4
     assert all(part["significance"] == pytest.approx(0.001 / 4) for part in sampled)
-    assert all(0 < part["expected_total_variation"] < 0.2 for part in sampled)
+    assert all(0 < part["expected_total_variation"] < 1 for part in sampled)
 
 
 def test_progress_is_told():
@@ -86,20 +94,20 @@ def test_progress_is_told():
     )
     assert told["greedy identity, cold"] == (3, 3)
     assert told["law by enumeration"] == (4, 4)
-    assert told["law by sampling, top-p 0.9"] == (400, 400)
+    assert told["law by sampling, top-p 0.9"] == (25, 25)
     assert all(done == total for done, total in told.values())
 
 
 def test_on_a_network_with_the_shipped_prompts():
-    report = check_method(toy_language_model(seed=1), "token-recycling", prompts=4, max_new_tokens=12, samples=400)
+    report = check_method(toy_language_model(seed=1), "token-recycling", prompts=2, max_new_tokens=8, samples=100)
     assert report.passed
-    assert report.parts[0].numbers["prompts"] == 4
+    assert report.parts[0].numbers["prompts"] == 2
     assert report.parts[0].numbers["dtype"] == "float32"
 
 
 def test_other_dtypes_get_no_verdict_on_identity():
     lm = toy_language_model(seed=1, dtype=torch.bfloat16)
-    report = check_method(lm, "prompt-lookup", prompts=["abab"], max_new_tokens=12, samples=400)
+    report = check_method(lm, "prompt-lookup", prompts=["abab"], max_new_tokens=12, samples=100)
     assert report.passed
     assert report.parts[0].passed is None
     assert "float32 only" in report.parts[0].detail

@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "presence_penalty": {"presence_penalty": 0.9},
     "frequency_penalty": {"frequency_penalty": 0.7},
     "logit_bias": {"logit_bias": {3: 2.5, 7: -float("inf")}},
-    "min_new_tokens": {"min_new_tokens": 9},
+    "min_new_tokens": {"min_new_tokens": 6},
     "processors": {"processors": [_not_the_successor]},
     "order": {"order": ["temperature", "top_p", "min_p", "top_k", "processors", "min_new_tokens", "logit_bias",
                         "frequency_penalty", "presence_penalty", "repetition_penalty"]},
@@ -86,7 +86,7 @@ Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 @cache
 def _host(diffusion: bool = False) -> SmallLanguageModel:
     if diffusion:
-        return toy_diffusion_model(vocabulary=VOCABULARY, layers=1, canvas=10, stop_ids=(END,))
+        return toy_diffusion_model(vocabulary=VOCABULARY, layers=1, canvas=6, stop_ids=(END,))
     return scripted_language_model(
         story_scorer(VOCABULARY), stop_ids=(END,), drafter=story_scorer(VOCABULARY, surprise=0.5, name="other")
     )

@@ -316,6 +316,49 @@ def test_steps_of_others_join_settings_and_order(others: None) -> None:
         register(Coin)
 
 
+def test_a_step_that_is_not_whole_is_refused_when_it_is_registered() -> None:
+    """And not in the middle of a request."""
+
+    @dataclass(frozen=True)
+    class Unbegun(Step):
+        unbegun: float = setting(0.0, Real(0.0), "Has a state and never says where it begins.")
+        name = "unbegun"
+        place = 350
+        stateful = True
+
+        def advance(self, state: float, scores: Tensor, token: int) -> float:
+            return state
+
+        def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
+            return rows
+
+    class Standing(Unbegun):
+        name = "standing"
+        advance = Step.advance
+
+        def begin(self, prompt: Sequence[int]) -> float:
+            return 0.0
+
+    class Stateless(Surprise):
+        name = "stateless"
+        stateful = False
+
+    class Idle(Step):
+        name = "idle"
+        place = 350
+        settings = Coin.settings
+
+    for step, reason in (
+        (Unbegun, "unbegun is stateful and has no begin"),
+        (Standing, "standing is stateful and has no advance"),
+        (Stateless, "stateless has begin but is not stateful"),
+        (Idle, "idle has no apply"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            register(step)
+    assert sorted(default_order()) == ALL
+
+
 def test_a_step_that_is_forgotten_again_is_no_setting() -> None:
     with pytest.raises(BadSetting, match="'coin' is not a setting"):
         Settings.of({"coin": 0.5}, 100)

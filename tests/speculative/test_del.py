@@ -199,6 +199,16 @@ class TestShadows:
         assert statistics.counts.tolist() == [[1, 1.5], [2.5, 0]]
         torch.testing.assert_close(statistics.confidences, torch.tensor([[0.8, 0.5], [1.7, 0.0]]))
 
+    def test_equal_tokens_per_layer_go_to_the_smallest_exit_and_length(self):
+        statistics = ExitStatistics((2, 5), omega=1.0)
+        assert statistics.select(lambda exit, length: 1.0, (1, 2)) == (2, 1), "nothing was seen yet"
+        statistics.update(torch.tensor([[True, False], [True, False]]), torch.full((2, 2), 0.5))
+        assert statistics.select(lambda exit, length: 1.0, (1, 2, 3)) == (2, 3), "more tokens at the same price"
+        expected = {0: 1.0, 1: 1.5, 2: 1.75, 3: 1.875}
+        assert statistics.select(lambda exit, length: expected[length], (1, 2, 3)) == (2, 1)
+        assert statistics.select(lambda exit, length: expected[length], (0, 3)) == (2, 0)
+        assert statistics.select(lambda exit, length: expected[length] / exit, (2, 3)) == (5, 2)
+
     @pytest.mark.parametrize(("clip", "counted"), [(True, 2), (False, 4)])
     def test_positions_after_a_refused_token_do_not_count(self, clip, counted):
         """Three tokens are drafted and the second is refused: positions 0 and 1 have the text's own context."""

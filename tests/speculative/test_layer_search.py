@@ -84,6 +84,9 @@ def test_where_the_search_ends():
     run(good, costs)
     assert good.best_score > 0.2
     assert good.iterations < 20
+    just = LayerSearch(30, 0.1, max_score=0.2)
+    just.register(just.candidate(), 0.2)
+    assert just.optimising, "the score is to be exceeded"
 
 
 def test_the_same_seed_searches_alike():

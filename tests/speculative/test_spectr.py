@@ -4,10 +4,14 @@ test_multi_draft_verifiers.py, the factor's in test_transport.py."""
 from __future__ import annotations
 
 import pytest
+import torch
 
+from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.models.forward import Forward
+from decodery.speculative.draft import Draft, Siblings
+from decodery.speculative.verifiers import KSeq
 from decodery.testing import (
     DrafterLaws,
     TabularScorer,
@@ -77,6 +81,19 @@ def test_more_drafts_accept_more():
     assert two > one + 0.1
     assert four > two + 0.1
     assert eight > four
+
+
+def test_rho_is_the_factor_of_k_seq_and_the_best_one_accepts_more():
+    drawn, certain = (Draft([0], [-1], *more) for more in (({-1: torch.ones(2)}, Siblings.WITH_REPLACEMENT), ()))
+    for rho, best in (("best", True), ("drafts", False)):
+        method = as_method(f"spectr(rho={rho})")
+        judge = method.judge(drawn, False)
+        assert isinstance(judge, KSeq)
+        assert judge.best_factor == best
+        assert not isinstance(method.judge(drawn, True), KSeq)
+        assert not isinstance(method.judge(certain, False), KSeq)
+    best, count = (_efficiency(f"spectr(drafts=4, draft=other, rho={rho})") for rho in ("best", "drafts"))
+    assert best > count + 0.1
 
 
 def test_equal_prefixes_are_scored_once():

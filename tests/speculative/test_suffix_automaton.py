@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodery.errors import BadInput
-from decodery.speculative.draft import EMPTY
+from decodery.speculative.draft import EMPTY, chain
 from decodery.speculative.suffix_automaton.automaton import Match, SuffixAutomaton
-from decodery.speculative.suffix_automaton.method import AutomatonDrafter
+from decodery.speculative.suffix_automaton.method import AutomatonDrafter, CombinedDrafter
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
@@ -90,6 +90,29 @@ def test_the_draft_grows_with_the_match():
     assert AutomatonDrafter(2, 2.0).propose([*text, 2], depth=40).tokens == [3, 4]
     assert AutomatonDrafter(40, 2.0).propose([*text, 2], depth=1).tokens == [3]
     assert AutomatonDrafter(40, 2.0).propose([*text, 2], depth=0) is EMPTY
+
+
+@pytest.mark.parametrize(("handicap", "copied"), [(0, 9), (2, 9), (3, 5), (64, 5)])
+def test_a_corpus_wins_where_its_match_is_longer_by_more_than_its_handicap(handicap, copied):
+    """The last three tokens stand in the own text, the last six in the corpus."""
+    drafter = AutomatonDrafter(1, 1.0, SuffixAutomaton([7, 7, 7, 1, 2, 3, 9]), handicap)
+    draft = drafter.propose([1, 2, 3, 5, 7, 7, 7, 1, 2, 3], depth=9)
+    assert draft.tokens == [copied]
+    assert drafter.match_length == 6
+    assert drafter.copied_from == (6 if copied == 9 else 3)
+
+
+@pytest.mark.parametrize(("threshold", "copies"), [(2, True), (3, True), (4, False), (6, False)])
+def test_the_match_that_is_copied_from_must_reach_the_threshold(threshold, copies):
+    """And not another one, which was longer but lost by its handicap."""
+
+    class Auxiliary:
+        def propose(self, tokens, depth):
+            return chain([8])
+
+    automaton = AutomatonDrafter(1, 1.0, SuffixAutomaton([7, 7, 7, 1, 2, 3, 9]), 64)
+    draft = CombinedDrafter(automaton, Auxiliary(), threshold).propose([1, 2, 3, 5, 7, 7, 7, 1, 2, 3], depth=9)
+    assert draft.tokens == ([5] if copies else [8])
 
 
 class TestCorpus:

@@ -125,6 +125,11 @@ class DiffusionMethod(Method):
 
     def admit(self, request: Request) -> None:
         length, prompt, settings = self.length(request), len(request.prompt), request.settings
+        if self.shift_row != "carry" and not model_of(request).shift:
+            raise BadParameter(
+                f"{self.name}: shift_row={self.shift_row} does something only with a shifted model, and "
+                f"{request.host.network.name} is none."
+            )
         if prompt + length > request.host.network.context:
             raise BadPrompt(
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "

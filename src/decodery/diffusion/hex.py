@@ -20,7 +20,7 @@ from decodery.diffusion.padding import truncate
 from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
 from decodery.engine.method import Decoding, Exactness, parameter
-from decodery.errors import BadParameter
+from decodery.errors import BadParameter, Refused
 from decodery.search import answers
 from decodery.search.votes import Key, count, decided
 
@@ -33,6 +33,8 @@ ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin"
 """Which offsets of a block come first -> the rank of LLaDA's rule."""
 HALVINGS = (32, 16, 8, 4, 2)
 """Published blocks of 8 to 128 on a canvas of 256, as parts of the canvas."""
+TEMPERATURE = 0.9
+"""Published temperature of the runs."""
 
 
 def run_seed(seed: int, key: Key) -> int:
@@ -98,7 +100,7 @@ class HiddenExperts(StepwiseMethod):
         only={"block_length": None},
     )
     seeds: int = parameter(5, "runs of each block length", low=1)
-    temperature: float = parameter(0.9, "of the runs, where the request is greedy", low=0.0)
+    temperature: float | None = parameter(None, "of the runs of a greedy request", low=0.0, auto="0.9")
     order: str = parameter("low_confidence", "which positions of a block come first", choices=tuple(ORDERS))
     answer: str = parameter("text", "what is read out of a text and voted on", choices=answers.KINDS)
     choice: str = parameter(
@@ -146,6 +148,14 @@ class HiddenExperts(StepwiseMethod):
         plain = MaskedDiffusionDecoding(**{**self.canvas_parameters(), "block_length": 1})
         return (Claim("one block length with one seed is plain decoding", one, plain),)
 
+    def admit(self, request: Request) -> None:
+        super().admit(request)
+        if self.temperature is not None and not request.law.greedy:
+            raise Refused(
+                f"{self.name}: temperature={self.temperature:g} is that of the runs of a greedy request, and this one has a "
+                f"temperature of {request.settings.temperature:g} of its own; give one of the two."
+            )
+
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         # Of a finished run only the canvas is kept.
         return super().caches(request) * min(self.at_once, len(self.runs(self.length(request))))
@@ -172,12 +182,11 @@ class HiddenExperts(StepwiseMethod):
         return count(_answers(finished)).run
 
     def _run(self, request: Request, key: Key) -> Asking[Run]:
-
         rule = Weighed(self.unmasking(request))
         plan = replace(self.plan(request), rule=rule, blocks=FixedBlocks(key[0]))
-        law = request.law
-        if law.greedy and self.temperature > 0:
-            law = request.law_with(temperature=self.temperature)
+        law, temperature = request.law, TEMPERATURE if self.temperature is None else self.temperature
+        if law.greedy and temperature > 0:
+            law = request.law_with(temperature=temperature)
         assert request.settings.seed is not None
         chance = request.chance(run_seed(request.settings.seed, key))
         denoising = Denoising(request, plan, chance, request.output.fork(), law)

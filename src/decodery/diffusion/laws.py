@@ -66,11 +66,6 @@ class Laws:
         places = [place for place, offset in enumerate(self.offsets) if start <= offset < end]
         return self if len(places) == len(self) else self.at(places)
 
-    def without(self, offsets: Sequence[int]) -> Laws:
-        """The laws of all other offsets: what is left of a forward after a commit that it did not see."""
-        gone = set(offsets)
-        return self.at([place for place, offset in enumerate(self.offsets) if offset not in gone])
-
     # The laws
 
     @property

@@ -59,12 +59,13 @@ class Step(ABC):
         at minus infinity. prefixes: what stands before each row."""
 
     def begin(self, prompt: Sequence[int]) -> Any:
-        """The state before the first token of the output. States are never changed, but replaced."""
-        raise NotImplementedError(f"{self.name} is stateful and does not say where it begins")
+        """Of stateful steps: the state before the first token of the output. States are never changed, but replaced."""
+        raise NotImplementedError
 
     def advance(self, state: Any, scores: Tensor, token: int) -> Any:
-        """The state after `token` was taken. scores: [vocabulary] the finished scores of the law that it was taken from."""
-        raise NotImplementedError(f"{self.name} is stateful and does not say how it goes on")
+        """Of stateful steps: the state after `token` was taken. scores: [vocabulary] the finished scores of the law that it
+        was taken from."""
+        raise NotImplementedError
 
     @classmethod
     def settings(cls) -> tuple[Setting, ...]:
@@ -90,12 +91,19 @@ _SETTINGS: dict[str, Setting] = {}
 
 def register(step: type[Step]) -> type[Step]:
     """Make a step known, with its settings; as a decorator, or called for a step of another package. Raises ValueError where
-    the name of the step or of a setting is taken."""
+    the name of the step or of a setting is taken, no setting switches it on, or it is not whole."""
     taken = [setting.name for setting in step.settings() if setting.name in _SETTINGS]
     if step.name in _STEPS or taken:
         raise ValueError(f"{step.name} is registered already, or its setting {' or '.join(taken)} is another step's")
     if not step.settings():
         raise ValueError(f"{step.name} has no setting that switches it on")
+    for name in ("begin", "advance"):
+        if step.stateful and getattr(step, name) is getattr(Step, name):
+            raise ValueError(f"{step.name} is stateful and has no {name}; a stateful step has begin and advance")
+        if not step.stateful and getattr(step, name) is not getattr(Step, name):
+            raise ValueError(f"{step.name} has {name} but is not stateful, so it would never be asked; set stateful")
+    if step.__abstractmethods__:
+        raise ValueError(f"{step.name} has no {' and no '.join(sorted(step.__abstractmethods__))}")
     _STEPS[step.name] = step
     _collect_settings()
     return step

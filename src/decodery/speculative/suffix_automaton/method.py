@@ -64,7 +64,7 @@ class SuffixAutomatonLookup(SpeculativeMethod):
         return request.remember(key, lambda: SuffixAutomaton(request.host.encode(text)), everywhere=True)
 
     def most_nodes(self) -> int:
-        return max(self.length, 80)  # the auxiliary drafter has a tree of 80
+        return self.length if self.auxiliary == "none" else max(self.length, TokenRecycling().most_nodes())
 
     def drafter(self, request: Request) -> Drafter:
         automaton = AutomatonDrafter(self.length, self.alpha, self._static(request), self.corpus_handicap)
@@ -84,7 +84,7 @@ class CombinedDrafter(Drafter):
 
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         copied = self._automaton.propose(tokens, depth)
-        if len(copied) and self._automaton.match_length >= self._threshold:
+        if len(copied) and self._automaton.copied_from >= self._threshold:
             return copied
         return self._auxiliary.propose(tokens, depth)
 
@@ -100,6 +100,8 @@ class AutomatonDrafter(Drafter):
         self._own = SuffixAutomaton()
         self._match = Match()
         self._corpus_match = Match()
+        self.copied_from = 0
+        """Length of the match that the last draft follows."""
 
     @property
     def match_length(self) -> int:
@@ -120,6 +122,7 @@ class AutomatonDrafter(Drafter):
         source, match, label = self._own, self._match, "own"
         if self._corpus is not None and self._corpus_match.length > self._match.length + self._handicap:
             source, match, label = self._corpus, self._corpus_match, "corpus"
+        self.copied_from = match.length
         count = min(self._length, 1 + floor(self._alpha * match.length), depth)
         copied = source.following(match, count) if match.length and count > 0 else []
         if not copied:
