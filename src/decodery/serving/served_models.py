@@ -1,0 +1,227 @@
+"""The models that a server has: loaded on first use, unloaded where others need their memory."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from decodery.engine.memory import parse_size, size_text
+from decodery.errors import DecoderyError, MethodUnavailable, NotEnoughMemory
+from decodery.language_model import LanguageModel
+from decodery.models import catalogue, pages
+from decodery.serving.admission import Gate
+from decodery.serving.configuration import ServerConfiguration
+from decodery.serving.engine_thread import EngineThread
+from decodery.serving.failures import Failure
+
+log = logging.getLogger("decodery.serving")
+
+Load = Callable[..., LanguageModel]
+"""As `decodery.load`."""
+KV_SHARE = 4
+"""The KV budget of a model is the memory of all models divided by this, where it is not said."""
+WARM_UP = 4
+"""Tokens that a model decodes before it is served: by then it knows what its passes cost."""
+
+
+class ServedModel:
+    """A model that is loaded, with its engine and its gate. name: what clients call it."""
+
+    def __init__(self, name: str, lm: LanguageModel, configuration: ServerConfiguration):
+        self.name, self.lm = name, lm
+        prefix_cache = configuration.prefix_cache if configuration.prefix_cache != "0" else 0
+        self.engine = EngineThread(lm, prefix_cache, configuration.max_sessions)
+        self.gate = Gate(configuration.max_concurrent, configuration.max_queue)
+        self.loaded_at = int(time.time())
+        self.users = 0
+        self.leaving = False
+        self._reading = asyncio.Lock()
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @property
+    def bytes(self) -> int:
+        """Of weights, and of keys and values at most."""
+        every = [self.lm, *self.lm.companions.values()]
+        weights = sum(one.network.parameters * one.network.dtype.itemsize for one in every)
+        return weights + (self.lm.budget.total or 0)
+
+    def hold(self) -> None:
+        """A request uses it; until it is released, it stays."""
+        self.users += 1
+        self._unused.clear()
+
+    def release(self) -> None:
+        """A request uses it no longer."""
+        self.users -= 1
+        if not self.users:
+            self._unused.set()
+
+    def discard(self) -> None:
+        """It is unloaded: let its memory go, whoever still holds this object."""
+        del self.lm, self.engine
+
+    async def tokens(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt, read on a worker thread, one prompt at a time. Raises BadPrompt."""
+        async with self._reading:
+            return await asyncio.to_thread(self.lm.tokenize, prompt)
+
+    async def unused(self) -> None:
+        """Wait until no request uses it."""
+        await self._unused.wait()
+
+
+class ServedModels:
+    """All models by the names that clients use. Everything happens on one event loop, but for loading and unloading."""
+
+    def __init__(self, configuration: ServerConfiguration, load: Load | None = None):
+        """load: in place of `decodery.load`."""
+        self.configuration = configuration
+        self.names = configuration.names
+        self.loaded: dict[str, ServedModel] = {}
+        """The least recently used first."""
+        self._load = load
+        self._memory = None if configuration.memory is None else parse_size("memory", configuration.memory)
+        self._loading: dict[str, asyncio.Task[ServedModel]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._sizes: dict[str, int] = {}
+
+    @property
+    def first(self) -> str:
+        """What a request means that names no model, and what is loaded at the start."""
+        return next(iter(self.names))
+
+    async def use(self, name: str | None) -> ServedModel:
+        """The model of this name, held until it is released; loaded where it is not yet. Raises Failure."""
+        name = self.first if name is None else name
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise Failure(404, f"there is no model {name!r} here; there are: {known}.", "model", "model_not_found")
+        while True:
+            model = self.loaded.get(name)
+            if model is not None and not model.leaving:
+                model.hold()
+                self.loaded[name] = self.loaded.pop(name)
+                return model
+            try:
+                await self.start(name)
+            except NotEnoughMemory as error:
+                raise Failure(503, str(error), "model", "model_not_loaded") from error
+            except Exception as error:
+                said = f"the model {name!r} cannot be loaded; the server's log says why."
+                raise Failure(503, said, "model", "model_not_loaded") from error
+
+    async def start(self, name: str) -> ServedModel:
+        """Load a model. All who want it wait for the same, which goes on where one of them goes away. Raises what loading
+        raises, after it was logged."""
+        if name not in self._loading:
+            self._loading[name] = asyncio.create_task(self._start(name), name=f"loading {name}")
+            self._loading[name].add_done_callback(functools.partial(self._started, name))
+        return await asyncio.shield(self._loading[name])
+
+    async def close(self) -> None:
+        """End all engines."""
+        for task in list(self._loading.values()):
+            task.cancel()
+        for model in list(self.loaded.values()):
+            await self._unload(model)
+
+    def _started(self, name: str, task: asyncio.Task[ServedModel]) -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # logged already; nobody may be left who waits for it
+
+    async def _start(self, name: str) -> ServedModel:
+        async with self._one_at_a_time:
+            began = time.perf_counter()
+            log.info("loading %s", name)
+            try:
+                if self._memory is not None:
+                    expected = self._sizes.get(name)
+                    if expected is None:
+                        expected = await asyncio.to_thread(self._expected, self.names[name])
+                    await self._make_room(expected)
+                lm = await asyncio.to_thread(self._loaded, self.names[name])
+            except Exception as error:
+                known = isinstance(error, DecoderyError)
+                log.error("%s cannot be loaded: %s", name, error, exc_info=None if known else error)
+                raise
+            model = ServedModel(name, lm, self.configuration)
+            self._sizes[name] = model.bytes
+            if self._memory is not None:
+                await self._make_room(model.bytes)
+                if model.bytes > self._memory:
+                    await asyncio.to_thread(model.engine.stop)
+                    said = f"{name} takes {size_text(model.bytes)}, and the memory of all models is {size_text(self._memory)}."
+                    log.error("%s", said)
+                    raise NotEnoughMemory(said)
+            self.loaded[name] = model
+            log.info("loaded %s (%s) in %.1f s", name, lm.network.path, time.perf_counter() - began)
+            return model
+
+    async def _make_room(self, size: int) -> None:
+        """Unload the least recently used models until so many bytes are free, or none is left. Who asks for one of them
+        meanwhile waits, so that busy models give way too."""
+        assert self._memory is not None
+        victims, taken = [], sum(model.bytes for model in self.loaded.values())
+        for model in list(self.loaded.values()):
+            if taken + size <= self._memory:
+                break
+            model.leaving = True
+            victims.append(model)
+            taken -= model.bytes
+        for model in victims:
+            await model.unused()
+            await self._unload(model)
+
+    async def _unload(self, model: ServedModel) -> None:
+        del self.loaded[model.name]
+        await asyncio.to_thread(model.engine.stop)
+        log.info("unloaded %s", model.name)
+        model.discard()
+        gc.collect()
+        pages.give_back()
+
+    # On a worker thread
+
+    def _expected(self, source: str) -> int:
+        if self._load is not None:
+            return 0  # nobody knows before
+        from decodery.loading import expected_bytes
+
+        return expected_bytes(source, dtype=self.configuration.dtype, device=self.configuration.device)
+
+    def _loaded(self, source: str) -> LanguageModel:
+        from decodery.loading import load
+
+        told = self.configuration
+        given = self._load or load
+        budget = told.kv_budget or (None if self._memory is None else self._memory // KV_SHARE)
+        lm = given(
+            source,
+            dtype=told.dtype,
+            device=told.device,
+            threads=told.threads,
+            fast=told.fast,
+            kv_budget=budget,
+            prefill_chunk=told.prefill_chunk,
+        )
+        lm.load_companion = functools.partial(self._companion, given)
+        for name in told.companions:
+            lm.companion(name)
+        lm.generate([0], max_new_tokens=WARM_UP, session="warm-up")
+        lm.forget("warm-up")
+        return lm
+
+    def _companion(self, given: Load, name: str, **options: Any) -> LanguageModel:
+        """A model beside a served one: those that the server was told of, and those that come with the package. Whoever asks
+        over the network must not make it load others, nor learn which files there are."""
+        if name not in self.configuration.companions and name not in catalogue.shipped():
+            lent = ", ".join(self.configuration.companions) or "none"
+            raise MethodUnavailable(f"this server lends methods no model {name!r}; it lends: {lent}.")
+        return given(name, **options)

@@ -1,0 +1,202 @@
+"""What stands between HTTP and the routes: ids, keys, limits of bodies, clients that go away, errors, and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from decodery.serving import request_log
+from decodery.serving.decoding import Visit
+from decodery.serving.failures import Failure
+from decodery.serving.keys import ANYBODY, Caller
+from decodery.serving.shapes import json_text
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from decodery.serving.service import Service
+
+log = logging.getLogger("decodery.serving")
+
+Value = TypeVar("Value")
+OWN_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
+"""What a client may call its request."""
+OPEN = ("/health", "/ready")
+"""Paths that need no key and are answered to the end, for those who watch over the server."""
+BODY_SECONDS = 60.0
+"""Until a body must have come."""
+GONE = 499
+"""Status in the log for clients that went away before there was an answer."""
+
+
+class Json(Response):
+    """An answer of JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json_text(content).encode()
+
+
+def refused(failure: Failure) -> Json:
+    """The answer of a failure."""
+    return Json(failure.as_dict(), failure.status, failure.headers)
+
+
+class EventStream(Response):
+    """Server-sent events. What makes them ends when the client goes away, or with the deadline; so does who reads too slowly
+    for that. The job that they are of is not held up meanwhile."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, frames: AsyncIterator[bytes], seconds: float, late: Callable[[], bytes], close: Callable[[], None]
+    ):
+        """seconds: until the last frame must be read. late: what is said where that is over. close: called in the end."""
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._frames, self._seconds, self._late, self._close = frames, seconds, late, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await watched(self._send(send), receive)
+        finally:
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        async def all_of_it() -> None:
+            async for data in self._frames:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        try:
+            async with asyncio.timeout(self._seconds):
+                await all_of_it()
+        except TimeoutError:
+            self._close()
+            # Where the client still reads, it is told; where it does not, its connection is closed.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await send({"type": "http.response.body", "body": self._late(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ClientGone(Exception):
+    """The client has closed the connection."""
+
+
+async def watched(work: Awaitable[Value], receive: Receive) -> Value:
+    """Do something unless the client goes away meanwhile: then it is cancelled, and ClientGone raised."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    doing, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((doing, watching), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise ClientGone
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body of a request. Raises Failure where it is too large, of another type, or does not come."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Not only for order: a page of any web site may send forms to this machine, but JSON only where CORS allows it.
+        raise Failure(415, "the body must be JSON, with the header Content-Type: application/json.")
+    length = request.headers.get("content-length", "")
+    too_large = Failure(413, f"the body is larger than the {most} bytes that this server takes.", code="body_too_large")
+    if length.isdecimal() and int(length) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_large
+    except TimeoutError:
+        raise Failure(408, "the body did not come in time.") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    return bytes(body)
+
+
+class Doorway:
+    """Middleware around everything. It is no class of Starlette's, so that streams pass through it unbuffered."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        service, path = self._service, scope["path"]
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        own = headers.get("x-request-id", "")
+        visit = Visit(own if OWN_ID.fullmatch(own) else f"req_{uuid.uuid4().hex}", Caller(ANYBODY))
+        scope["visit"] = visit
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", visit.id.encode())]
+            await send(message)
+
+        service.active += 1
+        entered = False
+        try:
+            if path not in OPEN:
+                visit.caller = service.keys.caller(headers.get("authorization"))
+                service.check_open()
+                service.keys.enter(visit.caller)
+                entered = True
+            await self._app(scope, receive, answer)
+        except ClientGone:
+            status = status or GONE
+        except Failure as failure:
+            await refused(failure)(scope, receive, answer)
+        except Exception as error:
+            log.error("request %s failed: %s", visit.id, error, exc_info=error)
+            if not status:
+                said = f"the request failed inside the server, whose log tells of it as {visit.id}."
+                await refused(Failure(500, said))(scope, receive, answer)
+        finally:
+            if entered:
+                service.keys.leave(visit.caller)
+            service.active -= 1
+            self._note(scope, visit, status)
+
+    def _note(self, scope: Scope, visit: Visit, status: int) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", "other")
+        self._service.metrics.answered(path, status)
+        if path in OPEN or path == "/metrics":
+            return
+        request_log.note_request(
+            request_id=visit.id,
+            key=None if visit.caller.name == ANYBODY else visit.caller.name,
+            method=scope["method"],
+            path=path,
+            status=status,
+            seconds=round(time.perf_counter() - visit.arrived, 4),
+            **{("decoding" if name == "method" else name): value for name, value in visit.told.items()},
+        )
