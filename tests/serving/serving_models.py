@@ -18,13 +18,12 @@ from decodery.serving.service import Service
 from decodery.testing import toy_language_model
 
 KEY = "test-key"
-TOY = 4
-"""The seed of a toy model that does not end its texts early."""
 
 
 def toy(kv_budget: int | str | None = None) -> LanguageModel:
-    """A fresh toy model, the same each time."""
-    lm = toy_language_model(TOY)
+    """A fresh toy model, the same each time, whose texts never end by themselves."""
+    lm = toy_language_model(4)
+    lm.stop_ids = ()
     lm._limits = Limits(kv_budget)
     return lm
 

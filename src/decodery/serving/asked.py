@@ -30,7 +30,6 @@ class Asked:
     own: Mapping[str, Any] = field(default_factory=dict)
     logprobs: int | None = None
     include_usage: bool = False
-    body: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> str | None:
@@ -43,6 +42,12 @@ class Asked:
         """The spec of the method, where one is given."""
         spec: str | None = self.own.get("method")
         return spec
+
+    @property
+    def names(self) -> dict[str, str]:
+        """How messages call what is given -> the field by which it was given."""
+        known = self.route.settings()
+        return {**{name: name for name in self.own}, **{known[name]: name for name in self.settings}}
 
     @property
     def stream(self) -> bool:
@@ -109,7 +114,7 @@ def read(route: Route, body: Mapping[str, Any]) -> Asked:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
     if own.get("stream_options") and not own.get("stream"):
         raise bad_field("stream_options", "stream_options goes with stream=true.")
-    return Asked(route, prompts, settings, own, logprobs, usage, body)
+    return Asked(route, prompts, settings, own, logprobs, usage)
 
 
 def _check_method(spec: str | None) -> None:

@@ -19,6 +19,7 @@ from decodery.serving.failures import Failure, failure_of
 from decodery.serving.fields import COMPLETIONS
 from decodery.serving.keys import ANYBODY, Caller
 from decodery.serving.reply_metrics import reply_metrics
+from decodery.serving.served_models import NotLent, ServedModel, ServedModels
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from decodery.replies import Prepared, Reply
     from decodery.serving.configuration import ServerConfiguration
     from decodery.serving.engine_thread import Job
-    from decodery.serving.served_models import ServedModel, ServedModels
     from decodery.serving.server_metrics import ServerMetrics
 
 log = logging.getLogger("decodery.serving")
@@ -69,7 +69,7 @@ class Decoding:
 
     def failure(self, error: Exception) -> Failure:
         """The answer to an error of the decoding, which is logged where it is not the request's own."""
-        failure = failure_of(error, self.asked.body, self.asked.route.prompt, self.visit.id)
+        failure = failure_of(error, self.asked.names, self.asked.route.prompt, self.visit.id)
         if failure.status >= 500 and not isinstance(error, Failure):
             known = isinstance(error, DecoderyError)
             log.error("request %s failed: %s", self.visit.id, error, exc_info=None if known else error)
@@ -118,19 +118,12 @@ async def begin(
         began = time.perf_counter()
         held.callback(lambda: model.gate.leave(time.perf_counter() - began))
         queued = began - visit.arrived
-        ids = [await model.tokens(prompt) for prompt in asked.prompts]
-        _complete(settings, asked, ids, model.lm, configuration)
-        session = settings["session"]
-
-        def prepare(listener: Callable[[Event], None]) -> Prepared:
-            seed = settings.pop("seed", None)
-            prompt: Any = ids if len(ids) > 1 else ids[0]
-            return model.lm.prepare(prompt, asked.method, listener, seed=seed, **settings)
-
         try:
-            job = await model.engine.submit(prepare, session)
+            job = await _begun(settings, asked, model, configuration)
         except Exception as error:
-            failure = failure_of(error, asked.body, asked.route.prompt, visit.id)
+            failure = failure_of(error, asked.names, asked.route.prompt, visit.id)
+            if isinstance(error, NotLent) and error.model in str(asked.settings.get("target")):
+                failure.param = "target"
             if failure.status >= 500:
                 log.error("request %s failed: %s", visit.id, error, exc_info=error)
             raise failure from error
@@ -138,6 +131,20 @@ async def begin(
         job.when_over(held.pop_all().close)
         job.when_over(lambda: metrics.decoded(decoding, queued))
         return decoding
+
+
+async def _begun(settings: dict[str, Any], asked: Asked, model: ServedModel, configuration: ServerConfiguration) -> Job:
+    """Read the prompts, check the rest, and begin. Raises what is wrong with the request."""
+    lm = model.lm
+    ids = [await model.tokens(prompt) for prompt in asked.prompts]
+    _complete(settings, asked, ids, lm, configuration)
+    seed = settings.pop("seed", None)
+    prompt: Any = ids if len(ids) > 1 else ids[0]
+
+    def prepare(listener: Callable[[Event], None]) -> Prepared:
+        return lm.prepare(prompt, asked.method, listener, seed=seed, **settings)
+
+    return await model.engine.submit(prepare, settings["session"])
 
 
 def _settings(asked: Asked, visit: Visit, lm: LanguageModel) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from decodery.errors import (
@@ -54,11 +54,11 @@ def bad_field(name: str, message: str, code: str | None = None) -> Failure:
     return Failure(400, message, name, code)
 
 
-def failure_of(error: Exception, fields: Iterable[str], prompt: str, request_id: str) -> Failure:
+def failure_of(error: Exception, fields: Mapping[str, str], prompt: str, request_id: str) -> Failure:
     """The answer where checking or decoding a request has raised.
 
-    fields: of the request; the first that the message names is to blame. prompt: the field that holds the prompt. request_id:
-    by which the log has what is not told.
+    fields: how messages call what the request gives -> the field; the first that the message names is to blame. prompt: the
+    field that holds the prompt. request_id: by which the log has what is not told.
     """
     if isinstance(error, Failure):
         return error
@@ -72,6 +72,6 @@ def failure_of(error: Exception, fields: Iterable[str], prompt: str, request_id:
     if isinstance(error, NotEnoughMemory):
         return bad_field(prompt, message, "context_length_exceeded")
     if isinstance(error, BadParameter | UnknownMethod | MethodUnavailable):
-        return bad_field("target" if message.startswith("target") else "method", message)
-    named = next((name for name in fields if re.search(rf"\b{re.escape(name)}\b", message)), None)
-    return bad_field(named or "method", message)
+        return bad_field("method", message)
+    named = (fields[word] for word in re.findall(r"\w+", message) if word in fields)
+    return bad_field(next(named, "method"), message)

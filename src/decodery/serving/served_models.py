@@ -29,6 +29,14 @@ WARM_UP = 4
 """Tokens that a model decodes before it is served: by then it knows what its passes cost."""
 
 
+class NotLent(MethodUnavailable):
+    """A method or target asks for a model that this server does not lend. model: its name."""
+
+    def __init__(self, message: str, model: str):
+        super().__init__(message)
+        self.model = model
+
+
 class ServedModel:
     """A model that is loaded, with its engine and its gate. name: what clients call it."""
 
@@ -223,5 +231,5 @@ class ServedModels:
         over the network must not make it load others, nor learn which files there are."""
         if name not in self.configuration.companions and name not in catalogue.shipped():
             lent = ", ".join(self.configuration.companions) or "none"
-            raise MethodUnavailable(f"this server lends methods no model {name!r}; it lends: {lent}.")
+            raise NotLent(f"this server lends methods and targets no model {name!r}; it lends: {lent}.", name)
         return given(name, **options)
