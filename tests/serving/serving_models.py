@@ -88,7 +88,7 @@ def serving(load: Any = load, key: str = KEY, **configuration: Any) -> Iterator[
     server = make_server(ServerConfiguration.of(options), lambda address: ready.set(), load)
     thread = threading.Thread(target=server.run, name="server of a test", daemon=True)
     thread.start()
-    wait_for(lambda: ready.is_set() or not thread.is_alive(), 30.0)
+    wait_for(lambda: ready.is_set() or not thread.is_alive(), 120.0)
     if server.failed is not None:
         raise server.failed
     try:

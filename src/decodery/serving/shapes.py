@@ -25,7 +25,7 @@ LEAST = -9999.0
 
 @dataclass
 class Piece:
-    """What has come of a text since the last time. ended: why it is over; empty: it goes on."""
+    """What has come of a text since the last time. ended: "stop" or "length"; empty: it goes on, or has failed."""
 
     text: int
     visible: str = ""
@@ -156,7 +156,7 @@ def pieces(bundle: Sequence[Event], begun: set[int]) -> list[Piece]:
                 piece.logprobs.append(event.logprobs)
         elif isinstance(event, Finished):
             piece.visible += event.text
-            piece.ended = event.reason
+            piece.ended = event.reason if event.reason in ("stop", "length") else ""
     return list(found.values())
 
 
@@ -166,12 +166,7 @@ async def frames(shape: Shape) -> AsyncIterator[bytes]:
         yield one
     begun: set[int] = set()
     async for bundle in shape.decoding.job.events():
-        out = [
-            one
-            for piece in pieces(bundle, begun)
-            if piece.ended not in ("error", "cancelled")
-            for one in shape.piece(piece)
-        ]
+        out = [one for piece in pieces(bundle, begun) for one in shape.piece(piece)]
         if out:
             yield b"".join(out)
     try:

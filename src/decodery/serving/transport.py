@@ -34,6 +34,8 @@ OPEN = ("/health", "/ready")
 """Paths that need no key and are answered to the end, for those who watch over the server."""
 BODY_SECONDS = 60.0
 """Until a body must have come."""
+LAST_WORD_SECONDS = 1.0
+"""What a client whose time is over gets to read that it is."""
 GONE = 499
 """Status in the log for clients that went away before there was an answer."""
 
@@ -74,20 +76,17 @@ class EventStream(Response):
             self._close()
 
     async def _send(self, send: Send) -> None:
-        async def all_of_it() -> None:
-            async for data in self._frames:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
         try:
             async with asyncio.timeout(self._seconds):
-                await all_of_it()
+                async for data in self._frames:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             self._close()
-            # Where the client still reads, it is told; where it does not, its connection is closed.
+            # Who still reads is told; of who does not, the connection is closed when this returns.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await send({"type": "http.response.body", "body": self._late(), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await send({"type": "http.response.body", "body": self._late(), "more_body": False})
 
 
 class ClientGone(Exception):
