@@ -95,7 +95,8 @@ class ServedModels:
         """The least recently used first."""
         self._load = load
         self._memory = None if configuration.memory is None else parse_size("memory", configuration.memory)
-        self._loading: dict[str, asyncio.Task[ServedModel]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._tickets: dict[str, list[asyncio.Future[ServedModel]]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._sizes: dict[str, int] = {}
 
@@ -110,27 +111,31 @@ class ServedModels:
         if name not in self.names:
             known = ", ".join(self.names)
             raise Failure(404, f"there is no model {name!r} here; there are: {known}.", "model", "model_not_found")
-        while True:
-            model = self.loaded.get(name)
-            if model is not None and not model.leaving:
-                model.hold()
-                self.loaded[name] = self.loaded.pop(name)
-                return model
-            try:
-                await self.start(name)
-            except NotEnoughMemory as error:
-                raise Failure(503, str(error), "model", "model_not_loaded") from error
-            except Exception as error:
-                said = f"the model {name!r} cannot be loaded; the server's log says why."
-                raise Failure(503, said, "model", "model_not_loaded") from error
+        model = self.loaded.get(name)
+        if model is not None and not model.leaving:
+            model.hold()
+            self.loaded[name] = self.loaded.pop(name)
+            return model
+        ticket: asyncio.Future[ServedModel] = asyncio.get_running_loop().create_future()
+        self._tickets.setdefault(name, []).append(ticket)
+        self._begin_loading(name)
+        try:
+            return await ticket
+        except asyncio.CancelledError:
+            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
+                ticket.result().release()  # it was handed out and is not wanted any more
+            raise
+        except Failure:
+            raise
+        except NotEnoughMemory as error:
+            raise Failure(503, str(error), "model", "model_not_loaded") from error
+        except Exception as error:
+            said = f"the model {name!r} cannot be loaded; the server's log says why."
+            raise Failure(503, said, "model", "model_not_loaded") from error
 
-    async def start(self, name: str) -> ServedModel:
-        """Load a model. All who want it wait for the same, which goes on where one of them goes away. Raises what loading
-        raises, after it was logged."""
-        if name not in self._loading:
-            self._loading[name] = asyncio.create_task(self._start(name), name=f"loading {name}")
-            self._loading[name].add_done_callback(functools.partial(self._started, name))
-        return await asyncio.shield(self._loading[name])
+    async def start(self, name: str) -> None:
+        """Load a model that nobody asks for yet. Raises what loading raises, after it was logged."""
+        await self._begin_loading(name)
 
     async def close(self) -> None:
         """End all engines."""
@@ -139,38 +144,60 @@ class ServedModels:
         for model in list(self.loaded.values()):
             await self._unload(model)
 
-    def _started(self, name: str, task: asyncio.Task[ServedModel]) -> None:
-        del self._loading[name]
-        if not task.cancelled():
-            task.exception()  # logged already; nobody may be left who waits for it
+    def _begin_loading(self, name: str) -> asyncio.Task[None]:
+        """All who want a model wait for the same task, which goes on where one of them goes away."""
+        task = self._loading.get(name)
+        if task is None or task.done():
+            task = self._loading[name] = asyncio.create_task(self._start(name), name=f"loading {name}")
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # who waits has it by a ticket
+        return task
 
-    async def _start(self, name: str) -> ServedModel:
-        async with self._one_at_a_time:
-            began = time.perf_counter()
-            log.info("loading %s", name)
-            try:
-                if self._memory is not None:
-                    expected = self._sizes.get(name)
-                    if expected is None:
-                        expected = await asyncio.to_thread(self._expected, self.names[name])
-                    await self._make_room(expected)
-                lm = await asyncio.to_thread(self._loaded, self.names[name])
-            except Exception as error:
-                known = isinstance(error, DecoderyError)
-                log.error("%s cannot be loaded: %s", name, error, exc_info=None if known else error)
-                raise
-            model = ServedModel(name, lm, self.configuration)
-            self._sizes[name] = model.bytes
+    async def _start(self, name: str) -> None:
+        try:
+            async with self._one_at_a_time:
+                self._hand_out(await self._load_alone(name))
+        except BaseException as error:
+            told = error if isinstance(error, Exception) else Failure(503, "the server is shutting down.")
+            for ticket in self._tickets.pop(name, ()):
+                if not ticket.done():
+                    ticket.set_exception(told)
+            raise
+
+    def _hand_out(self, model: ServedModel) -> None:
+        """Give a fresh model to all who wait for it, before anything else can take its memory again."""
+        self.loaded[model.name] = model
+        for ticket in self._tickets.pop(model.name, ()):
+            if not ticket.done():
+                model.hold()
+                ticket.set_result(model)
+
+    async def _load_alone(self, name: str) -> ServedModel:
+        began = time.perf_counter()
+        log.info("loading %s", name)
+        try:
             if self._memory is not None:
-                await self._make_room(model.bytes)
-                if model.bytes > self._memory:
-                    await asyncio.to_thread(model.engine.stop)
-                    said = f"{name} takes {size_text(model.bytes)}, and the memory of all models is {size_text(self._memory)}."
-                    log.error("%s", said)
-                    raise NotEnoughMemory(said)
-            self.loaded[name] = model
-            log.info("loaded %s (%s) in %.1f s", name, lm.network.path, time.perf_counter() - began)
-            return model
+                expected = self._sizes.get(name)
+                if expected is None:
+                    expected = await asyncio.to_thread(self._expected, self.names[name])
+                await self._make_room(expected)
+            lm = await asyncio.to_thread(self._loaded, self.names[name])
+        except Exception as error:
+            known = isinstance(error, DecoderyError)
+            log.error("%s cannot be loaded: %s", name, error, exc_info=None if known else error)
+            raise
+        model = ServedModel(name, lm, self.configuration)
+        self._sizes[name] = model.bytes
+        if self._memory is not None:
+            await self._make_room(model.bytes)
+            if model.bytes > self._memory:
+                await asyncio.to_thread(model.engine.stop)
+                said = (
+                    f"{name} takes {size_text(model.bytes)}, and the memory of all models is {size_text(self._memory)}."
+                )
+                log.error("%s", said)
+                raise NotEnoughMemory(said)
+        log.info("loaded %s (%s) in %.1f s", name, lm.network.path, time.perf_counter() - began)
+        return model
 
     async def _make_room(self, size: int) -> None:
         """Unload the least recently used models until so many bytes are free, or none is left. Who asks for one of them
