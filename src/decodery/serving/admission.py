@@ -20,6 +20,7 @@ class Gate:
         self.running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_seconds = 1.0
+        self._closed: Failure | None = None
 
     @property
     def waiting(self) -> int:
@@ -28,6 +29,8 @@ class Gate:
 
     async def enter(self) -> None:
         """Wait for a place. Raises Failure (429) where the queue is full."""
+        if self._closed is not None:
+            raise self._closed
         if self.running < self.most and not self._waiting:
             self.running += 1
             return
@@ -45,9 +48,17 @@ class Gate:
         except asyncio.CancelledError:
             if turn in self._waiting:
                 self._waiting.remove(turn)
-            elif not turn.cancelled():
+            elif not turn.cancelled() and turn.exception() is None:
                 self._pass_on()  # the place was given and is not wanted any more
             raise
+
+    def close(self, reason: Failure) -> None:
+        """Send all away who wait, and who comes later."""
+        self._closed = reason
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(reason)
+        self._waiting.clear()
 
     def leave(self, seconds: float) -> None:
         """A request is over that has had its place for so long."""

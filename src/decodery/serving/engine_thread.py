@@ -163,6 +163,10 @@ class EngineThread:
             self._inbox.append(what)
             self._wake.notify()
 
+    def end_all(self) -> None:
+        """End all jobs before the next pass."""
+        self.call(self._end_all)
+
     def stop(self) -> None:
         """End all jobs and the thread. Returns when it is over."""
         with self._wake:
@@ -177,6 +181,10 @@ class EngineThread:
         if job.prepared is not None:
             job.prepared.cancel(self.scheduler)
 
+    def _end_all(self) -> None:
+        for job in self._jobs:
+            self.end(job)
+
     def _run(self) -> None:
         while True:
             with self._wake:
@@ -188,8 +196,7 @@ class EngineThread:
                 for call in calls:
                     self._make(call)
                 if stopping:
-                    for job in self._jobs:
-                        self.end(job)
+                    self._end_all()
                 elif self.scheduler.active:
                     self._step()
                 elif not calls:

@@ -41,6 +41,7 @@ SHAPES: Mapping[str, type[Shape]] = {
     RESPONSES.path: ResponseShape,
 }
 RETRY = {"Retry-After": "5"}
+SHUTTING_DOWN = Failure(503, "the server is shutting down.", code="shutting_down", headers=RETRY)
 
 
 class Service:
@@ -80,11 +81,14 @@ class Service:
                 while self.active:
                     await asyncio.sleep(0.02)
         log.info("drained" if not self.active else f"ending {self.active} requests that have not finished")
+        for model in self.models.loaded.values():
+            model.gate.close(SHUTTING_DOWN)
+            model.engine.end_all()
 
     def check_open(self) -> None:
         """Raise Failure (503) where nothing new is taken."""
         if self.draining:
-            raise Failure(503, "the server is shutting down.", code="shutting_down", headers=RETRY)
+            raise SHUTTING_DOWN
 
     # What is decoded
 
