@@ -16,10 +16,11 @@ from starlette.responses import Response
 from decodery._version import __version__
 from decodery.engine.registry import methods
 from decodery.serving import experiments
+from decodery.serving.doorway import Doorway
 from decodery.serving.failures import Failure
 from decodery.serving.fields import ROUTES
 from decodery.serving.service import RETRY, Service
-from decodery.serving.transport import Doorway, Json, refused
+from decodery.serving.transport import Json, refused
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -20,7 +20,7 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedText:
     """What a request asks for. prompts: texts, conversations or lists of token ids. settings: as they were given, by the
     route's fields. logprobs: alternatives per token; None: no log probabilities. own: the route's other fields."""
 
@@ -101,7 +101,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read(route: Route, body: Mapping[str, Any]) -> Asked:
+def read(route: Route, body: Mapping[str, Any]) -> AskedText:
     """What the body of a route asks for; all is checked that needs no model. Raises Failure."""
     own, settings = route.read(body)
     if route.prompt not in own:
@@ -114,7 +114,7 @@ def read(route: Route, body: Mapping[str, Any]) -> Asked:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
     if own.get("stream_options") and not own.get("stream"):
         raise bad_field("stream_options", "stream_options goes with stream=true.")
-    return Asked(route, prompts, settings, own, logprobs, usage)
+    return AskedText(route, prompts, settings, own, logprobs, usage)
 
 
 def _check_method(spec: str | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from decodery.serving.shapes import DONE, Piece, Shape, frame, usage
+from decodery.serving.shapes import DONE, AnswerShape, Piece, frame, usage
 
 if TYPE_CHECKING:
     from decodery.replies import Reply
 
 
-class ChatShape(Shape):
+class ChatShape(AnswerShape):
     """Choices with messages; in a stream with what is added to them."""
 
     def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:

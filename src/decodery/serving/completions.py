@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from decodery.serving.decoding import Decoding
-from decodery.serving.shapes import DONE, LEAST, Piece, Shape, frame, usage
+from decodery.serving.shapes import DONE, LEAST, AnswerShape, Piece, frame, usage
 
 if TYPE_CHECKING:
     from decodery.engine.events import TokenLogprobs
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decodery.replies import Reply
 
 
-class CompletionShape(Shape):
+class CompletionShape(AnswerShape):
     """Choices with texts, prompt by prompt; with `echo` each begins with its prompt."""
 
     def __init__(self, decoding: Decoding):

@@ -8,18 +8,18 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from decodery._version import __version__
 from decodery.errors import DecoderyError
 from decodery.evaluation.provenance import provenance
-from decodery.serving.asked import COMPLETION_TOKENS, DEFAULT_TEMPERATURE, Asked
+from decodery.serving.asked import COMPLETION_TOKENS, DEFAULT_TEMPERATURE, AskedText
 from decodery.serving.failures import Failure, failure_of
 from decodery.serving.fields import COMPLETIONS
-from decodery.serving.keys import ANYBODY, Caller
+from decodery.serving.keys import ANYBODY
 from decodery.serving.reply_metrics import reply_metrics
 from decodery.serving.served_models import NotLent, ServedModel, ServedModels
+from decodery.serving.visit import Visit
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event
@@ -32,20 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("decodery.serving")
 
 
-@dataclass
-class Visit:
-    """One HTTP request, for the log and for errors. told: what the log line says besides."""
-
-    id: str
-    caller: Caller
-    arrived: float = field(default_factory=time.perf_counter)
-    told: dict[str, Any] = field(default_factory=dict)
-
-
 class Decoding:
     """A request whose job has begun."""
 
-    def __init__(self, asked: Asked, visit: Visit, model: ServedModel, job: Job, configuration: ServerConfiguration):
+    def __init__(
+        self, asked: AskedText, visit: Visit, model: ServedModel, job: Job, configuration: ServerConfiguration
+    ):
         self.asked, self.visit, self.job = asked, visit, job
         self.lm: LanguageModel = model.lm
         self.model = model.name
@@ -98,7 +90,7 @@ class Decoding:
 
 
 async def begin(
-    asked: Asked,
+    asked: AskedText,
     visit: Visit,
     models: ServedModels,
     metrics: ServerMetrics,
@@ -129,11 +121,13 @@ async def begin(
             raise failure from error
         decoding = Decoding(asked, visit, model, job, configuration)
         job.when_over(held.pop_all().close)
-        job.when_over(lambda: metrics.decoded(decoding, queued))
+        job.when_over(lambda: metrics.decoded(model.name, job, visit, queued))
         return decoding
 
 
-async def _begun(settings: dict[str, Any], asked: Asked, model: ServedModel, configuration: ServerConfiguration) -> Job:
+async def _begun(
+    settings: dict[str, Any], asked: AskedText, model: ServedModel, configuration: ServerConfiguration
+) -> Job:
     """Read the prompts, check the rest, and begin. Raises what is wrong with the request."""
     lm = model.lm
     ids = [await model.tokens(prompt) for prompt in asked.prompts]
@@ -147,7 +141,7 @@ async def _begun(settings: dict[str, Any], asked: Asked, model: ServedModel, con
     return await model.engine.submit(prepare, settings["session"])
 
 
-def _settings(asked: Asked, visit: Visit, lm: LanguageModel) -> dict[str, Any]:
+def _settings(asked: AskedText, visit: Visit, lm: LanguageModel) -> dict[str, Any]:
     """The settings of the registry, checked for the model's vocabulary; a session is the caller's own."""
     settings = asked.route.check(asked.settings, lm.network.vocabulary)
     settings.setdefault("temperature", DEFAULT_TEMPERATURE)
@@ -160,7 +154,7 @@ def _settings(asked: Asked, visit: Visit, lm: LanguageModel) -> dict[str, Any]:
 
 def _complete(
     settings: dict[str, Any],
-    asked: Asked,
+    asked: AskedText,
     ids: Sequence[Sequence[int]],
     lm: LanguageModel,
     configuration: ServerConfiguration,

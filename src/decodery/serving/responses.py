@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from decodery.serving.decoding import Decoding
 from decodery.serving.failures import Failure
-from decodery.serving.shapes import Piece, Shape, frame, usage
+from decodery.serving.shapes import AnswerShape, Piece, frame, usage
 
 if TYPE_CHECKING:
     from decodery.replies import Reply
 
 
-class ResponseShape(Shape):
+class ResponseShape(AnswerShape):
     """A response with one message. Nothing is stored, so no later request can name it."""
 
     def __init__(self, decoding: Decoding):

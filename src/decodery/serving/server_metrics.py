@@ -12,8 +12,9 @@ from prometheus_client.core import GaugeMetricFamily
 from decodery.serving.reply_metrics import draft_steps
 
 if TYPE_CHECKING:
-    from decodery.serving.decoding import Decoding
+    from decodery.serving.engine_thread import Job
     from decodery.serving.served_models import ServedModels
+    from decodery.serving.visit import Visit
 
 LABELS = ("model_name", "method")
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
@@ -64,13 +65,12 @@ class ServerMetrics:
         """An HTTP request was answered. path: a route, not what was asked for."""
         self._answers.labels(path, str(status)).inc()
 
-    def decoded(self, decoding: Decoding, queued: float) -> None:
-        """A job is over. queued: seconds that it waited for its place."""
-        job = decoding.job
+    def decoded(self, model: str, job: Job, visit: Visit, queued: float) -> None:
+        """A job is over; the log line of its visit tells of it too. queued: seconds that it waited for its place."""
         assert job.prepared is not None
         replies = job.prepared.replies()
         first = replies[0]
-        labels = decoding.model, job.prepared.entries[0][1].name
+        labels = model, job.prepared.entries[0][1].name
         every = list({id(reply.stats): reply.stats for reply in replies}.values())
         prompts = sum(len(reply.prompt_token_ids) for reply in replies if reply.output == 0)
         steps = draft_steps(replies)
@@ -88,7 +88,7 @@ class ServerMetrics:
             self._counters[name].labels(*labels).inc(count)
         for reply in replies:
             self._ended.labels(*labels, reply.finish_reason).inc()
-        arrived = decoding.visit.arrived
+        arrived = visit.arrived
         observed = {
             "request_queue_time_seconds": queued + max(s.queued_seconds for s in every),
             "e2e_request_latency_seconds": max(s.started + s.seconds for s in every) - arrived,
@@ -104,7 +104,7 @@ class ServerMetrics:
             for (before, _), (now, count) in pairwise(times):
                 for _ in range(count):
                     between.observe((now - before) / count)
-        decoding.visit.told |= {
+        visit.told |= {
             "method": first.method,
             "prompt_tokens": prompts,
             "completion_tokens": counts["generation_tokens"],

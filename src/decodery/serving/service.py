@@ -20,22 +20,23 @@ from decodery.serving.asked import read, read_json
 from decodery.serving.chat import ChatShape
 from decodery.serving.completions import CompletionShape
 from decodery.serving.configuration import ServerConfiguration
-from decodery.serving.decoding import Visit, begin, finished
+from decodery.serving.decoding import begin, finished
 from decodery.serving.failures import Failure, bad_field
 from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, Route
 from decodery.serving.keys import KeyRing
 from decodery.serving.responses import ResponseShape
 from decodery.serving.served_models import Load, ServedModel, ServedModels
 from decodery.serving.server_metrics import ServerMetrics
-from decodery.serving.shapes import Shape, frames
+from decodery.serving.shapes import AnswerShape, frames
 from decodery.serving.transport import EventStream, Json, read_body, watched
+from decodery.serving.visit import Visit
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
 
 log = logging.getLogger("decodery.serving")
 
-SHAPES: Mapping[str, type[Shape]] = {
+SHAPES: Mapping[str, type[AnswerShape]] = {
     CHAT.path: ChatShape,
     COMPLETIONS.path: CompletionShape,
     RESPONSES.path: ResponseShape,
@@ -102,7 +103,7 @@ class Service:
             visit.told["prompt"] = asked.prompts
         left = self.configuration.timeout
 
-        async def begun() -> Shape:
+        async def begun() -> AnswerShape:
             try:
                 async with asyncio.timeout(left):
                     decoding = await begin(asked, visit, self.models, self.metrics, self.configuration)

@@ -75,7 +75,7 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-class Shape(ABC):
+class AnswerShape(ABC):
     """How one route tells what is decoded: as a whole, or as frames of a stream."""
 
     def __init__(self, decoding: Decoding):
@@ -160,7 +160,7 @@ def pieces(bundle: Sequence[Event], begun: set[int]) -> list[Piece]:
     return list(found.values())
 
 
-async def frames(shape: Shape) -> AsyncIterator[bytes]:
+async def frames(shape: AnswerShape) -> AsyncIterator[bytes]:
     """A whole stream. A text that ends in an error is told of once, in the end."""
     for one in shape.opening():
         yield one
