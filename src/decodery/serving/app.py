@@ -87,7 +87,7 @@ def _telling(app: FastAPI, service: Service) -> None:
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in service.models.names:
-            raise Failure(404, f"there is no model {name!r} here.", "model", "model_not_found")
+            raise Failure(404, f"there is no model {name[:100]!r} here.", "model", "model_not_found")
         return Json(service.listed(name))
 
     async def listed_methods(request: Request) -> Response:

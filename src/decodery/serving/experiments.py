@@ -17,7 +17,7 @@ from decodery.errors import BadParameter, BadSetting, MethodUnavailable, Unknown
 from decodery.sampling.settings import ANY_VOCABULARY, Real, ValueKind, Whole
 from decodery.serving.asked import read_json
 from decodery.serving.failures import Failure, bad_field
-from decodery.serving.fields import Spec
+from decodery.serving.fields import SPEC
 from decodery.serving.transport import Json, read_body, watched
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _arguments(body: dict[str, Any], service: Service) -> list[str]:
     if not isinstance(name, str) or name not in service.models.names:
         raise Failure(404, f"there is no model {str(name)[:100]!r} here.", "model", "model_not_found")
     try:
-        spec = Spec().check("method", given.pop("method", None), ANY_VOCABULARY)
+        spec = SPEC.check("method", given.pop("method", None), ANY_VOCABULARY)
         if registry.files_of(registry.method(spec)):
             raise bad_field("method", "a parameter names a file of the server, which requests must not read.")
     except (BadSetting, BadParameter, UnknownMethod, MethodUnavailable) as error:
@@ -77,11 +77,15 @@ def _arguments(body: dict[str, Any], service: Service) -> list[str]:
             values.append(f"--{option.replace('_', '-')}={OPTIONS[option].check(option, value, ANY_VOCABULARY)}")
         except BadSetting as error:
             raise bad_field(option, str(error)) from None
+    if service.configuration.threads is not None:
+        values.append(f"--threads={service.configuration.threads}")
     return ["check", f"--model={service.models.names[name]}", "--json", *values, "--", spec]
 
 
 async def _run(arguments: list[str], seconds: float) -> Response:
-    command = [sys.executable, "-c", "from decodery.cli.main import main; main()", *arguments]
+    # With a lower priority: what is served goes first.
+    code = "import os; hasattr(os, 'nice') and os.nice(10); from decodery.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

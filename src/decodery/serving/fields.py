@@ -15,6 +15,8 @@ from decodery.errors import BadSetting, near
 from decodery.sampling.settings import ANY_VOCABULARY, Flag, Text, ValueKind, Whole
 from decodery.serving.failures import bad_field
 
+LONGEST_WORD = 256
+"""Characters of names that clients choose."""
 LONGEST_SPEC = 2000
 """Characters of what is written as name(key=value)."""
 SPECS = ("target", "chance", "processors", "order")
@@ -46,16 +48,23 @@ class JsonObject(ValueKind):
         return value
 
 
-class Spec(Text):
-    """A string such as token-recycling(k=4)."""
+class ShortText(Text):
+    """A string of at most so many characters."""
+
+    def __init__(self, longest: int):
+        self._longest = longest
 
     def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "maxLength": LONGEST_SPEC}
+        return {"type": "string", "maxLength": self._longest}
 
     def check(self, name: str, value: Any, vocabulary: int) -> str:
-        if len(text := super().check(name, value, vocabulary)) > LONGEST_SPEC:
-            raise BadSetting(f"{name} may have {LONGEST_SPEC} characters, and this one has {len(text)}.")
+        if len(text := super().check(name, value, vocabulary)) > self._longest:
+            raise BadSetting(f"{name} may have {self._longest} characters, and this one has {len(text)}.")
         return text
+
+
+SPEC = ShortText(LONGEST_SPEC)
+"""Something like token-recycling(k=4)."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,12 @@ class NotOffered:
 
 
 COMMON: Mapping[str, BodyField] = {
-    "model": BodyField(Text(), "Which model; default: the first that the server was started with."),
+    "model": BodyField(ShortText(LONGEST_WORD), "Which model; default: the first that the server was started with."),
     "method": BodyField(
-        Spec(), 'Decoding method, as "name" or "name(key=value)"; default: the fast lossless one of the model.'
+        SPEC, 'Decoding method, as "name" or "name(key=value)"; default: the fast lossless one of the model.'
     ),
     "stream": BodyField(Flag(), "Send the text as it comes, as server-sent events."),
-    "user": BodyField(Text(), "Who asks in the end; written into the log, and used for nothing else."),
+    "user": BodyField(ShortText(LONGEST_WORD), "Who asks in the end; written into the log, and used for nothing else."),
     "vllm_xargs": BodyField(JsonObject(), "More fields of this table, as vLLM's clients send them."),
 }
 STREAM_OPTIONS = BodyField(JsonObject(), "`include_usage`: the last event tells the usage.")
@@ -229,6 +238,8 @@ class Route:
         specs = value if isinstance(value, list) else [value]
         if setting in SPECS and any(isinstance(spec, str) and len(spec) > LONGEST_SPEC for spec in specs):
             raise bad_field(name, f"{name} may have {LONGEST_SPEC} characters, which this one exceeds.")
+        if setting == "session" and isinstance(value, str) and len(value) > LONGEST_WORD:
+            raise bad_field(name, f"{name} may have {LONGEST_WORD} characters, and this one has {len(value)}.")
         try:
             declared()[setting].convert(value, vocabulary)
         except BadSetting as error:

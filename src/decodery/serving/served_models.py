@@ -110,7 +110,9 @@ class ServedModels:
         name = self.first if name is None else name
         if name not in self.names:
             known = ", ".join(self.names)
-            raise Failure(404, f"there is no model {name!r} here; there are: {known}.", "model", "model_not_found")
+            raise Failure(
+                404, f"there is no model {name[:100]!r} here; there are: {known}.", "model", "model_not_found"
+            )
         model = self.loaded.get(name)
         if model is not None and not model.leaving:
             model.hold()
@@ -142,7 +144,8 @@ class ServedModels:
         for task in list(self._loading.values()):
             task.cancel()
         for model in list(self.loaded.values()):
-            await self._unload(model)
+            await asyncio.to_thread(model.engine.stop)
+        self.loaded.clear()
 
     def _begin_loading(self, name: str) -> asyncio.Task[None]:
         """All who want a model wait for the same task, which goes on where one of them goes away."""
@@ -219,8 +222,8 @@ class ServedModels:
         await asyncio.to_thread(model.engine.stop)
         log.info("unloaded %s", model.name)
         model.discard()
-        gc.collect()
-        pages.give_back()
+        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(pages.give_back)
 
     # On a worker thread
 

@@ -42,7 +42,6 @@ SHAPES: Mapping[str, type[AnswerShape]] = {
     RESPONSES.path: ResponseShape,
 }
 RETRY = {"Retry-After": "5"}
-SHUTTING_DOWN = Failure(503, "the server is shutting down.", code="shutting_down", headers=RETRY)
 
 
 class Service:
@@ -83,13 +82,13 @@ class Service:
                     await asyncio.sleep(0.02)
         log.info("drained" if not self.active else f"ending {self.active} requests that have not finished")
         for model in self.models.loaded.values():
-            model.gate.close(SHUTTING_DOWN)
+            model.gate.close(_shutting_down())
             model.engine.end_all()
 
     def check_open(self) -> None:
         """Raise Failure (503) where nothing new is taken."""
         if self.draining:
-            raise SHUTTING_DOWN
+            raise _shutting_down()
 
     # What is decoded
 
@@ -209,6 +208,10 @@ class Service:
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return read_json(await read_body(request, self._most_body))
+
+
+def _shutting_down() -> Failure:
+    return Failure(503, "the server is shutting down.", code="shutting_down", headers=RETRY)
 
 
 def _only(body: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
