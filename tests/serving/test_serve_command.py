@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from serving_models import serving, wait_for
 
 from decodery.errors import BadInput, BadSetting
 from decodery.serving.configuration import ServerConfiguration, read_file, served_name
+from decodery.serving.server import make_server
 
 MAIN = [sys.executable, "-c", "from decodery.cli.main import main; main()"]
 
@@ -104,6 +106,30 @@ def test_an_unknown_model_ends_with_2(command: Any) -> None:
     result = command("serve", "--model", "smollm3-135m", "--port", "0")
     assert result.code == 2
     assert "smollm2-135m" in result.err
+
+
+def test_an_address_that_is_taken_ends_with_2(command: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = command("serve", "--model", "stories-twin", "--port", str(port))
+        assert result.code == 2
+        assert f"127.0.0.1:{port} cannot be listened at" in result.err
+
+
+def test_who_listens_to_everybody_without_keys_is_warned(caplog: pytest.LogCaptureFixture) -> None:
+    for host, key, warned in (
+        ("0.0.0.0", None, True),
+        ("127.0.0.2", None, False),
+        ("::1", None, False),
+        ("0.0.0.0", "k", False),
+    ):
+        caplog.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DECODERY_API_KEY", key or "")
+            make_server(ServerConfiguration.of({"host": host}), lambda address: None)
+        assert ("asks for no API key" in caplog.text) == warned
 
 
 def test_help_and_the_other_verbs_need_no_server() -> None:

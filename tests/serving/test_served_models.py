@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import weakref
@@ -24,6 +23,7 @@ class Loader:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
+        self.told: dict[str, Any] = {}
         self.alive: dict[str, weakref.ref[LanguageModel]] = {}
         self.failing: set[str] = set()
         self.go_on = threading.Event()
@@ -33,6 +33,7 @@ class Loader:
         self.go_on.wait(20)
         if name in self.failing:
             raise ModelNotReadable(f"{name} cannot be loaded from /secret/{name}: it is broken.")
+        self.told = options
         lm = toy(options.get("kv_budget"))
         self.loaded.append(name)
         self.alive[name] = weakref.ref(lm)
@@ -180,18 +181,23 @@ def test_sessions_are_those_of_a_key(tmp_path: Any) -> None:
         assert found == {"anna/s", "bert/s"}
 
 
-def test_the_engine_ends_what_runs_when_it_is_stopped() -> None:
-    from decodery.serving.engine_thread import EngineThread
+def test_what_concerns_models_is_told_to_them() -> None:
+    load = Loader()
+    told = {"dtype": "float32", "device": "cpu", "threads": 1, "fast": "off", "kv_budget": "3MB", "prefill_chunk": 7}
+    with serving(load, models=["a"], **told) as server:
+        assert load.told == told
+        assert server.lm("a").budget.total == 3_000_000
 
-    async def scenario() -> str | None:
-        lm = toy()
-        engine = EngineThread(lm)
-        job = await engine.submit(lambda listen: lm.prepare("hello", listener=listen, max_new_tokens=4000), "default")
-        await asyncio.to_thread(engine.stop)
-        async with asyncio.timeout(5):
-            await job.over.wait()
-        assert lm.budget.held == 0
-        assert job.prepared is not None
-        return job.prepared.replies()[0].finish_reason
 
-    assert asyncio.run(scenario()) == "cancelled"
+def test_beginnings_of_prompts_are_kept_as_far_as_said() -> None:
+    prompt = "the same long beginning of two prompts, which need not be read twice: "
+    for size, kept in (("0", False), ("5MB", True)):
+        with serving(prefix_cache=size, kv_budget="20MB") as server:
+            cached = [
+                ask(server, "toy", prompt=prompt + end).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+                for end in ("one", "two")
+            ]
+            assert cached[0] == 0
+            assert (cached[1] > 50) == kept
+            server.wait_idle()
+            assert (server.lm().budget.held > 0) == kept

@@ -106,3 +106,18 @@ def test_who_goes_away_is_cancelled_wherever_the_request_is(server: Running) -> 
         server.wait_idle(2.0)
     finally:
         gate.most = most
+
+
+def test_a_model_stays_until_its_answers_are_read(server: Running) -> None:
+    """Answers are made with it: were it unloaded before, its memory would be held all the same, and nobody would know."""
+    model = server.service.models.loaded["toy"]
+    buffer_little(server)
+    with connection(server.address) as slow:
+        send(
+            slow, "/v1/completions", {**LONG, "max_tokens": 100, "stream": True, "logprobs": MUCH}, "Connection: close"
+        )
+        wait_for(lambda: model.gate.running == 1)
+        wait_for(lambda: model.gate.running == 0)
+        assert (model.users, server.lm().budget.held) == (1, 0)
+        read_all(slow)
+    wait_for(lambda: model.users == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import tomllib
 import types
@@ -16,7 +17,6 @@ from decodery.engine.memory import parse_size
 from decodery.errors import BadInput, BadSetting, near
 from decodery.models.catalogue import SMOLLM2
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REQUEST_METRICS = ("none", "summary", "detailed")
 _SIZES = ("memory", "kv_budget", "prefix_cache", "max_body")
 
@@ -161,6 +161,14 @@ def served_name(entry: str) -> tuple[str, str]:
         return name.strip(), source.strip()
     path = Path(entry)
     return (path.name if entry.startswith((".", "/", "~")) and path.name else entry), entry
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -45,6 +45,14 @@ class Decoding:
         self.number = uuid.uuid4().hex[:24]
         """What ids of answers end with."""
         self._detail = configuration.request_metrics
+        self._held: ServedModel | None = model
+
+    def close(self) -> None:
+        """The answer is sent, or nobody wants it: what still runs ends, and the model may go. Harmless where it is closed."""
+        self.job.cancel()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     async def replies(self) -> list[Reply]:
         """All replies, once it is over. Raises Failure where one of them failed."""
@@ -84,10 +92,6 @@ class Decoding:
                 told[name] = values if len(values) > 1 else values[0]
         return told
 
-    def texts(self) -> tuple[int, int]:
-        """How many prompts, and texts of each."""
-        return len(self.asked.prompts), self.asked.n
-
 
 async def begin(
     asked: AskedText,
@@ -96,8 +100,8 @@ async def begin(
     metrics: ServerMetrics,
     configuration: ServerConfiguration,
 ) -> Decoding:
-    """Admit a request and begin it. What it holds (its place, its model) is let go when its job is over, read or not. Raises
-    Failure, and then it holds nothing."""
+    """Admit a request and begin it. Its place and its keys and values are let go when its job is over, read or not; its model
+    when it is closed, since answers are made with it. Raises Failure, and then it holds nothing."""
     if len(asked.prompts) * asked.n > configuration.max_texts:
         texts = f"{len(asked.prompts)} prompts with {asked.n} texts each"
         raise Failure(400, f"{texts} are more than the {configuration.max_texts} texts that a request may have.", "n")
@@ -108,7 +112,8 @@ async def begin(
         settings = _settings(asked, visit, model.lm)
         await model.gate.enter()
         began = time.perf_counter()
-        held.callback(lambda: model.gate.leave(time.perf_counter() - began))
+        place = held.enter_context(contextlib.ExitStack())
+        place.callback(lambda: model.gate.leave(time.perf_counter() - began))
         queued = began - visit.arrived
         try:
             job = await _begun(settings, asked, model, configuration)
@@ -119,10 +124,10 @@ async def begin(
             if failure.status >= 500:
                 log.error("request %s failed: %s", visit.id, error, exc_info=error)
             raise failure from error
-        decoding = Decoding(asked, visit, model, job, configuration)
-        job.when_over(held.pop_all().close)
+        job.when_over(place.pop_all().close)
         job.when_over(lambda: metrics.decoded(model.name, job, visit, queued))
-        return decoding
+        held.pop_all()  # from here on the model is the decoding's
+        return Decoding(asked, visit, model, job, configuration)
 
 
 async def _begun(
@@ -167,11 +172,9 @@ def _complete(
 
 
 async def finished(decoding: Decoding, seconds: float) -> list[Reply]:
-    """The replies, or Failure (504) after so many seconds; the job ends with whoever waits for it."""
+    """The replies, or Failure (504) after so many seconds."""
     try:
         async with asyncio.timeout(seconds):
             return await decoding.replies()
     except TimeoutError:
         raise Failure(504, "the request took longer than this server allows.") from None
-    finally:
-        decoding.job.cancel()

@@ -14,7 +14,7 @@ import uvicorn
 from decodery.errors import BadInput
 from decodery.serving import request_log
 from decodery.serving.app import make_app
-from decodery.serving.configuration import LOOPBACK, ServerConfiguration
+from decodery.serving.configuration import ServerConfiguration, is_loopback
 from decodery.serving.served_models import Load
 from decodery.serving.service import Service
 
@@ -77,7 +77,7 @@ def make_server(
 ) -> DrainingServer:
     """A server that is not running yet. ready: called with the address when the first model is loaded."""
     service = Service(configuration, load)
-    if service.keys.open and configuration.host not in LOOPBACK:
+    if service.keys.open and not is_loopback(configuration.host):
         log.warning("everybody who reaches %s may use this server: it asks for no API key", configuration.host)
     settings = uvicorn.Config(
         make_app(service),

@@ -113,7 +113,8 @@ class Service:
         async def whole() -> dict[str, Any]:
             shape = await begun()
             seconds = visit.arrived + left - time.perf_counter()
-            return shape.whole(await finished(shape.decoding, seconds))
+            with contextlib.closing(shape.decoding):
+                return shape.whole(await finished(shape.decoding, seconds))
 
         if not asked.stream:
             return Json(await watched(whole(), request.receive))
@@ -123,7 +124,7 @@ class Service:
             frames(shape),
             visit.arrived + left - time.perf_counter(),
             lambda: b"".join(shape.failed(late)),
-            shape.decoding.job.cancel,
+            shape.decoding.close,
         )
 
     # What is told
