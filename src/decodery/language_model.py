@@ -29,7 +29,7 @@ from decodery.models import store
 from decodery.models.kinds import Kind
 from decodery.models.scorer import Scorer
 from decodery.prompts import Prompt, PromptReader, is_batch
-from decodery.replies import Reply, Stream
+from decodery.replies import Prepared, Reply, Stream, replies_of
 
 if TYPE_CHECKING:
     from decodery.models.masked_diffusion import MaskedDiffusion
@@ -69,7 +69,7 @@ class LanguageModel:
         self._identity = identity or network.name
         self._costs: dict[tuple[str, ...], CostCurve] = {}
         self._lock = threading.RLock()
-        self._limits, self._load = limits or Limits(), load
+        self._limits, self.load_companion = limits or Limits(), load
         self._budget: KVBudget | None = None
         self.scheduling = Scheduling(chunk=self._limits.prefill_chunk)
         """How requests that run together share passes."""
@@ -138,7 +138,7 @@ class LanguageModel:
                 for request, chosen in group:
                     scheduler.submit(request, chosen)
             scheduler.run()
-        replies = [[reply for entry in group for reply in self._replies(*entry)] for group in requests]
+        replies = [[reply for entry in group for reply in replies_of(*entry)] for group in requests]
         if not batch:
             for reply in replies[0]:
                 if reply.error is not None:
@@ -162,25 +162,15 @@ class LanguageModel:
         at any time what there is.
         """
         pending: list[Event] = []
-        requests = [
-            entry for group in self._requests(prompt, method, seed, tools, settings, pending.append) for entry in group
-        ]
+        prepared = self.prepare(prompt, method, pending.append, seed=seed, tools=tools, **settings)
+        return Stream(self._stream(prepared, pending), prepared.replies)
 
-        def conclude() -> list[Reply]:
-            for request, _ in requests:
-                if request.finish_reason is None:  # never started
-                    request.finish("cancelled")
-            return [reply for entry in requests for reply in self._replies(*entry)]
-
-        return Stream(self._stream(requests, pending), conclude)
-
-    def _stream(self, requests: list[tuple[Request, Method]], pending: list[Event]) -> Generator[Event]:
+    def _stream(self, prepared: Prepared, pending: list[Event]) -> Generator[Event]:
         # The lock is held for one step at a time: who reads the events may take long, and may read on another thread.
         scheduler = self.scheduler()
         try:
             with self._lock:
-                for request, chosen in requests:
-                    scheduler.submit(request, chosen)
+                prepared.submit(scheduler)
             while True:
                 while pending:
                     yield pending.pop(0)
@@ -190,11 +180,25 @@ class LanguageModel:
                     scheduler.step()
         finally:
             with self._lock:
-                for request, _ in requests:
-                    scheduler.cancel(request)
-        for request, _ in requests:
+                prepared.cancel(scheduler)
+        for request, _ in prepared.entries:
             if request.error is not None:
                 raise request.error
+
+    def prepare(
+        self,
+        prompt: Any,
+        method: Any = None,
+        listener: Callable[[Event], None] | None = None,
+        *,
+        seed: Any = None,
+        tools: Sequence[Tool] | None = None,
+        **settings: Any,
+    ) -> Prepared:
+        """Check what `generate` would decode, and begin nothing: for programs that drive a `scheduler` themselves, such as a
+        server. listener: told of each event as it happens. Other arguments and errors as for `generate`."""
+        groups = self._requests(prompt, method, seed, tools, settings, listener)
+        return Prepared(tuple(entry for group in groups for entry in group))
 
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine that asks this model, or others, for scores: what it returns.
@@ -258,9 +262,9 @@ class LanguageModel:
     def companion(self, name: str) -> LanguageModel:
         """Another model, loaded on first use with this one's dtype and device. Raises MethodUnavailable where none can be."""
         if name not in self.companions:
-            if self._load is None:
+            if self.load_companion is None:
                 raise MethodUnavailable(f"{self.name} was not made by load or wrap, and has no companion {name!r}.")
-            self.companions[name] = self._load(name, dtype=self.network.dtype, device=self.network.device)
+            self.companions[name] = self.load_companion(name, dtype=self.network.dtype, device=self.network.device)
         return self.companions[name]
 
     def cost(self, network: Scorer) -> CostCurve:
@@ -343,36 +347,6 @@ class LanguageModel:
         missing or does not read all of it.
         """
         return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(prompt, tools)
-
-    def _replies(self, request: Request, method: Method) -> list[Reply]:
-        settings = request.settings
-        assert settings.seed is not None
-        wanted = settings.logprobs is not None
-        replies = []
-        for place, output in enumerate(request.outputs):
-            assert output.finish_reason is not None
-            number = request.sample + place
-            reply = Reply(
-                text=(request.prompt_text if settings.echo else "") + output.text,
-                token_ids=output.new_tokens,
-                finish_reason=output.finish_reason,
-                exactness=method.exactness,
-                stats=request.statistics,
-                events=tuple(event for event in request.events if event.output == number),
-                method=method.spec(),
-                model=request.network.name,
-                seed=settings.seed,
-                prompt_token_ids=request.prompt,
-                order=output.law.order,
-                logprobs=output.logprobs if wanted else None,
-                prompt_logprobs=request.prompt_logprobs if wanted and settings.echo else None,
-                error=request.error,
-                output=number,
-                weight=output.weight,
-                score=output.score,
-            )
-            replies.append(reply)
-        return replies
 
 
 def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:

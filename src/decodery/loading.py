@@ -210,6 +210,21 @@ TINY = 64 * 2**20
 they are on disk, those of a GGUF file in float32."""
 
 
+def _stored_bytes(folder: Path) -> int:
+    """Bytes of a folder's weights: as they are on disk; those of a GGUF file in float32."""
+    source = weight_source(folder)
+    return sum(path.stat().st_size for path in weight_files(folder)) if source is None else 4 * source.parameters
+
+
+def expected_bytes(name: str | Path, *, dtype: str = "auto", device: str = "auto") -> int:
+    """About how much memory the weights of a model take once it is loaded; it is fetched where it is not here yet. Raises as
+    `load` does."""
+    folder = store.resolve(str(name))
+    base = adapters.base_folder(folder) or folder
+    size = _stored_bytes(base)
+    return size if weight_source(base) is None else size * _dtype(dtype, _device(device), base).itemsize // 4
+
+
 def _wants_native(path: Path, dtype: str | torch.dtype) -> bool:
     """Whether a path is that of a GGUF file which will surely be tried on the native path. To install it takes as long as to
     compile the decoder, and keeps one processor busy."""
@@ -229,9 +244,7 @@ def _fast_bfloat16() -> bool:
 
 
 def _tiny(folder: Path) -> bool:
-    source = weight_source(folder)
-    stored = weight_files(folder) if source is None else ()
-    return (sum(path.stat().st_size for path in stored) if source is None else 4 * source.parameters) <= TINY
+    return _stored_bytes(folder) <= TINY
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:

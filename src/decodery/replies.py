@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event, TokenLogprobs
-    from decodery.engine.method import Exactness
+    from decodery.engine.method import Exactness, Method
+    from decodery.engine.request import Request
+    from decodery.engine.scheduler import Scheduler
     from decodery.engine.statistics import Statistics
 
 
@@ -44,6 +46,67 @@ class Reply:
     output: int = 0
     weight: float | None = None
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Requests that are checked and not begun, each with its method, in the order of their replies."""
+
+    entries: tuple[tuple[Request, Method], ...]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be decoded."""
+        return all(request.finish_reason is not None for request, _ in self.entries)
+
+    def submit(self, scheduler: Scheduler) -> None:
+        """Start them all, from the thread that owns the scheduler."""
+        for request, method in self.entries:
+            scheduler.submit(request, method)
+
+    def cancel(self, scheduler: Scheduler) -> None:
+        """End what still runs; what it has committed stays."""
+        for request, _ in self.entries:
+            scheduler.cancel(request)
+
+    def replies(self) -> list[Reply]:
+        """The replies of all. What never started counts as cancelled; what still runs must be over or cancelled before."""
+        for request, _ in self.entries:
+            if request.finish_reason is None:
+                request.finish("cancelled")
+        return [reply for entry in self.entries for reply in replies_of(*entry)]
+
+
+def replies_of(request: Request, method: Method) -> list[Reply]:
+    """The replies of a request that is over: one for each of its texts."""
+    settings = request.settings
+    assert settings.seed is not None
+    wanted = settings.logprobs is not None
+    replies = []
+    for place, output in enumerate(request.outputs):
+        assert output.finish_reason is not None
+        number = request.sample + place
+        reply = Reply(
+            text=(request.prompt_text if settings.echo else "") + output.text,
+            token_ids=output.new_tokens,
+            finish_reason=output.finish_reason,
+            exactness=method.exactness,
+            stats=request.statistics,
+            events=tuple(event for event in request.events if event.output == number),
+            method=method.spec(),
+            model=request.network.name,
+            seed=settings.seed,
+            prompt_token_ids=request.prompt,
+            order=output.law.order,
+            logprobs=output.logprobs if wanted else None,
+            prompt_logprobs=request.prompt_logprobs if wanted and settings.echo else None,
+            error=request.error,
+            output=number,
+            weight=output.weight,
+            score=output.score,
+        )
+        replies.append(reply)
+    return replies
 
 
 class Stream(Iterator["Event"]):

@@ -292,7 +292,7 @@ def test_the_schema_describes_what_is_accepted() -> None:
             kinds = [own] if "type" in own else own["anyOf"]
             word = "string" if isinstance(value, str) else "integer" if isinstance(value, int) else "number"
             assert any(kind["type"] in (word, "number" if word == "integer" else word) for kind in kinds), name
-    assert {"processors", "stopping_criteria"}.isdisjoint(described["properties"])
+    assert "stopping_criteria" not in described["properties"]  # functions; those of "processors" have names
     json.dumps(described)
 
 

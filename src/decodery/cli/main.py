@@ -24,6 +24,7 @@ from decodery.cli.methods import methods
 from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
+from decodery.cli.serve import serve
 from decodery.cli.suite import suite
 from decodery.cli.train import SETTINGS as TRAIN
 from decodery.cli.train import train
@@ -57,6 +58,7 @@ def decodery(
 
 app.command("run")(run)
 app.command("generate")(generate)
+app.command("serve")(serve)
 app.command("methods")(methods)
 app.add_typer(models.app, name="models")
 app.command("pull")(pull)

@@ -108,6 +108,7 @@ class AdaBlock(WrappingMethod):
         None,
         "whose rule fills the blocks: a method such as localleap, in quotes if with parameters",
         auto="masked-diffusion with the rule threshold",
+        names="method",
     )
     threshold: float | None = parameter(
         None, "confidence at which a token is filled in", low=0.0, auto="0.9", only={"sampler": None}

@@ -24,7 +24,9 @@ class WrappingMethod(StepwiseMethod):
     Canvas, block length, steps, cache and guidance are parameters of this method, which the sampler then has as well.
     """
 
-    sampler: str | None = parameter(None, "whose rule and blocks are used: a method that fills a canvas")
+    sampler: str | None = parameter(
+        None, "whose rule and blocks are used: a method that fills a canvas", names="method"
+    )
 
     def check(self) -> None:
         self.inner()

@@ -48,15 +48,24 @@ def parameter(
     choices: tuple[str, ...] = (),
     auto: str = "",
     only: Only | tuple[Only, ...] = (),
+    names: str = "",
 ) -> Any:
     """A dataclass field that is a parameter of a method.
 
     help: one line. low, high: inclusive range. choices: allowed words. auto: what None (written "auto") means. only: the values
     of other parameters beside which it acts, or several such alternatives; beside others every value but the default is
-    refused.
+    refused. names: what a value other than the default names beyond itself: a "file" of this machine, or another "method".
     """
     alternatives = (only,) if isinstance(only, Mapping) else tuple(only)
-    meta = {"help": help, "low": low, "high": high, "choices": choices, "auto": auto, "only": alternatives}
+    meta = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "auto": auto,
+        "only": alternatives,
+        "names": names,
+    }
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -78,6 +87,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     auto: str = ""
     only: tuple[Only, ...] = ()
+    names: str = ""
 
     @property
     def range(self) -> str:

@@ -218,6 +218,19 @@ def method(given: str | Method) -> Method:
     return build(find(name), values)
 
 
+def files_of(given: Method) -> list[str]:
+    """The parameters by which a method, or one within it, is given a file of this machine. A server refuses them: who asks
+    over a network has no business with its files."""
+    found = []
+    for item in given.parameters():
+        value = getattr(given, item.name)
+        if item.names == "file" and value != item.default:
+            found.append(item.name)
+        elif item.names == "method" and isinstance(value, str):
+            found += files_of(method(value))
+    return found
+
+
 def methods() -> list[MethodInfo]:
     """The entries of all methods. A broken plug-in is left out, with a warning in the log."""
     entries = []

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from decodery.sampling.noise import Noise as Noise
     from decodery.sampling.noise import Stage as Stage
     from decodery.sampling.prefix import Prefix as Prefix
+    from decodery.sampling.processors import NamedProcessor as NamedProcessor
+    from decodery.sampling.processors import register_processor as register_processor
     from decodery.sampling.settings import Setting as Setting
     from decodery.sampling.settings import setting as setting
     from decodery.sampling.steps.base import Step as Step
@@ -29,6 +31,8 @@ _LAZY = {
     "Noise": "noise",
     "Stage": "noise",
     "Prefix": "prefix",
+    "NamedProcessor": "processors",
+    "register_processor": "processors",
     "Setting": "settings",
     "setting": "settings",
     "Step": "steps.base",

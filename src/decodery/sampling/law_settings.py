@@ -27,6 +27,8 @@ class Order(ValueKind):
                     f"{name} must name the steps of the law, or a preset ({', '.join(PRESETS)}), not {value!r}."
                 )
             return default_order(value)
+        if isinstance(value, Mapping):
+            raise BadSetting(f"{name} must be a list of steps of the law, not {value!r}.")
         order, known = tuple(value), steps()
         for step in order:
             if step not in known:

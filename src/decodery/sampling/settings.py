@@ -209,7 +209,7 @@ class Texts(ValueKind):
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[str, ...]:
         strings = (value,) if isinstance(value, str) else tuple(() if value is None else value)
-        if any(not isinstance(text, str) or not text for text in strings):
+        if isinstance(value, Mapping) or any(not isinstance(text, str) or not text for text in strings):
             raise BadSetting(f"{name} must be one or more non-empty strings, not {value!r}.")
         for text in strings:
             if any("\ud800" <= sign <= "\udfff" for sign in text):
@@ -244,7 +244,7 @@ class TokenIds(ValueKind):
         }
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[int, ...]:
-        if isinstance(value, str):
+        if isinstance(value, str | Mapping):
             raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.")
         ids = (value,) if isinstance(value, int) else tuple(() if value is None else value)
         return tuple(check_token(name, token, vocabulary) for token in ids)

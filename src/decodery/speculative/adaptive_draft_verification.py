@@ -40,7 +40,9 @@ class AdaptiveDraftVerification(SpeculativeMethod):
     family: ClassVar[str] = "speculative"
 
     corpus: str = parameter(
-        "", "a UTF-8 text file, or a table made by decodery.training.trigram_table; empty: begin with nothing"
+        "",
+        "a UTF-8 text file, or a table made by decodery.training.trigram_table; empty: begin with nothing",
+        names="file",
     )
     top_m: int = parameter(12, "successors kept per pair of tokens", low=1, high=64)
     window: int = parameter(

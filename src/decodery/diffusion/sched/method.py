@@ -188,6 +188,7 @@ class SchED(WrappingMethod):
         None,
         "what decodes until the exit: a method such as adablock, in quotes if with parameters",
         auto="masked-diffusion",
+        names="method",
     )
     shape: str = parameter("linear", "how the threshold falls; prophet: that method's three steps", choices=SHAPES)
     threshold_high: float | None = parameter(
@@ -200,6 +201,7 @@ class SchED(WrappingMethod):
         "a file that decodery train exit-thresholds wrote for the model",
         auto="none",
         only=({"threshold_high": None}, {"threshold_low": None}),
+        names="file",
     )
     stability_gate: bool | None = parameter(
         None, "exit only if the likeliest tokens have not changed since the last step", auto="yes, but not of prophet"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery._lazy import torch
-from decodery.sampling.settings import Callables, setting
+from decodery.sampling.processors import NamedProcessors
+from decodery.sampling.settings import setting
 from decodery.sampling.steps.base import Step
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ class Processors(Step):
     """
 
     processors: tuple[Callable[[Any, Any], Any], ...] = setting(
-        (), Callables(), "Functions (input_ids, scores) that change the scores.", aliases=("logits_processor",)
+        (),
+        NamedProcessors(),
+        "Functions (input_ids, scores) that change the scores, or names of processors with their arguments.",
+        aliases=("logits_processor",),
     )
 
     name = "processors"

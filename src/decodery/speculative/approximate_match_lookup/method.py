@@ -70,7 +70,7 @@ class ApproximateMatchLookup(SpeculativeMethod):
     )
     substitute: bool = parameter(False, "apply consistent replacements of the aligned text to the copy")
     persist: bool = parameter(False, "also look into earlier texts of the session")
-    corpus: str = parameter("", "a UTF-8 text file to copy from as well; its index is built on first use")
+    corpus: str = parameter("", "a UTF-8 text file to copy from as well; its index is built on first use", names="file")
     corpus_window: int = parameter(
         16, "last tokens that are looked for in the corpus", low=1, high=256, only={"corpus": GIVEN}
     )

@@ -50,6 +50,7 @@ class Cascade(SpeculativeMethod):
         "auto",
         "a table of successors (.npz); auto: the one that ships for the model, if any",
         only={"sources": Where(lambda words: "table" in words.split("+"), "name table")},
+        names="file",
     )
     nodes: int | None = parameter(
         None, "nodes of the draft tree", low=1, high=64, auto="as many as pay on this machine, up to 48"

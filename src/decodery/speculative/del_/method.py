@@ -57,7 +57,9 @@ class DynamicExit(SpeculativeMethod):
         "auto", "layers after which to exit, as 4+5+10; auto: those with adapters, else all", only={"exit": None}
     )
     adapters: str = parameter(
-        "auto", "folder of exit adapters; auto: those shipped for model and exits; off: the model's own head"
+        "auto",
+        "folder of exit adapters; auto: those shipped for model and exits; off: the model's own head",
+        names="file",
     )
     omega: float = parameter(0.95, "what a round leaves of the older statistics", low=0.0, high=1.0, only=CHOOSING)
     context: int = parameter(32, "prompt positions that count in the first round", low=0, high=4096, only=CHOOSING)

@@ -33,7 +33,9 @@ class SuffixAutomatonLookup(SpeculativeMethod):
 
     length: int = parameter(40, "most tokens to copy", low=1, high=256)
     alpha: float = parameter(4.0, "tokens to copy per token of match, plus one", low=0.0, high=64.0)
-    corpus: str = parameter("", "a UTF-8 text file to copy from as well; its automaton is built on first use")
+    corpus: str = parameter(
+        "", "a UTF-8 text file to copy from as well; its automaton is built on first use", names="file"
+    )
     corpus_handicap: int = parameter(
         0, "how much longer a corpus match must be to win", low=0, high=64, only={"corpus": GIVEN}
     )

@@ -69,7 +69,7 @@ class Swift(SpeculativeMethod):
         auto="0.45; 0.1 below a billion parameters",
         only=SEARCHING,
     )
-    layer_set: str = parameter("", "file with a stored set, which is used as it is; empty: search")
+    layer_set: str = parameter("", "file with a stored set, which is used as it is; empty: search", names="file")
     optimise: bool = parameter(True, "search for a better set while decoding", only={"layer_set": ""})
     whole_layers: bool = parameter(
         False, "leave out attention and feed-forward of a layer together only", only=SEARCHING

@@ -1,0 +1,223 @@
+"""From the body of a request to what is to be decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from decodery.engine import registry
+from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod
+from decodery.serving.failures import Failure, bad_field
+from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, Route
+
+DEFAULT_TEMPERATURE = 1.0
+"""OpenAI's; that of `decodery.load(...).generate` is 0."""
+COMPLETION_TOKENS = 16
+"""OpenAI's most new tokens of a completion that names no number."""
+LOGPROBS = "message.output_text.logprobs"
+
+
+@dataclass(frozen=True)
+class AskedText:
+    """What a request asks for. prompts: texts, conversations or lists of token ids. settings: as they were given, by the
+    route's fields. logprobs: alternatives per token; None: no log probabilities. own: the route's other fields."""
+
+    route: Route
+    prompts: list[Any]
+    settings: Mapping[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: int | None = None
+    include_usage: bool = False
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model, where one is given."""
+        name: str | None = self.own.get("model")
+        return name
+
+    @property
+    def method(self) -> str | None:
+        """The spec of the method, where one is given."""
+        spec: str | None = self.own.get("method")
+        return spec
+
+    @property
+    def names(self) -> dict[str, str]:
+        """How messages call what is given -> the field by which it was given."""
+        known = self.route.settings()
+        return {**{name: name for name in self.own}, **{known[name]: name for name in self.settings}}
+
+    @property
+    def stream(self) -> bool:
+        """Whether the text is sent as it comes."""
+        return bool(self.own.get("stream", False))
+
+    @property
+    def token_ids(self) -> bool:
+        """Whether token ids are wanted."""
+        return bool(self.own.get("return_token_ids", False))
+
+    @property
+    def n(self) -> int:
+        """Texts of each prompt."""
+        value: int = self.settings.get("n", self.settings.get("num_return_sequences", 1))
+        return value
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """The object of a body. Raises Failure."""
+    try:
+        body = json.loads(data.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_once)
+    except Failure:
+        raise
+    except RecursionError:
+        raise Failure(400, "the body is nested too deeply.", code="invalid_json") from None
+    except ValueError as error:
+        raise Failure(400, f"the body is no JSON: {_reason(error)}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise Failure(400, "the body must be a JSON object.", code="invalid_json")
+    return body
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number in it has too many digits"
+
+
+def _no_number(word: str) -> float:
+    raise Failure(400, f"the body holds {word}, which is no JSON number.", code="invalid_json")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose keys stands there twice: which of them would be meant?"""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Failure(400, f"{key[:100]!r} stands twice in the body.", key[:100], "invalid_json")
+        found[key] = value
+    return found
+
+
+def read(route: Route, body: Mapping[str, Any]) -> AskedText:
+    """What the body of a route asks for; all is checked that needs no model. Raises Failure."""
+    own, settings = route.read(body)
+    if route.prompt not in own:
+        raise bad_field(route.prompt, f"{route.prompt} is missing.", "missing_required_parameter")
+    _check_method(own.get("method"))
+    read_prompts = {CHAT.path: _conversation, COMPLETIONS.path: _texts, RESPONSES.path: _input}[route.path]
+    prompts = read_prompts(own)
+    logprobs, usage = _logprobs(route, own, settings), _stream_options(route, own)
+    if own.get("best_of", (n := settings.get("n", 1))) != n:
+        raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
+    if own.get("stream_options") and not own.get("stream"):
+        raise bad_field("stream_options", "stream_options goes with stream=true.")
+    return AskedText(route, prompts, settings, own, logprobs, usage)
+
+
+def _check_method(spec: str | None) -> None:
+    if spec is None:
+        return
+    try:
+        files = registry.files_of(registry.method(spec))
+    except (BadParameter, UnknownMethod, MethodUnavailable) as error:
+        raise bad_field("method", str(error)) from None
+    if files:
+        raise bad_field("method", f"{files[0]} names a file of the server, which requests must not read.")
+
+
+def _logprobs(route: Route, own: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    """How many alternatives are told with the log probabilities; None: neither."""
+    if route is COMPLETIONS:
+        number: int | None = settings.get("logprobs")
+        return number
+    alternatives: int = own.get("top_logprobs", 0)
+    if route is CHAT:
+        wanted, asks = own.get("logprobs", False), "logprobs=true"
+    else:
+        include = own.get("include", [])
+        for item in include if isinstance(include, list) else [include]:
+            if item != LOGPROBS:
+                raise bad_field("include", f"include may hold {LOGPROBS!r}, not {str(item)[:100]!r}.")
+        wanted, asks = bool(include), f"include=[{LOGPROBS!r}]"
+    if alternatives and not wanted:
+        raise bad_field("top_logprobs", f"top_logprobs goes with {asks}.")
+    return alternatives if wanted else None
+
+
+def _stream_options(route: Route, own: Mapping[str, Any]) -> bool:
+    """Whether the usage is told at the end of a stream."""
+    options = own.get("stream_options", {})
+    taken = {"include_obfuscation": (False,)} | ({} if route is RESPONSES else {"include_usage": (True, False)})
+    for name, value in options.items():
+        if value is not None and (name not in taken or not any(value is good for good in taken[name])):
+            said = f"stream_options.{name[:100]}"
+            raise bad_field(said, f"{said} cannot be {str(value)[:100]}.", "unsupported_field")
+    return bool(options.get("include_usage", False))
+
+
+# Prompts
+
+
+def _conversation(own: Mapping[str, Any]) -> list[Any]:
+    messages = own["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise bad_field("messages", "messages must be a list of at least one message.")
+    return [[_message(message, "messages") for message in messages]]
+
+
+def _message(message: Any, param: str) -> dict[str, Any]:
+    """A message as the chat template reads it: what clients send back empty is left out, OpenAI's developer is a system."""
+    if not isinstance(message, dict):
+        raise bad_field(param, "a message is an object with role and content.")
+    kept = {key: value for key, value in message.items() if key == "content" or value not in (None, [])}
+    if kept.get("role") == "developer":
+        kept["role"] = "system"
+    return kept
+
+
+def _texts(own: Mapping[str, Any]) -> list[Any]:
+    prompt = own["prompt"]
+    ids = _is_ids(prompt)
+    listed = [prompt] if isinstance(prompt, str) or ids else prompt
+    if not isinstance(listed, list) or not listed:
+        raise bad_field("prompt", "prompt must be a text, a list of texts, token ids, or a list of lists of token ids.")
+    if not (all(isinstance(one, str) for one in listed) or all(_is_ids(one) for one in listed)):
+        raise bad_field("prompt", "the prompts of a list must all be texts, or all be lists of token ids.")
+    return listed
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _input(own: Mapping[str, Any]) -> list[Any]:
+    given = own["input"]
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(messages, list) or not messages:
+        raise bad_field("input", "input must be a text, or a list of at least one message.")
+    read_messages = [_input_item(item) for item in messages]
+    if "instructions" in own:
+        read_messages.insert(0, {"role": "system", "content": own["instructions"]})
+    return [read_messages]
+
+
+def _input_item(item: Any) -> dict[str, Any]:
+    message = _message(item, "input")
+    kind = message.pop("type", "message")
+    if kind != "message":
+        raise bad_field("input", f"an item of the input is a message here, not of the type {str(kind)[:100]!r}.")
+    for key in ("id", "status"):  # of messages that come back from an earlier response
+        message.pop(key, None)
+    if isinstance(message.get("content"), list):
+        message["content"] = [_input_part(part) for part in message["content"]]
+    return message
+
+
+def _input_part(part: Any) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("input_text", "output_text", "text"):
+        raise bad_field("input", f"a part of a content is text here, not of the type {str(kind)[:100]!r}.")
+    return {"type": "text", "text": part.get("text")}

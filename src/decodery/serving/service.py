@@ -1,0 +1,230 @@
+"""What a server consists of, and what its routes do. The routes themselves are in `app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from decodery.engine.memory import parse_size
+from decodery.engine.registry import methods
+from decodery.errors import BadPrompt
+from decodery.serving.asked import read, read_json
+from decodery.serving.chat import ChatShape
+from decodery.serving.completions import CompletionShape
+from decodery.serving.configuration import ServerConfiguration
+from decodery.serving.decoding import begin, finished
+from decodery.serving.failures import Failure, bad_field
+from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, Route
+from decodery.serving.keys import KeyRing
+from decodery.serving.responses import ResponseShape
+from decodery.serving.served_models import Load, ServedModel, ServedModels
+from decodery.serving.server_metrics import ServerMetrics
+from decodery.serving.shapes import AnswerShape, frames
+from decodery.serving.transport import EventStream, Json, read_body, watched
+from decodery.serving.visit import Visit
+
+if TYPE_CHECKING:
+    from decodery.language_model import LanguageModel
+
+log = logging.getLogger("decodery.serving")
+
+SHAPES: Mapping[str, type[AnswerShape]] = {
+    CHAT.path: ChatShape,
+    COMPLETIONS.path: CompletionShape,
+    RESPONSES.path: ResponseShape,
+}
+RETRY = {"Retry-After": "5"}
+
+
+class Service:
+    """One server. load: in place of `decodery.load`. environment: where an API key may stand."""
+
+    def __init__(
+        self, configuration: ServerConfiguration, load: Load | None = None, environment: Mapping[str, str] | None = None
+    ):
+        self.configuration = configuration
+        self.models = ServedModels(configuration, load)
+        self.keys = KeyRing.of(
+            configuration.api_key_file,
+            os.environ if environment is None else environment,
+            configuration.max_concurrent_per_key,
+        )
+        self.metrics = ServerMetrics(self.models)
+        self.active = 0
+        """HTTP requests that are not answered yet."""
+        self.draining = False
+        self.started_at = int(time.time())
+        self._most_body = parse_size("max_body", configuration.max_body)
+
+    async def start(self) -> None:
+        """Load the first model. Raises what loading raises."""
+        await self.models.start(self.models.first)
+
+    async def close(self) -> None:
+        """End what still runs."""
+        await self.models.close()
+
+    async def drain(self) -> None:
+        """Take nothing new, and wait for what runs, as long as the configuration says."""
+        self.draining = True
+        log.info("draining: %d requests still run", self.active)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.configuration.drain):
+                while self.active:
+                    await asyncio.sleep(0.02)
+        log.info("drained" if not self.active else f"ending {self.active} requests that have not finished")
+        for model in self.models.loaded.values():
+            model.gate.close(_shutting_down())
+            model.engine.end_all()
+
+    def check_open(self) -> None:
+        """Raise Failure (503) where nothing new is taken."""
+        if self.draining:
+            raise _shutting_down()
+
+    # What is decoded
+
+    async def decode(self, request: Request, route: Route) -> Response:
+        """Answer a request of one of OpenAI's routes for text."""
+        body = await self._body(request)
+        visit: Visit = request.scope["visit"]
+        asked = read(route, body)
+        visit.told |= {"user": asked.own.get("user"), "stream": asked.stream}
+        if self.configuration.log_prompts:
+            visit.told["prompt"] = asked.prompts
+        left = self.configuration.timeout
+
+        async def begun() -> AnswerShape:
+            try:
+                async with asyncio.timeout(left):
+                    decoding = await begin(asked, visit, self.models, self.metrics, self.configuration)
+            except TimeoutError:
+                raise Failure(504, "the request waited longer than this server allows.") from None
+            return SHAPES[route.path](decoding)
+
+        async def whole() -> dict[str, Any]:
+            shape = await begun()
+            seconds = visit.arrived + left - time.perf_counter()
+            with contextlib.closing(shape.decoding):
+                return shape.whole(await finished(shape.decoding, seconds))
+
+        if not asked.stream:
+            return Json(await watched(whole(), request.receive))
+        shape = await watched(begun(), request.receive)
+        late = Failure(504, "the request took longer than this server allows.")
+        return EventStream(
+            frames(shape),
+            visit.arrived + left - time.perf_counter(),
+            lambda: b"".join(shape.failed(late)),
+            shape.decoding.close,
+        )
+
+    # What is told
+
+    def ready(self) -> bool:
+        """Whether requests are taken, and the first model is there."""
+        return not self.draining and bool(self.models.loaded)
+
+    def listed(self, name: str) -> dict[str, Any]:
+        """A model, as OpenAI lists it."""
+        model = self.models.loaded.get(name)
+        told: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self.started_at if model is None else model.loaded_at,
+            "owned_by": "decodery",
+        }
+        if model is None or model.leaving:
+            return {**told, "decodery": {"loaded": False}}
+        lm: LanguageModel = model.lm
+        return {
+            **told,
+            "max_model_len": lm.network.context,
+            "decodery": {
+                "loaded": True,
+                "kind": lm.network.kinds.words,
+                "default_method": lm.default_method,
+                "methods": [info.name for info in methods() if info.suits(lm.network.kinds)],
+                "path": lm.network.path,
+            },
+        }
+
+    async def tokenize(self, request: Request) -> dict[str, Any]:
+        """vLLM's /tokenize."""
+        body = await self._body(request)
+        _only(body, ("model", "prompt", "messages", "add_special_tokens", "return_token_strs"), "/tokenize")
+        if (body.get("prompt") is None) == (body.get("messages") is None):
+            raise bad_field("prompt", "give prompt, a text, or messages, a conversation.")
+        special = _flag(body, "add_special_tokens", True)
+        async with self._model(body) as model:
+            prompt, name = body.get("prompt"), "prompt"
+            if prompt is None:
+                name, prompt = "messages", body["messages"]
+                if not isinstance(prompt, list) or not prompt or not all(isinstance(one, dict) for one in prompt):
+                    raise bad_field(name, "messages must be a list of at least one message.")
+                if "add_special_tokens" in body:
+                    raise bad_field("add_special_tokens", "the chat template decides on special tokens.")
+            elif not isinstance(prompt, str):
+                raise bad_field(name, "prompt must be a text.")
+            try:
+                if special:
+                    ids = await model.tokens(prompt) if prompt else []
+                else:
+                    ids = await asyncio.to_thread(model.lm.encode, prompt)
+            except BadPrompt as error:
+                raise bad_field(name, str(error)) from None
+            told = {"count": len(ids), "max_model_len": model.lm.network.context, "tokens": ids}
+            if _flag(body, "return_token_strs", False):
+                told["token_strs"] = [model.lm.tokenizer.decode([token]) for token in ids]
+            return told
+
+    async def detokenize(self, request: Request) -> dict[str, Any]:
+        """vLLM's /detokenize."""
+        body = await self._body(request)
+        _only(body, ("model", "tokens"), "/detokenize")
+        async with self._model(body) as model:
+            ids, most = body.get("tokens"), model.lm.network.vocabulary
+            if not isinstance(ids, list) or any(type(token) is not int or not 0 <= token < most for token in ids):
+                raise bad_field("tokens", f"tokens must be a list of token ids, 0 to {most - 1}.")
+            return {"prompt": await asyncio.to_thread(model.lm.tokenizer.decode, ids)}
+
+    @contextlib.asynccontextmanager
+    async def _model(self, body: Mapping[str, Any]) -> Any:
+        name = body.get("model")
+        if name is not None and not isinstance(name, str):
+            raise bad_field("model", "model must be a string.")
+        model: ServedModel = await self.models.use(name)
+        try:
+            yield model
+        finally:
+            model.release()
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        return read_json(await read_body(request, self._most_body))
+
+
+def _shutting_down() -> Failure:
+    return Failure(503, "the server is shutting down.", code="shutting_down", headers=RETRY)
+
+
+def _only(body: Mapping[str, Any], known: tuple[str, ...], path: str) -> None:
+    for name in body:
+        if name not in known:
+            raise bad_field(name, f"{name[:100]!r} is no field of {path}; known: {', '.join(known)}.", "unknown_field")
+
+
+def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise bad_field(name, f"{name} must be true or false.")
+    return value
