@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from decodery.models.scorer import Scorer
 
 REPLACEMENT = "\ufffd"
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -22,6 +25,36 @@ class Decoder(Protocol):
     """The part of a tokenizer that this needs."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+
+class Writing(Protocol):
+    """A model whose tokens and texts are known."""
+
+    tokenizer: Any
+    network: Scorer
+    memory: dict[Hashable, Any]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class WrittenTokens:
+    """What a model's tokens say, each by itself."""
+
+    def __init__(self, model: Writing):
+        self._model = model
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special tokens around it."""
+        return self._model.encode(text)
+
+    def written(self) -> tuple[str, ...]:
+        """The text of every token, special ones too. Found out once for each model."""
+        place, model = (None, "written tokens"), self._model
+        if place not in model.memory:
+            size = min(model.network.vocabulary, len(model.tokenizer))
+            model.memory[place] = tuple(model.tokenizer.decode([token]) for token in range(size))
+        known: tuple[str, ...] = model.memory[place]
+        return known
 
 
 class Spelling:
