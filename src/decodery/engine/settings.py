@@ -83,7 +83,7 @@ class Settings(LawSettings):
     target: Target | None = setting(  # noqa: RUF009 (as above)
         None,
         Optional(Targets()),
-        "What is scored in place of the model alone: guidance, contrast or ensemble, as name(key=value).",
+        "What is scored in place of the model alone: guidance, contrast, ensemble, uscd or dola, as name(key=value).",
         option=("--target",),
         metavar="SPEC",
     )
