@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from decodery.models.scorer import Scorer
 
+Value = TypeVar("Value")
 REPLACEMENT = "\ufffd"
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` of transformers takes a space out of, in this order."""
@@ -49,11 +50,16 @@ class WrittenTokens:
 
     def written(self) -> tuple[str, ...]:
         """The text of every token, special ones too. Found out once for each model."""
-        place, model = (None, "written tokens"), self._model
-        if place not in model.memory:
-            size = min(model.network.vocabulary, len(model.tokenizer))
-            model.memory[place] = tuple(model.tokenizer.decode([token]) for token in range(size))
-        known: tuple[str, ...] = model.memory[place]
+        tokenizer = self._model.tokenizer
+        size = min(self._model.network.vocabulary, len(tokenizer))
+        return self.remember("written tokens", lambda: tuple(tokenizer.decode([token]) for token in range(size)))
+
+    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What follows from the tokenizer alone; made on first use."""
+        place, memory = (None, key), self._model.memory
+        if place not in memory:
+            memory[place] = make()
+        known: Value = memory[place]
         return known
 
 

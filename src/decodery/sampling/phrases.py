@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -25,6 +25,10 @@ class Speller(Protocol):
         """The text of every token by itself."""
         ...
 
+    def remember(self, key: Hashable, make: Callable[[], Phrases]) -> Phrases:
+        """What follows from the tokenizer alone; made on first use."""
+        ...
+
 
 @dataclass(frozen=True)
 class Words(ValueKind):
@@ -44,8 +48,11 @@ class Words(ValueKind):
 
     def spelled(self, value: Phrases, speller: Speller) -> Phrases:
         """The phrases as token ids."""
-        found = (ids for phrase in value for ids in self._spellings(phrase, speller))
-        return tuple(dict.fromkeys(found))
+
+        def find() -> Phrases:
+            return tuple(dict.fromkeys(ids for phrase in value for ids in self._spellings(phrase, speller)))
+
+        return speller.remember((self, value), find)
 
     def _spellings(self, phrase: str | tuple[int, ...], speller: Speller) -> Iterator[tuple[int, ...]]:
         if not isinstance(phrase, str):
