@@ -78,6 +78,26 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("target", None, None),
     ("target", "guidance(scale=2)", Guidance(scale=2.0)),
     ("order", "llama.cpp", default_order("llama.cpp")),
+    ("order", ["top_k", "temperature"], ("top_k", "temperature")),
+    ("typical_p", 0.2, 0.2),
+    ("top_n_sigma", 1, 1.0),
+    ("top_h", 1, 1.0),
+    ("top_h", None, None),
+    ("tail_free", 0.9, 0.9),
+    ("epsilon_cutoff", 1e-4, 1e-4),
+    ("eta_cutoff", 0, 0.0),
+    ("xtc_probability", 1, 1.0),
+    ("dry_multiplier", 0.8, 0.8),
+    ("no_repeat_ngram_size", 3, 3),
+    ("bad_words", "word", ("word",)),
+    ("bad_words", ["word", [3, "4"]], ("word", (3, 4))),
+    ("bad_words", None, ()),
+    ("allowed_token_ids", 7, (7,)),
+    ("allowed_token_ids", [7, 99], (7, 99)),
+    ("allowed_token_ids", None, None),
+    ("mirostat", 2, 2),
+    ("dynatemp_range", 0.5, 0.5),
+    ("momentum_alpha", 0.2, 0.2),
     ("chance", "gumbel", GumbelRace()),
     ("chance", "keyed(key=7, window=0, race=False)", Keyed(7, 0, False)),
     ("chance", Arithmetic(), Arithmetic()),
@@ -95,7 +115,93 @@ def test_good_values_arrive(name: str, value: Any, expected: Any) -> None:
 
 NOT_NUMBERS = ["1", None, True, [1], math.nan, math.inf, 10**400, 1j]
 NOT_INTEGERS = ["1", True, 1.0, [1], math.nan]
+BESIDE: dict[str, dict[str, Any]] = {
+    "typical_min_keep": {"typical_p": 0.5},
+    "xtc_threshold": {"xtc_probability": 0.5},
+    "dry_base": {"dry_multiplier": 1.0},
+    "dry_allowed_length": {"dry_multiplier": 1.0},
+    "dry_penalty_last_n": {"dry_multiplier": 1.0},
+    "dry_sequence_breakers": {"dry_multiplier": 1.0},
+    "mirostat_tau": {"mirostat": 2},
+    "mirostat_eta": {"mirostat": 2},
+    "dynatemp_exponent": {"dynatemp_range": 0.5},
+    "momentum_k": {"momentum_alpha": 0.2},
+    "momentum_longest": {"momentum_alpha": 0.2},
+    "momentum_resistance": {"momentum_alpha": 0.2},
+    "momentum_ends_resist": {"momentum_alpha": 0.2},
+}
+"""Settings that act beside another alone, and that one."""
+
+SECOND: list[tuple[str, Any, Any]] = [
+    ("typical_min_keep", 2, 2),
+    ("xtc_threshold", 0.5, 0.5),
+    ("dry_base", 1, 1.0),
+    ("dry_allowed_length", 3, 3),
+    ("dry_penalty_last_n", -1, -1),
+    ("dry_penalty_last_n", 0, 0),
+    ("dry_sequence_breakers", ["\n", [3]], ("\n", (3,))),
+    ("dry_sequence_breakers", [], ()),
+    ("mirostat_tau", 3, 3.0),
+    ("mirostat_eta", 0, 0.0),
+    ("dynatemp_exponent", 2, 2.0),
+    ("momentum_k", 1, 1),
+    ("momentum_longest", 8, 8),
+    ("momentum_resistance", [1, 1, 2.5], (1.0, 1.0, 2.5)),
+    ("momentum_ends_resist", True, True),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), SECOND, ids=label)
+def test_settings_beside_others_act_there_alone(name: str, value: Any, expected: Any) -> None:
+    found = getattr(of(**BESIDE[name], **{name: value}), name)
+    assert found == expected
+    assert type(found) is type(expected)
+    [first] = BESIDE[name]
+    with pytest.raises(BadSetting, match=f"{name} acts only together with {first}"):
+        of(**{name: value})
+
+
+def test_an_order_may_leave_out_what_is_off() -> None:
+    assert of(order=["temperature", "top_k"], top_k=3, temperature=1.0).order == ("temperature", "top_k")
+    with pytest.raises(BadSetting, match="order leaves out top_p, which the settings switch on"):
+        of(order=["temperature"], top_p=0.5, temperature=1.0)
+    assert of(order=["temperature"], top_p=0.5).order == ("temperature",)  # which greedy decoding does not look at
+
+
+def test_a_rule_of_greedy_decoding_refuses_a_temperature() -> None:
+    assert of(momentum_alpha=0.2).momentum_alpha == 0.2
+    with pytest.raises(BadSetting, match=r"momentum_alpha goes with temperature=0 alone: .*no law to draw from"):
+        of(momentum_alpha=0.2, temperature=1.0)
+
+
 BAD: dict[str, list[Any]] = {
+    "typical_p": [*NOT_NUMBERS, 0, 1.1],
+    "typical_min_keep": [*NOT_INTEGERS, None, 0],
+    "top_n_sigma": [*NOT_NUMBERS, -1],
+    "top_h": ["1", True, 0, 1.1],
+    "tail_free": [*NOT_NUMBERS, 0, 1.1],
+    "epsilon_cutoff": [*NOT_NUMBERS, -0.1, 1.1],
+    "eta_cutoff": [*NOT_NUMBERS, -0.1, 1.1],
+    "xtc_probability": [*NOT_NUMBERS, -0.1, 1.1],
+    "xtc_threshold": [*NOT_NUMBERS, -0.1, 0.6],
+    "dry_multiplier": [*NOT_NUMBERS, -1],
+    "dry_base": [*NOT_NUMBERS, 0.5],
+    "dry_allowed_length": [*NOT_INTEGERS, None, 0],
+    "dry_penalty_last_n": [*NOT_INTEGERS, None, -2],
+    "dry_sequence_breakers": [5, [""], [[]], [[100]], [["a"]], [None]],
+    "no_repeat_ngram_size": [*NOT_INTEGERS, None, -1],
+    "bad_words": [5, "", [""], [[]], [[100]], [[-1]], [["a"]], [None], [3]],
+    "allowed_token_ids": [[], "5", [100], [-1], 100, [1.0], [None]],
+    "mirostat": [*NOT_INTEGERS, None, -1, 3],
+    "mirostat_tau": [*NOT_NUMBERS, -1],
+    "mirostat_eta": [*NOT_NUMBERS, -1],
+    "dynatemp_range": [*NOT_NUMBERS, -1],
+    "dynatemp_exponent": [*NOT_NUMBERS, 0],
+    "momentum_alpha": [*NOT_NUMBERS, -1],
+    "momentum_k": [*NOT_INTEGERS, None, 0],
+    "momentum_longest": [*NOT_INTEGERS, None, 0],
+    "momentum_resistance": [5, [], [2, 1], [-1], ["a"], [None]],
+    "momentum_ends_resist": [1, "yes", None],
     "temperature": [*NOT_NUMBERS, -0.1],
     "top_k": [*NOT_INTEGERS, None, -1],
     "top_p": [*NOT_NUMBERS, 0, 0.0, -0.5, 1.0001],
@@ -127,7 +233,6 @@ BAD: dict[str, list[Any]] = {
         5,
         None,
         "temperature",
-        ["temperature"],
         [*DEFAULT_ORDER, "temperature"],
         [*DEFAULT_ORDER[1:], "topk"],
         [*DEFAULT_ORDER[1:], []],
@@ -171,7 +276,7 @@ def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
 def test_every_setting_is_tested() -> None:
     names = set(declared())
     assert set(BAD) == names
-    assert {name for name, _, _ in GOOD} == names
+    assert {name for name, _, _ in [*GOOD, *SECOND]} == names
 
 
 def test_a_least_length_beyond_the_most_is_refused() -> None:
@@ -211,14 +316,19 @@ def test_a_name_like_no_other_lists_all() -> None:
         of(zzzzqqqq=1)
 
 
-ALIAS_VALUES = {"stop_strings": ["x"], "logits_processor": [keep]}
+ALIAS_VALUES = {
+    "stop_strings": ["x"],
+    "logits_processor": [keep],
+    "bad_words_ids": [[3]],
+    **dict.fromkeys(("typ_p", "typical", "tfs", "tfs_z"), 0.5),
+}
 
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_aliases_mean_the_setting(alias: str) -> None:
-    value = ALIAS_VALUES.get(alias, 3)
-    assert of(**{alias: value}) == of(**{ALIASES[alias]: value})
-    assert of(**{alias: value}) != of()
+    value, beside = ALIAS_VALUES.get(alias, 3), BESIDE.get(ALIASES[alias], {})
+    assert of(**beside, **{alias: value}) == of(**beside, **{ALIASES[alias]: value})
+    assert of(**beside, **{alias: value}) != of(**beside)
 
 
 @pytest.mark.parametrize("alias", ALIASES)

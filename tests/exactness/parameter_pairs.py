@@ -66,10 +66,35 @@ def shifted(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "shifted canvas")
 
 
+def clauses(one: object, other: object, beside: str = "") -> Pair:
+    """Seen in sampled text with punctuation, under a nucleus."""
+    return Pair(one, other, beside, "clauses")
+
+
 DRAFT = "draft=other"
 SEARCH = "bypass=False, context_window=4"
 DELIMITERS = "delimiters=0+6+7+8, block_length=4"
 PAIRS: dict[str, dict[str, Pair]] = {
+    "ContrastiveSearch": {"alpha": network(0.1, 0.9), "k": text(2, 6)},
+    "CautiousNextToken": {
+        "trials": clauses(2, 6),
+        "low": clauses(0.01, 1.4),
+        "high": clauses(0.5, 9.0),
+        "rule": clauses("paper", "code"),
+        "score": clauses("processed", "raw"),
+        "choice": clauses("perplexity", "first"),
+        "commit": clauses("clause", "token"),
+        "marks": clauses("text", "reference"),
+        "longest": clauses(2, 20),
+    },
+    "AdaptiveDecoding": {
+        "threshold": text(0.1, 3.0),
+        "candidates": text(2, 5, "threshold=0.2"),
+        "lookahead": text(1, 6, "threshold=0.2"),
+        "until": text("end", "function"),
+        "mode": text("engine", "reference", "threshold=0.2, until=function"),
+        "reuse": text(True, False, "threshold=0.2"),
+    },
     "PromptLookup": {
         "max_ngram": text(1, 3),
         "length": text(2, 10, "adapt=False"),

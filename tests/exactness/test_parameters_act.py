@@ -111,6 +111,19 @@ def _words() -> SmallLanguageModel:
     return lm
 
 
+class Marks(LetterTokenizer):
+    """Some tokens end a clause."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        return "".join("b." if token % 5 == 0 else super(Marks, self).decode([token]) for token in token_ids)
+
+
+def _clauses() -> SmallLanguageModel:
+    lm = _story(surprise=3.0)
+    lm.tokenizer = Marks(VOCABULARY)
+    return lm
+
+
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
 SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 2}
 SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] = {
@@ -126,6 +139,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "shifted canvas": (lambda: _canvas(shift=True), {"seed": 2}),
     "ending canvas": (_ending, {"seed": 2}),
     "words": (_words, {"seed": 2}),
+    "clauses": (_clauses, {"max_new_tokens": 24, "temperature": 1.0, "top_p": 0.9, "seed": 2}),
 }
 
 

@@ -49,6 +49,20 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 4},
     "top_p": {"top_p": 0.7},
     "min_p": {"min_p": 0.2},
+    "typical_p": {"typical_p": 0.2},
+    "top_n_sigma": {"top_n_sigma": 1.0},
+    "top_h": {"top_h": 0.4},
+    "tail_free": {"tail_free": 0.6},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.05},
+    "eta_cutoff": {"eta_cutoff": 0.1},
+    "xtc": {"xtc_probability": 0.5},
+    "dry": {"dry_multiplier": 2.0, "dry_allowed_length": 1, "dry_sequence_breakers": ((30,),)},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "bad_words": {"bad_words": ((4,), (2, 2, 9), (30, 0))},
+    "allowed_token_ids": {"allowed_token_ids": (1, 2, 3, 5, 30)},
+    "mirostat": {"mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.5},
+    "dynamic_temperature": {"dynatemp_range": 0.7},
+    "momentum_decoding": {"momentum_alpha": 0.2},
 }
 ALL = sorted(steps())
 
@@ -56,7 +70,7 @@ ALL = sorted(steps())
 def law_of(output: Sequence[int] = (), **settings: Any) -> Law:
     law = Law(LawSettings(**{"temperature": 1.0, **settings}), PROMPT, STOPS, Noise(1))
     for token in output:
-        law.observe(token)
+        law.observe(token, rows(2, seed=len(law.tokens))[1])
     return law
 
 
@@ -119,7 +133,7 @@ def test_many_rows_at_once_are_each_row_alone(name: str) -> None:
     for law, row, alone in zip(laws, many, expected, strict=True):
         assert torch.equal(law.log_probabilities(row), alone)
         assert torch.equal(law.log_probabilities(row.clone()), alone)  # another row is looked at for itself
-        law.observe(1)
+        law.observe(1, row)
     assert torch.equal(many, rows(len(texts)))
 
 
@@ -233,8 +247,17 @@ def test_presets_are_those_of_the_libraries() -> None:
     assert among("vllm", "temperature", "top_k", "top_p", "min_p") == ("temperature", "min_p", "top_k", "top_p")
     assert among("vllm", "logit_bias", "repetition_penalty") == ("logit_bias", "repetition_penalty")
     assert among("vllm", "presence_penalty", "frequency_penalty") == ("frequency_penalty", "presence_penalty")
-    last = ("top_k", "top_p", "min_p", "temperature")
-    assert Settings.of({"order": "llama.cpp"}, 100).order[-4:] == last
+    truncations = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    assert among("hf", "temperature", *truncations) == ("temperature", *truncations)
+    before = ("repetition_penalty", "no_repeat_ngram_size", "bad_words", "min_new_tokens", "processors", "temperature")
+    assert among("hf", *before) == before
+    first = ("allowed_token_ids", "bad_words", "min_new_tokens", "logit_bias", "repetition_penalty")
+    assert among("vllm", *first) == first
+    chain = ("logit_bias", "repetition_penalty", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc",
+             "dynamic_temperature", "temperature", "mirostat")  # fmt: skip
+    assert among("llama.cpp", *chain) == chain
+    # By default it is typical first, so that the entropy is that of the whole law.
+    assert default_order().index("temperature") < default_order().index("typical_p") < default_order().index("top_k")
 
 
 def test_temperature_last_truncates_the_law_before_it() -> None:
@@ -306,7 +329,7 @@ def others() -> Iterator[None]:
 def test_steps_of_others_join_settings_and_order(others: None) -> None:
     given = Settings.of({"surprise": 1, "surprise_rate": 0.25, "temperature": 1}, 100)
     assert (given.surprise, given.surprise_rate, given.coin) == (1.0, 0.25, 0.0)
-    assert given.order[-2:] == ("surprise", "coin")
+    assert given.order.index("surprise") < given.order.index("coin")
     assert "surprise_rate" in schema()["properties"]
     with pytest.raises(BadSetting, match="surprise_rate acts only together with surprise"):
         Settings.of({"surprise_rate": 0.25}, 100)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from decodery.diffusion.base import BLOCK, Claim, DiffusionMethod, StepwiseMethod
 from decodery.diffusion.blocks import BlockSchedule
@@ -18,6 +18,7 @@ from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.wrapping import WrappingMethod
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import Where
+from decodery.engine.spelling import WrittenTokens
 from decodery.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def delimiter_ids(host: Host, sign: str, match: str = "contains") -> frozenset[i
     model = host.network.masked
     assert model is not None
     special = {*model.reserved, *model.end_token_ids}
-    tokenizer: Any = host.tokenizer
-    size = min(host.network.vocabulary, len(tokenizer))
-    texts = ((token, tokenizer.decode([token])) for token in range(size) if token not in special)
+    texts = ((token, text) for token, text in enumerate(WrittenTokens(host).written()) if token not in special)
     return frozenset(token for token, text in texts if (text.endswith(sign) if match == "ends" else sign in text))
 
 

@@ -16,6 +16,7 @@ from decodery.engine.method import Decoding, Method, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Requirement
 from decodery.engine.parameters import not_one_of
 from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused
+from decodery.sampling.steps import steps
 
 if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
@@ -49,10 +50,11 @@ class DiffusionMethod(Method):
     family: ClassVar[str] = "diffusion"
     needs: ClassVar[tuple[Requirement, ...]] = (MASKED_POSITIONS,)
     refuses: ClassVar[Mapping[str, str]] = {
-        "repetition_penalty": NO_PREFIX,
-        "presence_penalty": NO_PREFIX,
-        "frequency_penalty": NO_PREFIX,
-        "processors": NO_PREFIX,
+        **{
+            step.settings()[0].name: NO_PREFIX
+            for step in sorted(steps().values(), key=lambda step: step.place)
+            if (step.reads_prefix and not step.counts_only) or step.stateful
+        },
         "target": "a canvas has guidance of its own, cfg_scale",
     }
 

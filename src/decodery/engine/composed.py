@@ -44,6 +44,8 @@ class ComposedNetwork(Scorer):
         steady = [network.stability for network in networks if network.stability is not None]
         self.stability = min(steady, key=lambda each: each.rows) if steady else None
         self.measured_rows = first.measured_rows
+        self.taps = target.taps(first)
+        """Layers of the first network that the target looks at."""
 
     @property
     def networks(self) -> tuple[Scorer, ...]:
@@ -112,6 +114,7 @@ class ComposedNetwork(Scorer):
         parts = [replace(forward, sequence=sequence.members[0], rank=0 if whole else forward.rank)]
         if not whole:
             return parts
+        parts[0] = replace(parts[0], taps=tuple(dict.fromkeys((*forward.taps, *self.taps))))
         for member, own in zip(self.others, sequence.members[1:], strict=True):
             if member.prompt is None:
                 parts.append(replace(forward, sequence=own, taps=(), rank=0, joined=False))
@@ -159,13 +162,18 @@ class ComposedNetwork(Scorer):
         if forward.slots is not Slots.NOWHERE:
             tokens = parts[0].sequence.tokens
             forward.sequence.write(slots, [tokens[slot] for slot in slots], forward.row_positions())
-        if not common or len(scores) < len(self.networks):
+        if not common or forward.layers != ALL_LAYERS or len(scores) < len(self.networks):
             return first
         logits = first.logits.clone()
+        hidden = {tap: first.hidden[tap] for tap in forward.taps}
         # Members that read the same prompt have scored every row, the others those from the prompt's last on.
         rows = [part.logits if len(part.logits) == len(common) else part.logits[common] for part in scores[1:]]
+        if self.taps:
+            asked = list(forward.logit_rows())
+            head, places = self.first.head(), [asked[place] for place in common]
+            rows += [head(first.hidden[tap][places]).float() for tap in self.taps]
         logits[common] = self.target.combine([first.logits[common], *rows])
-        return Scores(logits, first.hidden)
+        return Scores(logits, hidden)
 
 
 def composed(target: Target, host: Host, prompt: Sequence[int], new_tokens: int) -> ComposedNetwork:

@@ -13,7 +13,7 @@ from torch import Tensor
 from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
 from decodery.engine.text import TextStream
 from decodery.sampling.law import Law
-from decodery.sampling.noise import Numbers, Stage
+from decodery.sampling.noise import Index, Numbers, Stage
 
 if TYPE_CHECKING:
     from decodery.engine.host import Host
@@ -95,7 +95,7 @@ class Output:
         """The visible text so far."""
         return self._text.text
 
-    def draw(self, row: Tensor, path: Sequence[int] = (), index: int = 0) -> int:
+    def draw(self, row: Tensor, path: Sequence[int] = (), index: Index = 0) -> int:
         """The token that plain decoding takes after the committed tokens and `path`, given its raw scores [vocabulary].
 
         The same address gives the same token in every method. index: tells apart the draws of several outputs of a request.

@@ -13,6 +13,7 @@ from decodery.engine.composed import composed
 from decodery.engine.events import Event, TokenLogprobs
 from decodery.engine.output import Output
 from decodery.engine.settings import Settings
+from decodery.engine.spelling import WrittenTokens
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import prompt_text
 from decodery.errors import Refused
@@ -55,7 +56,7 @@ class Request:
         together: bool = False,
     ):
         self.host = host
-        self.settings = settings.with_seed()
+        self.settings = settings.with_seed().spelled(WrittenTokens(host))
         self.number, self.sample, self.together = number, sample, together
         self.n = self.settings.n if together else 1
         """How many outputs it gives."""

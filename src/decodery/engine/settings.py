@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Settings(LawSettings):
     target: Target | None = setting(  # noqa: RUF009 (as above)
         None,
         Optional(Targets()),
-        "What is scored in place of the model alone: guidance, contrast or ensemble, as name(key=value).",
+        "What is scored in place of the model alone: guidance, contrast, ensemble, uscd or dola, as name(key=value).",
         option=("--target",),
         metavar="SPEC",
     )
@@ -131,6 +132,9 @@ def _check_together(settings: Settings, given: Mapping[str, Any]) -> None:
         idle = [other.name for other in others if other.name in given]
         if idle and getattr(settings, first.name) == first.neutral:
             raise BadSetting(f"{idle[0]} acts only together with {first.name}, which is not set.")
+        if step.greedy_only and settings.temperature > 0 and getattr(settings, first.name) != first.neutral:
+            raise BadSetting(f"{first.name} goes with temperature=0 alone: {step.greedy_only}.")
+    settings.active_steps()
     reason = settings.chance.refuses_samples(settings.n)
     if reason is not None:
         raise BadSetting(f"chance {settings.chance.name} does not run with n={settings.n}: {reason}.")
@@ -195,4 +199,7 @@ def _shown(value: Any) -> str:
         return value.name
     if value is None or value in ((), {}):
         return "none"
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        names = (part if str(part).isidentifier() else json.dumps(part) for part in value)
+        return ", ".join(names)
+    return str(value)

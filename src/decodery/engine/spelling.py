@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+if TYPE_CHECKING:
+    from decodery.models.scorer import Scorer
+
+Value = TypeVar("Value")
 REPLACEMENT = "\ufffd"
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` of transformers takes a space out of, in this order."""
@@ -22,6 +26,41 @@ class Decoder(Protocol):
     """The part of a tokenizer that this needs."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+
+class Writing(Protocol):
+    """A model whose tokens and texts are known."""
+
+    tokenizer: Any
+    network: Scorer
+    memory: dict[Hashable, Any]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class WrittenTokens:
+    """What a model's tokens say, each by itself."""
+
+    def __init__(self, model: Writing):
+        self._model = model
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special tokens around it."""
+        return self._model.encode(text)
+
+    def written(self) -> tuple[str, ...]:
+        """The text of every token, special ones too. Found out once for each model."""
+        tokenizer = self._model.tokenizer
+        size = min(self._model.network.vocabulary, len(tokenizer))
+        return self.remember("written tokens", lambda: tuple(tokenizer.decode([token]) for token in range(size)))
+
+    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What follows from the tokenizer alone; made on first use."""
+        place, memory = (None, key), self._model.memory
+        if place not in memory:
+            memory[place] = make()
+        known: Value = memory[place]
+        return known
 
 
 class Spelling:

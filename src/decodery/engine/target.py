@@ -29,6 +29,8 @@ BUILT_IN = {
     "guidance": "decodery.targets.guidance:Guidance",
     "contrast": "decodery.targets.contrast:Contrast",
     "ensemble": "decodery.targets.ensemble:Ensemble",
+    "uscd": "decodery.targets.uscd:UncertaintyAwareContrast",
+    "dola": "decodery.targets.dola:ContrastedLayers",
 }
 """Name -> where its class is."""
 
@@ -54,9 +56,14 @@ class Target(Declared, ABC):
         """The sequences beside the request's own, which is always the first. Raises MethodUnavailable or BadParameter where
         they cannot be had."""
 
+    def taps(self, network: Scorer) -> tuple[int, ...]:
+        """Layers of the request's own network through whose rows its head is to be asked too."""
+        return ()
+
     @abstractmethod
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
-        """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence and of each member."""
+        """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence, of each member, and of
+        each tapped layer."""
 
 
 def companion(ours: Host, name: str, target: str) -> Scorer:

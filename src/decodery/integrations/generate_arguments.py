@@ -26,8 +26,14 @@ _REFUSED: dict[str, tuple[Container[Any], str]] = {
     "num_beams": ((None, 1), "decodery decodes without beams here; set num_beams=1"),
     "constraints": ((None,), "decodery decodes without beams here, and so without constraints on them"),
     "force_words_ids": ((None,), "decodery decodes without beams here, and so without constraints on them"),
-    "penalty_alpha": ((None, 0.0), "decodery has no contrastive search"),
-    "dola_layers": ((None,), "decodery does not contrast layers"),
+    "penalty_alpha": (
+        (None, 0.0),
+        'contrastive search is a method here; make the loop by transformers_generate("contrastive-search(alpha=0.6, k=4)")',
+    ),
+    "dola_layers": (
+        (None,),
+        'it is a target here: decodery.wrap(model, tokenizer).generate(prompt, target="dola(layers=high)")',
+    ),
     "guidance_scale": ((None, 1.0), "its second pass keeps state from step to step, which no draft can keep"),
     "use_mtp": (_OFF, "decodery does not draft with a model's heads for later tokens"),
     "speculation_type": ((None,), "decodery drafts by methods of its own; give one to transformers_generate"),

@@ -52,6 +52,24 @@ def threshold(row: Float[Tensor, "vocabulary"], least: float) -> None:
     torch.threshold_(row, float(np.nextafter(np.float32(least), np.float32(FORBIDDEN))), FORBIDDEN)
 
 
+def highest(row: Float[Tensor, "vocabulary"], k: int) -> Int64[Tensor, "k"]:
+    """Indices of the k highest scores of a row, highest first, the lowest among equals."""
+    k = min(k, row.shape[0])
+    ids = (row >= kth_highest(row[None], k)[0]).nonzero()[:, 0]
+    return ids[row[ids].argsort(descending=True, stable=True)][:k]
+
+
+def keep_highest(row: Float[Tensor, "vocabulary"], count: int) -> None:
+    """Forbid, in place, all but the `count` highest scores of a row, the lower ids among equals."""
+    if count >= row.shape[0]:
+        return
+    least = kth_highest(row[None], count)[0]
+    equal = (row == least).nonzero()[:, 0]
+    room = count - int((row > least).sum())
+    row[row < least] = FORBIDDEN
+    row[equal[room:]] = FORBIDDEN
+
+
 def few(values: Float[Tensor, "n"], nothing: float) -> Int64[np.ndarray, "m"] | None:
     """Where values, on a CPU, are not `nothing`; None where that is everywhere, nowhere, or in more than an eighth of the
     places."""

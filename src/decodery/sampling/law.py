@@ -23,11 +23,12 @@ from decodery.sampling.forbidding import FORBIDDEN, WIDE, few, on_cpu
 from decodery.sampling.law_settings import LawSettings as LawSettings
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.sampling.prefix import Prefix
-from decodery.sampling.steps import Step, default_order, steps
+from decodery.sampling.steps import Step, default_order
 from decodery.sampling.top import likeliest
 
 DEFAULT_ORDER = default_order()
-"""The order of transformers' `generate`, but for the bias, which comes before the penalties there (preset `hf`)."""
+"""The order of transformers' `generate`, but for the bias, which comes before the penalties there, and typical_p, which comes
+after the other truncations there (preset `hf`)."""
 
 States = Mapping[str, Any]
 """Name of a stateful step -> its state."""
@@ -53,7 +54,7 @@ class Law:
         """How many of them are the prompt's."""
         self.seen: dict[int, int] = dict.fromkeys(self.tokens, 0)
         """Token -> occurrences in the output; 0 for tokens of the prompt alone."""
-        self.steps = active_steps(settings, self.greedy)
+        self.steps = settings.active_steps()
         self.uses_prefix = any(step.uses_prefix for step in self.steps)
         """Whether the tokens of a path matter to its rows."""
         self.stateful = any(step.stateful for step in self.steps)
@@ -234,19 +235,6 @@ def processed(rows: Float[Tensor, "n vocabulary"], steps: Sequence[Step], prefix
     for step in steps:
         scores = step.apply(scores, prefixes)
     return scores
-
-
-def active_steps(settings: LawSettings, greedy: bool) -> list[Step]:
-    """The steps that settings switch on, in their order. Raises ValueError where the order leaves one out."""
-    found: dict[str, Step] = {}
-    for name, cls in steps().items():
-        step = cls(**{own.name: getattr(settings, own.name) for own in cls.settings()})
-        if step.active and not (greedy and step.keeps_argmax):
-            found[name] = step
-    forgotten = set(found).difference(settings.order)
-    if forgotten:
-        raise ValueError(f"the order of the steps leaves out {', '.join(sorted(forgotten))}")
-    return [found[name] for name in settings.order if name in found]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

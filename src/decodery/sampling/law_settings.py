@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from decodery.errors import BadSetting, near
+from decodery.sampling.phrases import Speller, Words
 from decodery.sampling.settings import ValueKind, setting
-from decodery.sampling.steps import PRESETS, default_order, step_settings, steps
+from decodery.sampling.steps import PRESETS, Step, default_order, step_settings, steps
 
 
 class Order(ValueKind):
-    """The names of all steps, or the name of a preset."""
+    """The names of the steps, or the name of a preset. Steps that are off may be left out."""
 
     option = str
 
@@ -33,8 +34,9 @@ class Order(ValueKind):
         for step in order:
             if step not in known:
                 raise BadSetting(f"{name} names {step!r}, which is no step of the law; {near(str(step), known)}")
-        if len(set(order)) != len(order) or set(order) != set(known):
-            raise BadSetting(f"{name} must name each step of the law exactly once: {', '.join(sorted(known))}.")
+        twice = [step for place, step in enumerate(order) if step in order[:place]]
+        if twice:
+            raise BadSetting(f"{name} names {twice[0]} twice; name each step of the law once.")
         return order
 
     def read(self, given: Any) -> Any:
@@ -56,7 +58,8 @@ class LawSettings:
     order: tuple[str, ...] = setting(
         default_order,
         Order(),
-        f"Steps of the law in the order in which they are applied, or a preset: {', '.join(PRESETS)}.",
+        f"Steps of the law in the order in which they are applied, but for those that are off, or a preset: "
+        f"{', '.join(PRESETS)}.",
         option=("--order",),
         metavar="STEPS",
     )
@@ -74,6 +77,31 @@ class LawSettings:
                 raise TypeError(f"{name!r} is no setting")
         changed = {name: law[name] for name in known if name in law and law[name] != known[name].default}
         object.__setattr__(self, "law", changed)
+
+    def active_steps(self) -> list[Step]:
+        """The steps that are switched on, in their order. Raises BadSetting where the order leaves one out."""
+        found: dict[str, Step] = {}
+        for name, cls in steps().items():
+            step = cls(**{own.name: getattr(self, own.name) for own in cls.settings()})
+            if step.active and not (self.temperature == 0 and step.keeps_argmax):
+                found[name] = step
+        forgotten = sorted(set(found).difference(self.order))
+        if forgotten:
+            raise BadSetting(f"order leaves out {', '.join(forgotten)}, which the settings switch on.")
+        return [found[name] for name in self.order if name in found]
+
+    def spelled(self, speller: Speller) -> Self:
+        """The same, with texts that steps look for as the tokens that say them. Settings of steps that are off stay as they
+        are."""
+        changed: dict[str, Any] = {}
+        for step in steps().values():
+            first, *_ = step.settings()
+            if getattr(self, first.name) == first.neutral:
+                continue
+            for own in step.settings():
+                if isinstance(own.kind, Words):
+                    changed[own.name] = own.kind.spelled(getattr(self, own.name), speller)
+        return dataclasses.replace(self, law={**self.law, **changed}) if changed else self
 
     def __getattr__(self, name: str) -> Any:
         known = step_settings()

@@ -86,6 +86,12 @@ class Prefix:
         least: int = self._law.settings.min_new_tokens
         return least
 
+    @property
+    def temperature(self) -> float:
+        """That of the settings."""
+        temperature: float = self._law.settings.temperature
+        return temperature
+
     def counts(self) -> Mapping[int, int]:
         """Token -> occurrences in output and path; 0 for tokens of the prompt alone."""
         if not self._path:

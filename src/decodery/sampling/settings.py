@@ -160,7 +160,8 @@ class Optional(ValueKind):
         return self.kind.option
 
     def schema(self) -> Mapping[str, Any] | None:
-        return None if (own := self.kind.schema()) is None else {"anyOf": [own, {"type": "null"}]}
+        own = self.kind.schema()
+        return None if own is None else {"anyOf": [*own.get("anyOf", [own]), {"type": "null"}]}
 
     def check(self, name: str, value: Any, vocabulary: int) -> Any:
         return None if value is None else self.kind.check(name, value, vocabulary)
@@ -233,20 +234,23 @@ def check_token(name: str, value: Any, vocabulary: int) -> int:
     return token
 
 
+@dataclass(frozen=True)
 class TokenIds(ValueKind):
-    """One or more token ids, or none."""
+    """At least so many token ids."""
 
+    least: int = 0
     option = list[int]
 
     def schema(self) -> Mapping[str, Any]:
-        return {
-            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer", "minimum": 0}}]
-        }
+        listed = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+        return {"anyOf": [{"type": "integer", "minimum": 0}, listed | ({"minItems": self.least} if self.least else {})]}
 
     def check(self, name: str, value: Any, vocabulary: int) -> tuple[int, ...]:
         if isinstance(value, str | Mapping):
             raise BadSetting(f"{name} needs token ids, which are whole numbers, not {value!r}.")
         ids = (value,) if isinstance(value, int) else tuple(() if value is None else value)
+        if len(ids) < self.least:
+            raise BadSetting(f"{name} needs at least {self.least} token id, not {value!r}.")
         return tuple(check_token(name, token, vocabulary) for token in ids)
 
 

@@ -53,6 +53,11 @@ RECIPES = {
         "thresholds of sched for a model",
         "--model diffusion-lists --prompts prompts.txt --output thresholds.json",
     ),
+    "adadec-threshold": RecipeEntry(
+        "decodery.training.adadec_threshold",
+        "the entropy from which adadec pauses with a model",
+        "--model smollm2-135m --solutions solutions.jsonl --output threshold.json",
+    ),
     "successors": RecipeEntry(
         "decodery.training.successors",
         "the table of likely successors, for cascade",

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 PRESETS = ("hf", "vllm", "llama.cpp")
 """Orders of other libraries; a step says in `places` where it stands in them, as far as it stands elsewhere than by default.
 
-hf: transformers' `GenerationMixin._get_logits_processor`: sequence bias, penalties, least length, own processors, temperature,
-truncation. vllm: `vllm/v1/sample/sampler.py`: least length, bias and own processors, then the penalties, temperature, min-p,
-and top-k with top-p. llama.cpp: `common/sampling.cpp`: bias, penalties, top-k, top-p, min-p, and temperature last.
+hf: transformers' `GenerationMixin._get_logits_processor`: sequence bias, repetition, n-grams, bad words, least length, own
+processors, temperature, then top-h, top-k, top-p, min-p, typical, epsilon and eta. vllm: `vllm/v1/sample/sampler.py`: allowed
+tokens, bad words, least length, bias and own processors, then the penalties, temperature, min-p, and top-k with top-p.
+llama.cpp: `common/sampling.cpp`: bias, penalties, DRY, top-n-sigma, top-k, tail-free (which it has no longer), typical, top-p,
+min-p, XTC, and temperature last; mirostat, which there replaces all truncation, comes after it.
 """
 
 
@@ -38,11 +40,13 @@ class Step(ABC):
     """In `order` and in messages; by habit that of its first setting."""
     place: ClassVar[float]
     """Where it stands in the default order: below 100 before all others, 100 to 199 what looks at the text, 200 temperature,
-    from 300 on truncation."""
+    beyond it truncation."""
     places: ClassVar[Mapping[str, float]] = {}
     """Preset -> place there, where it is another."""
     reads_prefix: ClassVar[bool] = False
     """Whether the tokens before a row matter, or their number."""
+    counts_only: ClassVar[bool] = False
+    """Of these, only their number."""
     stateful: ClassVar[bool] = False
     """Whether it carries a state along the text: `begin` and `advance`. The state follows forks and drafts, and is rolled back
     with them."""
@@ -52,6 +56,8 @@ class Step(ABC):
     """Whether it leaves the rows that it is given as they are, and returns others. In front it saves the law a copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
+    greedy_only: ClassVar[str] = ""
+    """Why it is a rule of greedy decoding, and no law to sample from; empty: it is one."""
 
     @abstractmethod
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:

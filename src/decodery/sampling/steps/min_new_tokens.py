@@ -30,6 +30,7 @@ class MinNewTokens(Step):
     place = 140
     places: ClassVar[Mapping[str, float]] = {"vllm": 60, "llama.cpp": 70}
     reads_prefix = True
+    counts_only = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         for scores, prefix in zip(rows, prefixes, strict=True):

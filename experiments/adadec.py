@@ -1,0 +1,92 @@
+"""AdaDec against greedy decoding and against pausing everywhere, with a threshold that was learned for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
+from decodery.evaluation.typicality import typicality
+from decodery.replies import Reply
+from decodery.training.adadec_threshold import learn, observe
+from experiments.library_functions import Function, functions
+from experiments.texts import loaded
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str = "smollm2-135m"
+    functions: int = 100
+    learned_from: int = 150
+    tokens: int = 96
+
+
+def told(reply: Reply) -> dict[str, float]:
+    """What a reply's pauses came to. otherwise: pauses of unequal lengths that the sum would have decided differently."""
+    pauses = reply.stats.details.get("pauses", [])
+    unequal = [pause for pause in pauses if len(set(pause["lengths"])) > 1]
+    differently = [p for p in unequal if p["candidates"][p["sums"].index(max(p["sums"]))] != p["chosen"]]
+    return {
+        "tokens": float(reply.stats.new_tokens),
+        "forwards": float(reply.stats.forwards),
+        "rows": float(reply.stats.rows - reply.stats.prompt_tokens),
+        "pauses": float(len(pauses)),
+        "changed": float(sum(pause["candidates"][0] != pause["chosen"] for pause in pauses)),
+        **({"unequal": float(len(unequal)), "otherwise": float(len(differently))} if pauses else {}),
+    }
+
+
+def bodies(settings: Settings) -> Study:
+    lm = loaded(settings.model, dtype="float32")
+    items = list(functions(settings.functions))
+    others = [f for f in functions(settings.learned_from, examples=False) if f not in items]
+    learned = learn(*observe(lm, [(f.prompt, f.solution) for f in others], lambda done, total: None))
+
+    def arm(name: str, spec: str) -> Arm:
+        def measure(function: Function) -> Mapping[str, float]:
+            prompt = lm.encode(function.prompt)
+            reply: Reply = lm.generate(prompt, spec, max_new_tokens=settings.tokens)
+            surprises = typicality(lm, prompt, reply.token_ids).surprises
+            return {**told(reply), "likelihood": -sum(surprises)}
+
+        return Arm(name, measure)
+
+    arms = [
+        arm("greedy", "autoregressive"),
+        arm("AdaDec, learned", f"adadec(threshold={learned.threshold:.3f}, until=function)"),
+        arm("AdaDec, published", "adadec(until=function)"),
+        arm("to the end token", f"adadec(threshold={learned.threshold:.3f})"),
+        arm("paused always", "adadec(threshold=0)"),
+        arm("nine tokens ahead", f"adadec(threshold={learned.threshold:.3f}, lookahead=9)"),
+        arm("the code's look-ahead", f"adadec(threshold={learned.threshold:.3f}, until=function, mode=reference)"),
+    ]
+    figures = [
+        Figure("log likelihood/token", "likelihood", per="tokens"),
+        Figure("forwards/token", "forwards", per="tokens"),
+        Figure("rows/token", "rows", per="tokens"),
+        Figure("paused", "pauses", per="tokens", form=".0%"),
+        Figure("changed", "changed", per="pauses", form=".0%"),
+        Figure("unequal lengths", "unequal", per="pauses", form=".0%"),
+        Figure("the sum differs", "otherwise", per="unequal", form=".0%"),
+    ]
+    claims = [
+        PublishedClaim(
+            "it finds likelier texts than greedy decoding", "log likelihood/token", "to the end token", "greedy"
+        ),
+    ]
+    about = (
+        f"Bodies of {len(items)} functions of Python's library, at most {settings.tokens} tokens. The threshold was learned "
+        f"from {learned.tokens} tokens of other functions: {learned.threshold:.3f} nats, right of {learned.accuracy:.0%} of "
+        "those that were held out."
+    )
+    return Study(about, items, arms, figures, claims, lm=lm)
+
+
+EXPERIMENT = Experiment(
+    slug="adadec",
+    title="AdaDec",
+    source="arXiv 2506.08980",
+    measures=("decodery.search.adadec", "decodery.training.adadec_threshold"),
+    settings=Settings(),
+    studies={"bodies": bodies},
+)

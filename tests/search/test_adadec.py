@@ -1,0 +1,211 @@
+"""AdaDec: where it pauses, what it decides there against a search by brute force, what it costs, and when it is greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from decodery.engine.registry import method as as_method
+from decodery.errors import Refused
+from decodery.replies import Reply
+from decodery.search.adadec import ends_function
+from decodery.testing import (
+    LetterTokenizer,
+    MethodLaws,
+    SmallLanguageModel,
+    TabularScorer,
+    scripted_language_model,
+    story_scorer,
+    toy_language_model,
+)
+
+PIECES = ("x", "y", "\n", "    ", "z", "=", "return", "Human")
+
+
+class Code(LetterTokenizer):
+    def __init__(self) -> None:
+        super().__init__(len(PIECES))
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "".join(PIECES[token] for token in token_ids)
+
+
+def scorer_of(seed: int = 1, concentration: float = 0.6) -> TabularScorer:
+    return TabularScorer(8, order=3, seed=seed, concentration=concentration)
+
+
+def pauses_of(reply: Reply) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = reply.stats.details["pauses"]
+    return found
+
+
+class TestAdaDec(MethodLaws):
+    methods = ("adadec", "adadec(threshold=0.3, candidates=2, lookahead=3, reuse=False)")
+    deterministic = True
+
+    def test_a_stop_token_ends_the_output_wherever_it_comes(self) -> None:
+        """It ends continuations too, so that another token may come; but none behind it."""
+        for method, lm, prompt, whole in self._runs():
+            for token in dict.fromkeys(whole.token_ids[:6]):
+                reply = lm.generate(prompt, method=method, max_new_tokens=12, stop_token_ids=[token])
+                assert token not in reply.token_ids[:-1]
+                assert (reply.finish_reason == "stop") is (reply.token_ids[-1] == token)
+
+
+def test_without_pauses_or_a_look_ahead_it_is_greedy_decoding() -> None:
+    lm, generator = scripted_language_model(story_scorer()), np.random.default_rng(1)
+    prompts = [generator.integers(0, 24, 1 + place % 9).tolist() for place in range(100)]
+    plain = lm.generate(prompts, "autoregressive", max_new_tokens=8)
+    for spec in ("adadec(threshold=inf)", "adadec(threshold=0, lookahead=0)", "adadec(threshold=0, candidates=1)"):
+        found = lm.generate(prompts, spec, max_new_tokens=8)
+        assert [reply.token_ids for reply in found] == [reply.token_ids for reply in plain]
+
+
+def by_hand(
+    scorer: TabularScorer, text: list[int], stops: set[int], candidates: int, ahead: int
+) -> tuple[int, list[float], list[int]]:
+    """A pause, each continuation scored from its beginning."""
+    law = scorer.law(text).float().double()
+    scores, lengths = [], []
+    order = sorted(range(8), key=lambda t: (-float(law[t]), t))[:candidates]
+    for first in order:
+        total, tail = float(law[first].log()), [first]
+        while tail[-1] not in stops and len(tail) <= ahead:
+            own = scorer.law([*text, *tail]).float()
+            tail.append(int(own.argmax()))
+            total += float(own[tail[-1]].log())
+        scores.append(total / len(tail))
+        lengths.append(len(tail) - 1)
+    return order[scores.index(max(scores))], scores, lengths
+
+
+@pytest.mark.parametrize(("candidates", "ahead", "threshold"), [(3, 5, 1.0), (2, 3, 0.4), (5, 9, 1.6), (3, 1, 1.2)])
+def test_pauses_are_decided_as_by_brute_force(candidates: int, ahead: int, threshold: float) -> None:
+    unequal = 0
+    for seed in range(6):
+        scorer = scorer_of(seed)
+        lm = scripted_language_model(scorer, stop_ids=(7,))
+        spec = f"adadec(threshold={threshold}, candidates={candidates}, lookahead={ahead})"
+        reply = lm.generate([1, 2, 3], spec, max_new_tokens=40)
+        told = {pause["position"]: pause for pause in pauses_of(reply)}
+        text = [1, 2, 3]
+        for token in reply.token_ids:
+            law = scorer.law(text)
+            entropy = float(torch.special.entr(law).sum())
+            assert (len(text) in told) is (entropy >= threshold) or abs(entropy - threshold) < 1e-4
+            if len(text) in told:
+                pause = told[len(text)]
+                chosen, scores, lengths = by_hand(scorer, text, {7}, candidates, ahead)
+                assert pause["entropy"] == pytest.approx(entropy, abs=1e-5)
+                assert pause["lengths"] == lengths
+                assert pause["scores"] == pytest.approx(scores, abs=1e-5)
+                assert token == chosen == pause["chosen"]
+                if len(set(lengths)) == 1:  # the length decides nothing then
+                    assert pause["candidates"][int(np.argmax(pause["sums"]))] == token
+                else:
+                    unequal += 1
+            else:
+                assert token == int(law.argmax())
+            text.append(token)
+        assert told
+    assert unequal or ahead == 1
+
+
+@pytest.mark.parametrize("spec", ["", "reuse=False", "lookahead=2", "mode=reference", "threshold=0.2, candidates=2"])
+def test_what_it_costs(spec: str) -> None:
+    """A pass a step, prompt included, and as many as the longest continuation a pause; but for those whose scores are there."""
+    for seed in range(4):
+        lm = scripted_language_model(scorer_of(seed), stop_ids=(7,))
+        reply = lm.generate([1, 2, 3], f"adadec({spec})", max_new_tokens=30)
+        details, stats = reply.stats.details, reply.stats
+        asked = sum(pause["asked"] for pause in pauses_of(reply))
+        if "reference" not in spec:
+            assert asked == sum(max(pause["lengths"]) for pause in pauses_of(reply))
+        assert details["steps"] == len(reply.token_ids)
+        assert stats.forwards == details["steps"] + asked - details["reused"]
+        assert (details["reused"] > 0) is ("False" not in spec)
+
+
+def test_scores_that_are_used_again_change_nothing() -> None:
+    for seed in range(3):
+        lm = scripted_language_model(scorer_of(seed), stop_ids=(7,))
+        replies = [
+            lm.generate([1, 2, 3], f"adadec(threshold=0.8, reuse={reuse})", max_new_tokens=30, logprobs=0)
+            for reuse in (True, False)
+        ]
+        assert replies[0].token_ids == replies[1].token_ids
+        assert [t.raw for t in replies[0].logprobs] == pytest.approx([t.raw for t in replies[1].logprobs], abs=1e-5)
+    lm = toy_language_model(layers=2)
+    prompt = lm.encode("def total(numbers):")
+    texts = [lm.generate(prompt, f"adadec(reuse={reuse})", max_new_tokens=32).token_ids for reuse in (True, False)]
+    assert texts[0] == texts[1]
+
+
+def test_the_entropy_is_that_of_the_model_and_what_is_forbidden_is_no_candidate() -> None:
+    lm = scripted_language_model(scorer_of(3))
+    free = lm.generate([1, 2], "adadec(threshold=0)", max_new_tokens=1)
+    likeliest = pauses_of(free)[0]["candidates"][0]
+    bound = lm.generate([1, 2], "adadec(threshold=0)", max_new_tokens=1, logit_bias={likeliest: -float("inf")})
+    assert pauses_of(bound)[0]["entropy"] == pauses_of(free)[0]["entropy"]
+    assert likeliest not in pauses_of(bound)[0]["candidates"]
+
+
+def test_a_temperature_is_refused() -> None:
+    with pytest.raises(Refused, match="adadec does not run with temperature: it is a deterministic rule"):
+        scripted_language_model(scorer_of()).generate([1], "adadec", temperature=1.0)
+    assert as_method("adadec").spec() == "adadec"
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "behind"),
+    [
+        ("    return x\n", False, False),
+        ("    return x\ny", True, True),
+        ("    return x\n\n\n", False, False),
+        ("    return x\n\n\n\n", True, True),
+        ("\tx\n    Human", False, True),
+        ("x", True, True),
+        ("", False, False),
+    ],
+)
+def test_the_end_of_a_function(text: str, ended: bool, behind: bool) -> None:
+    assert ends_function(text) is ended
+    assert ends_function(text, behind=True) is behind
+
+
+def code_model(seed: int = 0) -> SmallLanguageModel:
+    return SmallLanguageModel(TabularScorer(8, order=3, seed=seed, concentration=0.6), Code())
+
+
+def test_a_text_may_end_behind_a_function() -> None:
+    ended = 0
+    for seed in range(8):
+        lm = code_model(seed)
+        reply = lm.generate([3], "adadec(until=function)", max_new_tokens=30)
+        free = lm.generate([3], "adadec", max_new_tokens=30)
+        assert free.finish_reason == "length"
+        if reply.finish_reason == "stop":
+            ended += 1
+            assert ends_function(reply.text, behind=True)
+            assert not ends_function(lm.tokenizer.decode(reply.token_ids[:-1]), behind=True)
+    assert ended > 4
+
+
+def test_the_official_look_ahead_goes_on_behind_the_end() -> None:
+    """It looks at no end token, and adds to the score of a continuation whose length it has frozen."""
+    differ = 0
+    for seed in range(10):
+        lm = code_model(seed)
+        lm.stop_ids = (5,)
+        engine, reference = (
+            lm.generate([3], f"adadec(threshold=0, until=function, mode={mode})", max_new_tokens=12)
+            for mode in ("engine", "reference")
+        )
+        for pause in pauses_of(reference):
+            assert pause["asked"] == 5
+        differ += pauses_of(engine)[0]["scores"] != pauses_of(reference)[0]["scores"]
+    assert differ > 3

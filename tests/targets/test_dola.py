@@ -1,0 +1,128 @@
+"""DoLa: contrasted layers by definition on a network, which layer is chosen, and that drafts change nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from decodery.errors import BadParameter, BadSetting, MethodUnavailable
+from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward
+from decodery.targets.dola import ContrastedLayers
+from decodery.testing import scripted_language_model, story_scorer, toy_language_model
+
+TEXT = "once upon a time there was a cat, and once upon a"
+
+
+def rows_of(lm: LanguageModel, text: Sequence[int], taps: Sequence[int]) -> list[Tensor]:
+    """The scores after a whole text, of the last layer and of tapped ones."""
+    [scores] = lm.network.run([Forward(lm.network.new_sequence(), list(text), taps=tuple(taps))])
+    head = lm.network.head()
+    return [scores.logits[-1].double(), *(head(scores.hidden[tap][-1:])[0].double() for tap in taps)]
+
+
+def divergence(one: Tensor, other: Tensor, exchanged: bool) -> float:
+    """Of two laws: half the relative entropies to their mean, or of their mean to them."""
+    middle, total = (one + other) / 2, 0.0
+    for law in (one, other):
+        a, b = (middle, law) if exchanged else (law, middle)
+        total += float((a * (a / b).log()).sum()) / 2
+    return total
+
+
+def by_hand(rows: Sequence[Tensor], alpha: float, exchanged: bool) -> tuple[int, int]:
+    """The likeliest token, and which layer was contrasted."""
+    last, *earlier = (row.softmax(0) for row in rows)
+    differences = [divergence(last, each, exchanged) for each in earlier]
+    chosen = differences.index(max(differences))
+    scores = (last / earlier[chosen]).log()
+    scores[last < alpha * last.max()] = -math.inf
+    return int(scores.argmax()), chosen
+
+
+@pytest.mark.parametrize(
+    ("spec", "depths", "alpha"),
+    [
+        ("dola", (2,), 0.1),
+        ("dola(layers=high)", (3, 5), 0.1),
+        ("dola(layers=1+4+5, alpha=0.02)", (1, 4, 5), 0.02),
+        ("dola(layers=1+4+5, alpha=0.02, divergence=code)", (1, 4, 5), 0.02),
+        ("dola(layers=3, alpha=0.6)", (3,), 0.6),
+    ],
+)
+def test_it_is_what_its_definition_says(spec: str, depths: tuple[int, ...], alpha: float) -> None:
+    lm = toy_language_model(layers=6, mixing=1.2)
+    prompt = lm.encode(TEXT)
+    reply = lm.generate(prompt, "autoregressive", max_new_tokens=16, target=spec)
+    text, chosen = list(prompt), set()
+    for token in reply.token_ids:
+        rows = rows_of(lm, text, [depth - 1 for depth in depths])
+        expected, layer = by_hand(rows, alpha, "code" in spec)
+        assert token == expected
+        chosen.add(layer)
+        text.append(token)
+    assert reply.stats.forwards == len(reply.token_ids)
+    assert reply.stats.rows == len(prompt) + len(reply.token_ids) - 1
+    assert reply.token_ids != lm.generate(prompt, "autoregressive", max_new_tokens=16).token_ids
+
+
+def test_the_layer_is_chosen_at_each_position() -> None:
+    lm = toy_language_model(layers=6, mixing=1.2)
+    rows = [
+        torch.stack(r).float()
+        for r in zip(*(rows_of(lm, lm.encode(TEXT)[: n + 3], (0, 2, 4)) for n in range(30)), strict=True)
+    ]
+    target = ContrastedLayers(layers="1+3+5")
+    last, *earlier = (row.log_softmax(-1) for row in rows)
+    found = target.chosen(last, earlier)
+    expected = [by_hand([row[place].double() for row in rows], 0.1, False)[1] for place in range(30)]
+    assert found.tolist() == expected
+    assert len(set(expected)) > 1
+
+
+def test_the_two_divergences_choose_differently_somewhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    last, *earlier = (torch.randn(200, 12, generator=generator).mul(2).log_softmax(-1) for _ in range(4))
+    paper, code = (ContrastedLayers(divergence=which).chosen(last, earlier) for which in ("paper", "code"))
+    assert 0 < int((paper != code).sum()) < 100
+
+
+def test_the_layers_of_a_half() -> None:
+    class Deep:
+        name, layers = "deep", 30
+
+    assert ContrastedLayers().taps(Deep()) == tuple(range(1, 14, 2))  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(14, 29, 2))  # type: ignore[arg-type]
+    Deep.layers = 48
+    assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="high").taps(Deep())[0] == 27  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "method", ["cascade", "token-recycling", "draft-model(draft=layers, layers=1)", "swift", "prompt-lookup"]
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafts_change_nothing(method: str, temperature: float) -> None:
+    lm = toy_language_model(layers=4)
+    prompt = lm.encode(TEXT)
+    if temperature and method.startswith(("draft-model", "swift")):
+        pytest.skip("drafts that are drawn give the law, not the tokens")
+    settings = {"target": "dola(layers=1+2+3)", "max_new_tokens": 24, "temperature": temperature, "seed": 2}
+    plain = lm.generate(prompt, "autoregressive", **settings)
+    assert lm.generate(prompt, method, **settings).token_ids == plain.token_ids
+
+
+def test_what_cannot_be_contrasted_is_refused() -> None:
+    lm = toy_language_model(layers=3)
+    with pytest.raises(BadSetting, match="layers are low, high, or numbers"):
+        lm.generate("a", target="dola(layers=middle)")
+    with pytest.raises(BadParameter, match="has 3 layers, so layers are 1 to 2"):
+        lm.generate("a", target="dola(layers=2+3)")
+    blind = scripted_language_model(story_scorer())
+    blind.network.hidden = None
+    with pytest.raises(MethodUnavailable, match="no hidden rows to read its layers from"):
+        blind.generate([1, 2], target="dola")
