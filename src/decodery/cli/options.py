@@ -85,7 +85,8 @@ class ModelOptions:
     device: Annotated[str, _model("--device", help="auto, cpu, cuda, …")] = "auto"
     threads: Annotated[int | None, _model("--threads", help="Processor threads.", show_default="all")] = None
     fast: Annotated[
-        str, _model("--fast", help="How passes are run: auto, exact, integer, packed, native (compiled), fused, or off.")
+        str,
+        _model("--fast", help="How passes are run: auto, exact, integer, packed, native (compiled), fused, or off."),
     ] = "auto"
     kv_budget: Annotated[
         str | None,
