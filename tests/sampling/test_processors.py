@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import named_processors  # noqa: F401  registers some
 import pytest
 import torch
 from torch import Tensor

@@ -247,7 +247,7 @@ def test_unknown_fields_and_wrong_types(route: Route) -> None:
         (CHAT, {"user": "x" * 300}, "user"),
         (CHAT, {"session": "x" * 300}, "session"),
         (CHAT, {"target": "guidance(scale=" + "-" * 3000 + "1)"}, "target"),
-        (CHAT, {"processors": ["no-repeat-ngram(size=" + "-" * 3000 + "1)"]}, "processors"),
+        (CHAT, {"processors": ["forbidden-tokens(token_ids=" + "-" * 3000 + "1)"]}, "processors"),
         (CHAT, {"processors": [{"name": "os.system", "command": "true"}]}, "processors"),
     ],
 )  # fmt: skip

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decodery._lazy import torch
 from decodery.errors import BadParameter, BadSetting, near
-from decodery.sampling.settings import Callables, TokenIds, Whole, setting, settings_of
+from decodery.sampling.settings import Callables, TokenIds, setting, settings_of
 from decodery.spec import parse_spec
 
 if TYPE_CHECKING:
@@ -123,45 +122,6 @@ class NamedProcessors(Callables):
         one = callable(value) or isinstance(value, str | Mapping)
         items: Sequence[Any] = [value] if one and not isinstance(value, list | tuple) else value or ()
         return super().check(name, tuple(_made(name, item, vocabulary) for item in items), vocabulary)
-
-
-@register_processor
-@dataclass(frozen=True)
-class NoRepeatNgram(NamedProcessor):
-    """No run of so many tokens comes twice, the prompt included (transformers' no_repeat_ngram_size)."""
-
-    size: int = setting(None, Whole(1, 64), "Length of the runs.")
-
-    name = "no-repeat-ngram"
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        text = ids[0].tolist()
-        last = text[len(text) - self.size + 1 :]
-        if len(text) >= self.size:
-            starts = range(len(text) - self.size + 1)
-            banned = {text[at + self.size - 1] for at in starts if text[at : at + self.size - 1] == last}
-            scores[:, sorted(banned)] = FORBIDDEN
-        return scores
-
-
-@register_processor
-@dataclass(frozen=True)
-class AllowedTokens(NamedProcessor):
-    """Only these tokens (vLLM's allowed_token_ids)."""
-
-    token_ids: tuple[int, ...] = setting(None, TokenIds(), "The tokens that may come.")
-
-    name = "allowed-tokens"
-
-    def __post_init__(self) -> None:
-        if not self.token_ids:
-            raise BadSetting("allowed-tokens needs at least one token id; with none, nothing could come.")
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        kept = torch.full_like(scores, FORBIDDEN)
-        chosen = list(self.token_ids)
-        kept[:, chosen] = scores[:, chosen]
-        return kept
 
 
 @register_processor

@@ -110,8 +110,6 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
     "prompt_cache_options": NotOffered(),
     "prompt_cache_retention": NotOffered(),
     "moderation": NotOffered(),
-    "allowed_token_ids": NotOffered((), 'use processors=[{"name": "allowed-tokens", "token_ids": […]}].'),
-    "bad_words": NotOffered(([],), 'use processors=[{"name": "forbidden-tokens", "token_ids": […]}].'),
     "logits_processors": NotOffered(([],), "use processors, by their names."),
     "logits_processor": NotOffered(([],), "use processors, by their names."),
     "structured_outputs": NotOffered(),
