@@ -190,7 +190,7 @@ BAD: dict[str, list[Any]] = {
     "dry_penalty_last_n": [*NOT_INTEGERS, None, -2],
     "dry_sequence_breakers": [5, [""], [[]], [[100]], [["a"]], [None]],
     "no_repeat_ngram_size": [*NOT_INTEGERS, None, -1],
-    "bad_words": [5, "", [""], [[]], [[100]], [[-1]], [["a"]], [None], [3]],
+    "bad_words": [5, "", [""], [[]], [[100]], [[-1]], [["a"]], [None], [3], {"word": 1}],
     "allowed_token_ids": [[], "5", [100], [-1], 100, [1.0], [None]],
     "mirostat": [*NOT_INTEGERS, None, -1, 3],
     "mirostat_tau": [*NOT_NUMBERS, -1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -43,6 +43,8 @@ class Words(ValueKind):
         return {"anyOf": [text, {"type": "array", "items": {"anyOf": [text, ids]}}]}
 
     def check(self, name: str, value: Any, vocabulary: int) -> Phrases:
+        if isinstance(value, Mapping) or (value is not None and not isinstance(value, Iterable)):
+            raise BadSetting(f"{name} takes texts or lists of token ids, not {value!r}.")
         items = (value,) if isinstance(value, str) else tuple(() if value is None else value)
         return tuple(_phrase(name, plain(item), vocabulary) for item in items)
 
