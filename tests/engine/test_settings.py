@@ -230,6 +230,7 @@ BAD: dict[str, list[Any]] = {
     "min_new_tokens": [*NOT_INTEGERS, None, -1],
     "processors": [5, "name", [keep, 5], [None]],
     "order": [
+        {"temperature": 1},
         5,
         None,
         "temperature",
@@ -239,8 +240,8 @@ BAD: dict[str, list[Any]] = {
     ],
     "max_new_tokens": [*NOT_INTEGERS, None, 0, -5],
     "seed": ["1", True, 1.0, -(2**63) - 1, 2**64],
-    "stop": [5, True, "", [""], ["a", ""], ["a", 5], [None]],
-    "stop_token_ids": ["5", "12", [100], [-1], 100, [1.0], [True], [None], ["x"], 2.5, [math.inf]],
+    "stop": [5, True, "", [""], ["a", ""], ["a", 5], [None], {"a": 1}],
+    "stop_token_ids": ["5", "12", [100], [-1], 100, [1.0], [True], [None], ["x"], {"5": 1}, 2.5, [math.inf]],
     "ignore_eos": [1, 0, "true", None],
     "echo": [1, "yes", None],
     "n": [*NOT_INTEGERS, None, 0, 1025],

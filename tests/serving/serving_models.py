@@ -18,6 +18,9 @@ from decodery.serving.service import Service
 from decodery.testing import toy_language_model
 
 KEY = "test-key"
+PATIENCE = 120.0
+"""Seconds until a test gives up: machines that run tests may be busy with others."""
+CLIENT: Any = {"max_retries": 0, "timeout": PATIENCE}
 
 
 def toy(kv_budget: int | str | None = None) -> LanguageModel:
@@ -56,22 +59,27 @@ class Running:
         return self.service.models.loaded[name].lm
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self._key, **{"max_retries": 0, **options})
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self._key, **{**CLIENT, **options})
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.address}/v1", api_key=self._key, **{"max_retries": 0, **options})
+        return openai.AsyncOpenAI(base_url=f"{self.address}/v1", api_key=self._key, **{**CLIENT, **options})
 
-    def wait_idle(self, seconds: float = 10.0) -> None:
+    def cancelled(self) -> float:
+        """How many texts of the toy model have been cancelled."""
+        labels = {"model_name": "toy", "method": "cascade", "finished_reason": "cancelled"}
+        return self.service.metrics.registry.get_sample_value("vllm:request_success_total", labels) or 0.0
+
+    def wait_idle(self, seconds: float = PATIENCE) -> None:
         """Until no request is left and all memory is back."""
         wait_for(lambda: not self.service.active, seconds)
         for model in self.service.models.loaded.values():
             wait_for(lambda model=model: not model.engine.scheduler.active and not model.users, seconds)
-            assert model.gate.running == model.gate.waiting == 0
+            wait_for(lambda model=model: model.gate.running == model.gate.waiting == 0, seconds)
             kept = model.engine.scheduler.prefixes.size
             wait_for(lambda model=model, kept=kept: model.lm.budget.held == kept, seconds)
 
 
-def wait_for(true: Any, seconds: float = 10.0) -> None:
+def wait_for(true: Any, seconds: float = PATIENCE) -> None:
     """Until something is so; AssertionError where it does not come."""
     end = time.monotonic() + seconds
     while not true():
@@ -88,7 +96,7 @@ def serving(load: Any = load, key: str = KEY, **configuration: Any) -> Iterator[
     server = make_server(ServerConfiguration.of(options), lambda address: ready.set(), load)
     thread = threading.Thread(target=server.run, name="server of a test", daemon=True)
     thread.start()
-    wait_for(lambda: ready.is_set() or not thread.is_alive(), 120.0)
+    wait_for(lambda: ready.is_set() or not thread.is_alive())
     if server.failed is not None:
         raise server.failed
     try:
@@ -97,7 +105,7 @@ def serving(load: Any = load, key: str = KEY, **configuration: Any) -> Iterator[
         assert server._loop is not None
         if thread.is_alive():
             server._loop.call_soon_threadsafe(server.stop)
-        thread.join(20.0)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         left = [one for one in set(threading.enumerate()) - before if "engine" in one.name]
         assert not left

@@ -13,7 +13,7 @@ def connection(address: str) -> socket.socket:
     parts = urlsplit(address)
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    made.settimeout(30)
+    made.settimeout(120)
     assert parts.hostname is not None
     made.connect((parts.hostname, parts.port))
     return made

@@ -110,5 +110,5 @@ def test_a_mixed_burst() -> None:
 
 async def _all_of_them(server: Running, asks: list[Ask]) -> list[tuple[int, str]]:
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=server.address, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=server.address, timeout=120, limits=limits) as client:
         return await asyncio.gather(*(answered(client, ask) for ask in asks))

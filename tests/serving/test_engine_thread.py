@@ -70,7 +70,7 @@ def test_what_methods_do_between_requests_is_done_while_none_is_there() -> None:
 
 def run(scenario: Any) -> Any:
     async def limited() -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await scenario()
 
     return asyncio.run(limited())
@@ -144,3 +144,20 @@ def test_the_end_of_an_engine_ends_what_runs() -> None:
         return job.prepared.replies()[0].finish_reason
 
     assert run(scenario) == "cancelled"
+
+
+def test_what_is_cancelled_ends_within_a_pass() -> None:
+    async def scenario() -> None:
+        lm = toy()
+        engine = EngineThread(lm)
+        job: Job = await submitted(engine, 4000)
+        while engine.passes < 5:
+            await asyncio.sleep(0.001)
+        before = engine.passes
+        job.cancel()
+        await job.over.wait()
+        assert engine.passes <= before + 2  # the one that runs, and one that may have begun since they were counted
+        assert lm.budget.held == 0
+        await asyncio.to_thread(engine.stop)
+
+    run(scenario)

@@ -63,7 +63,7 @@ def server() -> Iterator[Running]:
 
 
 def post(server: Running, body: Any, path: str = "/v1/completions") -> httpx.Response:
-    return httpx.post(server.address + path, json=body, timeout=30)
+    return httpx.post(server.address + path, json=body, timeout=120)
 
 
 def test_a_method_that_raises(server: Running, caplog: pytest.LogCaptureFixture) -> None:
@@ -137,7 +137,7 @@ def test_others_notice_nothing(server: Running) -> None:
     bodies = [BODY, {**BODY, "method": "test-raising"}, {**BODY, "processors": ["test-not-numbers"]}] * 4
 
     async def all_of_them() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=120) as client:
             import asyncio
 
             posts = (client.post(server.address + "/v1/completions", json=body) for body in bodies)
@@ -223,5 +223,5 @@ def test_fuzzed_bodies_never_break_the_server(
 
 @pytest.fixture(scope="module")
 def fuzz_client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=30) as client:
+    with httpx.Client(timeout=120) as client:
         yield client

@@ -28,7 +28,7 @@ TEXT = "the quick brown"
 
 
 def post(server: Running, path: str, body: Any, **headers: str) -> httpx.Response:
-    return httpx.post(server.address + path, json=body, headers=headers, timeout=30)
+    return httpx.post(server.address + path, json=body, headers=headers, timeout=120)
 
 
 def text_of(path: str, answer: Any) -> Any:

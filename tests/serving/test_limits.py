@@ -22,7 +22,7 @@ SHORT = {"model": "toy", "prompt": "hello", "max_tokens": 3}
 
 
 def post(server: Running, body: Any, path: str = "/v1/completions", **headers: str) -> httpx.Response:
-    return httpx.post(server.address + path, json=body, headers=headers, timeout=30)
+    return httpx.post(server.address + path, json=body, headers=headers, timeout=120)
 
 
 class TestGate:
@@ -108,7 +108,7 @@ def test_too_many_at_once_get_429_and_those_that_wait_get_their_turn() -> None:
             server.client().completions.create(**SHORT)
         assert int(refused.value.response.headers["retry-after"]) >= 1
         stream.close()
-        waiting.join(10)
+        waiting.join(120)
         assert len(found[0].choices[0].text) == 3
         server.wait_idle()
 
@@ -118,13 +118,13 @@ def test_requests_end_with_the_timeout() -> None:
         answer = post(server, LONG)
         assert answer.status_code == 504
         assert answer.json()["error"]["type"] == "timeout_error"
-        server.wait_idle(2.0)
+        server.wait_idle()
         answer = post(server, {**LONG, "stream": True})
         assert answer.status_code == 200
         last = [line for line in answer.text.splitlines() if line][-2:]
         assert '"timeout_error"' in last[0]
         assert last[1] == "data: [DONE]"
-        server.wait_idle(2.0)
+        server.wait_idle()
 
 
 def test_sizes_and_types_of_bodies() -> None:

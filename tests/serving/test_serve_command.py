@@ -181,19 +181,19 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[
 
 
 def test_sigterm_lets_running_requests_finish() -> None:
-    with process("--log-json", "--drain", "60") as (running, address, lines):
+    with process("--log-json", "--drain", "300") as (running, address, lines):
         body = {
             "prompt": "Once upon a time",
-            "max_tokens": 150,
+            "max_tokens": 800,
             "stream": True,
             "ignore_eos": True,
             "method": "autoregressive",
         }
-        with httpx.stream("POST", address + "/v1/completions", json=body, timeout=60) as answer:
+        with httpx.stream("POST", address + "/v1/completions", json=body, timeout=120) as answer:
             parts = answer.iter_lines()
             next(parts)
             running.send_signal(signal.SIGTERM)
-            end = time.monotonic() + 20
+            end = time.monotonic() + 120
             while httpx.get(address + "/ready").status_code == 200:
                 assert time.monotonic() < end
             refused = httpx.post(address + "/v1/completions", json=body)
@@ -203,11 +203,11 @@ def test_sigterm_lets_running_requests_finish() -> None:
             told = [line for line in parts if line]
         assert told[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in told[-2]
-        assert running.wait(20) == 0
+        assert running.wait(120) == 0
         time.sleep(0.1)
         logged = [json.loads(line) for line in lines if line.startswith("{")]
         [line] = [line for line in logged if line.get("status") == 200 and line["path"] == "/v1/completions"]
-        assert (line["completion_tokens"], line["finish_reason"], line["model"]) == (150, "length", "stories-twin")
+        assert (line["completion_tokens"], line["finish_reason"], line["model"]) == (800, "length", "stories-twin")
         assert not any("Once upon" in line for line in lines)
 
 
@@ -217,7 +217,7 @@ def test_what_does_not_finish_in_time_is_ended_and_told_so() -> None:
         answers: list[httpx.Response] = []
 
         def ask() -> None:
-            answers.append(httpx.post(server.address + "/v1/completions", json=body, timeout=30))
+            answers.append(httpx.post(server.address + "/v1/completions", json=body, timeout=120))
 
         asking = [threading.Thread(target=ask) for _ in range(2)]
         gate, lm = server.service.models.loaded["toy"].gate, server.lm()
@@ -226,8 +226,8 @@ def test_what_does_not_finish_in_time_is_ended_and_told_so() -> None:
         wait_for(lambda: (gate.running, gate.waiting) == (1, 1))
         server.server.handle_exit(signal.SIGTERM, None)
         for thread in asking:
-            thread.join(20)
-        server.thread.join(20)
+            thread.join(120)
+        server.thread.join(120)
         assert not server.thread.is_alive()
         streamed, refused = sorted(answers, key=lambda answer: answer.status_code)
         assert (streamed.status_code, refused.status_code) == (200, 503)
@@ -243,7 +243,7 @@ def test_a_second_signal_does_not_wait() -> None:
         wait_for(lambda: server.service.draining)
         assert server.thread.is_alive()
         server.server.handle_exit(signal.SIGTERM, None)
-        server.thread.join(10)
+        server.thread.join(120)
         assert not server.thread.is_alive()
         for model in server.service.models.loaded.values():  # nobody was waited for, the end of the process included
             model.engine.stop()

@@ -30,7 +30,7 @@ class Loader:
         self.go_on.set()
 
     def __call__(self, name: str, **options: Any) -> LanguageModel:
-        self.go_on.wait(20)
+        self.go_on.wait(120)
         if name in self.failing:
             raise ModelNotReadable(f"{name} cannot be loaded from /secret/{name}: it is broken.")
         self.told = options
@@ -41,7 +41,7 @@ class Loader:
 
 
 def ask(server: Running, model: str, **more: Any) -> httpx.Response:
-    return httpx.post(server.address + "/v1/completions", json={"model": model, **BODY, **more}, timeout=30)
+    return httpx.post(server.address + "/v1/completions", json={"model": model, **BODY, **more}, timeout=120)
 
 
 def weights() -> int:
@@ -59,7 +59,7 @@ def test_models_are_loaded_on_first_use_and_once() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(120)
         assert [answer.status_code for answer in answers] == [200] * 4
         assert load.loaded == ["first", "second"]
         assert httpx.post(server.address + "/v1/completions", json=BODY).json()["model"] == "first"
@@ -97,8 +97,8 @@ def test_a_model_in_use_is_waited_for_and_not_taken_away() -> None:
         late.start()
         text = "".join(chunk.choices[0].text for chunk in stream)
         assert len(text) >= 390
-        waiting.join(20)
-        late.join(20)
+        waiting.join(120)
+        late.join(120)
         assert [answer.status_code for answer in found] == [200, 200]
         assert load.loaded == ["a", "b", "a"]
         server.wait_idle()
@@ -145,7 +145,7 @@ def test_not_ready_until_the_first_model_is_there() -> None:
     assert told == [server.address]
     assert server._loop is not None
     server._loop.call_soon_threadsafe(server.stop)
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive()
 
 

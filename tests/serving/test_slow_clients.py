@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any
 
 import httpx
@@ -22,7 +21,7 @@ def buffer_little(server: Running) -> None:
 
 
 def post(server: Running, body: Any, path: str = "/v1/completions") -> httpx.Response:
-    return httpx.post(server.address + path, json=body, timeout=30)
+    return httpx.post(server.address + path, json=body, timeout=120)
 
 
 def test_a_slow_reader_holds_up_nobody_and_misses_nothing(server: Running) -> None:
@@ -34,7 +33,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(server: Running) -> No
         answer = slow.recv(100)
         for _ in range(3):
             assert post(server, SHORT).status_code == 200
-        wait_for(lambda: not scheduler.active, 30.0)  # all is decoded, though nothing is read
+        wait_for(lambda: not scheduler.active)  # all is decoded, though nothing is read
         gate = server.service.models.loaded["toy"].gate
         wait_for(lambda: gate.running == 0)
         assert server.service.active == 1
@@ -51,10 +50,8 @@ def test_who_never_reads_is_cut_off() -> None:
         buffer_little(server)
         slow = connection(server.address)
         send(slow, "/v1/completions", {**LONG, "max_tokens": 150, "stream": True, "logprobs": MUCH})
-        began = time.monotonic()
-        wait_for(lambda: server.service.active == 1, 2.0)
-        wait_for(lambda: server.service.active == 0, 8.0)
-        assert time.monotonic() - began < 8.0
+        wait_for(lambda: server.service.active == 1)
+        wait_for(lambda: server.service.active == 0)
         slow.close()
         server.wait_idle()
 
@@ -86,13 +83,14 @@ def test_no_http_at_all(server: Running) -> None:
 
 def test_who_goes_away_is_cancelled_wherever_the_request_is(server: Running) -> None:
     """While it decodes, answered as a whole or as a stream; and while it waits for a place."""
+    before = server.cancelled()
     scheduler = server.service.models.loaded["toy"].engine.scheduler
     gate = server.service.models.loaded["toy"].gate
     for stream in (False, True):
         with connection(server.address) as made:
             send(made, "/v1/completions", {**LONG, "stream": stream})
             wait_for(lambda: scheduler.active == 1)
-        server.wait_idle(2.0)
+        server.wait_idle()
     gate.most, most = 1, gate.most
     try:
         with connection(server.address) as first:
@@ -103,9 +101,10 @@ def test_who_goes_away_is_cancelled_wherever_the_request_is(server: Running) -> 
                 wait_for(lambda: gate.waiting == 1)
             wait_for(lambda: gate.waiting == 0)
             assert (gate.running, scheduler.active) == (1, 1)
-        server.wait_idle(2.0)
+        server.wait_idle()
     finally:
         gate.most = most
+    assert server.cancelled() == before + 3
 
 
 def test_a_model_stays_until_its_answers_are_read(server: Running) -> None:
