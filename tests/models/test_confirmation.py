@@ -17,7 +17,7 @@ from tiny_models import make_model, random_ids, reference_logits
 import decodery
 from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models import confirmation
-from decodery.models.confirmation import NotConfirmed, confirm
+from decodery.models.confirmation import NotConfirmed, confirm, rounded_inputs
 from decodery.models.forward import Attend, Forward, Scores, Tree
 from decodery.models.native.build import CHOICE
 from decodery.models.network import TransformersNetwork
@@ -287,3 +287,19 @@ def test_nothing_of_the_model_is_switched() -> None:
     for _ in stream:
         assert model.config._attn_implementation == attention
     assert (json.dumps(model.config.to_dict(), default=str), repr(model)) == (config, modules)
+
+
+def test_rounding_inputs_rounds_those_of_products_alone() -> None:
+    model = make_model("llama")
+    text = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    plain = model(text).logits
+    with rounded_inputs(model, model):
+        rounded = model(text).logits
+        layer = model.model.layers[0].mlp.down_proj
+        row = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
+        step = row.unflatten(1, (-1, 32)).abs().amax(2, keepdim=True) / 127
+        whole = ((row.unflatten(1, (-1, 32)) / step).round() * step).flatten(1)
+        assert torch.allclose(layer(row), whole @ layer.weight.T, atol=1e-6)
+        assert not torch.allclose(layer(row), row @ layer.weight.T, atol=1e-6)
+    assert 1e-4 < float((rounded - plain).abs().max() / plain.std()) < 0.3
+    assert torch.equal(model(text).logits, plain)

@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,7 @@ def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length:
     asked = _ways(network, length if network.border is None else min(length, network.border - FOLLOWING))
     _score(exact, asked, references)
     if exact is not small:
-        with rounded_inputs(small) if network.rounds_inputs else contextlib.nullcontext():
+        with rounded_inputs(small, exact) if network.rounds_inputs else contextlib.nullcontext():
             _score(small, asked, usual)
         if not all(
             bool(row.isfinite().all()) for row in usual.values()
@@ -190,18 +191,21 @@ def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length:
 
 
 @contextlib.contextmanager
-def rounded_inputs(model: Any) -> Iterator[None]:
+def rounded_inputs(model: Any, exact: Any) -> Iterator[None]:
     """Let the products of a model round their inputs to eight bits, as `models.native`'s whole numbers do: 32 neighbours are
-    multiples of 1/127 of the largest of them."""
+    multiples of 1/127 of the largest of them. exact: the same model in float32, whose weights the products take."""
 
-    def product(module: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def product(weights: nn.Linear, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
         blocks = given[0].float().unflatten(-1, (-1, 32))
         step = blocks.abs().amax(-1, keepdim=True) / 127
         whole = (blocks / step.clamp(min=1e-30)).round() * step
-        bias = None if module.bias is None else module.bias.float()
-        return nn.functional.linear(whole.flatten(-2), module.weight.float(), bias).to(output.dtype)
+        return nn.functional.linear(whole.flatten(-2), weights.weight, weights.bias).to(output.dtype)
 
-    hooks = [part.register_forward_hook(product) for part in model.modules() if isinstance(part, nn.Linear)]
+    hooks = [
+        part.register_forward_hook(partial(product, exact.get_submodule(name)))
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
     try:
         yield
     finally:
