@@ -43,7 +43,16 @@ def rules(settings: Settings) -> Study:
         ),
         PublishedClaim("it is as diverse as contrastive search", "diversity", name, "contrastive search"),
     ]
-    figures = [DIVERSITY, REPEATED, COHERENCE, Figure("types", "types"), FORWARDS, ROWS, LATENCY]
+    figures = [
+        DIVERSITY,
+        REPEATED,
+        COHERENCE,
+        Figure("types", "types"),
+        Figure("greedy", "greedy", form=".0%"),
+        FORWARDS,
+        ROWS,
+        LATENCY,
+    ]
     about = (
         f"Open-ended answers of {settings.tokens} tokens to {len(prompts)} questions; coherence: mean log probability under "
         "the model."

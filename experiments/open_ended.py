@@ -40,8 +40,8 @@ def diversity(tokens: Sequence[int]) -> float:
 
 
 def of_text(lm: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
-    """What is counted of a text. coherence: mean log probability under the model itself; greedy: share of tokens that are, by
-    their surprise, not unlikelier than the likeliest can be known from; see `typicality`."""
+    """What is counted of a text. coherence: mean log probability under the model itself; greedy: share of tokens that are the
+    model's first choice; the others are those of `typicality`."""
     told = typicality(lm, prompt, tokens)
     return {
         "diversity": diversity(tokens),
@@ -51,6 +51,7 @@ def of_text(lm: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> 
         "entropy": sum(told.entropies) / len(tokens),
         "deviation": told.deviation,
         "typical": told.local(NEAR),
+        "greedy": sum(told.likeliest) / len(tokens),
     }
 
 

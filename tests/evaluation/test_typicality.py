@@ -18,13 +18,14 @@ def test_by_hand() -> None:
     for place, token in enumerate(tokens):
         law = scorer.law(text)
         assert found.surprises[place] == pytest.approx(-float(law[token].log()), abs=1e-4)
+        assert found.likeliest[place] is (int(law.argmax()) == token)
         assert found.entropies[place] == pytest.approx(float(torch.special.entr(law).sum()), abs=1e-4)
         text.append(token)
     assert len(found.surprises) == len(tokens)
 
 
 def test_deviations_and_their_share() -> None:
-    told = Typicality((1.0, 2.0, 0.5, 3.0), (1.2, 1.0, 0.5, 2.5))
+    told = Typicality((1.0, 2.0, 0.5, 3.0), (1.2, 1.0, 0.5, 2.5), (True, False, True, False))
     assert told.deviations == pytest.approx((0.2, 1.0, 0.0, 0.5))
     assert told.deviation == pytest.approx(0.425)
     assert told.local(0.5) == 0.5

@@ -19,10 +19,12 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class Typicality:
-    """Of each token of a text, in nats: its surprise, and the entropy of the model's own law there."""
+    """Of each token of a text, in nats: its surprise, and the entropy of the model's own law there; and whether it is the
+    likeliest."""
 
     surprises: tuple[float, ...]
     entropies: tuple[float, ...]
+    likeliest: tuple[bool, ...]
 
     @property
     def deviations(self) -> tuple[float, ...]:
@@ -44,6 +46,7 @@ def typicality(lm: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) 
     text, sequence = [*prompt, *tokens], lm.network.new_sequence()
     surprises: list[float] = []
     entropies: list[float] = []
+    likeliest: list[bool] = []
     with lm.working():
         if len(prompt) > 1:
             lm.network.run([Forward(sequence, text[: len(prompt) - 1], logits=())])
@@ -54,4 +57,5 @@ def typicality(lm: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) 
             follows = torch.tensor(text[start + 1 : start + 1 + len(laws)], device=laws.device)
             surprises += (-laws.gather(1, follows[:, None])[:, 0]).tolist()
             entropies += torch.special.entr(laws.exp()).sum(dim=-1).tolist()
-    return Typicality(tuple(surprises), tuple(entropies))
+            likeliest += (scores.logits.argmax(dim=-1) == follows).tolist()
+    return Typicality(tuple(surprises), tuple(entropies), tuple(likeliest))
