@@ -94,7 +94,9 @@ def test_with_one_layer_it_is_exact_at_every_step(rule, shift):
     assert max(one.off for one in seen) < 1e-4
 
 
-@pytest.mark.parametrize("spec", ["freecache", "freecache(block_length=4, freeze=at_boundary)", "freecache(cfg_scale=1)"])
+@pytest.mark.parametrize(
+    "spec", ["freecache", "freecache(block_length=4, freeze=at_boundary)", "freecache(cfg_scale=1)"]
+)
 def test_what_it_says_of_itself_holds(spec):
     assert_claims_hold(toy_diffusion_model(), spec)
 

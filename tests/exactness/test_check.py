@@ -31,7 +31,10 @@ QUICK = {"prompts": ["abcabc", "once", "zyx"], "max_new_tokens": 16, "samples": 
 PENALISED = "repetition penalty 1.5, no stop before 2 tokens"
 SHOWING = {"fault-forgets-prefix": PENALISED, "fault-shared-noise": PENALISED}
 """Fault -> a law in which it shows, where that is another than top-p; in all four it shows the more."""
-SMALLER = {"spectr": "spectr(drafts=2, length=1)", "recursive-speculative-decoding": "recursive-speculative-decoding(width=2, length=2)"}
+SMALLER = {
+    "spectr": "spectr(drafts=2, length=1)",
+    "recursive-speculative-decoding": "recursive-speculative-decoding(width=2, length=2)",
+}
 """Methods that draw much, with drafts small enough for the law of three tokens."""
 
 

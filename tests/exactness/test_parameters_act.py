@@ -102,7 +102,9 @@ class Commas(LetterTokenizer):
     """Some tokens contain a comma, and some end with it."""
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        return "".join(f"x,{'y' if t % 4 == 1 else ''}" if t % 2 else super(Commas, self).decode([t]) for t in token_ids)
+        return "".join(
+            f"x,{'y' if t % 4 == 1 else ''}" if t % 2 else super(Commas, self).decode([t]) for t in token_ids
+        )
 
 
 def _words() -> SmallLanguageModel:
