@@ -201,3 +201,10 @@ def test_beginnings_of_prompts_are_kept_as_far_as_said() -> None:
             assert (cached[1] > 50) == kept
             server.wait_idle()
             assert (server.lm().budget.held > 0) == kept
+
+
+def test_what_a_model_will_take_is_known_before_it_is_loaded() -> None:
+    from decodery.loading import expected_bytes
+    from decodery.models.store import resolve
+
+    assert expected_bytes("stories-twin") == (resolve("stories-twin") / "model.safetensors").stat().st_size

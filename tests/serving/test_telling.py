@@ -171,8 +171,8 @@ def test_the_description_names_every_field(server: Running) -> None:
 
 def test_an_experiment_decides_over_a_method() -> None:
     with serving(lambda name, **options: toy(), models=["twin=stories-twin"]) as server:
-        body = {"model": "twin", "method": "prompt-lookup", "prompts": 1, "max_new_tokens": 8, "samples": 200}
-        told = post(server, body, "/v1/decodery/check").json()
+        body = {"model": "twin", "method": "prompt-lookup", "prompts": 1, "max_new_tokens": 8, "samples": 100}
+        told = httpx.post(server.address + "/v1/decodery/check", json=body, timeout=600).json()
         assert (told["method"], told["exactness"], told["passed"]) == ("prompt-lookup", "identical-to-plain", True)
         assert {part["name"] for part in told["parts"]} >= {"greedy identity, cold", "greedy identity, hot"}
 
