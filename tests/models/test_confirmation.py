@@ -289,6 +289,7 @@ def test_nothing_of_the_model_is_switched() -> None:
     assert (json.dumps(model.config.to_dict(), default=str), repr(model)) == (config, modules)
 
 
+@torch.inference_mode()
 def test_rounding_inputs_rounds_those_of_products_alone() -> None:
     model = make_model("llama")
     text = torch.tensor([[3, 1, 4, 1, 5, 9]])
