@@ -291,7 +291,7 @@ def test_nothing_of_the_model_is_switched() -> None:
 
 @torch.inference_mode()
 def test_rounding_inputs_rounds_those_of_products_alone() -> None:
-    model = make_model("llama")
+    model = make_model("llama", intermediate_size=64)
     text = torch.tensor([[3, 1, 4, 1, 5, 9]])
     plain = model(text).logits
     with rounded_inputs(model, model):
