@@ -28,7 +28,7 @@ MEASURED = re.compile(
 SOURCE_FILES = re.compile(r"(?<![\w./<-])([a-z_][a-z_0-9]*\.(?:py|c|h))\b")
 SOURCE_NAMES = {
     path.name for folder in ("src", "tests", "benchmarks", "experiments") for path in (ROOT / folder).rglob("*.*")
-}
+} | {path.name for path in ROOT.glob("*.py")}
 SOURCES = ("The paper", "Published", "The published", "The papers", "The authors")
 """How a paragraph begins that tells what others have measured."""
 

@@ -26,3 +26,5 @@ def one_of_each() -> list[str]:
 
 CAUSAL = [name for name in names() if MethodInfo.of(find(name)).suits(Kind.NEXT_TOKEN)]
 """Methods that decode with causal models."""
+LOSSLESS = [name for name in CAUSAL if find(name).exactness.lossless]
+"""Those of them that promise plain decoding's greedy output."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from mechanisms import CAUSAL, one_of_each
+from mechanisms import CAUSAL, LOSSLESS, one_of_each
 
 from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.method import Exactness
@@ -57,7 +57,8 @@ def test_an_honest_method_passes(method):
     method = SMALLER.get(method, method)
     report = check_method(_model(), method, **QUICK)
     assert report.passed, [part for part in report.parts if part.passed is False]
-    assert all(part.passed for part in report.parts), "every part has a verdict"
+    if method not in CAUSAL or method in LOSSLESS:
+        assert all(part.passed for part in report.parts), "every part has a verdict"
     assert as_method(method).exactness.same_law
     assert report.exactness == as_method(method).exactness
 

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 import torch
-from mechanisms import CAUSAL
+from mechanisms import LOSSLESS
 
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, tree_mask
@@ -152,7 +152,7 @@ class TestGreedyIdentity:
     """On a network in float32, where a wrong mask or position is no error but another score."""
 
     METHODS = (
-        *(name for name in CAUSAL if name != "autoregressive"),
+        *(name for name in LOSSLESS if name != "autoregressive"),
         "token-recycling(nodes=12)",
         "draft-model(width=3)",
         oracle_draft(3),
@@ -229,7 +229,7 @@ class TestTreeForward:
         torch.testing.assert_close(after.logits, fresh.logits[-2:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", [name for name in CAUSAL if name != "autoregressive"])
+@pytest.mark.parametrize("method", [name for name in LOSSLESS if name != "autoregressive"])
 def test_a_stop_token_within_an_accepted_run_ends_it(method):
     """The bonus after it is never emitted, and nothing is drafted beyond it."""
     lm = scripted_language_model(story_scorer())

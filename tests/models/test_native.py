@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from decodery.errors import BadSetting
 from decodery.models.forward import POST_NORM, Attend, Forward, Layers, Slots, Tree, tree_mask
-from decodery.models.native import build
+from decodery.models.native import build, compiling
 from decodery.models.native.network import NativeNetwork
 from decodery.models.network import TransformersNetwork
 from decodery.models.paths import network_for
@@ -322,7 +322,7 @@ def test_a_model_that_does_not_fit_says_why() -> None:
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(build, "compilers", list)
+    monkeypatch.setattr(compiling, "compilers", list)
     monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
     build.library.cache_clear()
     try:
@@ -335,7 +335,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(build, "compilers", lambda: [["false"]])
+    monkeypatch.setattr(compiling, "compilers", lambda: [["false"]])
     monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
     with pytest.raises(build.NotBuilt, match="false"):
         build.compiled(build.AVX2)
