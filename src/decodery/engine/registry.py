@@ -35,6 +35,8 @@ BUILT_IN = {
     "optimal-multi-draft": "decodery.speculative.optimal_multi_draft:OptimalMultiDraft",
     "swift": "decodery.speculative.swift.method:Swift",
     "del": "decodery.speculative.del_.method:DynamicExit",
+    "beam-search": "decodery.search.beam_search:BeamSearch",
+    "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
