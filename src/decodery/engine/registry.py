@@ -36,6 +36,8 @@ BUILT_IN = {
     "swift": "decodery.speculative.swift.method:Swift",
     "del": "decodery.speculative.del_.method:DynamicExit",
     "beam-search": "decodery.search.beam_search:BeamSearch",
+    "best-of-n": "decodery.search.best_of_n:BestOfN",
+    "self-consistency": "decodery.search.self_consistency:SelfConsistency",
     "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
