@@ -63,7 +63,7 @@ class DiverseBeamSearch(Method):
         choices=diversity.KINDS,
         only=MORE_THAN_ONE,
     )
-    ngram: int = parameter(2, "tokens of an n-gram", low=2, high=16, only={"diversity": ("ngram", "ngram-embedding")})
+    ngram: int = parameter(2, "tokens of an n-gram", low=1, high=16, only={"diversity": ("ngram", "ngram-embedding")})
     fading: float = parameter(
         5.0,
         "positions that two texts must differ at until their likeness is punished e times less",

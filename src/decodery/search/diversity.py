@@ -44,8 +44,12 @@ def likeness(request: Request, kind: str, ngram: int, fading: float) -> Likeness
         )
         return torch.exp((counts(others) - apart) / fading)
 
+    def context_of(beam: Beam) -> list[int]:
+        tokens = beam.output.tokens
+        return tokens[max(0, len(tokens) - ngram + 1) :]
+
     def ngrams(beam: Beam, others: Sequence[Beam]) -> Tensor:
-        context = beam.output.tokens[-(ngram - 1) :]
+        context = context_of(beam)
         ending = [gram[-1] for other in others for gram in _ngrams(other, ngram, before) if gram[:-1] == context]
         found = torch.bincount(torch.tensor(ending, dtype=torch.long), minlength=size)
         return found.float().to(request.network.device)
@@ -60,7 +64,7 @@ def likeness(request: Request, kind: str, ngram: int, fading: float) -> Likeness
         def ngram_embedding(beam: Beam, others: Sequence[Beam]) -> Tensor:
             grams = [rows[gram].mean(dim=0) for other in others for gram in _ngrams(other, ngram, before)]
             whole = torch.nn.functional.normalize(torch.stack(grams), dim=-1).sum(dim=0)
-            context = beam.output.tokens[-(ngram - 1) :]
+            context = context_of(beam)
             own = (rows + rows[context].sum(dim=0)) / (len(context) + 1)
             return torch.nn.functional.normalize(own, dim=-1) @ whole
 

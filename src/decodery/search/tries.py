@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery.engine.asking import Asking, together
 from decodery.engine.method import Decoding, Exactness, Method, admit, parameter
-from decodery.engine.needs import NEXT_TOKENS, Requirement
+from decodery.engine.needs import NEXT_TOKENS
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, Refused
 
@@ -67,10 +67,6 @@ class TryingMethod(Method):
     def inner(self) -> Method:
         """What draws the tries."""
         return as_method(self.method)
-
-    @property
-    def requirements(self) -> tuple[Requirement, ...]:
-        return self.inner.requirements
 
     def admit(self, request: Request) -> None:
         if request.n > self.samples:
