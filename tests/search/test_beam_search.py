@@ -152,7 +152,7 @@ def test_as_many_beams_as_beginnings_find_the_likeliest_text_of_all(seed: int) -
 def test_with_one_beam_it_is_greedy_decoding() -> None:
     laws = MethodLaws()
     for prompt in laws.prompts(20):
-        settings: dict[str, Any] = {"max_new_tokens": 20, "stop_token_ids": [3], "repetition_penalty": 1.2}
+        settings: dict[str, Any] = {"max_new_tokens": 20, "stop_token_ids": [3], "presence_penalty": 0.8}
         plain = laws.host().generate(prompt, "autoregressive", logprobs=0, **settings)
         alone = laws.host().generate(prompt, "beam-search(beams=1)", logprobs=0, **settings)
         assert alone.token_ids == plain.token_ids
@@ -181,8 +181,9 @@ def test_beams_share_the_rows_of_the_prompt() -> None:
         wrapped().generate(prompt, "beam-search(beams=8)", n=8, max_new_tokens=6, ignore_eos=True)
     caches = steps[max(steps)]
     assert len(caches) == 8
-    whole = network.cache_bytes(256)
-    assert bytes_held(caches) < 2.5 * whole, "eight copies of the prompt would take eight times as much"
+    assert bytes_held(caches) <= network.cache_bytes(256) + 8 * network.cache_bytes(64), (
+        "each holds one block of its own"
+    )
 
 
 def test_log_probabilities_and_weights_are_the_model_s() -> None:

@@ -159,6 +159,7 @@ def test_it_is_the_reference(kind: str, seed: int) -> None:
     replies = lm.generate(PROMPT, f"diverse-beam-search(beams=6, groups=3{spec})", n=6, max_new_tokens=6)
     texts = told(replies)
     assert_reference(texts, reference(scorer, PROMPT, 2, (0.5, 0.5), 6, alike))
+    assert "embedding" in kind or any(t["penalised"] < t["likelihood"] - 1e-3 for t in texts)
     order = sorted(texts, key=lambda t: -t["penalised"])
     assert [reply.token_ids for reply in replies] == [t["token_ids"] for t in order]
     assert [reply.score for reply in replies] == [t["penalised"] for t in order]
@@ -229,7 +230,6 @@ def test_sums_are_told_apart(kind: str) -> None:
         assert text["likelihood"] == pytest.approx(scored[0].log_probability, abs=1e-3)
         assert text["log_probability"] == pytest.approx(scored[0].log_probability, abs=1e-3)
         assert kind == "embedding" or text["penalised"] <= text["likelihood"] + 1e-5
-    assert any(text["penalised"] < text["likelihood"] - 0.05 for text in told(replies)) or kind == "embedding"
 
 
 def test_each_step_is_one_forward_for_all_groups() -> None:

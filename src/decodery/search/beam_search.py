@@ -28,7 +28,9 @@ class BeamSearch(Method):
     together: ClassVar[bool] = True
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(("temperature", "top_k", "top_p", "min_p"), DRAWS_NOTHING)
 
-    beams: int = parameter(4, "texts that grow side by side; with 1 it is greedy decoding", low=1, high=WIDEST)
+    beams: int = parameter(
+        4, "texts that grow side by side; with 1 it is greedy decoding but for a repetition penalty", low=1, high=WIDEST
+    )
     length_penalty: float = parameter(
         1.0, "finished texts are ranked by log probability over length to this power; above 0 favours long texts"
     )
