@@ -15,7 +15,6 @@ from decodery._lazy import torch
 from decodery.engine.memory import Room
 from decodery.errors import Refused
 from decodery.models.forward import Forward, Rows
-from decodery.sampling.top import top_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,6 +207,10 @@ def check_width(name: str, request: Request, beams: int) -> None:
 
 def _best(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest of scores [n], highest first, the lower one first among equals."""
+    from decodery.sampling.top import (
+        top_ids,  # torch is imported when something is decoded, not when methods are listed
+    )
+
     least = scores[top_ids(scores[None], count)[0][-1]]
     places = (scores >= least).nonzero()[:, 0]
     return places[scores[places].argsort(descending=True, stable=True)[:count]]
