@@ -10,11 +10,12 @@ from tiny_models import make_model
 
 from decodery.diffusion.blocks import BlockSchedule
 from decodery.diffusion.laws import highest
-from decodery.diffusion.loop import Denoising, together
+from decodery.diffusion.loop import Denoising
 from decodery.diffusion.masked_diffusion import RULES, WITHOUT_BLOCKS, MaskedDiffusionDecoding
 from decodery.diffusion.state import Plan
 from decodery.diffusion.unmasking.base import Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
+from decodery.engine.asking import together
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, BadPrompt, BadSetting, Refused

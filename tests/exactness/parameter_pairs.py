@@ -71,6 +71,16 @@ def clauses(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "clauses")
 
 
+def ended(one: object, other: object, beside: str = "") -> Pair:
+    """Seen in greedy requests in which some tokens end a text."""
+    return Pair(one, other, beside, "ends")
+
+
+def drawn(one: object, other: object, beside: str = "") -> Pair:
+    """Seen at a temperature of 1 where some tokens end a text."""
+    return Pair(one, other, beside, "drawn ends")
+
+
 DRAFT = "draft=other"
 SEARCH = "bypass=False, context_window=4"
 DELIMITERS = "delimiters=0+6+7+8, block_length=4"
@@ -321,5 +331,31 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "region": canvas("canvas", "block", "threshold_high=4, threshold_low=0.5, block_length=4"),
         "ends": ending("counted", "left_out", "threshold_high=2.8, threshold_low=2.8, stability_gate=False"),
         "average": canvas("request", "joint", "threshold_high=6, threshold_low=6, stability_gate=False"),
+    },
+    "BeamSearch": {
+        "beams": ended(2, 5),
+        "length_penalty": ended(-1.0, 2.0),
+        "early_stopping": ended(True, "never"),
+    },
+    "TryingMethod": {
+        "method": drawn("autoregressive", "token-recycling"),
+        "samples": drawn(2, 6),
+        "at_once": drawn(1, 4),
+    },
+    "BestOfN": {"by": drawn("mean", "total")},
+    "SelfConsistency": {
+        "answer": drawn("text", "letter"),
+        "votes": drawn("equal", "likelihood", "answer=text"),
+        "stop_when_decided": Pair(False, True, "answer=text, at_once=1, samples=9", "one token"),
+    },
+    "DiverseBeamSearch": {
+        "beams": ended(2, 6),
+        "groups": ended(2, 3, "beams=6"),
+        "strength": ended(0.0, 2.0),
+        "diversity": ended("hamming", "cumulative", "beams=6"),
+        "ngram": ended(2, 3, "beams=6, strength=2, diversity=ngram"),
+        "fading": ended(1.0, 50.0, "beams=6, strength=2, diversity=cumulative"),
+        "length_penalty": ended(0.0, 1.0, "beams=6"),
+        "order": ended("penalised", "likelihood", "beams=6, groups=6"),
     },
 }

@@ -278,11 +278,10 @@ def test_each_setting_of_the_matrix_does_something():
 @pytest.mark.parametrize("method", CAUSAL)
 def test_log_probabilities_are_the_scorer_s_own(method):
     """Whatever drafts and verifies: each token's is that of the target after exactly its prefix."""
-    lm, temperature = _host(), 0.0 if "temperature" in find(method).refuses else 1.0
+    lm = _host()
     for seed in range(4):
-        reply = lm.generate(
-            PROMPTS[1], method=method, temperature=temperature, top_p=0.9, seed=seed, logprobs=1, max_new_tokens=14
-        )
+        drawn = {} if "temperature" in find(method).refuses else {"temperature": 1.0, "top_p": 0.9}
+        reply = lm.generate(PROMPTS[1], method=method, seed=seed, logprobs=1, max_new_tokens=14, **drawn)
         for place, (token, told) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
             [row] = lm.network.score([(*PROMPTS[1], *reply.token_ids[:place])], True)
             expected = row.log_softmax(dim=-1)

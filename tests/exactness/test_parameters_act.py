@@ -128,9 +128,13 @@ def _clauses() -> SmallLanguageModel:
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
 SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 2}
+ENDS = {"stop_token_ids": [3, 7, 12, 18]}
 SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] = {
     "text": (_story, GREEDY),
     "sampled": (_story, SAMPLED),
+    "ends": (_story, GREEDY | ENDS),
+    "drawn ends": (_story, SAMPLED | ENDS),
+    "one token": (_story, SAMPLED | {"max_new_tokens": 1}),
     "deep": (lambda: _story(layers=7), GREEDY),
     "long": (lambda: _story(layers=7), GREEDY | {"max_new_tokens": 48}),
     "hard": (lambda: _story(7, surprise=6.0), GREEDY),

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from decodery.diffusion.base import Claim, StepwiseMethod
 from decodery.diffusion.blocks import FixedBlocks
-from decodery.diffusion.loop import Denoising, together
+from decodery.diffusion.loop import Denoising
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.padding import truncate
 from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 from decodery.diffusion.unmasking.llada import Quota
+from decodery.engine.asking import together
 from decodery.engine.method import Decoding, Exactness, parameter
 from decodery.errors import BadParameter, Refused
 from decodery.search import answers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import torch
 from decodery.diffusion.canvas import Canvas
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.sampling.law import Law
     from decodery.sampling.noise import Chance
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,25 +258,3 @@ def model_of(request: Request) -> MaskedDiffusion:
     if network.masked is None:
         raise ValueError(f"{network.name} is no masked-diffusion model")
     return network.masked
-
-
-def together(
-    runs: Sequence[Asking[Result]],
-) -> Generator[tuple[Forward, ...], Any, list[Result]]:
-    """Several runs in step: what they ask for at the same time is scored in one pass. Returns what each returns."""
-    results: dict[int, Result] = {}
-    answers: dict[int, Any] = dict.fromkeys(range(len(runs)))
-    while answers:
-        asks: dict[int, Forward | tuple[Forward, ...]] = {}
-        for place, answer in answers.items():
-            try:
-                asks[place] = runs[place].send(answer)
-            except StopIteration as over:
-                results[place] = over.value
-        flat = [forward for ask in asks.values() for forward in (ask if isinstance(ask, tuple) else (ask,))]
-        given = iter((yield tuple(flat)) if flat else ())
-        answers = {
-            place: tuple(next(given) for _ in ask) if isinstance(ask, tuple) else next(given)
-            for place, ask in asks.items()
-        }
-    return [results[place] for place in range(len(runs))]

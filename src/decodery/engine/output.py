@@ -189,6 +189,13 @@ class Output:
 
     # What the request uses
 
+    def withhold_logprobs(self) -> None:
+        """Forget the log probabilities, which a method wanted and nobody else."""
+        self.logprobs = []
+        self._untold = [
+            dataclasses.replace(event, logprobs=None) if isinstance(event, Token) else event for event in self._untold
+        ]
+
     def become(self, place: int) -> None:
         """From now on it is the output of this number: tell what has been kept back, and then all as it happens."""
         self.place = place

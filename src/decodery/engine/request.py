@@ -238,6 +238,26 @@ class Request:
             self._give(output, place)
             output.finish("length")
 
+    def attempt(self, number: int, of: int) -> Request:
+        """A try at the whole text by a method that decodes one: sample `number` of `of`, as that method alone would draw it.
+
+        What it costs is counted here, and its output keeps to itself, with the log probabilities of its tokens, until `take`.
+        """
+        settings = dataclasses.replace(self.settings, n=of, echo=False, logprobs=self.settings.logprobs or 0)
+        other = Request(self.host, self.prompt, settings, self.number, number, together=True)
+        other.n, other.network = 1, self.network
+        other.statistics, other.rows, other.company = self.statistics, self.rows, self.company
+        return other
+
+    def take(self, attempt: Request) -> Output:
+        """The output of a try, as one of this request's, to be concluded with. Log probabilities stay where they were asked
+        for."""
+        output = attempt.output
+        output.request = self
+        if self.settings.logprobs is None:
+            output.withhold_logprobs()
+        return output
+
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """End the request: outputs that go on end now, those that are not decided stay empty. Harmless where it has ended."""
         if self.finish_reason is not None:
