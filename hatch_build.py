@@ -1,8 +1,8 @@
 """Compiles the native decoder when the package is built.
 
-A wheel gets it for every set of instructions of this kind of machine that the compiler knows, an editable installation for none: there it
-is compiled on first use, for the machine at hand, and again when a source has changed. Without a C compiler the package is built all the
-same.
+A wheel gets it for every set of instructions of this kind of machine that the compiler knows, an editable installation for
+none: there it is compiled on first use, for the machine at hand, and again when a source has changed. Without a C compiler the
+package is built all the same.
 """
 
 from __future__ import annotations

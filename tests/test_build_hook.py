@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(params=["x86_64", "aarch64"])
 def hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The hook over a folder of sources whose compilation only leaves a file, on both kinds of machines; `hook.compiling` is what
-    it has loaded, `hook.sets` what is to be compiled."""
+    """The hook over a folder of sources whose compilation only leaves a file, on both kinds of machines; `hook.compiling` is
+    what it has loaded, `hook.sets` what is to be compiled."""
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: request.param)
     compiling = hatch_build._compiling(ROOT / hatch_build.NATIVE)

@@ -131,9 +131,7 @@ class Elsewhere:
         memory.finish()
         return done
 
-    def decodery_product(
-        self, matrix: MatrixStruct, outputs: int, inputs: int, rows: int, count: int, to: int
-    ) -> int:
+    def decodery_product(self, matrix: MatrixStruct, outputs: int, inputs: int, rows: int, count: int, to: int) -> int:
         memory = Memory(self._start)
         there = memory.structure(_matrix(memory, matrix, outputs, inputs))
         given, found = memory.copied(rows, 2 * count * inputs), memory.shared(to, 4 * count * outputs)
@@ -141,9 +139,7 @@ class Elsewhere:
         memory.finish()
         return failed
 
-    def decodery_rows(
-        self, matrix: MatrixStruct, inputs: int, rows: int, count: int, factor: float, to: int
-    ) -> None:
+    def decodery_rows(self, matrix: MatrixStruct, inputs: int, rows: int, count: int, factor: float, to: int) -> None:
         memory = Memory(self._start)
         asked = (ctypes.c_int64 * count).from_address(rows)
         outputs = (max(asked) // (16 * matrix.group) + 1) * 16 * matrix.group
@@ -161,9 +157,7 @@ class Elsewhere:
         self._call("decodery_top", given, rows, vocabulary, count, *found, threads)
         memory.finish()
 
-    def decodery_move(
-        self, table: int, layers: int, heads: int, width: int, rows: int, count: int, start: int
-    ) -> None:
+    def decodery_move(self, table: int, layers: int, heads: int, width: int, rows: int, count: int, start: int) -> None:
         memory = Memory(self._start)
         highest = max([start + count - 1, *(ctypes.c_int64 * count).from_address(rows)])
         spans = _spans(memory, table, highest + 1, layers * 2 * heads * SPAN * width * 2)

@@ -79,14 +79,14 @@ def test_whole_numbers(arm: Elsewhere, on_both: Callable[[Callable[[], Any]], An
 
     def made() -> tuple[Tensor, Any]:
         weights, matrix = packed(kind, rows, 512, 2)
-        return weights.room[: weights.bytes].clone(), matrix
+        return weights.room[: weights.bytes].clone(), (matrix, weights)
 
-    (there, _), (here, matrix) = on_both(made)
+    (there, _), (here, (matrix, _weights)) = on_both(made)
     assert torch.equal(there, here)
     inputs = rows_of(21, 512)
     inputs[3] = 0
     for count in (1, 2, 3, 4, 8, 21):
-        assert torch.equal(*on_both(lambda: product(build_of(), matrix, 48, inputs[:count])))
+        assert torch.equal(*on_both(lambda count=count: product(build_of(), matrix, 48, inputs[:count])))
     ids = torch.arange(48)
 
     def unpacked() -> Tensor:
@@ -104,10 +104,10 @@ def build_of() -> Any:
     return weights.library()
 
 
-@pytest.mark.parametrize("largest", [3e38, 1.0, 1e-36, 1e-37, 1e-39, 0.0])
+@pytest.mark.parametrize("largest", [1e36, 1.0, 1e-36, 1e-37, 1e-39, 0.0])
 def test_rows_of_any_size(on_both: Callable[[Callable[[], Any]], Any], largest: float) -> None:
     inputs = (rows_of(2, 64).clamp(-1, 1) * largest).bfloat16()
-    _, matrix = packed("Q4_1", blocks("Q4_1", 16, 64), 64)
+    _weights, matrix = packed("Q4_1", blocks("Q4_1", 16, 64), 64)
     assert torch.equal(*on_both(lambda: product(build_of(), matrix, 16, inputs)))
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_number_stays_none(on_both: Callable[[Callable[[], Any]], Any
     inputs = rows_of(2, 64)
     inputs[1, 40] = wrong
     for kind in ("Q4_0", "Q8_0", "Q5_1"):
-        _, matrix = packed(kind, blocks(kind, 16, 64), 64)
+        _weights, matrix = packed(kind, blocks(kind, 16, 64), 64)
         found, expected = on_both(lambda matrix=matrix: product(build_of(), matrix, 16, inputs))
         assert torch.equal(found[0], expected[0])
         assert not bool(found[1].isfinite().any())
@@ -136,11 +136,11 @@ def test_rows_in_bfloat16(
         matrix = weights.pack(weight)
         return weights.room[: weights.bytes].clone(), (matrix, weights)
 
-    (there, _), (here, (matrix, _)) = on_both(made)
+    (there, _), (here, (matrix, _weights)) = on_both(made)
     assert torch.equal(there, here)
     inputs = rows_of(40, 96)
     for count in (1, 2, 3, 4, 5, 7, 21, 40):
-        assert torch.equal(*on_both(lambda: product(build_of(), matrix, outputs, inputs[:count])))
+        assert torch.equal(*on_both(lambda count=count: product(build_of(), matrix, outputs, inputs[:count])))
 
 
 def test_blocks_of_a_file_for_rows_in_bfloat16(on_both: Callable[[Callable[[], Any]], Any]) -> None:
@@ -200,9 +200,7 @@ def test_the_likeliest_tokens(on_both: Callable[[Callable[[], Any]], Any], vocab
         (lambda: quantised("qwen3", centred), "integer"),
     ],
 )
-def test_a_whole_network(
-    on_both: Callable[[Callable[[], Any]], Any], make: Callable[[], Any], precision: Any
-) -> None:
+def test_a_whole_network(on_both: Callable[[Callable[[], Any]], Any], make: Callable[[], Any], precision: Any) -> None:
     """Prompts in pieces, masks, trees, sequences side by side, layers' rows, rankings, rows of a cache that move."""
     model = make()
     prompt, ids = random_ids(150, 4, 200), random_ids(30, 5, 200)

@@ -93,9 +93,7 @@ def test_what_some_cores_lack_is_not_used(tmp_path: Path, kind: Callable[[str], 
     assert [one.name for one in build.usable(unlike)] == ["avxvnni", "avx2"]
 
 
-def test_the_environment_chooses(
-    tmp_path: Path, kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_chooses(tmp_path: Path, kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     kind("x86_64")
     has = cpuinfo(tmp_path, FLAGS["avx512"])
     monkeypatch.setenv(build.CHOICE, "avx2")
@@ -124,7 +122,9 @@ def test_a_wrong_choice_is_told_by_who_loads_a_model(monkeypatch: pytest.MonkeyP
         build.library.cache_clear()
 
 
-def test_a_processor_that_fits_nothing_is_a_reason(kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_fits_nothing_is_a_reason(
+    kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "usable", lambda: ())
     build.library.cache_clear()
     try:
@@ -143,10 +143,9 @@ def test_a_processor_that_fits_nothing_is_a_reason(kind: Callable[[str], None], 
         build.library.cache_clear()
 
 
-def test_what_is_compiled_for_another_processor_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_compiled_for_another_processor_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "BUILT", tmp_path / "built")
     monkeypatch.setattr(build, "compile_to", lambda place, *_: str(place))
     told = ({}, {"model name": {"another"}}, {"flags": {"fpu"}}, {"CPU part": {"0xd0c"}}, {"Features": {"asimd"}})
     places = set[Path]()
