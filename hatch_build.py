@@ -1,8 +1,8 @@
 """Compiles the native decoder when the package is built.
 
-A wheel gets it for every set of instructions that the compiler knows, an editable installation for none: there it is
-compiled on first use, for the machine at hand, and again when a source has changed. Without a C compiler the package is built
-all the same.
+A wheel gets it for every set of instructions of this kind of machine that the compiler knows, an editable installation for
+none: there it is compiled on first use, for the machine at hand, and again when a source has changed. Without a C compiler the
+package is built all the same.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class CompiledDecoder(BuildHookInterface):
     """Adds the compiled decoder to a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if version == "editable" or platform.system() != "Linux" or platform.machine() != "x86_64":
+        if version == "editable" or platform.system() != "Linux":
             return
         compiling = _compiling(Path(self.root) / NATIVE)
-        for instructions in compiling.SETS:
+        for instructions in compiling.SETS.get(platform.machine(), ()):
             place = compiling.BUILT / compiling.file_name(instructions)
             try:
                 if not place.exists():

@@ -37,7 +37,7 @@ def native_decoder() -> None:
         pytest.skip(str(reason))
 
 
-@pytest.fixture(params=[one.name for one in build.SETS])
+@pytest.fixture(params=[one.name for sets in build.SETS.values() for one in sets])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """For tests of what is compiled for each set of instructions: networks that they make run on it. Skips those that this
     machine has not."""

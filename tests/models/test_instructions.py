@@ -22,7 +22,15 @@ from decodery.models.native.network import NativeNetwork
 from decodery.models.native.weights import Weights
 from decodery.models.pages import large
 
-FLAGS = {one.name: " ".join(one.features) for one in build.SETS}
+FLAGS = {one.name: " ".join(one.features) for sets in build.SETS.values() for one in sets}
+
+
+@pytest.fixture
+def kind(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this a machine of a kind, without a choice of instructions."""
+    monkeypatch.delenv(build.CHOICE, raising=False)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    return lambda machine: monkeypatch.setattr(platform, "machine", lambda: machine)
 
 
 def cpuinfo(tmp_path: Path, *flags: str) -> Path:
@@ -30,6 +38,34 @@ def cpuinfo(tmp_path: Path, *flags: str) -> Path:
     path = tmp_path / "cpuinfo"
     path.write_text("\n".join(f"processor : {core}\nflags : fpu {each}\n" for core, each in enumerate(flags)))
     return path
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm asimddp sve i8mm bf16", ["neon"]),
+        ("fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs", ["neon"]),
+        ("fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid", []),
+        ("", []),
+    ],
+)
+def test_processors_of_arm_need_dot_products(
+    features: str, expected: list[str], tmp_path: Path, kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind("aarch64")
+    path = tmp_path / "cpuinfo"
+    path.write_text("".join(f"processor : {core}\nFeatures : {features}\nCPU part : 0xd0c\n" for core in range(2)))
+    assert [one.name for one in build.usable(path)] == expected
+    path.write_text(path.read_text() + "processor : 2\nFeatures : fp asimd atomics\n")
+    assert build.usable(path) == ()
+    monkeypatch.setenv(build.CHOICE, "avx2")
+    with pytest.raises(BadSetting, match="DECODERY_PROCESSOR is 'avx2', but must be neon"):
+        build.usable(path)
+
+
+def test_machines_of_other_kinds_have_none(tmp_path: Path, kind: Callable[[str], None]) -> None:
+    kind("riscv64")
+    assert build.usable(cpuinfo(tmp_path, FLAGS["avx2"])) == ()
 
 
 @pytest.mark.parametrize(
@@ -45,22 +81,20 @@ def cpuinfo(tmp_path: Path, *flags: str) -> Path:
     ],
 )
 def test_a_processor_takes_the_best_that_it_has(
-    flags: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str, expected: list[str], tmp_path: Path, kind: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(build, "_written_for", lambda: True)
-    monkeypatch.delenv(build.CHOICE, raising=False)
+    kind("x86_64")
     assert [one.name for one in build.usable(cpuinfo(tmp_path, flags))] == expected
 
 
-def test_what_some_cores_lack_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_written_for", lambda: True)
-    monkeypatch.delenv(build.CHOICE, raising=False)
+def test_what_some_cores_lack_is_not_used(tmp_path: Path, kind: Callable[[str], None]) -> None:
+    kind("x86_64")
     unlike = cpuinfo(tmp_path, FLAGS["avx512"] + " avx_vnni", FLAGS["avxvnni"])
     assert [one.name for one in build.usable(unlike)] == ["avxvnni", "avx2"]
 
 
-def test_the_environment_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_written_for", lambda: True)
+def test_the_environment_chooses(tmp_path: Path, kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    kind("x86_64")
     has = cpuinfo(tmp_path, FLAGS["avx512"])
     monkeypatch.setenv(build.CHOICE, "avx2")
     assert build.usable(has) == (build.AVX2,)
@@ -88,34 +122,37 @@ def test_a_wrong_choice_is_told_by_who_loads_a_model(monkeypatch: pytest.MonkeyP
         build.library.cache_clear()
 
 
-def test_a_processor_that_fits_nothing_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_fits_nothing_is_a_reason(
+    kind: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "usable", lambda: ())
     build.library.cache_clear()
     try:
-        with pytest.raises(build.NotBuilt, match=r"not all of the instructions AVX2|written for Linux"):
-            build.library()
-        if build._written_for():
-            monkeypatch.setattr(build, "usable", lambda: (build.AMX,))
-            monkeypatch.setattr(build, "ready", lambda one: None)
-            with pytest.raises(build.NotBuilt, match="does not let it use the matrix unit"):
+        for machine, wanted in (("x86_64", "AVX2, FMA, F16C and BMI2"), ("aarch64", "ASIMD, ATOMICS and ASIMDDP")):
+            kind(machine)
+            with pytest.raises(build.NotBuilt, match=f"not all of the instructions {wanted}"):
                 build.library()
-        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-        with pytest.raises(build.NotBuilt, match="written for Linux on x86-64"):
+        monkeypatch.setattr(build, "usable", lambda: (build.AMX,))
+        monkeypatch.setattr(build, "ready", lambda one: None)
+        with pytest.raises(build.NotBuilt, match="does not let it use the matrix unit"):
+            build.library()
+        kind("riscv64")
+        with pytest.raises(build.NotBuilt, match="written for Linux on x86-64 and on 64-bit Arm"):
             build.library()
     finally:
         build.library.cache_clear()
 
 
-def test_what_is_compiled_for_another_processor_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def place(*flags: str) -> Path:
-        return build._place(flags, "avx2")
-
-    kept = place("-O3")
-    assert kept == place("-O3")
-    assert kept != place("-O3", "-mavx2")
-    for told in ({"model name": {"another"}}, {"flags": {"fpu"}}):
-        monkeypatch.setattr(build, "processors", lambda told=told: told)
-        assert place("-O3") != kept
+def test_what_is_compiled_for_another_processor_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECODERY_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(build, "compile_to", lambda place, *_: str(place))
+    told = ({}, {"model name": {"another"}}, {"flags": {"fpu"}}, {"CPU part": {"0xd0c"}}, {"Features": {"asimd"}})
+    places = set[Path]()
+    for one in told:
+        monkeypatch.setattr(build, "processors", lambda one=one: one)
+        places |= {build.compiled(build.AVX2), build.compiled(build.AVX2), build.compiled(build.AVX2, "-mbmi")}
+    assert len(places) == 2 * len(told)
 
 
 def test_every_source_is_known() -> None:
@@ -168,9 +205,10 @@ def test_rankings(made: Callable[[str], NativeNetwork]) -> None:
 @pytest.fixture
 def lowest(processor: str) -> Any:
     """The decoder for the lowest set of instructions."""
-    if processor == build.AVX2.name:
+    last = build.SETS[platform.machine()][-1]
+    if processor == last.name:
         pytest.skip("the lowest set itself")
-    return build.ready(build.AVX2)
+    return build.ready(last)
 
 
 def on(library: Any, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -248,7 +286,7 @@ def test_numbers_are_rounded_to_bfloat16_as_the_instruction_does(processor: str,
 def test_what_is_no_number_does_not_become_one(processor: str) -> None:
     """Rounding up the last of these would make it a zero."""
     [last] = struct.unpack("<f", b"\xff\xff\xff\x7f")
-    weights = Weights(FORMS[-1:], large(2 * 64 * 1024))
+    weights = Weights("native", large(2 * 64 * 1024))
     found = rows_of(weights.pack(torch.ones(64, 1024, dtype=torch.bfloat16)), last)
     assert torch.equal(found.view(torch.int16), torch.full((64, 1024), 0x7FFF, dtype=torch.int16))
 

@@ -18,6 +18,7 @@ from decodery.models.native import binding
 from decodery.models.native.compiling import AMX as AMX
 from decodery.models.native.compiling import AVX2 as AVX2
 from decodery.models.native.compiling import BUILT, SETS, Instructions, NotBuilt, compile_to, file_name
+from decodery.models.native.compiling import NEON as NEON
 from decodery.models.native.compiling import SOURCES as SOURCES
 from decodery.models.processors import CPUINFO, processors
 
@@ -25,6 +26,8 @@ log = logging.getLogger("decodery")
 
 CHOICE = "DECODERY_PROCESSOR"
 """The environment variable that takes one of SETS in place of the best that the processor has."""
+PROCESSOR = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+"""What Linux says that tells processors apart: on x86, and on Arm."""
 _compiling = threading.Lock()
 """One compiler at a time: who comes second finds what the first has made."""
 
@@ -34,14 +37,16 @@ def usable(cpuinfo: Path = CPUINFO) -> tuple[Instructions, ...]:
 
     Raises BadSetting where the environment names one that is unknown, or that is not there.
     """
-    told = processors(cpuinfo).get("flags", set())
-    common = set.intersection(*(set(flags.split()) for flags in told)) if told else set()
-    there = tuple(one for one in SETS if common.issuperset(one.features)) if _written_for() else ()
+    told = processors(cpuinfo)
+    features = told.get("flags", set()) | told.get("Features", set())  # on x86 and on Arm
+    common = set.intersection(*(set(each.split()) for each in features)) if features else set()
+    known = _known()
+    there = tuple(one for one in known if common.issuperset(one.features))
     chosen = os.environ.get(CHOICE)
     if not chosen:
         return there
-    if chosen not in (one.name for one in SETS):
-        raise BadSetting(f"{CHOICE} is {chosen!r}, but must be {_listed(one.name for one in SETS)}.")
+    if known and chosen not in (one.name for one in known):
+        raise BadSetting(f"{CHOICE} is {chosen!r}, but must be {_listed(one.name for one in known)}.")
     taken = tuple(one for one in there if one.name == chosen)
     if not taken:
         has = f"has {_listed((one.name for one in there), 'and')} only" if there else "has none of these"
@@ -49,8 +54,9 @@ def usable(cpuinfo: Path = CPUINFO) -> tuple[Instructions, ...]:
     return taken
 
 
-def _written_for() -> bool:
-    return platform.system() == "Linux" and platform.machine() == "x86_64"
+def _known() -> tuple[Instructions, ...]:
+    """Which sets there are for machines of this kind; empty where the decoder is not written for it."""
+    return SETS.get(platform.machine(), ()) if platform.system() == "Linux" else ()
 
 
 def _listed(names: Iterable[str], last: str = "or") -> str:
@@ -62,11 +68,13 @@ def _listed(names: Iterable[str], last: str = "or") -> str:
 def library() -> CDLL:
     """The compiled decoder, ready to be called. Raises NotBuilt where this machine cannot have it, BadSetting where the
     environment chooses what is not there."""
-    if not _written_for():
-        raise NotBuilt("it is written for Linux on x86-64")
+    known = _known()
+    if not known:
+        raise NotBuilt("it is written for Linux on x86-64 and on 64-bit Arm")
     sets = usable()
     if not sets:
-        raise NotBuilt("the processor has not all of the instructions AVX2, FMA, F16C and BMI2")
+        wanted = _listed((feature.upper() for feature in known[-1].features), "and")
+        raise NotBuilt(f"the processor has not all of the instructions {wanted}")
     for one in sets:
         if (built := ready(one)) is not None:
             return built
@@ -102,7 +110,7 @@ def _compiled(instructions: Instructions, extra: tuple[str, ...]) -> Path:
         return shipped
     told = processors()
     # Two machines that share a home may have compilers that choose differently for their processors.
-    processor = [*sorted(told.get("model name", ())), *sorted(told.get("flags", ()))]
+    processor = [value for name in PROCESSOR for value in sorted(told.get(name, ()))]
     place = home() / "native" / file_name(instructions, extra, processor)
     if not place.exists():
         command = compile_to(place, instructions, extra)

@@ -22,10 +22,14 @@ SOURCES = (
     "attention.h",
     "arithmetic.h",
     "lanes.h",
+    "lanes_x86.h",
     "lanes_avx512.h",
     "lanes_avx2.h",
+    "lanes_neon.h",
     "weights.h",
     "integers.h",
+    "dot_products_x86.h",
+    "dot_products_neon.h",
     "packing.h",
     "products.h",
     "matrix_unit.h",
@@ -70,8 +74,10 @@ AVX512 = AVX2.and_also(
     avx512_vnni="avx512vnni",
 )
 AMX = AVX512.and_also("amx", amx_tile="amx-tile", amx_bf16="amx-bf16", amx_int8="amx-int8")
-SETS = (AMX, AVX512, AVX_VNNI, AVX2)
-"""The best first. A processor with AVX-512 but without its bfloat16 instructions is taken for one with AVX2."""
+NEON = Instructions("neon", ("asimd", "atomics", "asimddp"), ("-march=armv8.2-a+dotprod",))
+SETS = {"x86_64": (AMX, AVX512, AVX_VNNI, AVX2), "aarch64": (NEON,)}
+"""Of each kind of machine, as Linux calls it, the best first. A processor with AVX-512 but without its bfloat16 instructions is
+taken for one with AVX2."""
 SECONDS = 120
 BUILT = Path(__file__).parent / "built"
 """Where the package keeps what was compiled when it was built."""

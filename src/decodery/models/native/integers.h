@@ -61,67 +61,15 @@ static inline __attribute__((always_inline)) const char *soon(
 
 /* --- sets of instructions ------------------------------------------------------------------------------------------------- */
 
-/* A vector has the numbers of 16 outputs or of 8; VECTORS of them make 16. */
-#if DECODERY_AVX512 && defined(__AVX512VNNI__)
-enum { VECTORS = 1 };
-typedef __m512i Whole;
-typedef __m512 Real;
-#define VECTOR(name) _mm512_##name
-static inline Whole load_whole(const void *from) { return _mm512_loadu_si512(from); }
-static inline Whole lower_digits(Whole x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-static inline Whole no_sum(void) { return _mm512_setzero_si512(); }
-static inline Real half_to_real(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+/* What has a form of its own for each set: vectors of weights (`Whole`) and of sums (`Real`) of as many outputs, of which VECTORS make 16;
+ * `load_weights` of eight bits, `lower_digits` and `upper_digits` of four, `dot`, and `zero_left`: what of a form's zero is still to
+ * be taken off the sums of `dot`. MOST_ROWS: as many sums as there are registers for. */
+#if DECODERY_NEON
+#include "dot_products_neon.h"
 #else
-enum { VECTORS = 2 };
-typedef __m256i Whole;
-typedef __m256 Real;
-#define VECTOR(name) _mm256_##name
-static inline Whole load_whole(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
-static inline Whole lower_digits(Whole x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-static inline Whole no_sum(void) { return _mm256_setzero_si256(); }
-static inline Real half_to_real(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
+#include "dot_products_x86.h"
 #endif
-enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, MOST_ROWS = 8 / VECTORS, FETCHED = 4096 };
-
-static inline Whole upper_digits(Whole x) { return lower_digits(VECTOR(srli_epi16)(x, 4)); }
-
-static inline Whole four_inputs(const int8_t *from) {
-    int32_t four;
-    memcpy(&four, from, sizeof four);
-    return VECTOR(set1_epi32)(four);
-}
-
-/* The sums over 4 * count inputs of products of weights, which are not negative, with a row's numbers. small: weights are below 16. */
-static inline __attribute__((always_inline)) Whole dot(const Whole *weights, const int8_t *row, const int count, const int small) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    (void)small;
-    Whole sum = no_sum();
-    for (int v = 0; v < count; v++)
-#ifdef __AVX512VNNI__
-        sum = _mm512_dpbusd_epi32(sum, weights[v], four_inputs(row + 4 * v));
-#else
-        sum = _mm256_dpbusd_avx_epi32(sum, weights[v], four_inputs(row + 4 * v));
-#endif
-    return sum;
-#else
-    const Whole ones = _mm256_set1_epi16(1);
-    if (small) { /* all pairs of all vectors stay below 2^15: 8 * 2 * 15 * 127 */
-        Whole sum = _mm256_maddubs_epi16(weights[0], four_inputs(row));
-        for (int v = 1; v < count; v++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights[v], four_inputs(row + 4 * v)));
-        return _mm256_madd_epi16(sum, ones);
-    }
-    /* Pairs of numbers up to 255 do not fit; their lower seven bits and the highest one do. */
-    const Whole seven = _mm256_set1_epi8(127);
-    Whole low = no_sum(), high = no_sum();
-    for (int v = 0; v < count; v++) {
-        Whole inputs = four_inputs(row + 4 * v);
-        Whole top = _mm256_and_si256(_mm256_srli_epi16(weights[v], 7), _mm256_set1_epi8(1));
-        low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(weights[v], seven), inputs), ones));
-        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(top, inputs)); /* at most 8 * 2 * 127 */
-    }
-    return _mm256_add_epi32(low, _mm256_slli_epi32(_mm256_madd_epi16(high, ones), 7));
-#endif
-}
+enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, FETCHED = 4096 };
 
 /* --- rows ----------------------------------------------------------------------------------------------------------------- */
 
@@ -141,34 +89,19 @@ typedef struct {
 
 /* One row of bfloat16 in whole numbers. What is no number, or infinite, makes the scale of its block so. */
 static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *block) {
-    enum { STEP = 16 / VECTORS, STEPS = DEPTH / STEP };
+    const Integers unsigned_bits = every_integer(0x7fffffff);
     for (int64_t k = 0; k < inputs / DEPTH; k++, row += DEPTH, numbers += DEPTH, block++) {
-        Real x[STEPS];
-        Whole most = no_sum();
-        for (int i = 0; i < STEPS; i++) {
-            Whole bits;
-#if defined(__AVX512VNNI__)
-            bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + STEP * i))), 16);
-            x[i] = _mm512_castsi512_ps(bits);
-            most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
-#else
-            bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + STEP * i))), 16);
-            x[i] = _mm256_castsi256_ps(bits);
-            most = _mm256_max_epi32(most, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)));
-#endif
-        }
+        Integers bits[2];
+        for (int i = 0; i < 2; i++) bits[i] = shift_left(load_words(row + TILE * i), 16);
         /* As whole numbers, so that one that is no number counts as the largest. */
-        int32_t lanes[OUTPUTS], largest = 0;
-        memcpy(lanes, &most, sizeof lanes);
-        for (int i = 0; i < OUTPUTS; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+        int32_t lanes[TILE], largest = 0;
+        store_integers(lanes, larger_integers(both(bits[0], unsigned_bits), both(bits[1], unsigned_bits)));
+        for (int i = 0; i < TILE; i++) largest = lanes[i] > largest ? lanes[i] : largest;
         float amount;
         memcpy(&amount, &largest, sizeof amount);
         float inverse = amount > 0 ? 127.0f / amount : 0;
         int32_t whole[DEPTH];
-        for (int i = 0; i < STEPS; i++) {
-            Whole rounded_to = VECTOR(cvtps_epi32)(VECTOR(mul_ps)(x[i], VECTOR(set1_ps)(inverse)));
-            memcpy(whole + STEP * i, &rounded_to, sizeof rounded_to);
-        }
+        for (int i = 0; i < 2; i++) store_integers(whole + TILE * i, to_integers(times(as_floats(bits[i]), every(inverse))));
         int32_t lower = 0, upper = 0;
         for (int i = 0; i < DEPTH / 2; i++) numbers[i] = (int8_t)whole[i], lower += numbers[i];
         for (int i = DEPTH / 2; i < DEPTH; i++) numbers[i] = (int8_t)whole[i], upper += numbers[i];
@@ -181,11 +114,9 @@ static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *
 
 static inline __attribute__((always_inline)) Real head_part(const char *head, const int wide, const int index, const int part) {
     int at = index * TILE + part * OUTPUTS;
-    if (!wide) return half_to_real(head + 2 * at);
-    return VECTOR(loadu_ps)((const float *)head + at);
+    return wide ? load_real((const float *)head + at) : load_real_halves(head + 2 * at);
 }
 
-/* `count` rows by some blocks of a group, of which one tile lies `along` bytes after the other. */
 /* Sums have to be in registers: so loops over them are unrolled, whatever a compiler thinks of their length. */
 #define UNROLLED _Pragma("GCC unroll 16")
 
@@ -193,13 +124,13 @@ static inline __attribute__((always_inline)) Real head_part(const char *head, co
 static inline __attribute__((always_inline)) void whole_rows(
     const Numbers *rows, const int count, const char *tile, const Form form, int64_t depth, int64_t ahead, float *to, int64_t step
 ) {
-    const int bytes = tile_bytes(form), steps = DEPTH / 4;
-    const Real zero = VECTOR(set1_ps)((float)form.zero);
+    const int bytes = tile_bytes(form), steps = DEPTH / 4, zero_of_sums = zero_left(form.bits, form.zero);
+    const Real zero = every_real((float)zero_of_sums);
     Real sum[MOST_ROWS][VECTORS];
     UNROLLED
     for (int m = 0; m < count; m++)
         UNROLLED
-        for (int part = 0; part < VECTORS; part++) sum[m][part] = VECTOR(setzero_ps)();
+        for (int part = 0; part < VECTORS; part++) sum[m][part] = every_real(0);
     for (int64_t k = 0; k < depth; k++, tile += bytes) {
         const int8_t *inputs = rows->numbers + k * DEPTH;
         const Block *about = rows->block + k;
@@ -216,7 +147,7 @@ static inline __attribute__((always_inline)) void whole_rows(
                 }
             else
                 UNROLLED
-                for (int v = 0; v < steps; v++) weights[v] = load_whole(from + 64 * v);
+                for (int v = 0; v < steps; v++) weights[v] = load_weights(from + 64 * v, form.zero);
             Real scale = head_part(tile, form.wide, 0, part), second = scale, offset = scale;
             if (form.scales == 2) second = head_part(tile, form.wide, 1, part);
             if (form.offset) offset = head_part(tile, form.wide, form.scales, part);
@@ -224,27 +155,29 @@ static inline __attribute__((always_inline)) void whole_rows(
             for (int m = 0; m < count; m++) {
                 const int8_t *row = inputs + m * rows->stride;
                 const Block *of_row = about + m * rows->apart;
-                Real factor = VECTOR(set1_ps)(of_row->scale), *result = &sum[m][part];
+                Real factor = every_real(of_row->scale), *result = &sum[m][part];
                 if (form.scales == 2) {
-                    Real lower = VECTOR(cvtepi32_ps)(dot(weights, row, steps / 2, form.bits == 4));
-                    Real upper = VECTOR(cvtepi32_ps)(dot(weights + steps / 2, row + DEPTH / 2, steps / 2, form.bits == 4));
-                    lower = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->sum - of_row->upper), lower);
-                    upper = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->upper), upper);
-                    *result = VECTOR(fmadd_ps)(lower, VECTOR(mul_ps)(scale, factor), *result);
-                    *result = VECTOR(fmadd_ps)(upper, VECTOR(mul_ps)(second, factor), *result);
+                    Real lower = to_real(dot(weights, row, steps / 2, form.bits == 4));
+                    Real upper = to_real(dot(weights + steps / 2, row + DEPTH / 2, steps / 2, form.bits == 4));
+                    if (zero_of_sums) {
+                        lower = real_minus_times(lower, zero, every_real(of_row->sum - of_row->upper));
+                        upper = real_minus_times(upper, zero, every_real(of_row->upper));
+                    }
+                    *result = real_times_plus(lower, real_times(scale, factor), *result);
+                    *result = real_times_plus(upper, real_times(second, factor), *result);
                     continue;
                 }
-                Real product = VECTOR(cvtepi32_ps)(dot(weights, row, steps, form.bits == 4));
-                if (form.zero) product = VECTOR(fnmadd_ps)(zero, VECTOR(set1_ps)(of_row->sum), product);
-                *result = VECTOR(fmadd_ps)(product, VECTOR(mul_ps)(scale, factor), *result);
-                if (form.offset) *result = VECTOR(fmadd_ps)(offset, VECTOR(set1_ps)(of_row->total), *result);
+                Real product = to_real(dot(weights, row, steps, form.bits == 4));
+                if (zero_of_sums) product = real_minus_times(product, zero, every_real(of_row->sum));
+                *result = real_times_plus(product, real_times(scale, factor), *result);
+                if (form.offset) *result = real_times_plus(offset, every_real(of_row->total), *result);
             }
         }
     }
     UNROLLED
     for (int m = 0; m < count; m++)
         UNROLLED
-        for (int part = 0; part < VECTORS; part++) VECTOR(storeu_ps)(to + m * step + part * OUTPUTS, sum[m][part]);
+        for (int part = 0; part < VECTORS; part++) store_real(to + m * step + part * OUTPUTS, sum[m][part]);
 }
 
 /* All rows by blocks, one after the other, as they lie in memory: the first rows read a block from there, the others find it in the

@@ -118,6 +118,9 @@ static inline uint16_t at_least(Integers a, Integers b) {
     __m256i low = _mm256_cmpgt_epi32(b.low, a.low), high = _mm256_cmpgt_epi32(b.high, a.high);
     return (uint16_t)~lanes_of(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
 }
+static inline Integers larger_integers(Integers a, Integers b) {
+    return (Integers){_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+}
 static inline Floats to_floats(Integers x) { return (Floats){_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 static inline Integers to_integers(Floats x) { return (Integers){_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; } /* nearest */
 

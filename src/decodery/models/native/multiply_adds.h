@@ -18,7 +18,8 @@ enum { BLOCK_PARTS = TILE / PART };
 
 /* As many sums at once as there are registers for; each waits for the one before it. They have names, for what stands in an array
  * compilers keep in memory. */
-#define EACH_SUM(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#define EACH_SUM(DO) \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15)
 /* Of rows and weights, the fewer stay while the others pass by. */
 #define ROW(i) (parts > count ? i % count : i / parts)
 #define OF_ROW(i) (parts > count ? i / count : i % parts)
@@ -34,7 +35,7 @@ enum { BLOCK_PARTS = TILE / PART };
     }
 
 /* sums [count rows, parts] += rows [count, 32] times weights in pairs [16, outputs, 2]: from one pair to the next there are `apart`
- * elements, from one block of 16 outputs to the next `along`. step: numbers from one row of sums to the next. count * parts: at most 8. */
+ * elements, from one block of 16 outputs to the next `along`. step: numbers from one row of sums to the next. count * parts: at most 8, of four lanes 16. */
 static inline __attribute__((always_inline)) void add_products(
     const float *rows, const int count, const bf16 *pairs, int64_t apart, const int along, const int parts, float *sums, int64_t step
 ) {
@@ -123,8 +124,8 @@ static void key_products(const bf16 *keys, int64_t width, int64_t columns, const
         for (int64_t k = 0; k < width / DEPTH; k++) {
             const bf16 *pairs = queries + k * TILE_ELEMENTS;
             widen(keys + column * width + k * DEPTH, width, TILE, wide);
-            if (lanes <= PART) /* one request and few query heads: half of the lanes are nobody's */
-                for (int j = 0; j < TILE; j += 8) add_products(wide + j * DEPTH, 8, pairs, DEPTH, 0, 1, sums + j * TILE, TILE);
+            if (lanes <= TILE / 2) /* one request and few query heads: half of the lanes are nobody's */
+                for (int j = 0; j < TILE; j += 8) add_products(wide + j * DEPTH, 8, pairs, DEPTH, 0, BLOCK_PARTS / 2, sums + j * TILE, TILE);
             else
                 for (int j = 0; j < TILE; j += 4) add_products(wide + j * DEPTH, 4, pairs, DEPTH, 0, BLOCK_PARTS, sums + j * TILE, TILE);
         }

@@ -25,7 +25,7 @@ typedef struct {
 static inline float half_at(const uint8_t *from) {
     uint16_t bits;
     memcpy(&bits, from, sizeof bits);
-    return _cvtsh_ss(bits);
+    return half_to_float(bits);
 }
 
 /* The form of tiles that holds the numbers of a kind: one more than its place in integer_form; or 0. */
@@ -127,7 +127,7 @@ static void put_head(Form form, int index, int output, float value, char *tile) 
     if (form.wide) {
         memcpy(tile + 4 * at, &value, sizeof value);
     } else {
-        uint16_t bits = (uint16_t)_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+        uint16_t bits = float_to_half(value);
         memcpy(tile + 2 * at, &bits, sizeof bits);
     }
 }

@@ -57,7 +57,6 @@ static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix
     return entering;
 }
 
-
 /* Whether rows that have entered for one matrix may be multiplied with another of as many inputs. */
 static inline int enter_alike(Matrix one, Matrix other) {
     return one.form && other.form ? 1 : !one.form && !other.form && (one.bytes == BYTES_BF16) == (other.bytes == BYTES_BF16);
@@ -71,7 +70,7 @@ static inline const bf16 *values_of(const bf16 *const *span, int64_t place, int6
 /* Fetch the first 128 elements of rows that are so many elements apart. */
 static inline void fetch_rows(const bf16 *rows, int64_t apart, int64_t count) {
     for (int64_t i = 0; i < count; i++)
-        for (int64_t line = 0; line < 4; line++) _mm_prefetch((const char *)(rows + i * apart + line * DEPTH), _MM_HINT_T0);
+        for (int64_t line = 0; line < 4; line++) fetch_line(rows + i * apart + line * DEPTH);
 }
 
 #if DECODERY_AMX

@@ -2,12 +2,13 @@
 #ifndef DECODERY_THREADS_H
 #define DECODERY_THREADS_H
 
-#include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <unistd.h>
+
+#include "lanes.h"
 
 /* Between the passes of a running request, some milliseconds at most, a thread stays awake: a processor that sleeps takes long to come
  * back, in virtual machines above all. It gives way to whoever else wants the processor. */
@@ -40,7 +41,7 @@ static inline void barrier(int threads) {
     }
     for (int spins = 0; atomic_load_explicit(&pool.phase, memory_order_acquire) == phase; spins++) {
         if (spins < SPINS_BEFORE_YIELD)
-            _mm_pause();
+            pause_thread();
         else
             sched_yield();
     }
@@ -54,7 +55,7 @@ static void *worker(void *index) {
     atomic_fetch_add(&pool.done, 1);
     for (;;) {
         for (int spins = 0; spins < SPINS_BEFORE_SLEEP && atomic_load(&pool.generation) == seen; spins++) {
-            _mm_pause();
+            pause_thread();
             if (spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1) sched_yield();
         }
         if (atomic_load(&pool.generation) == seen) {
@@ -100,7 +101,7 @@ static void together(int threads, Work work, void *argument) {
     work(0, threads, argument);
     for (int spins = 0; atomic_load(&pool.done) < pool.started; spins++) {
         if (spins < SPINS_BEFORE_YIELD)
-            _mm_pause();
+            pause_thread();
         else
             sched_yield();
     }

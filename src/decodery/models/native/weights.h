@@ -71,6 +71,35 @@ static inline __attribute__((always_inline)) void unpack_four(const char *tile, 
         for (int i = 0; i < 4; i++) store_integers(line + i * DEPTH, _mm512_permutexvar_epi16(places[i], table[i / 2]));
     }
 }
+#elif DECODERY_NEON
+static inline __attribute__((always_inline)) void unpack_four(const char *tile, const int bytes, bf16 *to) {
+    const Floats digits = {{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}}}, steps = minus(digits, every(8));
+    float scale[TILE], offset[TILE];
+    store(scale, load_halves(tile));
+    if (bytes == BYTES_FOUR) store(offset, load_halves(tile + 32));
+    for (int vector = 0; vector < 4; vector++) {
+        const uint8_t *words = (const uint8_t *)(tile + digits_of(bytes) + 64 * vector);
+        uint8x16x2_t first = vld2q_u8(words), second = vld2q_u8(words + 32); /* lower and upper bytes of 16 words */
+        for (int i = 0; i < 4; i++) {
+            int output = 4 * vector + i;
+            Floats factor = every(scale[output]);
+            Floats weights = bytes == BYTES_CENTRED ? times(steps, factor) : times_plus(digits, factor, every(offset[output]));
+            /* What half precision makes is never below 2^-126, and finite here. */
+            Integers bits = OF_ONE(Integers, four_rounded, weights);
+            uint16x8_t low = vshrn_high_n_u32(vshrn_n_u32(bits.part[0], 16), bits.part[1], 16);
+            uint16x8_t high = vshrn_high_n_u32(vshrn_n_u32(bits.part[2], 16), bits.part[3], 16);
+            /* The lower bytes of the sixteen weights, and the upper ones; then which of them the 32 inputs have. */
+            uint8x16_t lower = vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+            uint8x16_t upper = vuzp2q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+            uint8_t *line = (uint8_t *)(to + output * DEPTH);
+            for (int half = 0; half < 2; half++) {
+                uint8x16_t two = half ? second.val[i / 2] : first.val[i / 2];
+                uint8x16_t place = i % 2 ? vshrq_n_u8(two, 4) : vandq_u8(two, vdupq_n_u8(15));
+                vst2q_u8(line + 32 * half, ((uint8x16x2_t){{vqtbl1q_u8(lower, place), vqtbl1q_u8(upper, place)}}));
+            }
+        }
+    }
+}
 #else
 /* Bits of the bfloat16 nearest to eight finite numbers that are not below 2^-126: what half precision makes never is. */
 static inline __m256i nearest_bf16(__m256 x) {
@@ -130,7 +159,7 @@ static inline void written(void) { __asm__ volatile("" ::: "memory"); }
 
 /* Fetch a tile into the nearest cache. What is not there does no harm. */
 static inline __attribute__((always_inline)) void fetch(const char *tile, const int bytes) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch(tile + line, _MM_HINT_T0);
+    for (int line = 0; line < bytes; line += 64) fetch_line(tile + line);
 }
 
 enum { AHEAD = 4 * BYTES_BF16 };
@@ -174,7 +203,7 @@ static inline void unpack_line(const char *tile, int64_t bytes, int64_t output, 
     } else {
         uint16_t halves[2];
         memcpy(halves, tile + 2 * output, 2), memcpy(halves + 1, tile + 32 + 2 * output, 2);
-        scale = every(_cvtsh_ss(halves[0])), offset = every(_cvtsh_ss(halves[1]));
+        scale = every(half_to_float(halves[0])), offset = every(half_to_float(halves[1]));
         const char *words = tile + digits_of(bytes) + 64 * (output / 4);
         for (int i = 0; i < 2; i++)
             number[i] = both(shift_right(load_words(words + DEPTH * i), (int)(4 * (output % 4))), every_integer(15));
@@ -195,8 +224,6 @@ static inline void around(Floats weights, Floats *low, Floats *high) {
     *low = minus(weights, half), *high = plus(weights, half);
 }
 
-static inline uint16_t half_bits(float value) { return (uint16_t)_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
-
 /* Find scale and offset such that sixteen steps give back 32 weights. Returns 1 and the numbers, or 0. */
 static int grid_of_sixteen(const float *weights, float *scale, float *offset, uint8_t *numbers) {
     enum { NEIGHBOURS = 6 };
@@ -212,8 +239,8 @@ static int grid_of_sixteen(const float *weights, float *scale, float *offset, ui
         }
         for (int k = 0; k <= 2 * NEIGHBOURS; k++) {
             /* Half-precision neighbours of the least weight, nearest first; then of the scales that its choice leaves. */
-            uint16_t first = (uint16_t)(half_bits(least) + (k % 2 ? (k + 1) / 2 : -k / 2));
-            float base = _cvtsh_ss(first);
+            uint16_t first = (uint16_t)(float_to_half(least) + (k % 2 ? (k + 1) / 2 : -k / 2));
+            float base = half_to_float(first);
             Floats from = every(0), to = every(INFINITY), origin = every(base);
             for (int i = 0; i < 2; i++) {
                 uint16_t some = above(q[i], every(0.5f));
@@ -222,16 +249,16 @@ static int grid_of_sixteen(const float *weights, float *scale, float *offset, ui
             }
             float lowest = most_of(from), highest = least_of(to);
             if (lowest > highest * 1.001f) continue;
-            uint16_t middle = half_bits(width > 0 ? (lowest + highest) / 2 : 0);
+            uint16_t middle = float_to_half(width > 0 ? (lowest + highest) / 2 : 0);
             for (int j = 0; j <= 2 * NEIGHBOURS; j++) {
                 uint16_t second = (uint16_t)(middle + (j % 2 ? (j + 1) / 2 : -j / 2));
-                Floats factor = every(_cvtsh_ss(second));
+                Floats factor = every(half_to_float(second));
                 int wrong = 0; /* as numbers, so that zeros are equal */
                 for (int i = 0; i < 2; i++)
                     wrong |= unlike(rounded(times_plus(q[i], factor, origin)), w[i]);
                 if (wrong) continue;
                 for (int i = 0; i < 2; i++) store_bytes(numbers + i * TILE, to_integers(q[i]));
-                *scale = _cvtsh_ss(second), *offset = base;
+                *scale = half_to_float(second), *offset = base;
                 return 1;
             }
         }
@@ -249,10 +276,10 @@ static int grid_around_zero(const float *weights, int highest, float *scale, int
     const Floats first = every((float)(-1 - highest)), last = every((float)highest);
     /* The number of the weight farthest from zero is one of the ends, seldom one nearer to zero. */
     for (int step = 0; step <= highest / 2 + 1; step++) {
-        uint16_t middle = half_bits(farthest / (float)(step ? highest + 1 - step : -1 - highest));
+        uint16_t middle = float_to_half(farthest / (float)(step ? highest + 1 - step : -1 - highest));
         for (int k = 0; k <= 2 * NEIGHBOURS; k++) {
             uint16_t bits = (uint16_t)(middle + (k % 2 ? (k + 1) / 2 : -k / 2));
-            float value = _cvtsh_ss(bits);
+            float value = half_to_float(bits);
             Floats factor = every(value), inverse = every(value != 0 ? 1 / value : 0), q[2];
             int wrong = 0;
             for (int i = 0; i < 2; i++) {
