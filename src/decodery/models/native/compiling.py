@@ -26,6 +26,7 @@ SOURCES = (
     "lanes_avx2.h",
     "weights.h",
     "integers.h",
+    "rounding.h",
     "packing.h",
     "products.h",
     "matrix_unit.h",
