@@ -151,11 +151,11 @@ def wrap(
     model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
     Qwen2, …), trained to see everything.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
-    `decodery.models.paths`); changes made to the model afterwards are not seen then. quantize: rounds that copy, see `load`; for
-    a model in bfloat16 on a CPU, with fast="auto" or "integer". kv_budget, prefill_chunk: see `load`.
+    `decodery.models.paths`); changes made to the model afterwards are not seen then. quantize: what that copy is rounded to,
+    see `load`; of a model in bfloat16 on a CPU, with fast="auto" or "integer". kv_budget, prefill_chunk: see `load`.
 
-    Raises BadSetting where the model cannot run as asked for; ModelNotReadable where the tokenizer has more tokens than the model, beside added ones, or the family cannot be
-    packed.
+    Raises BadSetting where the model cannot be run as asked; ModelNotReadable where the tokenizer has more tokens than the
+    model, beside added ones, or the family cannot be packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     if diffusion is None:

@@ -196,7 +196,7 @@ def test_words_share_nothing(folder: Path, home: Path, monkeypatch: pytest.Monke
     models = []
     for count, word in enumerate(words, start=1):
         models.append(load(folder, dtype="bfloat16", quantize=word))
-        assert len([place for place in Known(folder).place.glob("integer*.json")]) == count
+        assert len(list(Known(folder).place.glob("integer*.json"))) == count
         assert len(list((home / "confirmed").glob("*.json"))) == count
         models[-1].cost(models[-1].network)
     assert len({lm.network.fingerprint() for lm in models}) == 3
@@ -265,11 +265,17 @@ def test_what_cannot_be_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BadSetting, match="the native path is for bfloat16 on a CPU; leave quantize out"):
         wrap(make("llama").float(), LetterTokenizer(208), fast="auto", quantize="q8_0")
 
+    model = make("llama")
+    with pytest.raises(ValueError, match="for the integer path alone, not for packed"):
+        NativeNetwork.of(model, "packed", precision="packed", quantize="q8_0")
+
     def none() -> Any:
         raise build.NotBuilt("it is written for another machine")
 
     monkeypatch.setattr(rounding, "library", none)
-    with pytest.raises(BadSetting, match=r"compiled decoder, which cannot run here \(it is written for another machine\)"):
+    with pytest.raises(
+        BadSetting, match=r"compiled decoder, which cannot run here \(it is written for another machine\)"
+    ):
         load("no/such-model", quantize="q8_0")
 
 

@@ -65,8 +65,8 @@ class Known:
         """The network on the native path, and the tokens that end its text; None where the model does not qualify, and
         `why_not` says why.
 
-        quantize: what weights are rounded to, with the precision "integer". Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
-        the first layers alone.
+        quantize: what weights are rounded to, with the precision "integer". Weights go from the files to where they are used.
+        What confirms a layout the first time is a transformers model of the first layers alone.
         """
         from decodery.models.gguf.weights import weight_source
         from decodery.models.native.network import NativeNetwork

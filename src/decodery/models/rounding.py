@@ -59,8 +59,8 @@ def check_model(quantize: str, name: str, config: Mapping[str, Any], bidirection
 
 
 class Rounded:
-    """A source whose matrices are rounded: embedding and head to eight bits, since errors there reach every token, all others as
-    `quantize` says. What the files hold quantised keeps their numbers."""
+    """A source whose matrices are rounded: embedding and head to eight bits, since errors there reach every token, all others
+    as `quantize` says. What the files hold quantised keeps their numbers."""
 
     def __init__(self, source: Numbers, layout: Layout, quantize: str):
         self.quantize = quantize

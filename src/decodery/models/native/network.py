@@ -88,6 +88,8 @@ class NativeNetwork(KeyValueNetwork):
         """Builds the transformers model of these weights, for who asks for it."""
         self._fingerprint = ""
         self._tables: list[tuple[Tensor, Tensor]] = []
+        if self.quantize is not None and precision != "integer":
+            raise ValueError(f"weights are rounded for the integer path alone, not for {precision}")
         if layout.width % 64:
             raise ValueError(f"heads of width {layout.width} are no multiple of 64")
         if len(self._windows_used) > 1:
