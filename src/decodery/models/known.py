@@ -28,7 +28,7 @@ from decodery.models.layout import Layout
 if TYPE_CHECKING:
     from decodery.models.native.network import NativeNetwork
     from decodery.models.native.weights import Precision
-    from decodery.models.weight_source import Numbers, WeightSource
+    from decodery.models.weight_source import NumberSource, WeightSource
 
 log = logging.getLogger("decodery")
 
@@ -75,7 +75,7 @@ class Known:
 
         kept_as = way(precision, quantize)
         try:
-            source: Numbers = weight_source(self.folder) or StoredWeights(self.folder)
+            source: NumberSource = weight_source(self.folder) or StoredWeights(self.folder)
             record = self._recorded(kept_as)
             layout, ends = record or self._learnt(source, name, precision, quantize)
             if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:

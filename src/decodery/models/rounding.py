@@ -20,7 +20,7 @@ from decodery.models.weight_source import Blocks, ModelWeights
 
 if TYPE_CHECKING:
     from decodery.models.layout import Layout
-    from decodery.models.weight_source import Numbers, WeightSource
+    from decodery.models.weight_source import NumberSource, WeightSource
 
 KINDS = {"q8_0": 8, "q4_0": 2}
 """GGUF's numbers of what weights can be rounded to, by the words for it."""
@@ -62,7 +62,7 @@ class Rounded:
     """A source whose matrices are rounded: embedding and head to eight bits, since errors there reach every token, all others
     as `quantize` says. What the files hold quantised keeps their numbers."""
 
-    def __init__(self, source: Numbers, layout: Layout, quantize: str):
+    def __init__(self, source: NumberSource, layout: Layout, quantize: str):
         self.quantize = quantize
         self._source = source
         most = {layout.embedding, layout.head}

@@ -52,7 +52,7 @@ class WeightSource(Protocol):
         ...
 
 
-class Numbers(WeightSource, Protocol):
+class NumberSource(WeightSource, Protocol):
     """A source that tells numbers from what its files hold quantised."""
 
     def numbers(self, name: str) -> Tensor | None:
