@@ -1,7 +1,8 @@
 """The ways in which a model's passes are run: time by rows and context, parts, agreement, memory and start.
 
 `times`: one pass after some cached tokens, and a prefill (context 0). `profile`: parts of such a pass in compiled code.
-`bandwidth`: of memory. `perplexity`: of a text by each path, and how far its scores are from float32's. `agreement`: plain
+`bandwidth`: of memory. `perplexity`: of a text by each path, and by weights that are rounded at load, and how far the scores
+are from float32's. `agreement`: plain
 greedy answers against those of the path "off", tokens of it scored by each path in one go. `start`: a process from nothing to
 the first token, and its peak memory. `compiled`: transformers' modules as a graph of torch.compile with frozen weights and a
 cache of fixed size, which takes minutes to make.
@@ -45,6 +46,8 @@ class Settings(Asked):
     """A file whose windows are scored; empty: decodery's own questions."""
     window: int = 256
     windows: int = 40
+    quantize: tuple[str, ...] = ()
+    """What the weights of a checkpoint that is not quantised are rounded to, for arms of `perplexity` beside the paths."""
 
 
 def _pass(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> float:
@@ -177,7 +180,11 @@ def perplexity(settings: Settings) -> Study:
         Figure("likeliest token as in float32", "likeliest", per="tokens", form=".2%"),
     )
     about = f"Windows of {settings.window} tokens of {Path(settings.text).name or 'the questions'}, each scored in one pass."
-    arms = [*(arm(path, loaded(settings.model, path)) for path in settings.paths), arm("off, float32", exact)]
+    arms = [
+        *(arm(path, loaded(settings.model, path)) for path in settings.paths),
+        *(arm(f"integer, {word}", loaded(settings.model, "integer", quantize=word)) for word in settings.quantize),
+        arm("off, float32", exact),
+    ]
     return Study(about, items, arms, figures, arms_are="path", lm=loaded(settings.model, settings.paths[0]))
 
 

@@ -35,9 +35,9 @@ class Asked:
 
 
 @cache
-def loaded(name: str, fast: str = "auto", dtype: str = "auto") -> LanguageModel:
+def loaded(name: str, fast: str = "auto", dtype: str = "auto", quantize: str | None = None) -> LanguageModel:
     """A model, loaded once."""
-    return decodery.load(name, fast=fast, dtype=dtype)
+    return decodery.load(name, fast=fast, dtype=dtype, quantize=quantize)
 
 
 def questions_of(asked: Asked, more: int = 0) -> list[Question]:

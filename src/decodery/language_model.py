@@ -281,6 +281,8 @@ class LanguageModel:
             "path": network.path,
             "threads": str(network.threads),
         }
+        if network.quantize is not None:
+            described["quantize"] = network.quantize
         key = tuple(described.values())
         if key not in self._costs:
             with network.working():

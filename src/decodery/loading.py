@@ -23,6 +23,7 @@ from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
 from decodery.models.quiet import quiet
 from decodery.models.reading import is_usual, read_model, read_tokenizer
+from decodery.models.rounding import check, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +51,7 @@ def load(
     device: str | torch.device = "auto",
     threads: int | None = None,
     fast: str | bool = "auto",
+    quantize: str | None = None,
     kv_budget: int | str | None = None,
     prefill_chunk: int | None = None,
     progress: store.Progress | None = None,
@@ -61,6 +63,9 @@ def load(
     not tiny; else float32), "float32", "bfloat16", "float16". device: "auto" (a GPU when there is one), "cpu", "cuda", …
     threads: CPU threads for torch.
     fast: how passes are run: "auto", "exact", "integer", "packed", "native", "fused" or "off" (`decodery.models.paths`).
+    quantize: "q8_0" or "q4_0": round the weights of a checkpoint in float32, float16 or bfloat16 to eight or four bits, as GGUF
+    does, for the integer path on a CPU; embedding and head to eight in both cases. What the files hold quantised keeps its
+    numbers, companions are loaded as they are. None: no weight is changed.
     kv_budget: most memory of the keys and values of all requests together, in bytes or as text ("2GB", "512MiB"); None: half of
     what is free when the first request comes. Requests that do not fit beside the others wait. prefill_chunk: tokens of prompts
     that are scored in one pass while other requests run; None: as many as do not hold these up for long, by the cost curve; 0:
@@ -73,6 +78,13 @@ def load(
             raise BadSetting(f"threads must be at least 1, not {threads}.")
         torch.set_num_threads(threads)
     where = _device(device)
+    if quantize is not None:
+        check(quantize, fast)
+        if dtype not in ("auto", "bfloat16", torch.bfloat16):
+            raise BadSetting(f"quantize={quantize!r} computes in bfloat16, not in {dtype}; leave dtype out.")
+        if where.type != "cpu":
+            raise BadSetting(f"quantize={quantize!r} is for a CPU, not for {where}; give device='cpu'.")
+        dtype = torch.bfloat16
     if where.type == "cpu" and str(fast) in NATIVE and _wants_native(Path(name), dtype):
         build.prepare()
     folder = store.resolve(str(name), progress=progress)
@@ -82,6 +94,8 @@ def load(
     try:
         config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
+        if quantize is not None:
+            check_model(quantize, label, config, diffusion is not None)
         foreign = masked_diffusion.is_foreign(config)
 
         def complete() -> Any:
@@ -97,14 +111,19 @@ def load(
         else:
             tokenizer = known.tokenizer(partial(read_tokenizer, tokenizer_folder(folder)))
         # After the tokenizer, whose reading takes memory that is free again then.
-        found = None if precision is None else known.network(label, precision)
+        found = None if precision is None else known.network(label, precision, quantize)
         if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
             kind = found[0].dtype  # what `complete` reads
             found[0].complete = complete
             return _combined(*found, tokenizer, folder, None, limits)
+        if quantize is not None and weight_source(base) is not None:
+            why_not = known.why_not or "adapters are added to numbers, and its file has none"
+            raise BadSetting(f"{label} cannot be kept in {quantize}: {why_not}; leave quantize out.")
         model = complete().to(where)
         with quiet():  # a first pass may unpack quantised weights
-            network = network_for(model, label, fast, owned=True, bidirectional=diffusion is not None)
+            network = network_for(
+                model, label, fast, owned=True, bidirectional=diffusion is not None, quantize=quantize
+            )
     except DecoderyError:
         raise
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
@@ -121,6 +140,7 @@ def wrap(
     name: str | None = None,
     folder: Path | None = None,
     fast: str | bool = False,
+    quantize: str | None = None,
     diffusion: MaskedDiffusion | None = None,
     kv_budget: int | str | None = None,
     prefill_chunk: int | None = None,
@@ -131,15 +151,16 @@ def wrap(
     model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
     Qwen2, …), trained to see everything.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
-    `decodery.models.paths`); changes made to the model afterwards are not seen then. kv_budget, prefill_chunk: see `load`.
+    `decodery.models.paths`); changes made to the model afterwards are not seen then. quantize: what that copy is rounded to,
+    see `load`; of a model in bfloat16 on a CPU, with fast="auto" or "integer". kv_budget, prefill_chunk: see `load`.
 
-    Raises ModelNotReadable where the tokenizer has more tokens than the model, beside added ones, or the family cannot be
-    packed.
+    Raises BadSetting where the model cannot be run as asked; ModelNotReadable where the tokenizer has more tokens than the
+    model, beside added ones, or the family cannot be packed.
     """
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
-    network = network_for(model, label, fast, bidirectional=diffusion is not None)
+    network = network_for(model, label, fast, bidirectional=diffusion is not None, quantize=quantize)
     return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, Limits(kv_budget, prefill_chunk))
 
 

@@ -506,3 +506,19 @@ def test_engine_options_arrive(command: Any, toy: Any, monkeypatch: pytest.Monke
         command("generate", "hello", "--max-new-tokens", "2", "--kv-budget", "2GB", "--prefill-chunk", "64").code == 0
     )
     assert (given["kv_budget"], given["prefill_chunk"]) == ("2GB", 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quantize", "q4_k"], "quantize must be q8_0 or q4_0, not 'q4_k'."),
+        (["--quantize", "q8_0", "--fast", "native"], "integer path alone; give fast='auto' or 'integer'"),
+        (["--quantize", "q8_0", "--dtype", "float32"], "computes in bfloat16, not in float32; leave dtype out."),
+    ],
+)
+def test_weights_that_cannot_be_rounded_so_are_refused_before_anything_is_fetched(
+    command: Any, options: list[str], told: str
+) -> None:
+    result = command("generate", "Once", "--model", "no/such-model", *options)
+    assert (result.code, result.out) == (2, "")
+    assert told in result.err.replace("\n", " ")

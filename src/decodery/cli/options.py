@@ -88,6 +88,15 @@ class ModelOptions:
         str,
         _model("--fast", help="How passes are run: auto, exact, integer, packed, native (compiled), fused, or off."),
     ] = "auto"
+    quantize: Annotated[
+        str | None,
+        _model(
+            "--quantize",
+            metavar="WORD",
+            help="Round weights to eight or four bits when the model is loaded: q8_0 or q4_0; for the integer path.",
+            show_default="as they are",
+        ),
+    ] = None
     kv_budget: Annotated[
         str | None,
         _model(
@@ -123,6 +132,7 @@ def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> Langua
         device=options.device,
         threads=options.threads,
         fast=options.fast,
+        quantize=options.quantize,
         kv_budget=options.kv_budget,
         prefill_chunk=options.prefill_chunk,
         progress=progress,

@@ -34,6 +34,7 @@ class ComposedNetwork(Scorer):
         self.prompt = tuple(prompt)
         networks = [first, *(member.network for member in members)]
         self.name = f"{first.name} as {target.spec()}"
+        self.quantize = first.quantize
         self.path, self.vocabulary, self.layers, self.hidden = first.path, first.vocabulary, first.layers, first.hidden
         self.device, self.dtype, self.threads = first.device, first.dtype, first.threads
         self.parameters = sum({id(network): network.parameters for network in networks}.values())

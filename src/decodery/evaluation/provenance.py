@@ -20,13 +20,14 @@ from decodery.models.processors import processors
 
 def provenance(lm: LanguageModel, whole: bool = True) -> dict[str, Any]:
     """What a measurement with `lm` ran on, for JSON. whole: also the machine, its load and the command. The weights are those
-    that the network was made of, whatever form they are kept in."""
+    that the network was made of, whatever form they are kept in; `quantize` stands there where they were rounded first."""
     network = lm.network
     told = {
         "model": lm.name,
         "parameters": network.parameters or None,
         "dtype": str(network.dtype).removeprefix("torch."),
         "path": network.path if network.timed else "",
+        **({} if network.quantize is None else {"quantize": network.quantize}),
         "device": str(network.device),
     }
     if not whole:

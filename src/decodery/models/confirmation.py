@@ -66,16 +66,22 @@ class Asked:
     rows: dict[tuple[int, ...], Tensor]
 
 
-def confirm(make: Callable[[Any], Scorer], model: PreTrainedModel, path: str) -> None:
+def confirm(
+    make: Callable[[Any], Scorer],
+    model: PreTrainedModel,
+    path: str,
+    means: Callable[[Any], Any] | None = None,
+) -> None:
     """Raise NotConfirmed, saying where, unless the network that `make` builds over a model scores as transformers does.
 
-    make: is given the model cut down. path: the way of running, part of what the outcome is kept by.
+    make: is given the model cut down. path: the way of running, part of what the outcome is kept by. means: of a path that
+    changes weights on purpose, gives the model with these weights, as which the network must score; it is given the same.
     """
     place = home() / "confirmed" / f"{_identity(model, path)}.json"
     kept = _read(place)
     if kept is None:
         with quiet():
-            kept = {"reason": _difference(make, model)}
+            kept = {"reason": _difference(make, model, means)}
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(kept), encoding="utf-8")
     if kept["reason"]:
@@ -113,7 +119,9 @@ def _identity(model: PreTrainedModel, path: str) -> str:
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:24]
 
 
-def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
+def _difference(
+    make: Callable[[Any], Scorer], model: PreTrainedModel, means: Callable[[Any], Any] | None = None
+) -> str:
     """What a network scores otherwise than transformers; empty where nothing is."""
     failure: Exception | None = None
     for copied in (_cut_down_to_few_tokens, _cut_down, _whole):
@@ -126,7 +134,7 @@ def _difference(make: Callable[[Any], Scorer], model: PreTrainedModel) -> str:
             continue
         network = make(small)
         try:
-            return _compare(network, make, small, length)
+            return _compare(network, make, small if means is None else means(small), length)
         except (NotConfirmed, ModelNotReadable):
             raise
         except Exception as error:  # as above
@@ -158,7 +166,7 @@ def _whole(model: PreTrainedModel) -> tuple[Any, int]:
 
 
 def _compare(network: Scorer, make: Callable[[Any], Scorer], small: Any, length: int) -> str:
-    """small: the model that the network and transformers both run. length: of a text that crosses all its borders."""
+    """small: the model as which the network scores. length: of a text that crosses all its borders."""
     exact = small if small.dtype == torch.float32 else _in_float32(small)
     references: dict[tuple[int, ...], Tensor] = {}
     usual: dict[tuple[int, ...], Tensor] = {}

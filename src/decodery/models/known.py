@@ -28,7 +28,7 @@ from decodery.models.layout import Layout
 if TYPE_CHECKING:
     from decodery.models.native.network import NativeNetwork
     from decodery.models.native.weights import Precision
-    from decodery.models.weight_source import WeightSource
+    from decodery.models.weight_source import NumberSource, WeightSource
 
 log = logging.getLogger("decodery")
 
@@ -44,6 +44,8 @@ class Known:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.why_not = ""
+        """Why `network` gave none."""
 
     @cached_property
     def place(self) -> Path:
@@ -57,35 +59,42 @@ class Known:
                 digest.update(f"\0{path.name}/".encode())
         return home() / "known" / digest.hexdigest()[:32]
 
-    def network(self, name: str, precision: Precision) -> tuple[NativeNetwork, tuple[int, ...]] | None:
-        """The network on the native path, and the tokens that end its text; None where the model does not qualify.
+    def network(
+        self, name: str, precision: Precision, quantize: str | None = None
+    ) -> tuple[NativeNetwork, tuple[int, ...]] | None:
+        """The network on the native path, and the tokens that end its text; None where the model does not qualify, and
+        `why_not` says why.
 
-        Its weights go from the files to where they are used. What confirms a layout the first time is a transformers model of
-        the first layers alone.
+        quantize: what weights are rounded to, with the precision "integer". Weights go from the files to where they are used.
+        What confirms a layout the first time is a transformers model of the first layers alone.
         """
         from decodery.models.gguf.weights import weight_source
         from decodery.models.native.network import NativeNetwork
         from decodery.models.reading import StoredWeights
+        from decodery.models.rounding import Rounded, way
 
+        kept_as = way(precision, quantize)
         try:
-            source: WeightSource = weight_source(self.folder) or StoredWeights(self.folder)
-            record = self._recorded(precision)
-            layout, ends = record or self._learnt(source, name, precision)
+            source: NumberSource = weight_source(self.folder) or StoredWeights(self.folder)
+            record = self._recorded(kept_as)
+            layout, ends = record or self._learnt(source, name, precision, quantize)
             if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:
                 raise ValueError(f"its files hold {min(surplus)}, which the layout has no place for")
-            network = NativeNetwork(layout, source, name, precision)
+            weights = source if quantize is None else Rounded(source, layout, quantize)
+            network = NativeNetwork(layout, weights, name, precision)
         except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
             log.info("%s is read through transformers: %s", self.folder, reason)
+            self.why_not = str(reason)
             return None
         if record is None:
-            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(precision).name
+            text, name = json.dumps({"layout": layout.as_json(), "ends": ends}), self._layout(kept_as).name
             self._keep(name, lambda folder: bool((folder / name).write_text(text)))
         return network, ends
 
-    def _recorded(self, precision: Precision) -> tuple[Layout, tuple[int, ...]] | None:
+    def _recorded(self, kept_as: str) -> tuple[Layout, tuple[int, ...]] | None:
         """The layout that an earlier load has confirmed, and the tokens that end a text."""
         try:
-            record = json.loads(self._layout(precision).read_text(encoding="utf-8"))
+            record = json.loads(self._layout(kept_as).read_text(encoding="utf-8"))
             return Layout.from_json(record["layout"]), tuple(record["ends"])
         except FileNotFoundError:
             return None
@@ -93,7 +102,9 @@ class Known:
             log.info("what was found out about %s cannot be read: %s", self.folder, reason)
             return None
 
-    def _learnt(self, source: WeightSource, name: str, precision: Precision) -> tuple[Layout, tuple[int, ...]]:
+    def _learnt(
+        self, source: WeightSource, name: str, precision: Precision, quantize: str | None
+    ) -> tuple[Layout, tuple[int, ...]]:
         """The layout of the folder's model, confirmed against transformers, and the tokens that end a text. Raises ValueError,
         or whatever a family's code raises, where the model does not qualify."""
         import torch
@@ -103,6 +114,7 @@ class Known:
         from decodery.models.pages import give_back
         from decodery.models.reading import cut, empty_model, end_tokens, fill
         from decodery.models.recognition import recognised
+        from decodery.models.rounding import rounded, way
         from decodery.models.weight_source import Checked
 
         model = empty_model(self.folder, torch.bfloat16)
@@ -110,7 +122,12 @@ class Known:
         cut(model, layout.varied, FEW_TOKENS)
         with one_thread():
             fill(model, Checked(source, layout))
-            confirm(partial(NativeNetwork.of, name=name, precision=precision), model, precision)
+            confirm(
+                partial(NativeNetwork.of, name=name, precision=precision, quantize=quantize),
+                model,
+                way(precision, quantize),
+                None if quantize is None else partial(rounded, quantize=quantize),
+            )
         del model
         gc.collect()  # modules refer to each other in circles
         give_back()
@@ -134,11 +151,11 @@ class Known:
             log.info("what was kept of the tokenizer of %s cannot be read: %s", self.folder, reason)
             return None
 
-    def _layout(self, precision: Precision) -> Path:
-        """The record of a path on this machine's compiled decoder."""
+    def _layout(self, kept_as: str) -> Path:
+        """The record of a path on this machine's compiled decoder. kept_as: see `rounding.way`."""
         from decodery.models.native.build import library
 
-        return self.place / f"{precision}-{Path(library()._name).stem}.json"
+        return self.place / f"{kept_as}-{Path(library()._name).stem}.json"
 
     def _keep(self, last: str, write: Callable[[Path], bool]) -> None:
         """Put the files that `write` makes in a folder beside the others, `last` at the end."""

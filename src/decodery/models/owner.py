@@ -31,6 +31,8 @@ class Owner:
     name: str
     path: str = "none"
     """How passes are run; part of what a cost curve was measured of."""
+    quantize: str | None = None
+    """What its weights were rounded to when it was loaded, as `decodery.load` has it; None: they were not."""
     vocabulary: int
     """Number of token ids the logits range over."""
     context: int

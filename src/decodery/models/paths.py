@@ -23,10 +23,12 @@ from decodery.errors import BadSetting, ModelNotReadable
 from decodery.models.confirmation import NotConfirmed, confirm
 from decodery.models.key_value_network import KeyValueNetwork
 from decodery.models.network import TransformersNetwork
+from decodery.models.rounding import check, check_model, rounded, way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from decodery.models.native.network import NativeNetwork
     from decodery.models.native.weights import Precision
     from decodery.models.scorer import Network
 
@@ -40,19 +42,29 @@ NATIVE = ("integer", "packed", "native")
 
 
 def network_for(
-    model: PreTrainedModel, name: str, fast: str | bool = "auto", owned: bool = False, bidirectional: bool = False
+    model: PreTrainedModel,
+    name: str,
+    fast: str | bool = "auto",
+    owned: bool = False,
+    bidirectional: bool = False,
+    quantize: str | None = None,
 ) -> Network:
     """A network over a model.
 
     fast: one of PATHS; "auto" (or True) takes the first that can run this model here, "exact" the first that rounds nothing
     which the model's own modules do not, False means "off". owned: nobody else uses the model, so weights that a path keeps
     in another layout may be dropped from it. bidirectional: its forwards are whole canvases, for which "auto" leaves out the
-    native code: it is built for few rows, and gains nothing on many. Raises BadSetting for another word, and where the path
-    that was asked for cannot run the model here; ModelNotReadable where nothing can.
+    native code: it is built for few rows, and gains nothing on many. quantize: what weights are rounded to, for the integer
+    path alone, which "auto" then means. Raises BadSetting for another word, and where the path that was asked for cannot run
+    the model here; ModelNotReadable where nothing can.
     """
     wanted = {True: "auto", False: "off"}.get(fast, fast) if isinstance(fast, bool) else fast
     if wanted not in PATHS:
         raise BadSetting(f"fast must be {', '.join(PATHS[:-1])} or {PATHS[-1]}, not {fast!r}.")
+    if quantize is not None:
+        check(quantize, fast)
+        check_model(quantize, name, model.config.to_dict(), bidirectional)
+        return _rounded_network(model, name, owned, quantize)
     for path in PATHS[2:-1]:
         chosen = path in AUTOMATIC.get(wanted, ()) and not (bidirectional and path in NATIVE)
         if wanted == path or chosen:
@@ -101,6 +113,17 @@ def _recurrent(model: PreTrainedModel) -> bool:
     except Exception:  # a configuration that says nothing of its layers' caches
         return False
     return any(hasattr(layer, "recurrent_states") for layer in layers)
+
+
+def _rounded_network(model: PreTrainedModel, name: str, owned: bool, quantize: str) -> NativeNetwork:
+    from decodery.models.native.network import NativeNetwork
+
+    make = partial(NativeNetwork.of, name=name, precision="integer", quantize=quantize)
+    try:
+        confirm(make, model, way("integer", quantize), partial(rounded, quantize=quantize))
+        return make(model, owned=owned)
+    except (ValueError, RuntimeError, OSError, ModelNotReadable) as reason:
+        raise BadSetting(f"{name} cannot be kept in {quantize} here: {reason}; leave quantize out.") from reason
 
 
 def _fast_network(path: str, model: PreTrainedModel, name: str, owned: bool, required: bool) -> KeyValueNetwork:

@@ -135,16 +135,23 @@ class StoredWeights:
     or damaged; a weight whose numbers are not finite is found when it is read."""
 
     def __init__(self, folder: Path):
-        self._stored = stored_weights(folder, torch.bfloat16)
+        self._stored = stored_weights(folder)
 
     def names(self) -> Iterable[str]:
         return self._stored
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._stored_numbers(name).to(dtype)
+
+    def numbers(self, name: str) -> Tensor:
+        weight = self._stored_numbers(name)
+        return weight if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else weight.float()
+
+    def _stored_numbers(self, name: str) -> Tensor:
         weight = self._stored[name]
         if weight.dtype not in FLOATING:
             raise ValueError(f"{name} is kept as {weight.dtype}, which is no number of a usual checkpoint")
-        return weight[...].to(dtype)
+        return weight[...]
 
     def blocks(self, name: str) -> Blocks | None:
         return None

@@ -18,12 +18,14 @@ class Blocks:
     """A matrix [outputs, inputs] as a quantised file holds it.
 
     kind: the file's name of the form, as `gguf.GGMLQuantizationType` numbers it. rows: uint8 [outputs, bytes of a row], a view
-    of the mapped file where its rows already stand in the network's own order. inputs: numbers in a row.
+    of the mapped file where its rows already stand in the network's own order. inputs: numbers in a row. rounded: of a matrix
+    of numbers, float32, float16 or bfloat16 [outputs, inputs], the kind of blocks that they are to be rounded to; else 0.
     """
 
     kind: int
     rows: Tensor
     inputs: int
+    rounded: int = 0
 
 
 class WeightSource(Protocol):
@@ -47,6 +49,15 @@ class WeightSource(Protocol):
 
     def release(self, name: str) -> None:
         """Nobody looks at the blocks of a weight any more."""
+        ...
+
+
+class NumberSource(WeightSource, Protocol):
+    """A source that tells numbers from what its files hold quantised."""
+
+    def numbers(self, name: str) -> Tensor | None:
+        """A weight in the dtype of its file: float32, float16 or bfloat16, and float32 where that is another; None where the
+        file holds it quantised."""
         ...
 
 
@@ -92,6 +103,9 @@ class ModelWeights:
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         return self._weights[name].to(dtype)
+
+    def numbers(self, name: str) -> Tensor:
+        return self._weights[name]
 
     def blocks(self, name: str) -> Blocks | None:
         return None

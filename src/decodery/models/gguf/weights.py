@@ -137,6 +137,19 @@ class GgufWeights:
         joined = numbers[0] if join is None else join(numbers)
         return joined.to(dtype).contiguous()
 
+    def numbers(self, name: str) -> Tensor | None:
+        """A weight in the dtype of the file, or in float32; None where the file holds it quantised."""
+        import torch
+
+        from decodery.models.gguf.dequantisation import PLAIN
+
+        parts = self._weights[name]
+        if any(entry.kind not in PLAIN for entry, _ in parts):
+            return None
+        kept = {torch.float32 if place.change else PLAIN[entry.kind] for entry, place in parts}
+        halves = kept in ({torch.float16}, {torch.bfloat16})
+        return self.tensor(name, kept.pop() if halves else torch.float32)
+
     def blocks(self, name: str) -> Blocks | None:
         """A quantised matrix as it lies in the file; None where it is not quantised, or is more than rows of one tensor of the
         file in another order."""

@@ -101,8 +101,10 @@ def load(path: Path) -> ctypes.CDLL:
     library.decodery_form.restype = c_int64
     library.decodery_tile.argtypes = [c_int64]
     library.decodery_tile.restype = c_int64
-    library.decodery_pack.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, POINTER(MatrixStruct), c_int]
+    library.decodery_pack.argtypes = [c_void_p, *[c_int64] * 5, POINTER(MatrixStruct), c_int]
     library.decodery_pack.restype = c_int
+    library.decodery_round.argtypes = [c_void_p, *[c_int64] * 4, c_void_p]
+    library.decodery_round.restype = c_int
     library.decodery_product.argtypes = [POINTER(MatrixStruct), c_int64, c_int64, c_void_p, c_int64, c_void_p]
     library.decodery_product.restype = c_int
     library.decodery_rows.argtypes = [POINTER(MatrixStruct), c_int64, c_void_p, c_int64, c_float, c_void_p]

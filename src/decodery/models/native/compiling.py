@@ -30,6 +30,7 @@ SOURCES = (
     "integers.h",
     "dot_products_x86.h",
     "dot_products_neon.h",
+    "rounding.h",
     "packing.h",
     "products.h",
     "matrix_unit.h",

@@ -276,14 +276,20 @@ int64_t decodery_form(int64_t kind) { return form_of_kind(kind); }
 int64_t decodery_tile(int64_t form) { return bytes_of_form(form); }
 
 /* Lay out a matrix [outputs, inputs] as `matrix` says, from `matrix.tiles` on. block: [outputs / 16] where 16 rows of it begin, which lie
- * `stride` bytes from one to the next, in a kind of weights.h or packing.h. outputs: a multiple of 16 * group; inputs: of 32.
- * Returns 1, or 0 where the form would change a weight; the memory then holds nothing of use. */
+ * `stride` bytes from one to the next, in a kind of weights.h, rounding.h or packing.h. rounded: the kind of blocks that numbers are
+ * rounded to first, or 0. outputs: a multiple of 16 * group; inputs: of 32. Returns 1, or 0 where the form would change a weight, or
+ * numbers cannot be rounded; the memory then holds nothing of use. */
 int decodery_pack(
-    const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t stride, const Matrix *matrix, int threads
+    const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t rounded, int64_t stride, const Matrix *matrix, int threads
 ) {
-    Packing packing = {block, inputs, kind, stride, *matrix, outputs / TILE / matrix->group, 0};
+    Packing packing = {block, inputs, kind, rounded, stride, *matrix, outputs / TILE / matrix->group, 0};
     together(threads, pack_groups, &packing);
     return !packing.failed;
+}
+
+/* A matrix [outputs, inputs] of numbers as the blocks that it is rounded to. Returns 1, or 0 where it cannot be. */
+int decodery_round(const char *rows, int64_t outputs, int64_t inputs, int64_t kind, int64_t rounded, uint8_t *to) {
+    return round_matrix(rows, outputs, inputs, kind, rounded, to);
 }
 
 /* Rows of a packed matrix as [count, inputs], times a factor. */

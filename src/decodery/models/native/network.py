@@ -28,9 +28,10 @@ from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
 from decodery.models.native.weights import LINES, Precision, Weights, interleaved
 from decodery.models.pages import give_back, large
+from decodery.models.rounding import Rounded, with_weights
 from decodery.models.scorer import Head, Work, pass_key
 from decodery.models.sequence import Sequence
-from decodery.models.weight_source import Checked
+from decodery.models.weight_source import Checked, ModelWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +62,8 @@ class _Ranked:
 class NativeNetwork(KeyValueNetwork):
     """A network of the usual kind whose passes run in compiled code.
 
-    layout: what it computes. source: its weights, which are packed here, one after the other. precision: how weights may be
+    layout: what it computes. source: its weights, which are packed here, one after the other; `Rounded` ones only with the
+    precision "integer". precision: how weights may be
     kept, and what rows are rounded to, see `Weights`; `path` then tells what came of it. Raises ValueError or NotBuilt where
     the layout or the machine does not qualify. Nothing is compared with transformers here: see `of`.
     """
@@ -80,11 +82,14 @@ class NativeNetwork(KeyValueNetwork):
         self._windows = tuple(layer.window for layer in layout.layers)
         self._windows_used = sorted({w for w in self._windows if w is not None})
         self._source: WeightSource | None = source
+        self.quantize = source.quantize if isinstance(source, Rounded) else None
         self._transformers: PreTrainedModel | None = None
         self.complete: Callable[[], PreTrainedModel] | None = None
         """Builds the transformers model of these weights, for who asks for it."""
         self._fingerprint = ""
         self._tables: list[tuple[Tensor, Tensor]] = []
+        if self.quantize is not None and precision != "integer":
+            raise ValueError(f"weights are rounded for the integer path alone, not for {precision}")
         if layout.width % 64:
             raise ValueError(f"heads of width {layout.width} are no multiple of 64")
         if len(self._windows_used) > 1:
@@ -98,36 +103,51 @@ class NativeNetwork(KeyValueNetwork):
         with torch.inference_mode(), _calling:
             self._model = self._describe(Checked(source, layout))
         self.path: Precision = self._weights.precision_reached()
+        if self.quantize is not None and not self._weights.rounded:
+            raise ValueError("its files hold all of its matrices quantised already, which keep their numbers")
         self.rounds_inputs = self.path == "integer"
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, name: str, owned: bool = False, precision: Precision = "native"
+        cls,
+        model: PreTrainedModel,
+        name: str,
+        owned: bool = False,
+        precision: Precision = "native",
+        quantize: str | None = None,
     ) -> NativeNetwork:
         """The network of a transformers model. Whether its scores agree with transformers' own is for `confirmation` to say.
 
-        owned: nobody else uses the model, which is not kept then. Raises ValueError or NotBuilt where the model or the machine
+        owned: nobody else uses the model, which is not kept then. quantize: what its weights are rounded to, see `Rounded`;
+        with the precision "integer" alone. Raises ValueError or NotBuilt where the model or the machine
         does not qualify.
         """
         from decodery.models.recognition import recognised
-        from decodery.models.weight_source import ModelWeights
 
         if model.device.type != "cpu" or model.dtype != torch.bfloat16:
             raise ValueError("the native path is for bfloat16 on a CPU")
-        network = cls(recognised(model), ModelWeights(model), name, precision)
-        network._transformers = model
+        layout, weights = recognised(model), ModelWeights(model)
+        network = cls(layout, weights if quantize is None else Rounded(weights, layout, quantize), name, precision)
         if owned:
             network.fingerprint()  # looks at weights that go now
-            network._transformers = network._source = None
+            network._source = None
+        elif quantize is None:
+            network._transformers = model
+        else:
+            network.complete = lambda: model
         return network
 
     @property
     def model(self) -> PreTrainedModel:
-        """A transformers model of the same weights: the one that the network was made of, or one that is built now."""
+        """A transformers model of the same weights: the one that the network was made of, or one that is built now; rounded
+        ones where they are rounded here."""
         if self._transformers is None:
             if self.complete is None:
                 raise ValueError(f"the transformers model of {self.name} was given up when its weights were packed")
-            self._transformers = self.complete()
+            whole = self.complete()
+            if self.quantize is not None:
+                whole = with_weights(whole, self._source or Rounded(ModelWeights(whole), self.layout, self.quantize))
+            self._transformers = whole
         return self._transformers
 
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "integers.h"
+#include "rounding.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -184,6 +185,19 @@ static int gather_tile(const char *rows, int64_t stride, int64_t kind, int64_t k
     return good;
 }
 
+/* One tile of a matrix of numbers that are rounded to blocks of a kind, with outputs `stride` bytes apart. Returns 0 where these have no
+ * scale. */
+static int round_tile(const char *rows, int64_t stride, int64_t kind, int64_t rounded, Form form, char *to) {
+    uint8_t blocks[TILE][34]; /* Q8_0's, the longer ones */
+    int good = 1;
+    for (int output = 0; output < TILE; output++) {
+        float numbers[DEPTH];
+        read_numbers(rows + output * stride, kind, numbers);
+        good &= round_block(numbers, rounded, blocks[output]);
+    }
+    return gather_tile((const char *)blocks, sizeof *blocks, rounded, 0, form, to) && good;
+}
+
 /* One tile of a matrix [.., inputs] in bfloat16, where the form holds its very weights. Returns 1, or 0 where it does not. */
 static int quantise_tile(const bf16 *matrix, int64_t inputs, Form form, char *to) {
     for (int output = 0; output < TILE; output++) {
@@ -231,7 +245,7 @@ static void unpack_row(Matrix matrix, int64_t inputs, int64_t output, float fact
 
 typedef struct {
     const char *const *block; /* [outputs / 16] where 16 outputs begin */
-    int64_t inputs, kind, stride; /* stride: bytes from one output to the next */
+    int64_t inputs, kind, rounded, stride; /* rounded: to which kind of blocks, or 0; stride: bytes from one output to the next */
     Matrix matrix;
     int64_t groups;
     atomic_int failed;
@@ -248,7 +262,9 @@ static void pack_groups(int thread, int threads, void *argument) {
             for (int64_t block = next * group; block < (next + 1) * group; block++, to += bytes) {
                 const char *from = p->block[block];
                 int done;
-                if (p->kind == KIND_BF16)
+                if (p->rounded)
+                    done = round_tile(from + k * DEPTH * bytes_of_number(p->kind), p->stride, p->kind, p->rounded, integer_form[p->matrix.form - 1], to);
+                else if (p->kind == KIND_BF16)
                     done = p->matrix.form ? quantise_tile((const bf16 *)from + k * DEPTH, p->inputs, integer_form[p->matrix.form - 1], to)
                                           : write_tile((const bf16 *)from + k * DEPTH, p->inputs, bytes, to);
                 else

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from decodery.models.native import binding
 from decodery.models.native.build import library
+from decodery.models.rounding import NO_SCALE, in_blocks
 from decodery.models.weight_source import Blocks, WeightSource
 
 Precision = Literal["native", "packed", "integer"]
@@ -53,20 +54,22 @@ def form_of(kind: int) -> Form | None:
     return Form(number, library().decodery_tile(number)) if number else None
 
 
-_compared = set[int]()
-"""The kinds whose products were compared in this process."""
+_compared = set[tuple[int, int]]()
+"""The kinds whose products were compared in this process, with what they were rounded to."""
 
 
 def compare(blocks: Blocks, matrix: binding.MatrixStruct) -> None:
     """Raise ValueError unless a matrix of whole numbers multiplies as its dequantised blocks do.
 
-    blocks: of at least its first 16 outputs. The row is one that eight bits hold as it is.
+    blocks: of at least its first 16 outputs, or numbers that are rounded to them. The row is one that eight bits hold as it is.
     """
     from decodery.models.gguf.dequantisation import UNPACK
 
-    first = blocks.rows[:16].contiguous()
-    numbers = 256 if blocks.inputs % 256 == 0 and blocks.kind in SUPER_BLOCKS else 32
-    weights = UNPACK[blocks.kind](first.view(16 * blocks.inputs // numbers, -1)).reshape(16, blocks.inputs)
+    kind, first = blocks.rounded or blocks.kind, blocks.rows[:16].contiguous()
+    if blocks.rounded:
+        first = in_blocks(first, kind)
+    numbers = 256 if blocks.inputs % 256 == 0 and kind in SUPER_BLOCKS else 32
+    weights = UNPACK[kind](first.view(16 * blocks.inputs // numbers, -1)).reshape(16, blocks.inputs)
     row = (((torch.arange(blocks.inputs) * 37 % 255) - 127) / 64).bfloat16()
     row.view(-1, 32)[:, 0] = 127 / 64
     found = torch.empty(1, 16)
@@ -74,7 +77,7 @@ def compare(blocks: Blocks, matrix: binding.MatrixStruct) -> None:
     expected = weights.double() @ row.double()
     least = weights.double().abs() @ row.double().abs()
     if not bool(((found[0] - expected).abs() <= 1e-5 * least).all()):
-        raise ValueError(f"blocks of GGUF's kind {blocks.kind} are not multiplied here as their numbers are")
+        raise ValueError(f"blocks of GGUF's kind {kind} are not multiplied here as their numbers are")
 
 
 @dataclass(eq=False)
@@ -91,6 +94,8 @@ class Weights:
     room: Tensor
     threads: int = 1
     held: list[Tensor] = field(default_factory=list)
+    rounded: int = 0
+    """Matrices whose numbers were rounded on the way."""
     shortened: int = 0
     integer: int = 0
     """Matrices of whole numbers."""
@@ -103,17 +108,21 @@ class Weights:
         """Matrices of a source, see `pack`. Quantised ones keep their numbers, where a form holds these."""
         blocks = [source.blocks(name) for name in names] if self.precision != "native" else []
         given = [part for part in blocks if part is not None]
-        if given and len(given) == len(names) and len({part.kind for part in given}) == 1:
-            kind = given[0].kind
+        if given and len(given) == len(names) and len({(part.kind, part.rounded) for part in given}) == 1:
+            kind = given[0].rounded or given[0].kind
             form = form_of(kind) if self.precision == "integer" else EXACT_OF.get(kind)
             packed = self._pack_as(given, form, together, in_turns) if form is not None else None
             if packed is not None:
-                if packed.form and kind not in _compared:
+                form_and_origin = (given[0].kind, given[0].rounded)
+                if packed.form and form_and_origin not in _compared:
                     compare(given[0], packed)
-                    _compared.add(kind)
+                    _compared.add(form_and_origin)
+                self.rounded += given[0].rounded > 0
                 for name in names:
                     source.release(name)
                 return packed
+            if given[0].rounded:
+                raise ValueError(f"{' or '.join(names)} cannot be rounded: {NO_SCALE}")
         del blocks, given
         return self.pack(*(source.tensor(name, torch.bfloat16) for name in names), together=together, in_turns=in_turns)
 
@@ -156,7 +165,10 @@ class Weights:
         )
         matrix = binding.MatrixStruct(self.room.data_ptr() + self.bytes, form.bytes, group, form.number)
         addresses = (ctypes.c_void_p * len(order))(*order)
-        if not library().decodery_pack(addresses, outputs, inputs, parts[0].kind, stride, matrix, self.threads):
+        first = parts[0]
+        if not library().decodery_pack(
+            addresses, outputs, inputs, first.kind, first.rounded, stride, matrix, self.threads
+        ):
             return None
         self.bytes += -(outputs * inputs // 512 * form.bytes // -LINES) * LINES
         self.shortened += form != ANY
