@@ -24,7 +24,7 @@ static void read_numbers(const char *from, int64_t kind, float *to) {
         memcpy(&half, from + 2 * i, sizeof half);
         uint32_t bits = (uint32_t)half << 16;
         if (kind == KIND_F16)
-            to[i] = _cvtsh_ss(half);
+            to[i] = half_to_float(half);
         else
             memcpy(to + i, &bits, sizeof bits);
     }
@@ -43,9 +43,9 @@ static int round_block(const float *numbers, int64_t kind, uint8_t *to) {
     }
     float scale = kind == KIND_Q8_0 ? most / 127 : farthest / -8;
     float inverse = scale != 0 ? 1 / scale : 0;
-    uint16_t half = half_bits(scale);
+    uint16_t half = float_to_half(scale);
     memcpy(to, &half, sizeof half);
-    if (!finite || !isfinite(_cvtsh_ss(half))) return 0;
+    if (!finite || !isfinite(half_to_float(half))) return 0;
     if (!isfinite(inverse)) inverse = 0; /* so small a scale is zero in half precision */
     for (int i = 0; i < DEPTH; i++) parts[i] = numbers[i] * inverse;
     /* Compilers may not take these products and the sums below for one step, which rounds once. */
