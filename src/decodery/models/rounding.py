@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from decodery.errors import BadSetting
 from decodery.models.gguf.dequantisation import dequantise
-from decodery.models.native.build import NotBuilt, library
+from decodery.models.native.build import library
+from decodery.models.native.compiling import NotBuilt
 from decodery.models.weight_source import Blocks, ModelWeights
 
 if TYPE_CHECKING:
