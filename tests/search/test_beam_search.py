@@ -62,7 +62,7 @@ def common_tokens(place: int, count: int) -> list[int]:
 
 def assert_same(found: Found, expected: Found) -> None:
     assert [text for text, _ in found] == [text for text, _ in expected]
-    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4, rel=1e-6)
 
 
 EARLY = (False, True, "never")
@@ -111,7 +111,7 @@ def test_stop_strings_end_texts_as_in_generate() -> None:
         found = ours(prompt, [], "beam-search", 4, stop=stop)
         lengths = [len(text) for text, _ in found]
         assert [text for text, _ in found] == [text[:n] for (text, _), n in zip(expected, lengths, strict=True)]
-        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4, rel=1e-6)
         ended += sum(length < TOKENS for length in lengths)
     assert ended
 
@@ -145,7 +145,7 @@ def test_as_many_beams_as_beginnings_find_the_likeliest_text_of_all(seed: int) -
     best = sorted(every, key=lambda text: -every[text])[:7]
     replies = lm.generate([1, 2], "beam-search(beams=125, length_penalty=0)", n=7, max_new_tokens=4)
     assert [tuple(reply.token_ids) for reply in replies] == best
-    assert [reply.score for reply in replies] == pytest.approx([every[text] for text in best], abs=1e-4)
+    assert [reply.score for reply in replies] == pytest.approx([every[text] for text in best], abs=1e-4, rel=1e-6)
     assert [reply.weight for reply in replies] == pytest.approx([math.exp(every[text]) for text in best], rel=1e-4)
 
 
@@ -190,10 +190,10 @@ def test_log_probabilities_and_weights_are_the_model_s() -> None:
     lm, scorer = tabular(6, stop_ids=(5,))
     for reply in lm.generate([1], "beam-search", n=4, max_new_tokens=6, logprobs=1):
         expected = likelihood(scorer, [1], tuple(reply.token_ids))
-        assert sum(entry.raw for entry in reply.logprobs) == pytest.approx(expected, abs=1e-4)
-        assert sum(entry.processed for entry in reply.logprobs) == pytest.approx(expected, abs=1e-4)
-        assert math.log(reply.weight) == pytest.approx(expected, abs=1e-4)
-        assert reply.score == pytest.approx(expected / len(reply.token_ids), abs=1e-4)
+        assert sum(entry.raw for entry in reply.logprobs) == pytest.approx(expected, abs=1e-4, rel=1e-6)
+        assert sum(entry.processed for entry in reply.logprobs) == pytest.approx(expected, abs=1e-4, rel=1e-6)
+        assert math.log(reply.weight) == pytest.approx(expected, abs=1e-4, rel=1e-6)
+        assert reply.score == pytest.approx(expected / len(reply.token_ids), abs=1e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p"])

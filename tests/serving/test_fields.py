@@ -371,12 +371,13 @@ def test_no_parameter_opens_a_file() -> None:
         ("cascade", "sources"), ("draft-model", "draft"), ("recursive-speculative-decoding", "draft"),
         ("recursive-speculative-decoding", "branching"), ("spectr", "draft"), ("optimal-multi-draft", "draft"),
         ("optimal-multi-draft", "widths"), ("del", "exits"), ("guided-diffusion", "guide"), ("hex", "block_lengths"),
-        ("adablock", "delimiters"),
+        ("adablock", "delimiters"), ("beam-search", "early_stopping"), ("diverse-beam-search", "strength"),
     }, "a new parameter of text: say what it names (`parameter(names=…)`), or that it is none of a file here"  # fmt: skip
     for spec, parameter in (
         ("suffix-automaton(corpus=/etc/hostname)", "corpus"), ("cascade(table=/etc/hostname)", "table"),
         ("swift(layer_set=/etc/hostname)", "layer_set"), ("sched(calibration=/etc/hostname)", "calibration"),
         ("adablock(sampler='sched(calibration=x)')", None),
+        ("best-of-n(method='suffix-automaton(corpus=/etc/hostname)')", "corpus"),
     ):  # fmt: skip
         refused = failure(CHAT, {"method": spec})
         assert refused.param == "method"

@@ -44,7 +44,7 @@ class TryingMethod(Method):
     family: ClassVar[str] = "search"
     together: ClassVar[bool] = True
 
-    method: str = parameter("autoregressive", "what draws the tries; in quotes where it has parameters")
+    method: str = parameter("autoregressive", "what draws the tries; in quotes where it has parameters", names="method")
     samples: int = parameter(8, "tries", low=1, high=1024)
     at_once: int | None = parameter(None, "tries that share passes, and memory", low=1, auto="all")
 
