@@ -121,13 +121,21 @@ class Elsewhere:
         return self._call("decodery_tile", form)
 
     def decodery_pack(
-        self, blocks: Any, outputs: int, inputs: int, kind: int, stride: int, matrix: MatrixStruct, threads: int
+        self,
+        blocks: Any,
+        outputs: int,
+        inputs: int,
+        kind: int,
+        rounded: int,
+        stride: int,
+        matrix: MatrixStruct,
+        threads: int,
     ) -> int:
         memory = Memory(self._start)
         starts = memory.array("q", [memory.copied(block, 16 * stride) for block in blocks])
         tiles = memory.shared(matrix.tiles, _tiles(outputs, inputs) * matrix.bytes)
         there = memory.structure(MatrixStruct(tiles, matrix.bytes, matrix.group, matrix.form))
-        done = self._call("decodery_pack", starts, outputs, inputs, kind, stride, there, threads)
+        done = self._call("decodery_pack", starts, outputs, inputs, kind, rounded, stride, there, threads)
         memory.finish()
         return done
 
