@@ -218,6 +218,8 @@ class NativeNetwork(KeyValueNetwork):
             struct.output = weights.read(source, name("self_attn.o_proj"), together=2)
             struct.gate_and_up = weights.read(source, name("mlp.gate_proj"), name("mlp.up_proj"), in_turns=True)
             struct.down = weights.read(source, name("mlp.down_proj"), together=2)
+            if self.quantize is not None:  # numbers that were converted leave gaps, which the next ones seldom fit into
+                give_back()
         give_back()
         self._layer_structs = layers
         self._head_bias = vector("lm_head.bias") if "lm_head" in layout.biased else None
