@@ -64,3 +64,11 @@ def test_every_experiment_is_named_as_its_file() -> None:
         assert experiment.slug == slug
         assert experiment.studies
         assert experiment.measures
+
+
+@pytest.mark.parametrize("slug", sorted(command.everything()))
+def test_every_number_of_an_experiment_is_an_option(slug: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["run", slug, "--help"])
+    assert ended.value.code == 0
+    assert "--studies" in capsys.readouterr().out

@@ -82,15 +82,16 @@ def _text(value: Any) -> str:
 
 def add_options(parser: argparse.ArgumentParser, settings: DataclassInstance, without: Collection[str] = ()) -> None:
     """An option for every field but those `without`. Defaults are the settings' own; a tuple takes several values of its
-    first one's type; `metadata={"choices": ...}` of a field are the only values that it takes."""
+    first one's type, an empty one texts; `metadata={"choices": ...}` of a field are the only values that it takes."""
     for item in fields(settings):
         if item.name in without:
             continue
         value = getattr(settings, item.name)
         several = isinstance(value, tuple)
+        one = (value or ("",))[0] if isinstance(value, tuple) else value
         parser.add_argument(
             _option(item),
-            type=type(value[0] if several else value),
+            type=type(one),
             nargs="+" if several else None,
             default=value,
             choices=item.metadata.get("choices"),
