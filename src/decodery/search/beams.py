@@ -15,6 +15,7 @@ from decodery._lazy import torch
 from decodery.engine.memory import Room
 from decodery.errors import Refused
 from decodery.models.forward import Forward, Rows
+from decodery.sampling.forbidding import highest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,13 +97,13 @@ class BeamGroup:
         """
         own = [row.float().log_softmax(dim=-1) for row in rows]
         processed = [beam.output.law.scores(row) for beam, row in zip(self.live, own, strict=True)]
-        highest = [float(scores.max()) for scores in processed]
-        for beam, row, value in zip(self.live, rows, highest, strict=True):
-            if not value < math.inf or (max(highest) == -math.inf and not self.finished):
+        largest = [float(scores.max()) for scores in processed]
+        for beam, row, value in zip(self.live, rows, largest, strict=True):
+            if not value < math.inf or (max(largest) == -math.inf and not self.finished):
                 beam.output.law.check(math.nan if value == math.inf else value, row)
         taken = processed if penalties is None else [s - p for s, p in zip(processed, penalties, strict=True)]
         flat = torch.cat([scores + beam.total for scores, beam in zip(taken, self.live, strict=True)])
-        places = _best(flat, self.candidates)
+        places = highest(flat, self.candidates)
         parents, self.live, self.chosen = self.live, [], []
         for rank, (place, total) in enumerate(zip(places.tolist(), flat[places].tolist(), strict=True)):
             if total == -math.inf or (rank >= self.width and len(self.live) == self.width):
@@ -203,14 +204,3 @@ def check_width(name: str, request: Request, beams: int) -> None:
     """Raise Refused where more texts are asked for than there are beams."""
     if request.n > beams:
         raise Refused(f"{name} gives at most as many texts as beams, which are {beams}, and n is {request.n}.")
-
-
-def _best(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest of scores [n], highest first, the lower one first among equals."""
-    from decodery.sampling.top import (
-        top_ids,  # torch is imported when something is decoded, not when methods are listed
-    )
-
-    least = scores[top_ids(scores[None], count)[0][-1]]
-    places = (scores >= least).nonzero()[:, 0]
-    return places[scores[places].argsort(descending=True, stable=True)[:count]]
