@@ -273,7 +273,7 @@ int decodery_amx(void) { return DECODERY_AMX; }
 int64_t decodery_form(int64_t kind) { return form_of_kind(kind); }
 
 /* Bytes of a tile of an integer form. */
-int64_t decodery_tile(int64_t form) { return bytes_of_form(form); }
+int64_t decodery_tile(int64_t form) { return tile_bytes(integer_form[form - 1]); }
 
 /* Lay out a matrix [outputs, inputs] as `matrix` says, from `matrix.tiles` on. block: [outputs / 16] where 16 rows of it begin, which lie
  * `stride` bytes from one to the next, in a kind of weights.h, rounding.h or packing.h. rounded: the kind of blocks that numbers are

@@ -191,13 +191,14 @@ static inline __attribute__((always_inline)) void multiply_whole(
             Numbers some = {rows->numbers + m * rows->stride, rows->block + m * rows->apart, rows->stride, rows->apart};
             float *place = to + m * step;
             int64_t rest = count - m;
-            taken = rest >= MOST_ROWS ? MOST_ROWS : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
-            switch (taken) {
-            case 8: whole_rows(&some, 8, block, form, depth, ahead, place, step); break;
-            case 4: whole_rows(&some, 4, block, form, depth, ahead, place, step); break;
-            case 2: whole_rows(&some, 2, block, form, depth, ahead, place, step); break;
-            default: whole_rows(&some, 1, block, form, depth, ahead, place, step);
-            }
+            if (MOST_ROWS >= 8 && rest >= 8)
+                taken = 8, whole_rows(&some, 8, block, form, depth, ahead, place, step);
+            else if (rest >= 4)
+                taken = 4, whole_rows(&some, 4, block, form, depth, ahead, place, step);
+            else if (rest >= 2)
+                taken = 2, whole_rows(&some, 2, block, form, depth, ahead, place, step);
+            else
+                taken = 1, whole_rows(&some, 1, block, form, depth, ahead, place, step);
         }
     }
 }

@@ -256,6 +256,7 @@ static void pack_groups(int thread, int threads, void *argument) {
     (void)thread, (void)threads;
     Packing *p = argument;
     int64_t depth = p->inputs / DEPTH, group = p->matrix.group, bytes = p->matrix.bytes;
+    const Form *form = p->matrix.form ? integer_form + p->matrix.form - 1 : NULL;
     for (int64_t next; (next = piece()) < p->groups;) {
         char *to = (char *)p->matrix.tiles + next * group * depth * bytes;
         for (int64_t k = 0; k < depth; k++)
@@ -263,20 +264,17 @@ static void pack_groups(int thread, int threads, void *argument) {
                 const char *from = p->block[block];
                 int done;
                 if (p->rounded)
-                    done = round_tile(from + k * DEPTH * bytes_of_number(p->kind), p->stride, p->kind, p->rounded, integer_form[p->matrix.form - 1], to);
+                    done = round_tile(from + k * DEPTH * bytes_of_number(p->kind), p->stride, p->kind, p->rounded, *form, to);
                 else if (p->kind == KIND_BF16)
-                    done = p->matrix.form ? quantise_tile((const bf16 *)from + k * DEPTH, p->inputs, integer_form[p->matrix.form - 1], to)
-                                          : write_tile((const bf16 *)from + k * DEPTH, p->inputs, bytes, to);
+                    done = form ? quantise_tile((const bf16 *)from + k * DEPTH, p->inputs, *form, to)
+                                : write_tile((const bf16 *)from + k * DEPTH, p->inputs, bytes, to);
                 else
-                    done = p->matrix.form ? gather_tile(from, p->stride, p->kind, k, integer_form[p->matrix.form - 1], to)
-                                          : rewrite_tile(from + k * bytes_of_block(p->kind), p->stride, p->kind, to);
+                    done = form ? gather_tile(from, p->stride, p->kind, k, *form, to)
+                                : rewrite_tile(from + k * bytes_of_block(p->kind), p->stride, p->kind, to);
                 if (!done) atomic_store_explicit(&p->failed, 1, memory_order_relaxed);
             }
         if (atomic_load_explicit(&p->failed, memory_order_relaxed)) return;
     }
 }
-
-/* Bytes of a tile of an integer form. */
-static int64_t bytes_of_form(int64_t form) { return tile_bytes(integer_form[form - 1]); }
 
 #endif
