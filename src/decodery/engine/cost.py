@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decodery._version import __version__
-from decodery.models.native.build import CHOICE
+from decodery.models.native.build import chosen_set
 from decodery.models.processors import CPUINFO, processors
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def machine(cpuinfo: Path = CPUINFO) -> dict[str, str]:
         "architecture": platform.machine(),
         "processor": said(PROCESSOR) or said(ARM_PROCESSOR) or platform.processor() or platform.platform(),
         "features": said(FEATURES),
-        "compiled for": os.environ.get(CHOICE, ""),
+        "compiled for": chosen_set(),
         "cores": str(cores),
     }
 

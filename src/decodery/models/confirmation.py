@@ -17,7 +17,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from decodery.errors import ModelNotReadable, reason
 from decodery.models.cache import home, sources_digest
 from decodery.models.forward import Forward, Rows, Slots, Tree
-from decodery.models.native.build import CHOICE
+from decodery.models.native.build import chosen_set
 from decodery.models.quiet import quiet
 from decodery.models.twin import borders, kinds_of_layers, reduced, shared, weights
 
@@ -113,7 +112,7 @@ def _identity(model: PreTrainedModel, path: str) -> str:
         str(model.dtype),
         str(model.device),
         torch.backends.cpu.get_cpu_capability(),
-        os.environ.get(CHOICE, ""),
+        chosen_set(),
         path,
     ]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:24]

@@ -32,6 +32,11 @@ _compiling = threading.Lock()
 """One compiler at a time: who comes second finds what the first has made."""
 
 
+def chosen_set() -> str:
+    """The set of instructions that the environment names; empty: none."""
+    return os.environ.get(CHOICE, "")
+
+
 def usable(cpuinfo: Path = CPUINFO) -> tuple[Instructions, ...]:
     """Which of SETS this machine has, the best first; or the one that the environment chooses. Empty where it has none.
 
@@ -42,7 +47,7 @@ def usable(cpuinfo: Path = CPUINFO) -> tuple[Instructions, ...]:
     common = set.intersection(*(set(each.split()) for each in features)) if features else set()
     known = _known()
     there = tuple(one for one in known if common.issuperset(one.features))
-    chosen = os.environ.get(CHOICE)
+    chosen = chosen_set()
     if not chosen:
         return there
     if known and chosen not in (one.name for one in known):

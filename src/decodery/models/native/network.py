@@ -63,9 +63,9 @@ class NativeNetwork(KeyValueNetwork):
     """A network of the usual kind whose passes run in compiled code.
 
     layout: what it computes. source: its weights, which are packed here, one after the other; `Rounded` ones only with the
-    precision "integer". precision: how weights may be
-    kept, and what rows are rounded to, see `Weights`; `path` then tells what came of it. Raises ValueError or NotBuilt where
-    the layout or the machine does not qualify. Nothing is compared with transformers here: see `of`.
+    precision "integer". precision: how weights may be kept, and what rows are rounded to, see `Weights`; `path` then tells what
+    came of it. Raises ValueError or NotBuilt where the layout or the machine does not qualify. Nothing is compared with
+    transformers here: see `of`.
     """
 
     def __init__(self, layout: Layout, source: WeightSource, name: str, precision: Precision = "native"):

@@ -68,7 +68,7 @@ def compare(blocks: Blocks, matrix: binding.MatrixStruct) -> None:
     kind, first = blocks.rounded or blocks.kind, blocks.rows[:16].contiguous()
     if blocks.rounded:
         first = in_blocks(first, kind)
-    numbers = 256 if blocks.inputs % 256 == 0 and kind in SUPER_BLOCKS else 32
+    numbers = 256 if kind in SUPER_BLOCKS else 32
     weights = UNPACK[kind](first.view(16 * blocks.inputs // numbers, -1)).reshape(16, blocks.inputs)
     row = (((torch.arange(blocks.inputs) * 37 % 255) - 127) / 64).bfloat16()
     row.view(-1, 32)[:, 0] = 127 / 64
