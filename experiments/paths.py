@@ -50,8 +50,11 @@ class Settings(Asked):
     """What the weights of a checkpoint that is not quantised are rounded to, for arms of `perplexity` beside the paths."""
 
 
-def _pass(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> float:
-    """Milliseconds of a pass over `rows` tokens after `context` cached ones; context 0 is a prefill."""
+def _pass(
+    lm: LanguageModel, ids: Sequence[int], context: int, rows: int, begin: Callable[[], None] = lambda: None
+) -> float:
+    """Milliseconds of a pass over `rows` tokens after `context` cached ones; context 0 is a prefill. `begin` is called right
+    before that pass."""
     network = lm.network
     with network.working():
         sequence = network.new_sequence()
@@ -60,6 +63,7 @@ def _pass(lm: LanguageModel, ids: Sequence[int], context: int, rows: int) -> flo
             # The pass before the one that counts warms the caches as decoding does.
             network.run([Forward(sequence, ids[:rows])])
             sequence.truncate(context)
+        begin()
         started = time.perf_counter()
         network.run([Forward(sequence, ids[:rows], logits=Rows.ALL if context else Rows.LAST)])
         return 1e3 * (time.perf_counter() - started)
@@ -104,8 +108,7 @@ def profile(settings: Settings) -> Study:
         def measure(_: int) -> Mapping[str, float]:
             plain, network.library = network.library, library
             spent = (ctypes.c_int64 * len(PARTS))()
-            library.decodery_spent(spent)
-            whole = _pass(lm, ids, context, rows)
+            whole = _pass(lm, ids, context, rows, begin=lambda: library.decodery_spent(spent))
             library.decodery_spent(spent)
             network.library = plain
             return {**{name: part / 1e6 for name, part in zip(PARTS, spent, strict=True)}, "whole call": whole}

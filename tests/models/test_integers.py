@@ -109,11 +109,12 @@ def test_products_are_those_of_rounded_rows(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_the_same_in_any_company_and_on_any_processor(kind: str) -> None:
-    weights, inputs = blocks(kind, 48, 256, 3), rows_of(21, 256)
-    _, matrix = packed(kind, weights, 256)
+    width = 512 if KINDS[kind][1] == 256 else 19 * 32
+    weights, inputs = blocks(kind, 48, width, 3), rows_of(21, width)
+    _, matrix = packed(kind, weights, width)
     whole = product(build.library(), matrix, 48, inputs)
     for library in every_library():
-        for cuts in ([0, 21], [0, 1, 2, 4, 7, 11, 16, 21], [0, 8, 16, 21], range(22)):
+        for cuts in ([0, 21], [0, 1, 2, 4, 7, 11, 16, 21], [0, 8, 16, 21], [0, 12, 21], [0, 18, 21], range(22)):
             parts = [product(library, matrix, 48, inputs[start:stop]) for start, stop in pairwise(cuts)]
             assert torch.equal(torch.cat(parts), whole)
 
@@ -133,6 +134,12 @@ def test_rows_of_any_size_are_rounded(values: list[float], factor: float) -> Non
     found = product(build.library(), matrix, 32, row)
     largest = float(row.float().abs().max())
     assert float((found - row.float()).abs().max()) <= largest / 254 * 1.001 + 1e-38
+
+
+def test_rows_that_are_too_small_are_zero() -> None:
+    _, matrix = packed("Q4_1", blocks("Q4_1", 16, 64), 64)
+    for library in every_library():
+        assert not product(library, matrix, 16, (rows_of(2, 64) * 1e-38).bfloat16()).any()
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])

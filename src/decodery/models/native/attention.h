@@ -187,6 +187,7 @@ static void attend_piece(const Work_space *w, const Layer *layer, int64_t index,
 }
 
 static void attend(const Work_space *w, const Layer *layer, int64_t index, const Own *own) {
+    tiles_for_pairs();
     for (int64_t next; (next = piece()) < w->piece_count;) attend_piece(w, layer, index, w->pieces + next, own);
 }
 

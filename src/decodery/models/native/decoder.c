@@ -226,7 +226,6 @@ static void run(int thread, int threads, void *argument) {
     const Pass *pass = w->pass;
     Own own;
     lay_out(w, w->own[thread], &own);
-    tiles_on();
     for (int64_t step = 0; step < pass->steps; step++) {
         int64_t index = pass->step[step] / 4;
         const Layer *layer = m->layer + index;
@@ -308,7 +307,6 @@ int decodery_product(const Matrix *matrix, int64_t outputs, int64_t inputs, cons
     memcpy(memory, rows, (size_t)(count * inputs) * sizeof *rows);
     Room room = {(bf16 *)(memory + whole), (int8_t *)(memory + whole + turned), (Block *)(memory + whole + turned + numbers)};
     float *product = (float *)(memory + whole + turned + numbers + blocks);
-    tiles_on();
     Rows entering = enter((const bf16 *)memory, inputs, count, *matrix, depth, room);
     multiply(&entering, *matrix, depth, outputs / TILE, matrix->tiles, product, outputs);
     tiles_off();

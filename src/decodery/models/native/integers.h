@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) int head_bytes(const Form f) {
 static inline __attribute__((always_inline)) int tile_bytes(const Form f) { return head_bytes(f) + TILE_ELEMENTS * f.bits / 8; }
 
 /* Small tiles are read sooner than they have come, so as many are on their way as hide that. */
-enum { TILES_AHEAD = DECODERY_AMX ? 4 : 8 };
+enum { TILES_AHEAD = DECODERY_AMX ? 24 : 8 };
 
 /* Where the tiles of step k of some blocks lie, so many tiles further on: of their last steps, at the beginning of what is read after
  * them. */
@@ -69,7 +69,7 @@ static inline __attribute__((always_inline)) const char *soon(
 #else
 #include "dot_products_x86.h"
 #endif
-enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, FETCHED = 4096 };
+enum { OUTPUTS = TILE / VECTORS, VECTOR_BYTES = 64 / VECTORS, FETCHED = DECODERY_AMX ? 8192 : 4096 };
 
 /* --- rows ----------------------------------------------------------------------------------------------------------------- */
 
@@ -80,34 +80,34 @@ typedef struct {
 } Block;
 
 /* Rows in whole numbers: so many numbers, and so many blocks, from one to the next. Neither is a power of two, or the rows would
- * all want the same places of the nearest cache. */
+ * all want the same places of the nearest cache. For the matrix unit `block` holds something else, see Factors. */
 typedef struct {
     const int8_t *numbers;
     const Block *block;
     int64_t stride, apart;
 } Numbers;
 
-/* One row of bfloat16 in whole numbers. What is no number, or infinite, makes the scale of its block so. */
-static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *block) {
+/* 32 inputs in whole numbers. What is no number, or infinite, makes the scale so. Below 4e-37 all are zero. */
+static inline Block to_block(const bf16 *inputs, int8_t *numbers) {
     const Integers unsigned_bits = every_integer(0x7fffffff);
-    for (int64_t k = 0; k < inputs / DEPTH; k++, row += DEPTH, numbers += DEPTH, block++) {
-        Integers bits[2];
-        for (int i = 0; i < 2; i++) bits[i] = shift_left(load_words(row + TILE * i), 16);
-        /* As whole numbers, so that one that is no number counts as the largest. */
-        int32_t lanes[TILE], largest = 0;
-        store_integers(lanes, larger_integers(both(bits[0], unsigned_bits), both(bits[1], unsigned_bits)));
-        for (int i = 0; i < TILE; i++) largest = lanes[i] > largest ? lanes[i] : largest;
-        float amount;
-        memcpy(&amount, &largest, sizeof amount);
-        float inverse = amount > 0 ? 127.0f / amount : 0;
-        int32_t whole[DEPTH];
-        for (int i = 0; i < 2; i++) store_integers(whole + TILE * i, to_integers(times(as_floats(bits[i]), every(inverse))));
-        int32_t lower = 0, upper = 0;
-        for (int i = 0; i < DEPTH / 2; i++) numbers[i] = (int8_t)whole[i], lower += numbers[i];
-        for (int i = DEPTH / 2; i < DEPTH; i++) numbers[i] = (int8_t)whole[i], upper += numbers[i];
-        float scale = amount / 127.0f;
-        *block = (Block){scale, scale * (float)(lower + upper), (float)(lower + upper), (float)upper};
-    }
+    Integers lower = shift_left(load_words(inputs), 16), upper = shift_left(load_words(inputs + TILE), 16);
+    /* As whole numbers, so that one that is no number counts as the largest. */
+    int32_t largest = most_of_integers(larger_integers(both(lower, unsigned_bits), both(upper, unsigned_bits)));
+    float amount, inverse;
+    memcpy(&amount, &largest, sizeof amount);
+    inverse = amount > 0 ? 127.0f / amount : 0;
+    int usable = largest < 0x7f800000 && inverse < INFINITY;
+    Integers kept = every_integer(usable ? -1 : 0);
+    Floats factor = every(usable ? inverse : 0);
+    lower = to_integers(times(as_floats(both(lower, kept)), factor));
+    upper = to_integers(times(as_floats(both(upper, kept)), factor));
+    store_bytes(numbers, lower), store_bytes(numbers + TILE, upper);
+    float scale = amount / 127.0f, of_upper = (float)sum_of_integers(upper), sum = (float)sum_of_integers(lower) + of_upper;
+    return (Block){scale, scale * sum, sum, of_upper};
+}
+
+static void to_numbers(const bf16 *row, int64_t inputs, int8_t *numbers, Block *block) {
+    for (int64_t at = 0; at < inputs; at += DEPTH) *block++ = to_block(row + at, numbers + at);
 }
 
 /* --- products ------------------------------------------------------------------------------------------------------------- */
@@ -203,12 +203,40 @@ static inline __attribute__((always_inline)) void multiply_whole(
     }
 }
 
-/* to [count, 16 * blocks] = rows @ matrix.T. */
+#if DECODERY_AMX
+#include "matrix_integers.h"
+#endif
+
+/* Rows of bfloat16, `stride` apart, in whole numbers, to where `to` says. */
+static void enter_numbers(const bf16 *rows, int64_t stride, int64_t count, int64_t inputs, Numbers *to) {
+#if DECODERY_AMX
+    if (count >= FEWEST_ON_UNIT) {
+        to_unit(rows, stride, count, inputs, to);
+        return;
+    }
+#endif
+    for (int64_t m = 0; m < count; m++)
+        to_numbers(rows + m * stride, inputs, (int8_t *)to->numbers + m * to->stride, (Block *)to->block + m * to->apart);
+}
+
+static inline __attribute__((always_inline)) void multiply_form(
+    const Numbers *rows, int64_t count, const char *block, const Form form, int64_t depth, int64_t blocks, float *to, int64_t step
+) {
+#if DECODERY_AMX
+    if (count >= FEWEST_ON_UNIT) {
+        multiply_on_unit(rows, count, block, form, depth, blocks, to, step);
+        return;
+    }
+#endif
+    multiply_whole(rows, count, block, form, depth, blocks, to, step);
+}
+
+/* to [count, 16 * blocks] = rows @ matrix.T. Where there is a matrix unit, whole groups of 16 rows are read, and written. */
 static void multiply_numbers(
     const Numbers *rows, int64_t count, Matrix matrix, int64_t depth, int64_t blocks, float *to, int64_t step
 ) {
 #define CASE(number) \
-    case number: multiply_whole(rows, count, matrix.tiles, integer_form[number - 1], depth, blocks, to, step); break;
+    case number: multiply_form(rows, count, matrix.tiles, integer_form[number - 1], depth, blocks, to, step); break;
     switch (matrix.form) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
 #undef CASE
 }

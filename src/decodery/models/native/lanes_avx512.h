@@ -57,6 +57,8 @@ static inline Integers shift_right(Integers x, int bits) { return _mm512_srli_ep
 static inline Integers count_in(Integers x, uint16_t lanes) { return _mm512_mask_add_epi32(x, lanes, x, _mm512_set1_epi32(1)); }
 static inline uint16_t at_least(Integers a, Integers b) { return _mm512_cmpge_epi32_mask(a, b); }
 static inline Integers larger_integers(Integers a, Integers b) { return _mm512_max_epi32(a, b); }
+static inline int32_t most_of_integers(Integers x) { return _mm512_reduce_max_epi32(x); }
+static inline int32_t sum_of_integers(Integers x) { return _mm512_reduce_add_epi32(x); }
 static inline Floats to_floats(Integers x) { return _mm512_cvtepi32_ps(x); }
 static inline Integers to_integers(Floats x) { return _mm512_cvtps_epi32(x); } /* nearest */
 static inline Floats as_floats(Integers bits) { return _mm512_castsi512_ps(bits); }

@@ -161,6 +161,12 @@ static inline uint32x4_t four_to_integers(float32x4_t x) {
 }
 static inline uint16_t at_least(Integers a, Integers b) { return lanes_of(OF_TWO(Integers, four_at_least, a, b)); }
 static inline Integers larger_integers(Integers a, Integers b) { return OF_TWO(Integers, larger_four_integers, a, b); }
+static inline int32_t most_of_integers(Integers x) {
+    return vmaxvq_s32(vreinterpretq_s32_u32(larger_four_integers(larger_four_integers(x.part[0], x.part[1]), larger_four_integers(x.part[2], x.part[3]))));
+}
+static inline int32_t sum_of_integers(Integers x) {
+    return (int32_t)vaddvq_u32(vaddq_u32(vaddq_u32(x.part[0], x.part[1]), vaddq_u32(x.part[2], x.part[3])));
+}
 static inline Floats to_floats(Integers x) { return OF_ONE(Floats, four_to_floats, x); }
 static inline Integers to_integers(Floats x) { return OF_ONE(Integers, four_to_integers, x); } /* nearest */
 

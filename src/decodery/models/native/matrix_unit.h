@@ -7,21 +7,6 @@
 #include "arithmetic.h"
 #include "weights.h"
 
-static inline void tiles_on(void) {
-    struct {
-        uint8_t palette, start, zero[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } __attribute__((packed)) shape = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        shape.bytes[i] = 64;
-        shape.rows[i] = 16;
-    }
-    _tile_loadconfig(&shape);
-}
-
-static inline void tiles_off(void) { _tile_release(); }
-
 /* Up to sixteen rows by 1, 2 or 4 blocks of a group: each has a tile of sums, which wait for their own products only. along: bytes
  * from one tile of a block to the next. after: the weights that are read next. */
 static inline __attribute__((always_inline)) void few_rows(

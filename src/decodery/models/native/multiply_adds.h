@@ -11,8 +11,6 @@
 #include "arithmetic.h"
 #include "weights.h"
 
-static inline void tiles_on(void) {}
-static inline void tiles_off(void) {}
 
 enum { BLOCK_PARTS = TILE / PART };
 

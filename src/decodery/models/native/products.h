@@ -6,6 +6,7 @@
 
 #include "arithmetic.h"
 #include "integers.h"
+#include "tiles.h"
 #include "weights.h"
 
 /* Rows that enter a product: bfloat16, `stride` elements between them, read in groups of 16. weights.h says how a matrix of
@@ -32,10 +33,12 @@ static Rows enter(const bf16 *rows, int64_t stride, int64_t count, Matrix matrix
     if (matrix.form) {
         int64_t inputs = depth * DEPTH;
         entering.whole.stride = inputs + 64, entering.whole.apart = depth + 4;
-        for (int64_t i = 0; i < count; i++)
-            to_numbers(rows + i * stride, inputs, room.numbers + i * entering.whole.stride, room.block + i * entering.whole.apart);
+        enter_numbers(rows, stride, count, inputs, &entering.whole);
+        written();
+        tiles_for_numbers(count);
         return entering;
     }
+    tiles_for_pairs();
     int64_t groups = (count + TILE - 1) / TILE;
     written();
     if (!DECODERY_AMX || matrix.bytes == BYTES_BF16 || count > TURNED_ROWS) return entering;

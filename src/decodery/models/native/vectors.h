@@ -7,8 +7,6 @@
 #include "arithmetic.h"
 #include "weights.h"
 
-static inline void tiles_on(void) {}
-static inline void tiles_off(void) {}
 
 /* Up to 16 rows by 1, 2 or 4 blocks of a group. Each sum waits for the one before it, so many of them go on side by side. Tiles are
  * read one after the other, as the processor expects it that fetches lines ahead by itself; of few rows that is better than to tell it. */

@@ -157,9 +157,16 @@ static inline void unpack_eight(const char *tile, bf16 *to) {
 /* Compilers take a tile load for an instruction that reads no memory. */
 static inline void written(void) { __asm__ volatile("" ::: "memory"); }
 
-/* Fetch a tile into the nearest cache. What is not there does no harm. */
+/* Fetch a tile that will be read soon. What is not there does no harm. Processors with a matrix unit have more lines on their way at
+ * once to the second cache than to the nearest one, which alone would not be enough to hide what memory takes. */
 static inline __attribute__((always_inline)) void fetch(const char *tile, const int bytes) {
-    for (int line = 0; line < bytes; line += 64) fetch_line(tile + line);
+    for (int line = 0; line < bytes; line += 64) {
+#if DECODERY_AMX
+        _mm_prefetch(tile + line, _MM_HINT_T1);
+#else
+        fetch_line(tile + line);
+#endif
+    }
 }
 
 enum { AHEAD = 4 * BYTES_BF16 };
