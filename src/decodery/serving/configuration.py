@@ -97,10 +97,19 @@ class ServerConfiguration:
         (), "A web origin whose pages may ask; may be repeated; default: none.", flag="--cors-origin", metavar="ORIGIN"
     )
 
+    allowed_hosts: tuple[str, ...] = _option(
+        (),
+        "A name by which requests may call this server, besides localhost and --host; may be repeated. Others are refused "
+        "where it listens on loopback, or where any is given.",
+        flag="--allowed-host",
+        metavar="NAME",
+    )
+
     # What is told
     request_metrics: str = _option("summary", f"What a reply tells of its drafts: {', '.join(REQUEST_METRICS)}.")
     log_json: bool = _option(False, "Log lines of JSON.")
     log_prompts: bool = _option(False, "Write prompts into the log.")
+    playground: bool = _option(True, "Offer a page at / to try methods and settings.")
     check: bool = _option(True, "Offer /v1/decodery/check, which loads the model a second time for each experiment.")
 
     def __post_init__(self) -> None:
