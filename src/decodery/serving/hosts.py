@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decodery.errors import BadSetting
 from decodery.serving.configuration import ServerConfiguration, is_loopback
 from decodery.serving.failures import Failure
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
+"""Addresses to listen on which nobody can call a server by."""
 LONGEST = 100
 
 
 class AllowedHosts:
-    """The names by which requests may call a server. Raises BadSetting where one of them is no name."""
+    """The names by which requests may call a server."""
 
     def __init__(self, configuration: ServerConfiguration):
-        given = [_checked(name) for name in configuration.allowed_hosts]
+        given = [name.strip("[]") for name in configuration.allowed_hosts]
         guarded = given or is_loopback(configuration.host)
-        own = "" if configuration.host in ("0.0.0.0", "::") else configuration.host
-        names = (*LOOPBACK, own, *given)
-        self.names = frozenset(name.lower() for name in names if name) if guarded else None
+        own = [] if configuration.host in EVERYWHERE else [configuration.host]
+        self.names = frozenset(name.lower() for name in (*LOOPBACK, *own, *given)) if guarded else None
         """In small letters; None: any."""
 
     def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -52,13 +52,3 @@ def host_name(header: str) -> str:
         name, bracket, port = header[1:].partition("]")
         return name if bracket and (not port or port.startswith(":")) else ""
     return header.partition(":")[0]
-
-
-def _checked(name: str) -> str:
-    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-    known = set("abcdefghijklmnopqrstuvwxyz0123456789.-_")
-    # Only an address of IPv6 has several colons; a single one would begin a port.
-    colons = name.count(":")
-    if set(bare.lower()) <= (known | {":"} if colons > 1 else known):
-        return bare
-    raise BadSetting(f"allowed_hosts names hosts without scheme and port, such as models.example.org, not {name!r}.")

@@ -20,6 +20,7 @@ from decodery.serving.asked import DEFAULT_TEMPERATURE
 from decodery.serving.failures import Failure, bad_field
 from decodery.serving.fields import EVENTS
 
+FILES = resources.files("decodery.serving").joinpath("playground")
 FOLDER = "/playground/"
 """Where its files are, but for the page itself."""
 HEADERS = {
@@ -42,7 +43,7 @@ def is_page(path: str) -> bool:
 
 def file(name: str) -> Response:
     """One of the files. Raises Failure (404) where it is none."""
-    found = {one.name: one for one in resources.files("decodery.serving").joinpath("playground").iterdir()}
+    found = {one.name: one for one in FILES.iterdir()}
     suffix = name[name.rfind(".") :] if "." in name else ""
     if name not in found or suffix not in TYPES:
         raise Failure(404, f"there is no {name[:100]!r} here.")

@@ -22,8 +22,8 @@ from decodery.serving.chat import ChatShape
 from decodery.serving.completions import CompletionShape
 from decodery.serving.configuration import ServerConfiguration
 from decodery.serving.decoding import begin, finished
-from decodery.serving.failures import Failure, bad_field
 from decodery.serving.events import EventShape
+from decodery.serving.failures import Failure, bad_field
 from decodery.serving.fields import CHAT, COMPLETIONS, EVENTS, RESPONSES, Route
 from decodery.serving.hosts import AllowedHosts
 from decodery.serving.keys import KeyRing
