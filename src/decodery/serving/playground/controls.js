@@ -56,7 +56,8 @@ function broken(name) {
 
 function inputOf(id, kind, fallback, changed) {
   const said = fallback === null || fallback === "" ? "" : String(fallback);
-  const common = { id, oninput: changed, "aria-describedby": `${id}-help`, autocomplete: "off", spellcheck: "false" };
+  const event = kind.kind === "choice" ? "onchange" : "oninput";
+  const common = { id, [event]: changed, "aria-describedby": `${id}-help`, autocomplete: "off", spellcheck: "false" };
   if (kind.kind === "boolean") return el("input", { ...common, type: "checkbox" });
   if (kind.kind === "choice") {
     const words = kind.words.map((word) => el("option", { value: word }, word));
