@@ -46,6 +46,20 @@ def test_on_loopback_only_its_own_names_are_answered(host: str) -> None:
     assert not allowed("localhost", "evil.example", host=host)
 
 
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        (["evil.example:80"], "to 'evil.example:80';"), ([], "to 0 names;"), (["localhost", "localhost"], "to 2 names;"),
+        (["x" * 300], f"to '{'x' * 100}';"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named(headers: list[str], says: str) -> None:
+    with pytest.raises(Failure) as refused:
+        AllowedHosts(ServerConfiguration()).check([(b"host", header.encode()) for header in headers])
+    assert says in refused.value.message
+    assert "--allowed-host" in refused.value.message
+
+
 def test_further_names_where_they_are_given() -> None:
     for good in ("models.example", "Models.Example:443", "[fe80::1]:8000", "localhost"):
         assert allowed(good, hosts=("Models.example", "[fe80::1]"))

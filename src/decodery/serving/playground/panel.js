@@ -102,7 +102,7 @@ export class Panel {
       ["tokens a pass", (own.forwards ? own.new_tokens / own.forwards : 0).toFixed(2)],
       ["first token", `${(own.first_token_seconds * 1000).toFixed(0)} ms`],
       ["whole time", `${own.seconds.toFixed(2)} s`],
-      ...(own.drafted ? [["accepted", `${own.accepted} of ${own.drafted} drafted`]] : []),
+      ...(own.drafted ? [["drafted accepted", `${own.accepted} of ${own.drafted}`]] : []),
     ];
     this.numbers.replaceChildren(...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
     this.tree.take(this.rounds, this.tokens);
