@@ -174,7 +174,7 @@ def test_a_method_is_written_with_what_acts(server: Running) -> None:
         ("token-recyclin", {}, "did you mean"), (7, {}, "name must be"),
         ("cascade", {"table": "/etc/hostname"}, "no parameter"),
         ("best-of-n", {"method": "suffix-automaton(corpus=/etc/hostname)"}, "file of the server"),
-        ("autoregressive", {"x": 1}, "no parameter 'x'"),
+        ("autoregressive", {"x": 1}, "no parameter 'x'; it has none."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_in_a_sentence(server: Running, name: Any, values: Any, says: str) -> None:

@@ -104,7 +104,8 @@ def settled(name: Any, values: Any) -> dict[str, Any]:
         known = {item.name: item for item in cls.parameters() if item.names != "file"}
         for one in values:
             if one not in known:
-                raise BadParameter(f"{name} has no parameter {one[:100]!r}; {near(one[:100], known) if known else ''}")
+                hint = near(one[:100], known) if known else "it has none."
+                raise BadParameter(f"{name} has no parameter {one[:100]!r}; {hint}")
         mine = {own.name: own.default for own in dataclasses.fields(cls)}
         mine |= {one: checked(name, known[one], value) for one, value in values.items()}
         while left := [item for item in known.values() if idle(item, mine)]:
