@@ -22,7 +22,7 @@ def connection(address: str) -> socket.socket:
 def head(path: str, length: int, *more: str) -> bytes:
     lines = [
         f"POST {path} HTTP/1.1",
-        "Host: test",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {length}",
         *more,

@@ -100,7 +100,7 @@ def test_events_come_once_and_in_order_to_a_reader_of_any_speed() -> None:
         job = await submitted(engine, 60)
         found: list[int] = []
         async for bundle in job.events():
-            found += [event.token_id for event in bundle if hasattr(event, "token_id")]
+            found += [heard.event.token_id for heard in bundle if hasattr(heard.event, "token_id")]
             if len(found) < 10:
                 await asyncio.sleep(0.05)
         assert found == expected

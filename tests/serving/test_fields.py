@@ -17,12 +17,13 @@ from decodery.sampling.settings import Whole, setting
 from decodery.sampling.steps import Step, register, unregister
 from decodery.serving.asked import read, read_json
 from decodery.serving.failures import Failure
-from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, ROUTES, Route
+from decodery.serving.fields import CHAT, COMPLETIONS, EVENTS, RESPONSES, ROUTES, Route
 
 PROMPTS: Mapping[str, Any] = {
     CHAT.path: {"messages": [{"role": "user", "content": "hello there"}]},
     COMPLETIONS.path: {"prompt": "hello there"},
     RESPONSES.path: {"input": "hello there"},
+    EVENTS.path: {"prompt": "hello there"},
 }
 TEXT = "the quick brown"
 
@@ -296,6 +297,10 @@ def test_unknown_fields_and_wrong_types(route: Route) -> None:
         (RESPONSES, {"input": [{"type": "item_reference", "id": "a"}]}, "input"),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
         (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
+        (EVENTS, {"prompt": ["a", "b"]}, "prompt"),
+        (EVENTS, {"prompt": []}, "prompt"),
+        (EVENTS, {"prompt": [{"role": "user"}, "hello"]}, "prompt"),
+        (EVENTS, {"top_logprobs": 3}, "top_logprobs"),
         (CHAT, {"method": "cascadee"}, "method"),
         (CHAT, {"method": "token-recycling(k=0)"}, "method"),
         (CHAT, {"method": "token-recycling(k=" + "(" * 1900}, "method"),

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from decodery._version import __version__
 from decodery.engine.registry import methods
-from decodery.serving import experiments
+from decodery.serving import experiments, page
 from decodery.serving.doorway import Doorway
 from decodery.serving.failures import Failure
 from decodery.serving.fields import ROUTES
@@ -53,6 +53,8 @@ def make_app(service: Service) -> FastAPI:
         _add(app, "POST", route.path, partial(service.decode, route=route), requestBody=schema)
     _watching(app, service)
     _telling(app, service)
+    if service.configuration.playground:
+        _playing(app)
     return app
 
 
@@ -93,6 +95,12 @@ def _telling(app: FastAPI, service: Service) -> None:
     async def listed_methods(request: Request) -> Response:
         return Json({"object": "list", "data": [info.as_dict() for info in methods()]})
 
+    async def listed_settings(request: Request) -> Response:
+        return Json({"object": "list", "data": page.settings_told()})
+
+    async def method(request: Request) -> Response:
+        return Json(await service.settle(request))
+
     async def embeddings(request: Request) -> Response:
         raise Failure(404, "this server makes no embeddings; its models write text.", code="not_found")
 
@@ -105,10 +113,23 @@ def _telling(app: FastAPI, service: Service) -> None:
     _add(app, "GET", "/v1/models", models)
     _add(app, "GET", "/v1/models/{name:path}", model)
     _add(app, "GET", "/v1/decodery/methods", listed_methods)
+    _add(app, "GET", "/v1/decodery/settings", listed_settings)
+    _add(app, "POST", "/v1/decodery/method", method)
     _add(app, "POST", "/v1/decodery/check", partial(experiments.check, service=service))
     _add(app, "POST", "/v1/embeddings", embeddings)
     _add(app, "POST", "/tokenize", tokenize)
     _add(app, "POST", "/detokenize", detokenize)
+
+
+def _playing(app: FastAPI) -> None:
+    async def index(request: Request) -> Response:
+        return page.file("index.html")
+
+    async def file(request: Request) -> Response:
+        return page.file(request.path_params["name"])
+
+    for path, handler in (("/", index), (page.FOLDER + "{name}", file)):
+        app.add_api_route(path, handler, include_in_schema=False, response_class=Response)
 
 
 async def _failure(request: Request, error: Exception) -> Response:

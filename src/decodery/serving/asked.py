@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from decodery.engine import registry
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod
 from decodery.serving.failures import Failure, bad_field
-from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, Route
+from decodery.serving.fields import CHAT, COMPLETIONS, EVENTS, RESPONSES, Route
 
 DEFAULT_TEMPERATURE = 1.0
 """OpenAI's; that of `decodery.load(...).generate` is 0."""
@@ -52,7 +52,7 @@ class AskedText:
     @property
     def stream(self) -> bool:
         """Whether the text is sent as it comes."""
-        return bool(self.own.get("stream", False))
+        return self.route is EVENTS or bool(self.own.get("stream", False))
 
     @property
     def token_ids(self) -> bool:
@@ -107,8 +107,7 @@ def read(route: Route, body: Mapping[str, Any]) -> AskedText:
     if route.prompt not in own:
         raise bad_field(route.prompt, f"{route.prompt} is missing.", "missing_required_parameter")
     _check_method(own.get("method"))
-    read_prompts = {CHAT.path: _conversation, COMPLETIONS.path: _texts, RESPONSES.path: _input}[route.path]
-    prompts = read_prompts(own)
+    prompts = READ_PROMPTS[route.path](own)
     logprobs, usage = _logprobs(route, own, settings), _stream_options(route, own)
     if own.get("best_of", (n := settings.get("n", 1))) != n:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
@@ -130,7 +129,7 @@ def _check_method(spec: str | None) -> None:
 
 def _logprobs(route: Route, own: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
     """How many alternatives are told with the log probabilities; None: neither."""
-    if route is COMPLETIONS:
+    if route in (COMPLETIONS, EVENTS):
         number: int | None = settings.get("logprobs")
         return number
     alternatives: int = own.get("top_logprobs", 0)
@@ -189,6 +188,15 @@ def _texts(own: Mapping[str, Any]) -> list[Any]:
     return listed
 
 
+def _prompt(own: Mapping[str, Any]) -> list[Any]:
+    prompt = own["prompt"]
+    if isinstance(prompt, str) or _is_ids(prompt):
+        return [prompt]
+    if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
+        return [[_message(message, "prompt") for message in prompt]]
+    raise bad_field("prompt", "prompt must be a text, token ids, or a list of at least one message.")
+
+
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
@@ -202,6 +210,14 @@ def _input(own: Mapping[str, Any]) -> list[Any]:
     if "instructions" in own:
         read_messages.insert(0, {"role": "system", "content": own["instructions"]})
     return [read_messages]
+
+
+READ_PROMPTS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
+    CHAT.path: _conversation,
+    COMPLETIONS.path: _texts,
+    RESPONSES.path: _input,
+    EVENTS.path: _prompt,
+}
 
 
 def _input_item(item: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import re
 import tomllib
 import types
 import typing
@@ -18,6 +19,7 @@ from decodery.errors import BadInput, BadSetting, near
 from decodery.models.catalogue import SMOLLM2
 
 REQUEST_METRICS = ("none", "summary", "detailed")
+_HOST_NAME = re.compile(r"[a-z0-9._-]+", re.ASCII | re.IGNORECASE)
 _SIZES = ("memory", "kv_budget", "prefix_cache", "max_body")
 
 
@@ -97,10 +99,19 @@ class ServerConfiguration:
         (), "A web origin whose pages may ask; may be repeated; default: none.", flag="--cors-origin", metavar="ORIGIN"
     )
 
+    allowed_hosts: tuple[str, ...] = _option(
+        (),
+        "A name by which requests may call this server, besides localhost and --host; may be repeated. Others are refused "
+        "where it listens on loopback, or where any is given.",
+        flag="--allowed-host",
+        metavar="NAME",
+    )
+
     # What is told
     request_metrics: str = _option("summary", f"What a reply tells of its drafts: {', '.join(REQUEST_METRICS)}.")
     log_json: bool = _option(False, "Log lines of JSON.")
     log_prompts: bool = _option(False, "Write prompts into the log.")
+    playground: bool = _option(True, "Offer a page at / to try methods and settings.")
     check: bool = _option(True, "Offer /v1/decodery/check, which loads the model a second time for each experiment.")
 
     def __post_init__(self) -> None:
@@ -121,6 +132,11 @@ class ServerConfiguration:
             raise BadSetting(
                 f"request_metrics must be one of {', '.join(REQUEST_METRICS)}, not {self.request_metrics!r}."
             )
+        for name in self.allowed_hosts:
+            if not (_HOST_NAME.fullmatch(name) or _is_address(name.strip("[]"))):
+                raise BadSetting(
+                    f"allowed_hosts names hosts without scheme and port, such as models.example.org, not {name!r}."
+                )
         if self.port > 65535:
             raise BadSetting(f"port must be at most 65535, not {self.port}.")
 
@@ -169,6 +185,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What stands around all routes: ids of requests, keys, errors, and the log."""
+"""What stands around all routes: ids of requests, names of the server, keys, errors, and the log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from decodery.serving import request_log
 from decodery.serving.failures import Failure
 from decodery.serving.keys import ANYBODY, Caller
+from decodery.serving.page import is_page
 from decodery.serving.service import Service
 from decodery.serving.transport import ClientGone, refused
 from decodery.serving.visit import Visit
@@ -55,8 +56,10 @@ class Doorway:
         service.active += 1
         entered = False
         try:
+            service.hosts.check(scope["headers"])
             if path not in OPEN:
-                visit.caller = service.keys.caller(headers.get("authorization"))
+                if not is_page(path):
+                    visit.caller = service.keys.caller(headers.get("authorization"))
                 service.check_open()
                 service.keys.enter(visit.caller)
                 entered = True

@@ -12,9 +12,10 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.engine.events import Finished, Token
+from decodery.engine.events import Token
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event
@@ -31,6 +32,15 @@ MEMORIES_PER_SESSION = 16
 """What methods remember of one session at most, on average: each may remember something for each of its parameters."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An event of a job, and when it came. seconds: since the job was submitted. passes: of the engine, since then."""
+
+    event: Event
+    seconds: float
+    passes: int
+
+
 class Job:
     """What one HTTP request decodes. Its methods are called on the event loop; the engine's thread fills it."""
 
@@ -45,8 +55,9 @@ class Job:
         self.over = asyncio.Event()
         self.bursts: dict[int, list[tuple[float, int]]] = {}
         """Text -> when tokens came, and how many in that pass."""
-        self._fresh: list[Event] = []
-        self._events: deque[Event] = deque()
+        self._first_pass = engine.passes
+        self._fresh: list[Heard] = []
+        self._heard: deque[Heard] = deque()
         self._news = asyncio.Event()
         self._ended: list[Callable[[], None]] = []
         self._pass = -1
@@ -63,15 +74,15 @@ class Job:
         else:
             self._ended.append(call)
 
-    async def events(self) -> AsyncIterator[list[Event]]:
-        """Its tokens and ends of texts, as many at a time as there are, until it is over."""
+    async def events(self) -> AsyncIterator[list[Heard]]:
+        """Its events, as many at a time as there are, until it is over."""
         while True:
             await self._news.wait()
             self._news.clear()
             done = self.over.is_set()
-            if self._events:
-                bundle = list(self._events)
-                self._events.clear()
+            if self._heard:
+                bundle = list(self._heard)
+                self._heard.clear()
                 yield bundle
             if done:
                 return
@@ -80,15 +91,15 @@ class Job:
 
     def listen(self, event: Event) -> None:
         """Take an event in."""
+        now = time.perf_counter()
         if isinstance(event, Token):
             times = self.bursts.setdefault(event.request, [])
             if times and self._pass == self._engine.passes:
                 times[-1] = (times[-1][0], times[-1][1] + 1)
             else:
-                times.append((time.perf_counter(), 1))
+                times.append((now, 1))
             self._pass = self._engine.passes
-        if isinstance(event, Token | Finished):
-            self._fresh.append(event)
+        self._fresh.append(Heard(event, now - self.began, self._engine.passes - self._first_pass))
 
     def hand_over(self, ended: bool) -> None:
         """Tell the event loop what has come since the last time."""
@@ -99,8 +110,8 @@ class Job:
             except RuntimeError:  # the loop is closed, so nobody waits
                 log.debug("a job has outlived its event loop")
 
-    def _take(self, fresh: list[Event], ended: bool) -> None:
-        self._events.extend(fresh)
+    def _take(self, fresh: list[Heard], ended: bool) -> None:
+        self._heard.extend(fresh)
         self._news.set()
         if ended and not self.over.is_set():
             self.over.set()

@@ -6,7 +6,10 @@ import dataclasses
 
 from decodery.engine.settings import declared
 from decodery.serving.configuration import ServerConfiguration
-from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, ROUTES
+from decodery.serving.fields import ROUTES
+
+WORDS = ("chat", "completions", "responses", "events")
+"""What the tables call each of `ROUTES`."""
 
 
 def fields_table() -> str:
@@ -22,9 +25,9 @@ def fields_table() -> str:
             first = [setting] if setting in called else []
             said = ", ".join(f"`{name}`" for name in dict.fromkeys([*first, *called]))
             rows.setdefault((said, declared()[setting].help), set()).add(route.path)
-    lines = ["| field | chat | completions | responses | what it does |", "|---|---|---|---|---|"]
+    lines = [f"| field | {' | '.join(WORDS)} | what it does |", "|---" * (len(WORDS) + 2) + "|"]
     for (names_said, said), paths in rows.items():
-        marks = " | ".join("✓" if route.path in paths else "" for route in (CHAT, COMPLETIONS, RESPONSES))
+        marks = " | ".join("✓" if route.path in paths else "" for route in ROUTES)
         lines.append(f"| {names_said} | {marks} | {_cell(said)} |")
     return "\n".join(lines) + "\n"
 
@@ -32,7 +35,7 @@ def fields_table() -> str:
 def not_offered_table() -> str:
     """Fields that are known and refused, with the values that are taken since they ask for nothing."""
     rows: dict[str, tuple[str, str, list[str]]] = {}
-    for route, word in zip(ROUTES, ("chat", "completions", "responses"), strict=True):
+    for route, word in zip(ROUTES, WORDS, strict=True):
         for name, refused in route.not_offered.items():
             taken = ", ".join(f"`{_json(value)}`" for value in refused.neutral)
             rows.setdefault(f"{name} {taken} {refused.instead}", (name, taken, []))[2].append(word)

@@ -327,4 +327,26 @@ RESPONSES = Route(
     renamed={"max_output_tokens": "max_new_tokens"},
     without=("logprobs", "echo", "n"),
 )
-ROUTES = (CHAT, COMPLETIONS, RESPONSES)
+EVENTS = Route(
+    "/v1/decodery/events",
+    "prompt",
+    {
+        **{name: COMMON[name] for name in ("model", "method", "user")},
+        "prompt": BodyField(
+            Anything(
+                anyOf=[
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "integer"}},
+                    {"type": "array", "items": {"type": "object"}},
+                ]
+            ),
+            "A text, token ids, or the messages of a conversation.",
+        ),
+    },
+    {
+        "stream": NotOffered((True,), "this route always streams."),
+        "echo": NotOffered((False,), "only /v1/completions begins its text with the prompt."),
+    },
+    without=("top_logprobs",),
+)
+ROUTES = (CHAT, COMPLETIONS, RESPONSES, EVENTS)

@@ -16,18 +16,21 @@ from starlette.responses import Response
 from decodery.engine.memory import parse_size
 from decodery.engine.registry import methods
 from decodery.errors import BadPrompt
+from decodery.serving import page
 from decodery.serving.asked import read, read_json
 from decodery.serving.chat import ChatShape
 from decodery.serving.completions import CompletionShape
 from decodery.serving.configuration import ServerConfiguration
 from decodery.serving.decoding import begin, finished
+from decodery.serving.events import EventShape
 from decodery.serving.failures import Failure, bad_field
-from decodery.serving.fields import CHAT, COMPLETIONS, RESPONSES, Route
+from decodery.serving.fields import CHAT, COMPLETIONS, EVENTS, RESPONSES, Route
+from decodery.serving.hosts import AllowedHosts
 from decodery.serving.keys import KeyRing
 from decodery.serving.responses import ResponseShape
 from decodery.serving.served_models import Load, ServedModel, ServedModels
 from decodery.serving.server_metrics import ServerMetrics
-from decodery.serving.shapes import AnswerShape, frames
+from decodery.serving.shapes import AnswerShape, StreamShape, frames
 from decodery.serving.transport import EventStream, Json, read_body, watched
 from decodery.serving.visit import Visit
 
@@ -36,10 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("decodery.serving")
 
-SHAPES: Mapping[str, type[AnswerShape]] = {
+SHAPES: Mapping[str, type[StreamShape]] = {
     CHAT.path: ChatShape,
     COMPLETIONS.path: CompletionShape,
     RESPONSES.path: ResponseShape,
+    EVENTS.path: EventShape,
 }
 RETRY = {"Retry-After": "5"}
 
@@ -57,6 +61,7 @@ class Service:
             os.environ if environment is None else environment,
             configuration.max_concurrent_per_key,
         )
+        self.hosts = AllowedHosts(configuration)
         self.metrics = ServerMetrics(self.models)
         self.active = 0
         """HTTP requests that are not answered yet."""
@@ -93,7 +98,7 @@ class Service:
     # What is decoded
 
     async def decode(self, request: Request, route: Route) -> Response:
-        """Answer a request of one of OpenAI's routes for text."""
+        """Answer a request of one of the routes for text."""
         body = await self._body(request)
         visit: Visit = request.scope["visit"]
         asked = read(route, body)
@@ -102,7 +107,7 @@ class Service:
             visit.told["prompt"] = asked.prompts
         left = self.configuration.timeout
 
-        async def begun() -> AnswerShape:
+        async def begun() -> StreamShape:
             try:
                 async with asyncio.timeout(left):
                     decoding = await begin(asked, visit, self.models, self.metrics, self.configuration)
@@ -112,6 +117,7 @@ class Service:
 
         async def whole() -> dict[str, Any]:
             shape = await begun()
+            assert isinstance(shape, AnswerShape)
             seconds = visit.arrived + left - time.perf_counter()
             with contextlib.closing(shape.decoding):
                 return shape.whole(await finished(shape.decoding, seconds))
@@ -154,6 +160,7 @@ class Service:
                 "default_method": lm.default_method,
                 "methods": [info.name for info in methods() if info.suits(lm.network.kinds)],
                 "path": lm.network.path,
+                "chat": bool(getattr(lm.tokenizer, "chat_template", None)),
             },
         }
 
@@ -185,6 +192,12 @@ class Service:
             if _flag(body, "return_token_strs", False):
                 told["token_strs"] = [model.lm.tokenizer.decode([token]) for token in ids]
             return told
+
+    async def settle(self, request: Request) -> dict[str, Any]:
+        """How a method is written with some values of its parameters, and which of them act."""
+        body = await self._body(request)
+        _only(body, ("name", "values"), "/v1/decodery/method")
+        return page.settled(body.get("name"), body.get("values", {}))
 
     async def detokenize(self, request: Request) -> dict[str, Any]:
         """vLLM's /detokenize."""

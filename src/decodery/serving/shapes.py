@@ -15,9 +15,10 @@ from decodery.replies import replies_of
 from decodery.serving.failures import Failure
 
 if TYPE_CHECKING:
-    from decodery.engine.events import Event, TokenLogprobs
+    from decodery.engine.events import TokenLogprobs
     from decodery.replies import Reply
     from decodery.serving.decoding import Decoding
+    from decodery.serving.engine_thread import Heard
 
 LEAST = -9999.0
 """In place of minus infinity, which JSON does not have; as at OpenAI and vLLM."""
@@ -75,22 +76,18 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-class AnswerShape(ABC):
-    """How one route tells what is decoded: as a whole, or as frames of a stream."""
+class StreamShape(ABC):
+    """How one route tells what is decoded as it comes: as frames of a stream."""
 
     def __init__(self, decoding: Decoding):
         self.decoding, self.asked, self.lm = decoding, decoding.asked, decoding.lm
-
-    @abstractmethod
-    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The answer, once all is there."""
 
     @abstractmethod
     def opening(self) -> list[bytes]:
         """Frames before anything is decoded."""
 
     @abstractmethod
-    def piece(self, piece: Piece) -> list[bytes]:
+    def tell(self, bundle: Sequence[Heard]) -> list[bytes]:
         """Frames of what has come."""
 
     @abstractmethod
@@ -142,11 +139,33 @@ class AnswerShape(ABC):
         ]
 
 
-def pieces(bundle: Sequence[Event], begun: set[int]) -> list[Piece]:
+class AnswerShape(StreamShape):
+    """How one of OpenAI's routes tells what is decoded: as a whole, or piece by piece."""
+
+    def __init__(self, decoding: Decoding):
+        super().__init__(decoding)
+        self._begun: set[int] = set()
+        """Texts that something has come of."""
+
+    @abstractmethod
+    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """The answer, once all is there."""
+
+    @abstractmethod
+    def piece(self, piece: Piece) -> list[bytes]:
+        """Frames of what has come of one text."""
+
+    def tell(self, bundle: Sequence[Heard]) -> list[bytes]:
+        return [one for piece in pieces(bundle, self._begun) for one in self.piece(piece)]
+
+
+def pieces(bundle: Sequence[Heard], begun: set[int]) -> list[Piece]:
     """Events as pieces, one for each text that something came of. begun: texts that something has come of before; those of
     the bundle are added."""
     found: dict[int, Piece] = {}
-    for event in bundle:
+    for event in (heard.event for heard in bundle):
+        if not isinstance(event, Token | Finished):
+            continue
         piece = found.setdefault(event.request, Piece(event.request, first=event.request not in begun))
         begun.add(event.request)
         if isinstance(event, Token):
@@ -154,20 +173,18 @@ def pieces(bundle: Sequence[Event], begun: set[int]) -> list[Piece]:
             piece.token_ids.append(event.token_id)
             if event.logprobs is not None:
                 piece.logprobs.append(event.logprobs)
-        elif isinstance(event, Finished):
+        else:
             piece.visible += event.text
             piece.ended = event.reason if event.reason in ("stop", "length") else ""
     return list(found.values())
 
 
-async def frames(shape: AnswerShape) -> AsyncIterator[bytes]:
+async def frames(shape: StreamShape) -> AsyncIterator[bytes]:
     """A whole stream. A text that ends in an error is told of once, in the end."""
     for one in shape.opening():
         yield one
-    begun: set[int] = set()
     async for bundle in shape.decoding.job.events():
-        out = [one for piece in pieces(bundle, begun) for one in shape.piece(piece)]
-        if out:
+        if out := shape.tell(bundle):
             yield b"".join(out)
     try:
         last = shape.closing(await shape.decoding.replies())
