@@ -40,6 +40,7 @@ BUILT_IN = {
     "adadec": "decodery.search.adadec:AdaptiveDecoding",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
+    "qmcpy": "decodery.search.qmcpy:LowDiscrepancyEstimate",
     "self-consistency": "decodery.search.self_consistency:SelfConsistency",
     "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
