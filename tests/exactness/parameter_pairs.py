@@ -343,6 +343,17 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "at_once": drawn(1, 4),
     },
     "BestOfN": {"by": drawn("mean", "total")},
+    "LowDiscrepancyEstimate": {
+        "samples": drawn(16, 64, "tolerance=0"),
+        "of": drawn("log-probability", "tokens", "samples=16"),
+        "text": drawn("a", "bc", "of=contains, samples=16"),
+        "points": drawn("lattice", "net", "samples=16"),
+        "replications": drawn(2, 4, "samples=16, least=1"),
+        "least": drawn(1, 2, "samples=16"),
+        "tolerance": drawn(0.0, 1000.0, "samples=32"),
+        "confidence": drawn(0.9, 0.95, "samples=16"),
+        "kernel": drawn(False, True, "samples=16"),
+    },
     "SelfConsistency": {
         "answer": drawn("text", "letter"),
         "votes": drawn("equal", "likelihood", "answer=text"),

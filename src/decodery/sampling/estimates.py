@@ -62,9 +62,9 @@ class FastKernel:
 
     def __init__(self, source: LowDiscrepancy, points: Float64[np.ndarray, "n dimensions"], alpha: int = 1):
         count, dimensions = points.shape
-        if source.points not in ("net", "lattice") or count & (count - 1):
+        if source.points not in ("net", "lattice") or count < 2 or count & (count - 1):
             raise BadSetting(
-                f"a fast kernel needs a power of 2 of points of a net or a lattice, not {count} of points={source.points}."
+                f"a fast kernel needs 2, 4, 8, … points of a net or a lattice, not {count} of points={source.points}."
             )
         if source.randomize == "nus" and alpha > 1:
             raise BadSetting(

@@ -1,6 +1,6 @@
 """An expectation over the model's texts, estimated from low-discrepancy samples until its error bar is small.
 
-Sorokin, QMCPy: A Python Software for Randomized Low-Discrepancy Sequences, Quasi-Monte Carlo, and Fast Kernel Methods, 2025; the
+Sorokin, QMCPy: A Python Software for Randomized Low-Discrepancy Sequences, Quasi-Monte Carlo, and Fast Kernel Methods, 2025;
 samples are those of arithmetic sampling (Vilnis et al. 2023, arXiv 2210.15458).
 """
 
@@ -69,6 +69,8 @@ class LowDiscrepancyEstimate(TryingMethod):
                 f"{self.name}: the first {self.replications} sets of {self.least} points are {self.first} texts, which is more "
                 f"than samples={self.samples}."
             )
+        if self.kernel and self.least < 2:
+            raise BadParameter(f"{self.name}: a kernel needs 2 points of a set or more, and least is {self.least}.")
         if self.inner.exactness is Exactness.IDENTICAL_TO_SAMPLING:
             raise BadParameter(
                 f"{self.name}: {self.inner.name} draws its drafts, and points serve the target's tokens alone."
@@ -111,6 +113,8 @@ class LowDiscrepancyEstimate(TryingMethod):
 
     def attempt(self, request: Request, number: int) -> Request:
         """Sample `number` of as many as the sets then have: the first points of a larger set are the smaller one."""
+        if request.law.greedy:
+            return request.attempt(number, request.n)
         of = self.first
         while of <= number:
             of *= 2
@@ -142,10 +146,8 @@ class LowDiscrepancyEstimate(TryingMethod):
     def ranked(self, request: Request, tries: Sequence[Try]) -> list[tuple[Try, float, float]]:
         """In the order in which they were drawn: each is an exact sample, whatever its value."""
         drawn = [(one, self.value(one), 1.0) for one in tries]
-        if request.law.greedy:
-            told = Estimate(drawn[0][1], 0.0, drawn[0][1], drawn[0][1])
-        else:
-            told = self.estimate(tries)
+        sure = drawn[0][1]
+        told = Estimate(sure, 0.0, sure, sure) if request.law.greedy else self.estimate(tries)
         request.statistics.details["estimate"] = {"of": self.of, "samples": len(tries), **dataclasses.asdict(told)}
         if self.kernel and not request.law.greedy:
             request.statistics.details["estimate"]["kernel_errors"] = self.kernel_errors(request, tries)
