@@ -38,6 +38,7 @@ BUILT_IN = {
     "contrastive-search": "decodery.search.contrastive_search:ContrastiveSearch",
     "cautious-next-token": "decodery.search.cautious_next_token:CautiousNextToken",
     "adadec": "decodery.search.adadec:AdaptiveDecoding",
+    "ariel": "decodery.search.ariel:Ariel",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "qmcpy": "decodery.search.qmcpy:LowDiscrepancyEstimate",
