@@ -92,9 +92,9 @@ def round_trips(settings: Settings, long: bool = False, fast: str = "auto", mode
     lm = loaded(model or settings.model, fast=fast)
     if long:
         items: Sequence[str] = passages(lm, settings.long_texts, settings.length)
-        names = ("exact, d=16", "exact, d=1", "doubles, d=16", "one pass, d=1")
+        names = ["exact, d=16", "exact, d=1", "doubles, d=16", "one pass, d=1"]
     else:
-        items, names = sentences(lm, settings.texts), tuple(ROUND_TRIPS)
+        items, names = sentences(lm, settings.texts), list(ROUND_TRIPS)
 
     def arm(name: str) -> Arm:
         return Arm(name, lambda text: there_and_back(lm, text, ROUND_TRIPS[name]))

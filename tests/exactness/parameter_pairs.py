@@ -343,6 +343,16 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "at_once": drawn(1, 4),
     },
     "BestOfN": {"by": drawn("mean", "total")},
+    "Ariel": {
+        "dimensions": drawn(1, 2),
+        "precision": drawn("exact", "float", "text=abcdefghijkl, dimensions=16"),
+        "point": drawn("0.25 0.75", "1/3 2/3", "dimensions=2"),
+        "text": drawn("abcdef", "fedcba"),
+        "towards": drawn("fedcba", "cafe", "text=abcdef"),
+        "share": drawn(0.25, 0.75, "text=abcdef, towards=fedcba"),
+        "radius": drawn(0.0, 0.5, "text=abcdef"),
+        "reading": drawn("steps", "pass", "text=abcdef"),
+    },
     "LowDiscrepancyEstimate": {
         "samples": drawn(16, 64, "tolerance=0"),
         "of": drawn("log-probability", "tokens", "samples=16"),

@@ -108,6 +108,10 @@ class Arithmetic(Source):
     summary = "The n samples cover the space of texts evenly: one number, shifted by 1/n, read as an arithmetic code."
     target_only = "a sample is one number that is read along the text, a token of the target at a time"
 
+    @property
+    def spread(self) -> bool:
+        return True
+
     def chance(self, sample: DrawnSample) -> Chance:
         number = Noise(sample.seed).uniform(sample.prompt, Stage.TARGET, ("arithmetic",))
         start = (number + sample.number / sample.of) % 1.0

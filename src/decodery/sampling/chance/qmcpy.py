@@ -67,6 +67,10 @@ class LowDiscrepancy(Source):
                 f"chance {self.name}: points={self.points} are randomised by {words}, not by {self.randomize}."
             )
 
+    @property
+    def spread(self) -> bool:
+        return self.points != "independent"
+
     def chance(self, sample: DrawnSample) -> Chance:
         """Raises MethodUnavailable where the points need QMCPy and it is not there."""
         sets = self.sets(sample.seed, sample.text[: sample.prompt], sample.of)
