@@ -104,7 +104,7 @@ def test_a_source_that_does_not_keep_what_it_promises_is_refuted():
             return Noise(0)
 
     for source, name in ((Independent(), "samples are spread"), (Lowest(), "law by sampling")):
-        report = check_method(_model(), "autoregressive", **QUICK, chance=source)
+        report = check_method(_model(), "autoregressive", **QUICK | {"samples": 2_000}, chance=source)
         assert {part.name.split(",")[0] for part in report.parts if part.passed is False} == {name}
     with pytest.raises(Refused, match="nothing can be checked with chance keyed, because samples with the same key"):
         check_method(_model(), "autoregressive", **QUICK, chance="keyed")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanEstimate:
     """A mean with its standard error and the interval that covers the expectation with the wanted confidence."""
 
     value: float
@@ -36,7 +36,7 @@ class Estimate:
         return (self.high - self.low) / 2
 
 
-def of_replications(values: Float64[np.ndarray, "replications n"], confidence: float = 0.95) -> Estimate:
+def of_replications(values: Float64[np.ndarray, "replications n"], confidence: float = 0.95) -> MeanEstimate:
     """The mean of the means of independently randomised sets, with Student's interval of replications - 1 degrees of freedom.
 
     It needs means that take many values. Raises BadSetting where there is one set alone.
@@ -49,7 +49,7 @@ def of_replications(values: Float64[np.ndarray, "replications n"], confidence: f
         raise BadSetting("an error bar needs at least 2 replications, which differ, and there is 1.")
     value, error = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(count)
     reach = error * float(t.ppf((1 + confidence) / 2, count - 1))
-    return Estimate(value, error, value - reach, value + reach)
+    return MeanEstimate(value, error, value - reach, value + reach)
 
 
 class FastKernel:

@@ -128,6 +128,8 @@ class Ariel(Method):
     def _point(self, request: Request, ends: Sequence[list[Fraction]]) -> list[Coordinate]:
         """What is decoded."""
         if self.point == RANDOM and not ends:
+            if request.law.greedy:  # every point is in the one box
+                return [Coordinate.exactly(Fraction(0))] * self.dimensions
             return [self._random(request, number) for number in range(self.dimensions)]
         start = ends[0] if ends else self.given()
         if self.towards:

@@ -18,7 +18,7 @@ from decodery.engine.parameters import unused
 from decodery.errors import BadParameter, Refused
 from decodery.sampling.chance import LowDiscrepancy
 from decodery.sampling.chance.qmcpy import imported
-from decodery.sampling.estimates import Estimate, FastKernel, of_replications
+from decodery.sampling.estimates import FastKernel, MeanEstimate, of_replications
 from decodery.sampling.noise import Numbers, Stage
 from decodery.search.tries import Try, TryingMethod
 
@@ -139,7 +139,7 @@ class LowDiscrepancyEstimate(TryingMethod):
         """Of all tries, by set."""
         return np.array([self.value(one) for one in tries]).reshape(-1, self.replications).T
 
-    def estimate(self, tries: Sequence[Try]) -> Estimate:
+    def estimate(self, tries: Sequence[Try]) -> MeanEstimate:
         """Of the expectation."""
         return of_replications(self.values(tries), self.confidence)
 
@@ -147,7 +147,7 @@ class LowDiscrepancyEstimate(TryingMethod):
         """In the order in which they were drawn: each is an exact sample, whatever its value."""
         drawn = [(one, self.value(one), 1.0) for one in tries]
         sure = drawn[0][1]
-        told = Estimate(sure, 0.0, sure, sure) if request.law.greedy else self.estimate(tries)
+        told = MeanEstimate(sure, 0.0, sure, sure) if request.law.greedy else self.estimate(tries)
         request.statistics.details["estimate"] = {"of": self.of, "samples": len(tries), **dataclasses.asdict(told)}
         if self.kernel and not request.law.greedy:
             request.statistics.details["estimate"]["kernel_errors"] = self.kernel_errors(request, tries)
