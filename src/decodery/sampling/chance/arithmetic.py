@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from decodery.sampling.chance.base import DrawnSample, Source, refuse_other_draws
@@ -34,13 +35,13 @@ class Code(Numbers):
     rest is stretched for the next.
 
     start: the numbers; first: the position of the first token; noise: for digits beyond those of the numbers, and for decisions
-    of steps of the law. shuffle: of a permutation of the tokens for each position, the same for all samples; None: their own
-    order.
+    of steps of the law. shuffle: the seed of an order of the tokens for each position, the same for all samples; None: their
+    own order.
     """
 
     by_mass = True
 
-    def __init__(self, source: Source, start: Sequence[float], first: int, noise: Noise, shuffle: Noise | None = None):
+    def __init__(self, source: Source, start: Sequence[float], first: int, noise: Noise, shuffle: int | None = None):
         self._source, self._noise, self._shuffle = source, noise, shuffle
         self._codes: dict[int, Codes] = {first: tuple((number, FINEST) for number in start)}
         """By position."""
@@ -95,9 +96,10 @@ class Code(Numbers):
         return other
 
 
-def permutation(noise: Noise, position: int, count: int) -> Int64[Tensor, "count"]:
-    """An order of `count` tokens that follows from noise and a position."""
-    return noise.uniforms(count, position, Stage.ORDER, ("tokens",)).argsort()
+@lru_cache(maxsize=64)
+def permutation(seed: int, position: int, count: int) -> Int64[Tensor, "count"]:
+    """An order of `count` tokens that follows from a seed and a position. All samples of a request ask for the same."""
+    return Noise(seed).uniforms(count, position, Stage.ORDER, ("tokens",)).argsort()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class LowDiscrepancy(Source):
         """Raises MethodUnavailable where the points need QMCPy and it is not there."""
         sets = self.sets(sample.seed, sample.text[: sample.prompt], sample.of)
         start = sets[sample.number % self.replications, sample.number // self.replications]
-        shuffle = Noise(sample.seed) if self.shuffle else None
+        shuffle = sample.seed if self.shuffle else None
         return Code(self, start.tolist(), sample.prompt, Noise(sample.seed, sample.number), shuffle)
 
     def sets(self, seed: int, prompt: Sequence[int], count: int) -> Float64[np.ndarray, "replications n dimensions"]:
