@@ -226,10 +226,21 @@ def test_a_text_comes_back_on_a_network(spec: str) -> None:
     lm = toy_language_model(layers=2)
     for text in (" there was a cat", " and then", " he said no."):
         inside = f"text='{text}', {spec}".removesuffix(", ")
-        if spec == "precision=float" and len(text) > 12:
-            inside += ""
         reply = lm.generate("once upon a time", f"ariel({inside})", temperature=1.0, max_new_tokens=len(text))
         assert reply.text == text
+
+
+@pytest.mark.real_model
+def test_real_sentences_and_long_passages_come_back() -> None:
+    """Twenty sentences in doubles and sixteen dimensions, two passages of two hundred tokens in whole numbers and in one."""
+    from experiments.ariel import passages, sentences, there_and_back
+    from experiments.texts import loaded
+
+    lm = loaded("smollm2-135m")
+    short, long = sentences(lm, 20), passages(lm, 2, 200)
+    assert len(short) == 20
+    assert all(there_and_back(lm, text, "precision=float")["back"] for text in short)
+    assert all(there_and_back(lm, text, spec)["back"] for text in long for spec in ("", "dimensions=1"))
 
 
 def test_memory_is_set_aside_for_the_text_too() -> None:
