@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused() -> None:
     for spec, why in (
         ("of=contains", "needs the text that is looked for"),
         ("least=3", "least must be a power of 2, not 3"),
-        ("replications=16, least=16", "are 256 texts, which is more than samples=128"),
+        ("replications=16, least=16", "are 256 texts, which is more than samples=32"),
         ("method=draft-model", "draft-model draws its drafts"),
         ("text=a", "only with of=contains"),
         ("least=1, kernel=True", "2 points of a set or more, and least is 1"),

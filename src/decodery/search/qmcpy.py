@@ -42,7 +42,7 @@ class LowDiscrepancyEstimate(TryingMethod):
     )
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
 
-    samples: int = parameter(128, "most texts that are drawn", low=2, high=1024)
+    samples: int = parameter(32, "most texts that are drawn", low=2, high=1024)
     at_once: int | None = unused(None)
     of: str = parameter(
         "log-probability",
