@@ -42,7 +42,14 @@ def test_a_promise_that_holds(command: Any, toy: Any, asked: list[Any]) -> None:
     assert asked == [
         (
             "token-recycling",
-            {"prompts": 20, "max_new_tokens": 64, "samples": 20_000, "significance": 0.001, "seed": 0},
+            {
+                "prompts": 20,
+                "max_new_tokens": 64,
+                "samples": 20_000,
+                "significance": 0.001,
+                "seed": 0,
+                "chance": "addressed",
+            },
         )
     ]
 
@@ -55,8 +62,9 @@ def test_a_refuted_promise(command: Any, toy: Any, asked: list[Any]) -> None:
 
 def test_options_arrive(command: Any, toy: Any, asked: list[Any]) -> None:
     options = ["--prompts", "3", "--samples", "500", "--max-new-tokens", "8", "--significance", "0.01", "--seed", "7"]
-    command("check", "token-recycling(k=4)", *options)
+    command("check", "token-recycling(k=4)", *options, "--chance", "qmcpy(points=net)")
     settings = {"prompts": 3, "samples": 500, "max_new_tokens": 8, "significance": 0.01, "seed": 7}
+    settings |= {"chance": "qmcpy(points=net)"}
     assert asked == [("token-recycling(k=4)", settings)]
 
 

@@ -15,7 +15,7 @@ import torch
 from decodery.engine.settings import Settings, aliases, declared, page, schema
 from decodery.errors import BadSetting
 from decodery.sampling import DEFAULT_ORDER, LawSettings
-from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed
+from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed, LowDiscrepancy
 from decodery.sampling.steps import default_order
 from decodery.targets.guidance import Guidance
 
@@ -101,6 +101,12 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("chance", "gumbel", GumbelRace()),
     ("chance", "keyed(key=7, window=0, race=False)", Keyed(7, 0, False)),
     ("chance", Arithmetic(), Arithmetic()),
+    ("chance", "qmcpy", LowDiscrepancy()),
+    (
+        "chance",
+        "qmcpy(points=net, randomize=nus, dimensions=3, replications=4, shuffle=True)",
+        LowDiscrepancy("net", "nus", 3, 4, True),
+    ),
 ]
 
 
@@ -260,6 +266,12 @@ BAD: dict[str, list[Any]] = {
         "keyed(key=-1)",
         "keyed(key=x)",
         "gumbel(a=1)",
+        "qmcpy(points=sobol)",
+        "qmcpy(points=halton, randomize=shift)",
+        "qmcpy(randomize=lms)",
+        "qmcpy(dimensions=0)",
+        "qmcpy(replications=2.5)",
+        "qmcpy(shuffle=1)",
     ],
 }
 

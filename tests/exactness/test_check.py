@@ -17,6 +17,8 @@ from decodery.errors import BadSetting, MethodUnavailable, Refused
 from decodery.evaluation import sampled_law
 from decodery.evaluation.check import check_method
 from decodery.models.forward import Forward, Rows
+from decodery.sampling import Noise
+from decodery.sampling.chance import Addressed
 from decodery.testing import (
     SmallLanguageModel,
     planted_faults,
@@ -34,8 +36,11 @@ SHOWING = {"fault-forgets-prefix": PENALISED, "fault-shared-noise": PENALISED}
 SMALLER = {
     "spectr": "spectr(drafts=2, length=1)",
     "recursive-speculative-decoding": "recursive-speculative-decoding(width=2, length=2)",
+    "qmcpy": "qmcpy(replications=2, least=1, samples=4)",
 }
 """Methods that draw much, with drafts small enough for the law of three tokens."""
+POINTS = ("ariel", SMALLER["qmcpy"])
+"""They read texts from points, which are numbers: there is nothing to enumerate."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +62,8 @@ def test_an_honest_method_passes(method):
     method = SMALLER.get(method, method)
     report = check_method(_model(), method, **QUICK)
     assert report.passed, [part for part in report.parts if part.passed is False]
-    assert all(part.passed for part in report.parts), "every part has a verdict"
+    decided = [part for part in report.parts if method not in POINTS or not part.name.startswith("law by enum")]
+    assert all(part.passed for part in decided), "every part has a verdict"
     assert as_method(method).exactness.same_law
     assert report.exactness == as_method(method).exactness
 
@@ -77,6 +83,31 @@ def test_a_planted_fault_is_caught(fault, monkeypatch):
         "fault-shared-noise": "law by sampling",
     }
     assert expected.get(fault.name, "law by enumeration") in refuted
+
+
+@pytest.mark.parametrize("chance", ["arithmetic", "qmcpy", "qmcpy(points=net, replications=2)", "gumbel"])
+@pytest.mark.parametrize("method", ["autoregressive", "token-recycling"])
+def test_a_source_of_chance_is_checked_with_a_method(method, chance):
+    report = check_method(_model(), method, **QUICK | {"samples": 400}, chance=chance)
+    assert all(part.passed for part in report.parts)
+    spread = [part for part in report.parts if "spread" in part.name]
+    assert len(spread) == (chance != "gumbel")
+    assert all(part.numbers["variance_ratio"] < 0.5 for part in spread)
+
+
+def test_a_source_that_does_not_keep_what_it_promises_is_refuted():
+    class Independent(Addressed):
+        spread = True
+
+    class Lowest(Addressed):
+        def chance(self, sample):
+            return Noise(0)
+
+    for source, name in ((Independent(), "samples are spread"), (Lowest(), "law by sampling")):
+        report = check_method(_model(), "autoregressive", **QUICK | {"samples": 2_000}, chance=source)
+        assert {part.name.split(",")[0] for part in report.parts if part.passed is False} == {name}
+    with pytest.raises(Refused, match="nothing can be checked with chance keyed, because samples with the same key"):
+        check_method(_model(), "autoregressive", **QUICK, chance="keyed")
 
 
 def test_the_report_is_json():

@@ -30,6 +30,9 @@ def check(
         float, Option("--significance", help="How often a sound method may be refuted by chance.")
     ] = 0.001,
     seed: SeedOption = 0,
+    chance: Annotated[
+        str, Option("--chance", metavar="SPEC", help="Where random draws come from, as name or name(key=value).")
+    ] = "addressed",
     as_json: JsonOption = False,
 ) -> None:
     """Decide by experiment whether methods keep what they declare.
@@ -61,6 +64,7 @@ def check(
                     samples=samples,
                     significance=significance,
                     seed=seed,
+                    chance=chance,
                     on_progress=counter,
                 )
         except (MethodUnavailable, Refused) as error:

@@ -238,12 +238,13 @@ class Request:
             self._give(output, place)
             output.finish("length")
 
-    def attempt(self, number: int, of: int) -> Request:
+    def attempt(self, number: int, of: int, **changes: Any) -> Request:
         """A try at the whole text by a method that decodes one: sample `number` of `of`, as that method alone would draw it.
+        changes: other values of settings.
 
         What it costs is counted here, and its output keeps to itself, with the log probabilities of its tokens, until `take`.
         """
-        settings = dataclasses.replace(self.settings, n=of, echo=False, logprobs=self.settings.logprobs or 0)
+        settings = dataclasses.replace(self.settings, n=of, echo=False, logprobs=self.settings.logprobs or 0, **changes)
         other = Request(self.host, self.prompt, settings, self.number, number, together=True)
         other.n, other.network = 1, self.network
         other.statistics, other.rows, other.company = self.statistics, self.rows, self.company

@@ -15,7 +15,7 @@ from decodery.engine.method import Method, refusal
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
-from decodery.errors import BadSetting
+from decodery.errors import BadSetting, Refused
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
@@ -23,6 +23,7 @@ from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.models.kinds import Kind
 from decodery.replies import Reply
+from decodery.sampling.chance import Source
 
 PLAIN = "autoregressive"
 TIE = 1e-4
@@ -64,6 +65,7 @@ def check_method(
     samples: int = 20_000,
     significance: float = 0.001,
     seed: int = 0,
+    chance: str | Source = "addressed",
     on_progress: Progress | None = None,
 ) -> CheckReport:
     """Test a method's promise.
@@ -71,13 +73,18 @@ def check_method(
     lm: the model that greedy identity is tested on; only float32 promises it, in other dtypes the part has no verdict.
     prompts: how many of the shipped questions, or own prompts. samples: how many requests the tests with real noise
     decode, all together. On a masked-diffusion model other experiments are made (`diffusion_check`). significance: how
-    often a sound method may be refuted by chance, over all those tests together.
+    often a sound method may be refuted by chance, over all those tests together. chance: where random draws come from, as in
+    the settings; whether the samples of a source that spreads them are spread is decided, too.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
     """
     if samples < 100:
         raise BadSetting(f"samples must be at least 100 to say anything, not {samples}.")
     if not 0 < significance < 1:
         raise BadSetting(f"significance must lie between 0 and 1, not {significance!r}.")
+    source = Settings.of({"chance": chance}, lm.network.vocabulary).chance
+    reason = None if source.spread else source.refuses_samples(1024)
+    if reason is not None:
+        raise Refused(f"nothing can be checked with chance {source.name}, because {reason}.")
     chosen = as_method(method)
     tell = on_progress or (lambda label, done, total: None)
     if Kind.NEXT_TOKEN not in lm.network.kinds:
@@ -86,13 +93,13 @@ def check_method(
         ids = _prompts(lm, prompts, max_new_tokens)
         parts = _identity_parts(lm, chosen, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
         if chosen.exactness.same_tokens:
-            sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
+            sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed, chance=source)
             reason = refusal(chosen, sampling)
             if reason is None:
                 parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
             else:
                 parts.append(CheckPart("sampled identity", None, f"does not run here: {reason}"))
-        parts += law_parts(lm, chosen, samples, significance, seed, tell)
+        parts += law_parts(lm, chosen, samples, significance, seed, tell, source)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
 
@@ -124,7 +131,11 @@ def _identity_parts(
 ) -> list[CheckPart]:
     """Outputs against plain decoding's under the same settings, prompt i with seed + i. kind: of decoding, in a word."""
     seed = settings.seed or 0
-    shared: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    shared: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "chance": settings.chance,
+    }
     plain: list[Reply] = []
     label = f"plain {kind} decoding"
     for start in range(0, len(prompts), PLAIN_BATCH):
@@ -142,7 +153,7 @@ def _identity_parts(
                 lm.forget(_SESSION)
             replies.append(lm.generate(prompt, method=method, session=_SESSION, seed=seed + place, **shared))
         tell(name, len(prompts), len(prompts))
-        parts.append(_compare(lm, method, name, prompts, plain, replies))
+        parts.append(_compare(lm, method, name, prompts, plain, replies, settings.chance))
     lm.forget(_SESSION)
     return parts
 
@@ -151,7 +162,13 @@ _SESSION = "decodery check"
 
 
 def _compare(
-    lm: LanguageModel, method: Method, name: str, prompts: list[list[int]], plain: list[Reply], replies: list[Reply]
+    lm: LanguageModel,
+    method: Method,
+    name: str,
+    prompts: list[list[int]],
+    plain: list[Reply],
+    replies: list[Reply],
+    chance: Source,
 ) -> CheckPart:
     differences, greedy = [], name.startswith("greedy")
     for place, (prompt, reference, reply) in enumerate(zip(prompts, plain, replies, strict=True)):
@@ -160,10 +177,11 @@ def _compare(
         # The reference was decoded in a batch; what counts is plain decoding of this prompt alone.
         count = max(len(reply.token_ids), len(reference.token_ids))
         temperature = 0.0 if greedy else 1.0
-        alone = lm.generate(prompt, method=PLAIN, max_new_tokens=count, temperature=temperature, seed=reply.seed)
+        settings = Settings(max_new_tokens=count, temperature=temperature, seed=reply.seed, chance=chance)
+        drawn: dict[str, Any] = {"temperature": temperature, "seed": reply.seed, "chance": chance}
+        alone = lm.generate(prompt, method=PLAIN, max_new_tokens=count, **drawn)
         plain[place] = alone
         if reply.token_ids != alone.token_ids:
-            settings = Settings(max_new_tokens=count, temperature=temperature, seed=reply.seed)
             differences.append(_difference(lm, place, prompt, alone.token_ids, reply.token_ids, settings))
     tokens = sum(len(reply.token_ids) for reply in replies)
     rounds = sum(reply.stats.rounds for reply in replies)

@@ -8,6 +8,7 @@ independent.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from decodery.engine.method import Method
 from decodery.engine.settings import Settings
 from decodery.evaluation.check_parts import CheckPart, Progress, attempt, undecided
 from decodery.language_model import LanguageModel
+from decodery.sampling.chance import Addressed, Source
 from decodery.testing.edges import impossible_tokens
 from decodery.testing.goodness import goodness_of_fit, total_variation
 from decodery.testing.hosts import scripted_language_model
@@ -34,6 +36,8 @@ LEAVES = 3_000
 tokens is."""
 ENUMERATED, SAMPLED = 3, 5
 """Vocabularies."""
+SHARED, REQUESTS = 16, 60
+"""Samples of a request, of each set of points, and requests, in which it is seen whether samples are spread."""
 EARLIER = ([0, 1], [1, 0, 1], [2, 1, 0])
 """What the session has decoded before, so that methods that learn have learned something."""
 
@@ -53,9 +57,17 @@ PROMPT = [0, 1, 2, 0, 1]
 
 
 def law_parts(
-    lm: LanguageModel, method: Method, samples: int, significance: float, seed: int, tell: Progress
+    lm: LanguageModel,
+    method: Method,
+    samples: int,
+    significance: float,
+    seed: int,
+    tell: Progress,
+    chance: Source | None = None,
 ) -> list[CheckPart]:
-    """The experiments on tabular models. lm: only its number of layers is used, for methods that name some."""
+    """The experiments on tabular models. lm: only its number of layers is used, for methods that name some. chance: where draws
+    come from, but for the enumeration, which takes every draw; None: the default."""
+    source = chance or Addressed()
     layers = max(3, lm.network.layers)
     parts = [attempt("no impossible tokens", partial(_impossible, method, layers), TABLES)]
     tell("law by enumeration", 0, len(LAWS))
@@ -69,8 +81,11 @@ def law_parts(
         def progress(done: int, total: int, label: str = label) -> None:
             tell(label, done, total)
 
-        experiment = partial(_sampled, method, layers, name, each, significance / len(LAWS), seed, progress)
+        experiment = partial(_sampled, method, layers, name, each, significance / len(LAWS), seed, progress, source)
         parts.append(attempt(label, experiment, TABLES))
+    if source.spread:
+        spread = partial(_spread, method, layers, significance, seed, source)
+        parts.append(attempt(f"samples are spread, {source.name}", spread, TABLES))
     if not method.exactness.same_law:
         parts = [undecided(method.exactness, part) if part.passed is not None else part for part in parts]
     return parts
@@ -116,9 +131,10 @@ def _sampled(
     significance: float,
     seed: int,
     progress: Callable[[int, int], None],
+    source: Source,
 ) -> CheckPart:
     settings, stop_ids = LAWS[name]
-    settings = dataclasses.replace(settings, seed=seed)
+    settings = dataclasses.replace(settings, seed=seed, chance=source)
     lm, scorer = _model(SAMPLED, layers, stop_ids)
     prompt = _prompt(SAMPLED)
     for earlier in EARLIER:
@@ -134,6 +150,31 @@ def _sampled(
     if fit.impossible:
         said += f"; {fit.impossible} outputs are impossible under the law"
     return CheckPart("", fit.p_value >= significance, said, numbers)
+
+
+def _spread(method: Method, layers: int, significance: float, seed: int, source: Source) -> CheckPart:
+    """Whether the share of a first token varies less over the samples of a request than over independent ones would."""
+    from scipy.stats import chi2
+
+    lm, scorer = _model(SAMPLED, layers, ())
+    prompt, count = _prompt(SAMPLED), SHARED * getattr(source, "replications", 1)
+    settings = Settings(temperature=1.0, max_new_tokens=1, n=count, chance=source)
+    law = scorer.joint(prompt, 1, settings)
+    (token,) = min(law, key=lambda text: abs(law[text] - 0.5))
+    shares = []
+    for place in range(REQUESTS):
+        own = dataclasses.replace(settings, seed=seed + place)
+        drawn = [finished(*new_request(lm, method, prompt, own, number)).new_tokens[0] for number in range(count)]
+        shares.append(drawn.count(token) / count)
+    independent = law[(token,)] * (1 - law[(token,)]) / count
+    ratio = statistics.variance(shares) / independent
+    p_value = float(chi2.cdf((REQUESTS - 1) * ratio, REQUESTS - 1))
+    numbers = {"variance_ratio": ratio, "p_value": p_value, "significance": significance}
+    said = (
+        f"over {count} samples of a request the share of a first token has {ratio:.3f} times the variance that it would have "
+        f"over independent ones (p = {p_value:.3g} if it were the same)"
+    )
+    return CheckPart("", p_value < significance, said, numbers)
 
 
 def _impossible(method: Method, layers: int) -> CheckPart:

@@ -56,6 +56,13 @@ class TryingMethod(Method):
         """Whether further tries cannot change the decision."""
         return False
 
+    def next_tries(self, request: Request, tries: Sequence[Try]) -> range:
+        """Numbers of the tries that are drawn next, together; none where there are enough."""
+        done = len(tries)
+        if done >= request.n and self.decided(tries):
+            return range(0)
+        return range(done, min(done + (self.at_once or self.samples), self.samples))
+
     def check(self) -> None:
         inner = self.inner
         if inner.together or NEXT_TOKENS not in inner.needs:
@@ -88,11 +95,7 @@ class TryingMethod(Method):
     def decode(self, request: Request) -> Decoding:
         yield from request.score_prompt(request.new_sequence())
         tries: list[Try] = []
-        size = self.at_once or self.samples
-        for start in range(0, self.samples, size):
-            if len(tries) >= request.n and self.decided(tries):
-                break
-            numbers = range(start, min(start + size, self.samples))
+        while numbers := self.next_tries(request, tries):
             tries += yield from together([self._try(request, number) for number in numbers])
         request.statistics.details["tries"] = [
             {
@@ -109,8 +112,12 @@ class TryingMethod(Method):
             one.output.score = score
         request.conclude([(one.output, weight) for one, _, weight in chosen])
 
+    def attempt(self, request: Request, number: int) -> Request:
+        """The request of a try."""
+        return request.attempt(number, self.samples)
+
     def _try(self, request: Request, number: int) -> Asking[Try]:
-        attempt = request.attempt(number, self.samples)
+        attempt = self.attempt(request, number)
         yield from self.inner.decode(attempt)
         if attempt.output.finish_reason is None:
             raise RuntimeError(f"{self.inner.name} returned before its output was over")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Sequence as Listing
@@ -53,14 +54,18 @@ def sampled_outputs(
     samples: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Counter[Prefix]:
-    """Counts of the outputs of `samples` requests that differ in nothing but their noise, in packed batches."""
+    """Counts of the outputs of `samples` requests that differ in nothing but their noise, in packed batches. Where the samples
+    of a seed depend on each other, each is the first of a seed of its own."""
     counts: Counter[Prefix] = Counter()
     settings = settings.with_seed()
+    assert settings.seed is not None
+    first, apart = settings.seed, settings.chance.spread
     for start in range(0, samples, BATCH):
         scheduler = Scheduler()
         requests = []
         for sample in range(start, min(start + BATCH, samples)):
-            request, chosen = new_request(lm, method, prompt, settings, sample)
+            own = dataclasses.replace(settings, seed=first + sample) if apart else settings
+            request, chosen = new_request(lm, method, prompt, own, 0 if apart else sample)
             scheduler.submit(request, chosen)
             requests.append(request)
         scheduler.run()

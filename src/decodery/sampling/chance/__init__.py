@@ -15,6 +15,7 @@ from decodery.sampling.chance.base import sources as sources
 from decodery.sampling.chance.base import unregister as unregister
 from decodery.sampling.chance.gumbel import GumbelRace as GumbelRace
 from decodery.sampling.chance.keyed import Keyed as Keyed
+from decodery.sampling.chance.qmcpy import LowDiscrepancy as LowDiscrepancy
 from decodery.sampling.chance.replay import Recording as Recording
 from decodery.sampling.chance.replay import Replay as Replay
 

@@ -47,6 +47,11 @@ class Source(ABC):
     def chance(self, sample: DrawnSample) -> Chance:
         """The draws of one sample."""
 
+    @property
+    def spread(self) -> bool:
+        """Whether the samples of one seed depend on each other, so as to cover the space of texts evenly."""
+        return False
+
     def refuses_samples(self, count: int) -> str | None:
         """Why it does not serve so many samples of a prompt; None where it does."""
         return None
