@@ -38,6 +38,7 @@ BUILT_IN = {
     "contrastive-search": "decodery.search.contrastive_search:ContrastiveSearch",
     "cautious-next-token": "decodery.search.cautious_next_token:CautiousNextToken",
     "adadec": "decodery.search.adadec:AdaptiveDecoding",
+    "counterfactual-generation": "decodery.search.counterfactual_generation:CounterfactualGeneration",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "self-consistency": "decodery.search.self_consistency:SelfConsistency",

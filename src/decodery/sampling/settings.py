@@ -195,6 +195,22 @@ class Text(ValueKind):
         return value
 
 
+@dataclass(frozen=True)
+class OneOf(ValueKind):
+    """One of these words."""
+
+    words: tuple[str, ...]
+    option = str
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "enum": list(self.words)}
+
+    def check(self, name: str, value: Any, vocabulary: int) -> str:
+        if value not in self.words:
+            raise BadSetting(f"{name} must be one of {', '.join(self.words)}, not {value!r}.")
+        return str(value)
+
+
 class Texts(ValueKind):
     """One or more strings that are not empty, or none."""
 
