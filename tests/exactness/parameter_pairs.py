@@ -97,6 +97,15 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "marks": clauses("text", "reference"),
         "longest": clauses(2, 20),
     },
+    "CounterfactualGeneration": {
+        "interventions": sampled("", "2:auto"),
+        "factual": sampled("", "1+2+3", "interventions=2:5"),
+        "noise": sampled("same", "fresh", "interventions=2:5"),
+        "fresh_seed": sampled(0, 1, "noise=fresh"),
+        "nucleus": sampled(0.1, 1.0, "interventions=2:auto"),
+        "intervention_seed": sampled(0, 5, "interventions=2:auto"),
+        "forced": sampled("together", "singly", "factual=1+2+3, interventions=2:5"),
+    },
     "AdaptiveDecoding": {
         "threshold": text(0.1, 3.0),
         "candidates": text(2, 5, "threshold=0.2"),

@@ -56,8 +56,8 @@ class CounterfactualGeneration(Method):
     )
     noise: str = parameter(
         "same",
-        "noise after the first intervention: of the request; fresh: another, for comparison; posterior: drawn given the factual "
-        "text, where its own is not known",
+        "noise after the first intervention: of the request; fresh: another, for comparison; posterior: drawn given the "
+        "factual text, where its own is not known",
         choices=("same", "fresh", "posterior"),
     )
     fresh_seed: int = parameter(0, "which fresh noise", only={"noise": "fresh"})
