@@ -39,6 +39,7 @@ BUILT_IN = {
     "cautious-next-token": "decodery.search.cautious_next_token:CautiousNextToken",
     "adadec": "decodery.search.adadec:AdaptiveDecoding",
     "counterfactual-generation": "decodery.search.counterfactual_generation:CounterfactualGeneration",
+    "soft-thinking": "decodery.search.soft_thinking.method:SoftThinking",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "self-consistency": "decodery.search.self_consistency:SelfConsistency",
