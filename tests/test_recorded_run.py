@@ -109,21 +109,26 @@ def test_a_run_of_another_model_or_tokenizer_is_refused() -> None:
     lm = model()
     _, run = recorded(lm)
     other = scripted_language_model(TabularScorer(10, order=2, seed=3, name="another"))
-    with pytest.raises(BadInput, match="another model: tabular and this is another"):
+    with pytest.raises(BadInput, match="recorded with tabular, and the weights of another are others"):
         run.replay(other)
+
+    moved = model()
+    moved.name = moved.network.name = "elsewhere"
+    moved.network.fingerprint = lm.network.fingerprint  # type: ignore[method-assign]
+    assert run.replay(moved).token_ids == list(run.tokens)
 
     class Retrained(TabularScorer):
         def fingerprint(self) -> str:
             return "other weights"
 
-    with pytest.raises(BadInput, match="another weights: others than those of tabular"):
+    with pytest.raises(BadInput, match="recorded with tabular, and the weights of tabular are others"):
         run.replay(scripted_language_model(Retrained(10, order=2, seed=3)))
 
     class Shifted(LetterTokenizer):
         def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
             return super().decode([token + 1 for token in token_ids])
 
-    with pytest.raises(BadInput, match="another tokenizer: others than those"):
+    with pytest.raises(BadInput, match="another tokenizer than that of tabular"):
         run.replay(SmallLanguageModel(lm.network, Shifted(10)))
 
 

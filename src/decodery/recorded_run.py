@@ -36,9 +36,9 @@ FIXED = ("seed", "chance", "n")
 class RecordedRun:
     """One text that was decoded, with all that it takes to replay it.
 
-    model: its name. weights, tokenizer: tell it apart from others. path, dtype: how it was computed; another one may round near
-    ties otherwise. prompt, tokens: ids of the prompt and of the output, its end token included. order: the steps of the law.
-    settings: those that differ from their defaults, as JSON has them; seed and chance always.
+    model: its name, for people. weights, tokenizer: tell it apart from others. path, dtype: how it was computed; another one
+    may round near ties otherwise. prompt, tokens: ids of the prompt and of the output, its end token included. order: the
+    steps of the law. settings: those that differ from their defaults, as JSON has them; seed and chance always.
     """
 
     model: str
@@ -96,15 +96,21 @@ class RecordedRun:
                 raise BadInput(f"{path}: {name} must be {_KINDS.get(name, 'a text')}, not {told[name]!r}.")
         if not told["prompt"]:
             raise BadInput(f"{path}: prompt must hold at least one token.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
+        return cls(**fields)
 
     def check(self, lm: LanguageModel) -> Settings:
         """The settings of the run. Raises BadInput where it cannot be replayed with this model, and says why."""
-        for name, here in _identity(lm).items():
-            there = getattr(self, name)
-            if there != here:
-                shown = f"{there} and this is {here}" if name == "model" else f"others than those of {lm.name} here"
-                raise BadInput(f"the run was recorded with another {name}: {shown}; load the model that wrote it.")
+        here = _identity(lm)
+        if self.weights != here["weights"]:
+            raise BadInput(
+                f"the run was recorded with {self.model}, and the weights of {lm.name} are others; load that model."
+            )
+        if self.tokenizer != here["tokenizer"]:
+            raise BadInput(
+                f"the run was recorded with another tokenizer than that of {lm.name}, so its ids mean something else; load the "
+                "model with its own."
+            )
         vocabulary = lm.network.vocabulary
         if (most := max(*self.prompt, *self.tokens, 0)) >= vocabulary:
             raise BadInput(f"the run has a token {most}, and {lm.name} has {vocabulary} tokens.")

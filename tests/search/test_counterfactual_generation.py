@@ -104,6 +104,20 @@ def test_on_a_network_the_same_path_gives_the_same_ids_and_another_reading_where
     assert compared >= 20
 
 
+def test_margins_are_told_of_draws_with_known_noise_alone() -> None:
+    lm = model()
+    for spec, settings, count in (
+        ("", {}, LENGTH),
+        ("interventions=2:1+5:auto", {}, LENGTH - 2),
+        ("interventions=2:1, factual=1+2+3", {}, LENGTH - 3),
+        ("factual=1+2+3, noise=posterior", {}, 0),
+        ("", {"temperature": 0.0}, 0),
+        ("", {"chance": "addressed"}, 0),
+    ):
+        assert len(decoded(lm, spec, **settings).stats.details["margins"]) == count
+    assert decoded(lm, "", top_k=1).stats.details["margins"] == [float("inf")] * LENGTH
+
+
 def test_margins_are_those_of_the_draws() -> None:
     """Each draw stays what it is where the law moves by less than its margin, and where it moves by more it need not."""
     lm = model()
@@ -144,6 +158,9 @@ def test_a_place_keeps_its_noise_behind_another_prompt() -> None:
         for length in (1, 7, 300)
     ]
     assert [draws[i : i + 3].count(draws[i]) for i in (0, 3, 6)] == [3, 3, 3]
+    for sampler, drawn in zip(SAMPLERS, draws[::3], strict=True):
+        chance = Structural(sampler).chance(DrawnSample(9, 2, 1, [], 1))
+        assert chance.choose(torch.full((1000,), 0.001), 5, Stage.TARGET, 0) == drawn
     noise: Any = [Structural().chance(DrawnSample(9, 0, 1, [], length)) for length in (2, 50)]
     keys = [
         [one.key(length + place, Stage.TARGET) for place in range(9)]
@@ -312,6 +329,20 @@ def test_it_is_nearer_to_the_factual_text_than_a_fresh_sample() -> None:
         near += sum(a == b for a, b in zip(factual[2:], same[2:], strict=True))
         far += sum(a == b for a, b in zip(factual[2:], fresh[2:], strict=True))
     assert near > 1.3 * far
+
+
+def test_fresh_noise_is_another_for_each_of_its_seeds_and_for_each_request() -> None:
+    lm = model()
+    texts = {
+        (seed, fresh): tuple(decoded(lm, f"interventions=0:5, noise=fresh, fresh_seed={fresh}", seed=seed).token_ids)
+        for seed in (1, 2)
+        for fresh in (0, 1)
+    }
+    assert len(set(texts.values())) == 4
+    assert texts[1, 1] != tuple(decoded(lm, "interventions=0:5", seed=1).token_ids)
+    whole = decoded(lm, "noise=fresh, fresh_seed=1", seed=1).token_ids
+    assert whole != decoded(lm, seed=1).token_ids
+    assert whole == decoded(lm, f"interventions=0:{whole[0]}, noise=fresh, fresh_seed=1", seed=1).token_ids
 
 
 def test_greedily_it_is_the_greedy_text_of_the_beginning_that_was_set() -> None:

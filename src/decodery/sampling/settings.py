@@ -200,10 +200,6 @@ class OneOf(ValueKind):
     """One of these words."""
 
     words: tuple[str, ...]
-    option = str
-
-    def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "enum": list(self.words)}
 
     def check(self, name: str, value: Any, vocabulary: int) -> str:
         if value not in self.words:

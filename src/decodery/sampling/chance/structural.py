@@ -70,8 +70,8 @@ class PlacedNoise(Noise):
         if self.attached == "rank":
             shares = shares.sort(descending=True, stable=True).values
         sums = shares.log() + self.gumbels(len(shares), position, Stage.TARGET)
-        best = sums.topk(min(2, len(sums))).values
-        return float(best[0] - best[-1]) if len(best) > 1 else float("inf")
+        best = sums.topk(2).values
+        return float(best[0] - best[1])
 
 
 @dataclass(frozen=True)
