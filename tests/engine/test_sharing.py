@@ -485,3 +485,21 @@ def test_the_prompt_s_own_scores_are_the_same_in_pieces_and_shared() -> None:
         found.append([[entry.raw for entry in reply.prompt_logprobs] for reply in replies])
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_an_ask_of_which_no_scores_are_wanted_is_answered_where_all_its_rows_are_known(share: bool) -> None:
+    lm, text = scripted_language_model(story_scorer()), [place % 7 for place in range(SHORTEST + 4)]
+    answers = []
+
+    def decode(request: Request) -> Decoding:
+        for _ in range(2):
+            answers.append((yield Forward(request.new_sequence(), text, logits=Rows.NONE)))
+        request.finish("stop")
+
+    scheduler = Scheduler(None, Scheduling(chunk=0, share=share))
+    scheduler.submit(new_request(lm, text), Scripted(decode))
+    for _ in range(4):
+        scheduler.step()
+    assert not scheduler.active
+    assert [answer.logits.shape[0] for answer in answers] == [0, 0]

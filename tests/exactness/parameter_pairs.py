@@ -46,6 +46,11 @@ def network(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "network")
 
 
+def warm(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a small network at a temperature of 1."""
+    return Pair(one, other, beside, "warm network")
+
+
 def canvas(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a canvas of twelve positions, greedily."""
     return Pair(one, other, beside, "canvas")
@@ -96,6 +101,26 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "commit": clauses("clause", "token"),
         "marks": clauses("text", "reference"),
         "longest": clauses(2, 20),
+    },
+    "CounterfactualGeneration": {
+        "interventions": sampled("", "2:auto"),
+        "factual": sampled("", "1+2+3", "interventions=2:5"),
+        "noise": sampled("same", "fresh", "interventions=2:5"),
+        "fresh_seed": sampled(0, 1, "noise=fresh"),
+        "nucleus": sampled(0.1, 1.0, "interventions=2:auto"),
+        "intervention_seed": sampled(0, 5, "interventions=2:auto"),
+        "forced": sampled("together", "singly", "factual=1+2+3, interventions=2:5"),
+    },
+    "SoftThinking": {
+        "noise": warm("vanilla", "gumbel"),
+        "components": warm(2, 8),
+        "tau": warm(0.1, 2.0),
+        "concentration": warm(0.5, 50.0, "noise=dirichlet"),
+        "steps": warm(2, 8),
+        "end": warm("", "dd", "steps=3"),
+        "cold_steps": warm(0, 1, "end=dd"),
+        "cold_entropy": warm(0.0, 2.9, "cold_steps=1"),
+        "cold_unit": warm("nats", "share", "cold_steps=9"),
     },
     "AdaptiveDecoding": {
         "threshold": text(0.1, 3.0),

@@ -139,6 +139,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "long": (lambda: _story(layers=7), GREEDY | {"max_new_tokens": 48}),
     "hard": (lambda: _story(7, surprise=6.0), GREEDY),
     "network": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 6, "seed": 2}),
+    "warm network": (lambda: toy_language_model(seed=1, layers=2), SAMPLED | {"ignore_eos": True}),
     "other tokenizer": (_other_tokenizer, SAMPLED),
     "canvas": (_canvas, {"seed": 2}),
     "hot canvas": (_canvas, {"temperature": 1.0, "seed": 2}),
@@ -201,7 +202,7 @@ def _decoded(situation: str, method: Method) -> Iterator[object]:
     if lm.diffusion is not None:
         rounds: list[Any] = [[[3, 1, 4], [1, 5]]]  # canvases are decoded together
     else:
-        prompts = ["a short text, a short text"] if situation == "network" else PROMPTS
+        prompts = ["a short text, a short text"] if situation.endswith("network") else PROMPTS
         rounds = [prompt for _ in range(1 if "temperature" in settings else 2) for prompt in prompts]
     for prompt in rounds:
         given = lm.generate(prompt, method, **settings)

@@ -47,6 +47,20 @@ def test_a_mixture_of_a_scripted_scorer_means_its_laws() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_of_many_mixtures_a_scripted_scorer_means_the_last_two() -> None:
+    scorer = TabularScorer(3, order=None, seed=2)
+    sequence = scorer.new_sequence()
+    scorer.run([Forward(sequence, [1])])
+    for weights in ([0.6, 0.4, 0.0], [0.0, 0.5, 0.5]):
+        scorer.run([Forward(sequence, scorer.embed(torch.tensor([weights])))])
+    found = (
+        scorer.run([Forward(sequence, scorer.embed(torch.tensor([[0.2, 0.0, 0.8]])))])[0].logits[0].double().softmax(0)
+    )
+    paths = {(0, one, two): 0.5 * share for one in (1, 2) for two, share in ((0, 0.2), (2, 0.8))}
+    expected = sum(weight * scorer.law([1, *path]) for path, weight in paths.items())
+    assert torch.allclose(found, expected, atol=1e-6)  # type: ignore[arg-type]
+
+
 def test_only_rows_of_embed_can_be_fed() -> None:
     scorer = ScriptedScorer(lambda prefix: [0.0, 1.0], 2)
     with pytest.raises(AssertionError, match="must come from"):

@@ -21,6 +21,7 @@ from decodery.cli.console import (
     remark,
     visible,
     write_text,
+    writing,
 )
 from decodery.cli.live_text import LiveText, legend, statistic
 from decodery.cli.options import (
@@ -81,6 +82,12 @@ def generate(
     show_html: Annotated[
         Path | None, Option("--show-html", metavar="FILE", help="Write the filling as an animated HTML page.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        Option(
+            "--record", metavar="FILE", help="Keep the run for `decodery counterfactual`; chance is structural then."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate text from a prompt, with any decoding method.
@@ -96,11 +103,15 @@ def generate(
         raise BadSetting("--logprobs needs --json; plain text has no place for them.")
     if (show or show_html is not None) and (as_json or prompts is not None or n != 1):
         raise BadSetting("--show and --show-html follow one canvas, so they go without --json, --prompts and --n.")
-    check_writable(show_html)
+    if record is not None and (prompts is not None or show or show_html is not None):
+        raise BadSetting("--record keeps one run, so it goes without --prompts, --show and --show-html.")
+    check_writable(show_html, record)
     values = settings.given()
     values.update({"n": n} if n != 1 else {}, **({"echo": True} if echo else {}))
     if logprobs is not None:
         values["logprobs"] = logprobs
+    if record is not None:
+        values.setdefault("chance", "structural")
     callable_tools = read_tools(tools)
     if prompts is not None:
         if prompt is not None or file is not None:
@@ -115,15 +126,33 @@ def generate(
     named = check_early(method, values)
     lm = model.load()
     text = lm.tokenize(asked, callable_tools)
+    if record is not None:
+        _check_recordable(lm, named, values)
     if show or show_html is not None:
         _one_canvas(lm, text, named, with_seed(values), show, show_html)
-    elif as_json:
-        _one_as_json(lm, text, named, with_seed(values))
-    else:
-        _one_as_text(lm, text, named, with_seed(values))
+        return
+    told = _one_as_json if as_json else _one_as_text
+    replies = told(lm, text, named, with_seed(values))
+    if record is not None:
+        _write_record(lm, replies[0], values, record)
 
 
-def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, settings: dict[str, Any]) -> None:
+def _check_recordable(lm: LanguageModel, method: str | None, settings: dict[str, Any]) -> None:
+    """Raise BadSetting or Refused where the run could not be recorded, before it begins."""
+    from decodery.engine import registry
+    from decodery.recorded_run import check_recordable
+
+    check_recordable(settings, lm.network.vocabulary, registry.method(method or lm.default_method))
+
+
+def _write_record(lm: LanguageModel, reply: Reply, settings: dict[str, Any], path: Path) -> None:
+    from decodery.recorded_run import RecordedRun
+
+    with writing(path):
+        RecordedRun.of(lm, reply, settings).write(path)
+
+
+def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, settings: dict[str, Any]) -> list[Reply]:
     from decodery.engine.text import prompt_text
 
     stream = lm.stream(prompt, method, **settings)
@@ -141,12 +170,14 @@ def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, setti
     live.end()
     if interrupted:
         remark("interrupted; the text above is what there was.")
-    for reply in stream.replies():
+    replies = stream.replies()
+    for reply in replies:
         remark(statistic(reply.stats.as_dict(), reply.method, str(reply.exactness)))
     if live.drafted:
         remark(legend())
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+    return replies
 
 
 def _one_canvas(
@@ -176,7 +207,7 @@ def _one_canvas(
         raise typer.Exit(INTERRUPTED)
 
 
-def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
+def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> list[Reply]:
     stream = lm.stream(prompt, method, **settings)
     interrupted = False
     try:
@@ -184,10 +215,12 @@ def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: d
             pass
     except KeyboardInterrupt:
         interrupted = True
-    for reply in stream.replies():
+    replies = stream.replies()
+    for reply in replies:
         print_json(Outcome.of(reply).as_dict(lm))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+    return replies
 
 
 def _many(

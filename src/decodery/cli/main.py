@@ -19,6 +19,7 @@ from decodery.cli.acceptance import acceptance
 from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
+from decodery.cli.counterfactual import counterfactual
 from decodery.cli.generate import INTERRUPTED, generate
 from decodery.cli.methods import methods
 from decodery.cli.pull import pull
@@ -58,6 +59,7 @@ def decodery(
 
 app.command("run")(run)
 app.command("generate")(generate)
+app.command("counterfactual")(counterfactual)
 app.command("serve")(serve)
 app.command("methods")(methods)
 app.add_typer(models.app, name="models")

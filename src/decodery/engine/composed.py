@@ -83,6 +83,11 @@ class ComposedNetwork(Scorer):
     def head(self, tokens: Tensor | None = None) -> Head:
         return self.first.head(tokens)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        if any(network is not self.first for network in self.networks):
+            raise ValueError(f"{self.name} has members of several models, and each has embeddings of its own")
+        return self.first.embed(tokens)
+
     def fingerprint(self) -> str:
         return self.first.fingerprint()
 

@@ -39,6 +39,8 @@ BUILT_IN = {
     "cautious-next-token": "decodery.search.cautious_next_token:CautiousNextToken",
     "adadec": "decodery.search.adadec:AdaptiveDecoding",
     "ariel": "decodery.search.ariel:Ariel",
+    "counterfactual-generation": "decodery.search.counterfactual_generation:CounterfactualGeneration",
+    "soft-thinking": "decodery.search.soft_thinking.method:SoftThinking",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "qmcpy": "decodery.search.qmcpy:LowDiscrepancyEstimate",

@@ -114,8 +114,9 @@ class Pending:
         return self.usable(common(self.text, text))
 
     def usable(self, rows: int) -> int:
-        """How many of the first `rows` rows it could take: those before the first that must be answered."""
-        return min(rows, self.base + next(iter(self._wanted), self.forward.count))
+        """How many of the first `rows` rows it could take: those before the first that must be answered, and where none must
+        be, all but the last, so that a pass answers it."""
+        return min(rows, self.base + next(iter(self._wanted), self.forward.count - 1))
 
     def gain(self, rows: int) -> int:
         """How many further rows it could take from a text that begins with the same `rows` tokens."""

@@ -246,5 +246,9 @@ def _first_above(cumulated: Float64[np.ndarray, "n"], target: float) -> int:
 
 def fastest(log_weights: Float[Tensor, "n"], numbers: Float64[Tensor, "n"]) -> int:
     """The entry whose log weight and Gumbel noise, made of its number, have the highest sum."""
-    noise = -(-numbers.clamp_min(TINY).log()).log()
-    return int((log_weights.double().cpu() + noise).argmax())
+    return int((log_weights.double().cpu() + gumbel(numbers)).argmax())
+
+
+def gumbel(numbers: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+    """Each number in [0, 1) as one of Gumbel's law."""
+    return -(-numbers.clamp_min(TINY).log()).log()

@@ -196,7 +196,7 @@ class Text(ValueKind):
 
 
 @dataclass(frozen=True)
-class Word(ValueKind):
+class OneOf(ValueKind):
     """One of these words."""
 
     words: tuple[str, ...]

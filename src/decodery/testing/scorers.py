@@ -118,7 +118,8 @@ class PrefixScorer(Scorer):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """As in a network. A mixture that is fed stands in the prefixes for its tokens: what is scored after it is the mean of
-        the laws after each of them, so that a mixture of one token is that token."""
+        the laws after each of them, so that a mixture of one token is that token. Of more than two in a prefix the earlier ones
+        stand for their heaviest token alone, since all ways through them are too many."""
         if not tokens.is_floating_point():
             return torch.tensor([[float(token), EMBEDDED] for token in tokens.tolist()], dtype=torch.float64)
         rows = []
@@ -146,8 +147,11 @@ class PrefixScorer(Scorer):
         rows = []
         for prefix in prefixes:
             paths: list[tuple[Prefix, float]] = [((), 1.0)]
-            for entry in prefix:
+            mixtures = [place for place, entry in enumerate(prefix) if entry < 0]
+            for place, entry in enumerate(prefix):
                 shares = ((entry, 1.0),) if entry >= 0 else self._mixed[MIXTURE - entry]
+                if place in mixtures[:-2]:
+                    shares = ((max(shares, key=lambda share: share[1])[0], 1.0),)
                 paths = [((*path, token), weight * share) for path, weight in paths for token, share in shares]
             scores = self.score([path for path, _ in paths], whole)
             if len(paths) == 1:

@@ -18,6 +18,9 @@ from decodery.sampling.chance.keyed import Keyed as Keyed
 from decodery.sampling.chance.qmcpy import LowDiscrepancy as LowDiscrepancy
 from decodery.sampling.chance.replay import Recording as Recording
 from decodery.sampling.chance.replay import Replay as Replay
+from decodery.sampling.chance.structural import PlacedNoise as PlacedNoise
+from decodery.sampling.chance.structural import Structural as Structural
+from decodery.sampling.chance.structural import posterior_gumbels as posterior_gumbels
 
 for _file in pkgutil.iter_modules(__path__):
     for _value in list(vars(importlib.import_module(f"{__name__}.{_file.name}")).values()):

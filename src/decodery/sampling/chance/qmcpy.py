@@ -18,7 +18,7 @@ from decodery.errors import BadSetting, MethodUnavailable
 from decodery.sampling.chance.arithmetic import Code
 from decodery.sampling.chance.base import DrawnSample, Source
 from decodery.sampling.noise import Chance, Noise, Stage
-from decodery.sampling.settings import Flag, Whole, Word, setting
+from decodery.sampling.settings import Flag, Whole, OneOf, setting
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -43,10 +43,10 @@ class LowDiscrepancy(Source):
     smaller set. Sets are those of a seed and a prompt, so prompts do not share them.
     """
 
-    points: str = setting("lattice", Word(tuple(RANDOMISATIONS)), "The set of points.")
+    points: str = setting("lattice", OneOf(tuple(RANDOMISATIONS)), "The set of points.")
     randomize: str = setting(
         AUTO,
-        Word((AUTO, *dict.fromkeys(word for words in RANDOMISATIONS.values() for word in words))),
+        OneOf((AUTO, *dict.fromkeys(word for words in RANDOMISATIONS.values() for word in words))),
         "How the set is randomised; auto: by QMCPy's default for it.",
     )
     dimensions: int = setting(1, Whole(1, 1024), "Coordinates of a point, which tokens read in turn.")
