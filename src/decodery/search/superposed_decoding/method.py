@@ -1,7 +1,7 @@
 """Superposed decoding: several drafts of a short text from one row per step.
 
-What enters the network is the mean of the drafts' last tokens, so all of them are continued by one law; counts of n-grams, which
-know each draft's own context, say what fits which draft.
+What enters the network is the mean of the drafts' last tokens, so all of them are continued by one law; counts of n-grams,
+which know each draft's own context, say what fits which draft.
 """
 
 from __future__ import annotations
@@ -67,19 +67,23 @@ class SuperposedDecoding(Method):
         "logprobs": SHARED_ROWS,
     }
 
-    drafts: int = parameter(3, "texts that are written side by side; 1 without n-grams is greedy decoding", low=1, high=64)
+    drafts: int = parameter(
+        3, "texts that are written side by side; 1 without n-grams is greedy decoding", low=1, high=64
+    )
     tau: float = parameter(0.06, "temperature of the law, applied before tokens are kept", low=0.001, high=10.0)
     tokens: int | None = parameter(
         None, "likeliest tokens that are kept, at least as many as drafts", low=1, auto="three for each draft"
     )
     ngrams: str = parameter(
-        "none", "whose runs of tokens are counted: nobody's, the prompt's, or a file's", choices=("none", "prompt", "corpus")
+        "none",
+        "whose runs of tokens are counted: nobody's, the prompt's, or a file's",
+        choices=("none", "prompt", "corpus"),
     )
     corpus: str = parameter("", "a UTF-8 text file, which is counted once", only={"ngrams": "corpus"}, names="file")
     alpha: float = parameter(
         0.54, "weight of the n-grams against the law, in logarithms; 0: none", low=0.0, high=1.0, only=COUNTED
     )
-    weights: str = parameter(
+    weights: float | str = parameter(
         "0.01x0.04x0.15x0.18x0.12",
         "of runs of 2, 3, … tokens, joined by x; they need not sum to 1",
         only=COUNTED,
@@ -111,7 +115,7 @@ class SuperposedDecoding(Method):
     def run_weights(self) -> tuple[float, ...]:
         """Of runs of 2, 3, … tokens; none where they are no numbers."""
         try:
-            return tuple(float(part) for part in self.weights.split("x"))
+            return tuple(float(part) for part in str(self.weights).split("x"))
         except ValueError:
             return ()
 
@@ -142,7 +146,8 @@ class SuperposedDecoding(Method):
             alone = begins and self.first == "paper"
             chosen = self._continued(live, scores.logits[0], None if alone else counts, bool(finished))
             live = []
-            for draft, token, score in chosen[: self.drafts if alone else 2 * self.drafts]:
+            # A single draft ends where it ends: a second candidate would go on in its place.
+            for draft, token, score in chosen[: self.drafts if alone or self.drafts == 1 else 2 * self.drafts]:
                 output = draft.output.fork()
                 output.commit([token], scores.logits, rounds=0)
                 over = output.finish_reason == "stop"
@@ -170,7 +175,9 @@ class SuperposedDecoding(Method):
             if counts is not None:
                 law = self.combined(law, counts.interpolated(draft.output.tokens, ids, self.run_weights))
             values = (draft.score + law).tolist()
-            found += [(-value, place, token) for token, value in zip(ids.tolist(), values, strict=True) if value > -math.inf]
+            found += [
+                (-value, place, token) for token, value in zip(ids.tolist(), values, strict=True) if value > -math.inf
+            ]
         return [(live[place], token, -value) for value, place, token in sorted(found)]
 
     def _kept(self, output: Output, row: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -186,8 +193,8 @@ class SuperposedDecoding(Method):
         return ids[there].numpy(force=True), left[there].log_softmax(dim=-1).numpy(force=True)
 
     def combined(self, law: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What tokens are chosen by, given logarithms of the law [n] and shares by n-grams [n]: minus infinity where no n-gram knows
-        the token but one knows another; a penalty where none knows any."""
+        """What tokens are chosen by, given logarithms of the law [n] and shares by n-grams [n]: minus infinity where no n-gram
+        knows the token but one knows another; a penalty where none knows any."""
         if not shares.any():
             return (1 - self.alpha) * law - self.penalty
         with np.errstate(divide="ignore"):
@@ -214,11 +221,11 @@ class SuperposedDecoding(Method):
         )
 
     def _concluded(self, request: Request, found: Sequence[Draft]) -> None:
-        """End the request with the texts of the lowest perplexity by what they were chosen by, which is one over a text's weight."""
+        """End the request with the texts of the lowest perplexity by what they were chosen by: one over a text's weight."""
         if len(found) < request.n:
             raise Refused(
-                f"{self.name} has found {len(found)} texts where n={request.n} were asked for, since the settings allow no more; "
-                "ask for fewer."
+                f"{self.name} has found {len(found)} texts where n={request.n} were asked for, since the settings allow no "
+                "more; ask for fewer."
             )
         ranked = sorted(found, key=lambda draft: -draft.mean)
         request.statistics.details["drafts"] = [

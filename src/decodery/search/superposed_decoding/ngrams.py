@@ -49,8 +49,8 @@ class NgramCounts:
         return cls(tuple(found), vocabulary)
 
     def probabilities(self, context: Sequence[int], ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of each of `ids` [n], the share of the occurrences of `context` that it followed: [n] float64, zeros where the context
-        never occurred before another token. context: at least one token, fewer than the longest runs have."""
+        """Of each of `ids` [n], the share of the occurrences of `context` that it followed: [n] float64, zeros where the
+        context never occurred before another token. context: at least one token, fewer than the longest runs have."""
         place: int | None = context[0]
         for runs, token in zip(self.runs, context[1:], strict=False):
             place = runs.place(place * self.vocabulary + token)  # type: ignore[operator]
@@ -68,10 +68,10 @@ class NgramCounts:
     def interpolated(
         self, text: Sequence[int], ids: NDArray[np.int64], weights: Sequence[float]
     ) -> NDArray[np.float64]:
-        """The sum over n of a weight times the probability of each of `ids` [n] after the last n - 1 tokens of `text`: [n] float64.
+        """The sum over n of a weight times the share of each of `ids` [n] after the last n - 1 tokens of `text`: [n] float64.
 
-        weights: of runs of 2, 3, … tokens. They are taken as they are, and so need not sum to 1. Runs that would begin before the
-        text are left out.
+        weights: of runs of 2, 3, … tokens. They are taken as they are, and so need not sum to 1. Runs that would begin
+        before the text are left out.
         """
         total = np.zeros(len(ids))
         for size, weight in enumerate(weights, start=1):
