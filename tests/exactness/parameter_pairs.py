@@ -105,6 +105,17 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "mode": text("engine", "reference", "threshold=0.2, until=function"),
         "reuse": text(True, False, "threshold=0.2"),
     },
+    "SuperposedDecoding": {
+        "drafts": network(1, 3),
+        "tau": network(0.06, 2.0),
+        "tokens": network(3, 12, "tau=1.0"),
+        "ngrams": network("none", "prompt"),
+        "corpus": network("{corpus}", "{calibration}", "ngrams=corpus, tau=1.0, tokens=260"),
+        "alpha": network(0.2, 0.9, "ngrams=prompt"),
+        "weights": network("0.5x0.1", "0.1x0.5", "ngrams=prompt, tau=1.0, tokens=260"),
+        "penalty": network(1.0, 200.0, "ngrams=prompt"),
+        "first": network("paper", "code", "ngrams=prompt"),
+    },
     "PromptLookup": {
         "max_ngram": text(1, 3),
         "length": text(2, 10, "adapt=False"),
