@@ -1,5 +1,5 @@
-"""Set-based prompting on questions with four options: how often it is right beside all orders of an ordinary prompt, and how far
-scores move with the order."""
+"""Set-based prompting on questions with four options: how often it is right beside all orders of an ordinary prompt, and how
+far scores move with the order."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ def questions(count: int, seed: int) -> list[Question]:
         right = chosen.randrange(4)
         words = [chosen.choice(KINDS[kind].split()) for kind in kinds]
         text = f"Question: Which of these is {kinds[right]}?\nOptions:"
-        found.append(Question(Marked(text, tuple(f" {word}," for word in words), f"\nAnswer: {kinds[right].capitalize()} is"), right))
+        found.append(
+            Question(
+                Marked(text, tuple(f" {word}," for word in words), f"\nAnswer: {kinds[right].capitalize()} is"), right
+            )
+        )
     return found
 
 
@@ -94,7 +98,9 @@ def choices(name: str, settings: Settings) -> Study:
     def rights(answers: list[int], question: Question) -> list[float]:
         return [float(answer == question.right) for answer in answers]
 
-    def arm(label: str, found: Callable[[Question], list[int]], of: Callable[[list[float], list[int], Question], float]) -> Arm:
+    def arm(
+        label: str, found: Callable[[Question], list[int]], of: Callable[[list[float], list[int], Question], float]
+    ) -> Arm:
         def measure(question: Question) -> Mapping[str, float]:
             answers = found(question)
             return {
@@ -125,12 +131,14 @@ def choices(name: str, settings: Settings) -> Study:
     claims = [
         PublishedClaim("it is right more often than the worst order", "right", "set-based", "ordinary, worst order"),
         PublishedClaim("and less often than the best", "right", "set-based", "ordinary, best order", above=False),
-        PublishedClaim("less often than orders on average", "right", "set-based", "ordinary, mean of orders", above=False),
+        PublishedClaim(
+            "less often than orders on average", "right", "set-based", "ordinary, mean of orders", above=False
+        ),
         PublishedClaim("its answer is the same for every order", "same answer", "set-based", every=True),
     ]
     about = (
-        f"{len(items)} questions, which of four words is of a kind; the likeliest of the four words is the answer; {lm.name}. Worst and "
-        f"best: of the {len(every)} orders of each question. The others over {len(few)} orders."
+        f"{len(items)} questions, which of four words is of a kind; the likeliest of the four words is the answer; {lm.name}. "
+        f"Worst and best: of the {len(every)} orders of each question. The others over {len(few)} orders."
     )
     return Study(about, items, arms, figures, claims, "prompt", lm)
 
@@ -169,16 +177,18 @@ def scores(settings: Settings) -> Study:
         Figure("the same bits", "same", form=".0%", share=True),
     ]
     claims = [
-        PublishedClaim("as given, scores move by less than 0.001", "nearly the same", "set-based, as given", every=True),
+        PublishedClaim(
+            "as given, scores move by less than 0.001", "nearly the same", "set-based, as given", every=True
+        ),
         PublishedClaim("in the canonical order not by a bit", "the same bits", "set-based, canonical", every=True),
         PublishedClaim("the mask alone leaves them to the order", "moved", "attention alone", 0.05),
         PublishedClaim("so do the positions alone", "moved", "positions alone", 0.05),
         PublishedClaim("an ordinary prompt moves them", "moved", "ordinary", 0.5),
     ]
     about = (
-        f"{len(items)} such questions, all 24 orders; {lm.name} in float32. moved: by how much a score of the next token differs at "
-        "most from its value in the first order. first tokens: how many different tokens are the likeliest. with letters: a label "
-        "A to D stands before each option and stays in its place, so that another order is another set."
+        f"{len(items)} such questions, all 24 orders; {lm.name} in float32. moved: by how much a score of the next token "
+        "differs at most from its value in the first order. first tokens: how many different tokens are the likeliest. with "
+        "letters: a label A to D stands before each option and stays in its place, so that another order is another set."
     )
     return Study(about, items, arms, figures, claims, "prompt", lm)
 

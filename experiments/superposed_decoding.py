@@ -68,27 +68,32 @@ class Fact:
 
 
 CAPITALS = (
-    "France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, China Beijing, Russia Moscow, Egypt Cairo, Greece Athens, "
-    "Portugal Lisbon, Austria Vienna, Sweden Stockholm, Norway Oslo, Finland Helsinki, Denmark Copenhagen, Poland Warsaw, Ireland "
-    "Dublin, Hungary Budapest, Turkey Ankara, Iran Tehran, Iraq Baghdad, India Delhi, Thailand Bangkok, Cuba Havana, Kenya Nairobi, "
-    "Canada Ottawa, Australia Canberra, Peru Lima, Chile Santiago, Belgium Brussels"
+    "France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, China Beijing, Russia Moscow, Egypt "
+    "Cairo, Greece Athens, Portugal Lisbon, Austria Vienna, Sweden Stockholm, Norway Oslo, Finland Helsinki, "
+    "Denmark Copenhagen, Poland Warsaw, Ireland Dublin, Hungary Budapest, Turkey Ankara, Iran Tehran, Iraq "
+    "Baghdad, India Delhi, Thailand Bangkok, Cuba Havana, Kenya Nairobi, Canada Ottawa, Australia Canberra, Peru "
+    "Lima, Chile Santiago, Belgium Brussels"
 )
 FACTS = (
-    "The opposite of hot is=cold, The opposite of up is=down, The opposite of big is=small, The opposite of day is=night, The "
-    "opposite of black is=white, The opposite of left is=right, The opposite of open is=closed, The color of grass is=green, The "
-    "color of the sky on a clear day is=blue, The color of snow is=white, The color of blood is=red, The day after Monday is=Tuesday, "
-    "The day after Friday is=Saturday, The month after March is=April, The month after June is=July, The planet closest to the Sun "
-    "is=Mercury, The largest planet in the solar system is=Jupiter, The first president of the United States was=George Washington, "
-    "Romeo and Juliet was written by=William Shakespeare, The language spoken in Brazil is=Portuguese, The language spoken in "
-    "Mexico is=Spanish, The currency of Japan is the=yen, The currency of the United Kingdom is the=pound, The chemical symbol for "
-    "gold is=Au, Water is made of hydrogen and=oxygen, The king of the jungle is the=lion, A baby dog is called a=puppy, A baby cat "
-    "is called a=kitten, The number of days in a week is=seven, The largest ocean on Earth is the=Pacific"
+    "The opposite of hot is=cold, The opposite of up is=down, The opposite of big is=small, The opposite of day "
+    "is=night, The opposite of black is=white, The opposite of left is=right, The opposite of open is=closed, The"
+    " color of grass is=green, The color of the sky on a clear day is=blue, The color of snow is=white, The color"
+    " of blood is=red, The day after Monday is=Tuesday, The day after Friday is=Saturday, The month after March "
+    "is=April, The month after June is=July, The planet closest to the Sun is=Mercury, The largest planet in the "
+    "solar system is=Jupiter, The first president of the United States was=George Washington, Romeo and Juliet "
+    "was written by=William Shakespeare, The language spoken in Brazil is=Portuguese, The language spoken in "
+    "Mexico is=Spanish, The currency of Japan is the=yen, The currency of the United Kingdom is the=pound, The "
+    "chemical symbol for gold is=Au, Water is made of hydrogen and=oxygen, The king of the jungle is the=lion, A "
+    "baby dog is called a=puppy, A baby cat is called a=kitten, The number of days in a week is=seven, The "
+    "largest ocean on Earth is the=Pacific"
 )
 
 
 def facts() -> list[Fact]:
     """Short answers that small models know some of."""
-    pairs = [("The capital of {} is".format(country), city) for country, city in (pair.split() for pair in CAPITALS.split(", "))]
+    pairs = [
+        (f"The capital of {country} is", city) for country, city in (pair.split() for pair in CAPITALS.split(", "))
+    ]
     pairs += [tuple(pair.split("=")) for pair in FACTS.split(", ")]  # type: ignore[misc]
     return [Fact(number, *pair) for number, pair in enumerate(pairs)]
 
@@ -129,7 +134,9 @@ def spec(settings: Settings, drafts: int | None = None, ngrams: bool = True) -> 
     return f"superposed-decoding(drafts={drafts or settings.drafts}{more})"
 
 
-def decoded(lm: LanguageModel, settings: Settings, prompt: Any, method: str, number: int, n: int, **more: Any) -> list[Reply]:
+def decoded(
+    lm: LanguageModel, settings: Settings, prompt: Any, method: str, number: int, n: int, **more: Any
+) -> list[Reply]:
     given: Any = lm.generate(
         prompt, method, n=n, seed=settings.seed + number, max_new_tokens=settings.tokens, ignore_eos=True, **more
     )
@@ -161,7 +168,9 @@ def as_many(lm: LanguageModel, settings: Settings, items: Sequence[Beginning]) -
         return sorted(times)[len(times) // 2]
 
     limit, count = middle(spec(settings), settings.drafts), 1
-    while count < settings.drafts and middle("autoregressive", count + 1, temperature=1.0, top_p=settings.top_p) <= limit:
+    while (
+        count < settings.drafts and middle("autoregressive", count + 1, temperature=1.0, top_p=settings.top_p) <= limit
+    ):
         count += 1
     return count
 
@@ -218,13 +227,21 @@ def texts(name: str, settings: Settings) -> Study:
     claims = [
         PublishedClaim("its best text is likelier than a sample", "best", "superposed", "a sample", above=False),
         PublishedClaim("and less likely than beam search's best", "best", "superposed", "beam search"),
-        PublishedClaim("its best is likelier than samples' in the same time", "best", "superposed", "samples of as long", above=False),
-        PublishedClaim("its first is within 1.5 times greedy's perplexity", "over greedy", "superposed", SPREAD, above=False),
+        PublishedClaim(
+            "its best is likelier than samples' in the same time",
+            "best",
+            "superposed",
+            "samples of as long",
+            above=False,
+        ),
+        PublishedClaim(
+            "its first is within 1.5 times greedy's perplexity", "over greedy", "superposed", SPREAD, above=False
+        ),
     ]
     about = (
-        f"{len(items)} beginnings of {settings.prefix} tokens of Python's documentation, {settings.tokens} more tokens; {lm.name}. "
-        "first, best, mean: nats a token of a method's texts under the model itself. changed: texts that are others without the "
-        f"n-grams. Samples of a nucleus of {settings.top_p}; {equal} of them take as long as {k} drafts."
+        f"{len(items)} beginnings of {settings.prefix} tokens of Python's documentation, {settings.tokens} more tokens; "
+        f"{lm.name}. first, best, mean: nats a token of a method's texts under the model itself. changed: texts that are others "
+        f"without the n-grams. Samples of a nucleus of {settings.top_p}; {equal} of them take as long as {k} drafts."
     )
     return Study(about, items, arms, figures, claims, lm=lm)
 
@@ -254,9 +271,14 @@ def answers(name: str, settings: Settings) -> Study:
     claims = [
         PublishedClaim("more texts hold the answer more often than the first", "gain", "superposed", 0.0),
         PublishedClaim("its first is right more often than a sample", "P@1", "superposed", "samples"),
-        PublishedClaim("one of its texts is right more often than one of beam search's", f"P@{k}", "superposed", "beam search"),
+        PublishedClaim(
+            "one of its texts is right more often than one of beam search's", f"P@{k}", "superposed", "beam search"
+        ),
     ]
-    about = f"{len(facts())} questions of a short answer, {k} texts of each; {lm.name}. gain: P@{k} less P@1, which cannot be negative."
+    about = (
+        f"{len(facts())} questions of a short answer, {k} texts of each; {lm.name}. gain: P@{k} less P@1, which cannot be "
+        "negative."
+    )
     return Study(about, facts(), arms, figures, claims, lm=lm)
 
 
@@ -336,7 +358,10 @@ def linearity(settings: Settings) -> Study:
             )
         return found
 
-    arms = [Arm(f"{step}", partial(lambda item, step: steps(item)[step - 1], step=step)) for step in range(1, settings.steps + 1)]
+    arms = [
+        Arm(f"{step}", partial(lambda item, step: steps(item)[step - 1], step=step))
+        for step in range(1, settings.steps + 1)
+    ]
     figures = [
         Figure("cosine", "cosine", form=".3f"),
         Figure("the leader's choice", "leader", form=".0%", share=True),
@@ -345,8 +370,8 @@ def linearity(settings: Settings) -> Study:
     last = str(min(10, settings.steps))
     claims = [PublishedClaim("the cosine is at least 0.6 for ten steps", "cosine", last, 0.6)]
     about = (
-        f"{len(items)} beginnings; {lm.name}. cosine: of the scores after the mixture with the sum of the drafts' own, by their "
-        "shares. choices among the kept: the drafts' own likeliest tokens that are among those kept of the mixture."
+        f"{len(items)} beginnings; {lm.name}. cosine: of the scores after the mixture with the sum of the drafts' own, by "
+        "their shares. choices among the kept: the drafts' own likeliest tokens that are among those kept of the mixture."
     )
     return Study(about, items, arms, figures, claims, "step", lm)
 

@@ -28,7 +28,17 @@ from decodery.testing import MethodLaws, SmallLanguageModel, scripted_language_m
 
 CANONICAL, GIVEN = Arrangement(), Arrangement("given")
 ATTENTION, POSITIONS = Arrangement("given", positions=False), Arrangement("given", attention=False)
-WORDS = (" red", " an old car", " b", " seven green bottles", " under the sea", " no", " b c", " the last of them all", " 42")
+WORDS = (
+    " red",
+    " an old car",
+    " b",
+    " seven green bottles",
+    " under the sea",
+    " no",
+    " b c",
+    " the last of them all",
+    " 42",
+)
 
 
 def prompts(count: int = 20) -> list[Marked]:
@@ -155,7 +165,9 @@ def test_equal_lengths_are_ordered_by_token_ids() -> None:
 def test_a_single_token_behind_a_short_last_part() -> None:
     pieces: list[Any] = [(9,), PartSet(((1, 2, 3), (4,))), (0,)]
     assert isinstance(CANONICAL.laid_out(pieces), LaidOutPrompt)
-    with pytest.raises(BadPrompt, match="a single token stands behind a set whose last part is not its longest; .* of given"):
+    with pytest.raises(
+        BadPrompt, match=r"a single token stands behind a set whose last part is not its longest; .* of given"
+    ):
         GIVEN.laid_out(pieces)
     assert isinstance(ATTENTION.laid_out(pieces), LaidOutPrompt)
     assert isinstance(GIVEN.laid_out([*pieces[:2], (0, 0)]), LaidOutPrompt)
@@ -164,7 +176,9 @@ def test_a_single_token_behind_a_short_last_part() -> None:
 # Order means nothing
 
 
-@pytest.mark.parametrize(("fast", "dtype"), [("off", "float32"), ("fused", "float32"), ("off", "bfloat16"), ("fused", "bfloat16")])
+@pytest.mark.parametrize(
+    ("fast", "dtype"), [("off", "float32"), ("fused", "float32"), ("off", "bfloat16"), ("fused", "bfloat16")]
+)
 def test_scores_are_the_same_for_every_order(fast: str, dtype: str) -> None:
     """Bit for bit in the canonical order; as given within rounding in float32."""
     lm = wrapped(fast, dtype)
@@ -349,7 +363,9 @@ def test_any_method_decodes_a_prompt_that_says_how_it_is_read() -> None:
     text = joined((" one", " two", " three"))
     ids = lm.tokenize(text, method="set-based-prompting")
     expected = lm.generate(text, "set-based-prompting", max_new_tokens=8)
-    replies = lm.generate([ids, text, [70, 71]], ["prompt-lookup", "set-based-prompting", "autoregressive"], max_new_tokens=8)
+    replies = lm.generate(
+        [ids, text, [70, 71]], ["prompt-lookup", "set-based-prompting", "autoregressive"], max_new_tokens=8
+    )
     assert [reply.token_ids for reply in replies[:2]] == [expected.token_ids] * 2
     assert expected.token_ids != lm.generate(list(ids), "autoregressive", max_new_tokens=8).token_ids
     assert expected.prompt_token_ids == tuple(ids)
@@ -369,7 +385,9 @@ def test_a_conversation_s_sets_are_read_too() -> None:
 
 def test_what_does_not_go_together() -> None:
     for inner in ("best-of-n", "beam-search", "set-based-prompting", "masked-diffusion"):
-        with pytest.raises(BadParameter, match=f"{inner} cannot decode after a set; name a method that decodes one text"):
+        with pytest.raises(
+            BadParameter, match=f"{inner} cannot decode after a set; name a method that decodes one text"
+        ):
             as_method(f"set-based-prompting(method={inner})")
     lm, text = toy(), joined((" one", " two"))
     with pytest.raises(BadPrompt, match="was given the token ids of a prompt with marks"):
@@ -392,7 +410,9 @@ def test_a_target_of_the_same_prompt_reads_it_too() -> None:
     found = {tuple(lm.generate(marked.in_order(order), "set-based-prompting(order=given)", **settings).token_ids)
              for order in marked.orders()[:6]}  # fmt: skip
     assert len(found) == 1
-    assert found != {tuple(lm.generate(marked.in_order((0, 1, 2, 3)), "set-based-prompting", max_new_tokens=8).token_ids)}
+    assert found != {
+        tuple(lm.generate(marked.in_order((0, 1, 2, 3)), "set-based-prompting", max_new_tokens=8).token_ids)
+    }
 
 
 def test_networks_that_cannot_read_sets_refuse_them() -> None:
@@ -425,7 +445,13 @@ def test_texts_beyond_a_border_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "passed"),
-    [("", True), ("order=given", True), ("edit=positions", None), ("edit=attention, order=given", None), ("method=prompt-lookup", True)],
+    [
+        ("", True),
+        ("order=given", True),
+        ("edit=positions", None),
+        ("edit=attention, order=given", None),
+        ("method=prompt-lookup", True),
+    ],
 )
 def test_check_decides_it(spec: str, passed: bool | None) -> None:
     report = check_method(toy(), f"set-based-prompting({spec})", prompts=1, max_new_tokens=4, samples=100)

@@ -68,7 +68,9 @@ class PromptLayout:
     def check(self, network: Scorer, length: int) -> None:
         """Raise Refused where a network cannot read it and then write up to `length` rows in all."""
         if network.chains_only:
-            raise Refused(f"{network.name} reads tokens one after the other, and so no set whose parts stand side by side.")
+            raise Refused(
+                f"{network.name} reads tokens one after the other, and so no set whose parts stand side by side."
+            )
         if network.border is not None and length > network.border:
             raise Refused(
                 f"{network.name} reads texts of more than {network.border} tokens in another way, and prompt and output have "

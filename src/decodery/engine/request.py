@@ -16,8 +16,7 @@ from decodery.engine.settings import Settings
 from decodery.engine.spelling import WrittenTokens
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import prompt_text
-from decodery.errors import Refused
-from decodery.models.forward import Forward, Rows, Scores
+from decodery.models.forward import Forward, Scores
 from decodery.sampling.chance import DrawnSample
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance

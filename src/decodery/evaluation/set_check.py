@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from decodery.engine.method import Method
@@ -45,7 +44,9 @@ class Marked:
 MARKED = (
     Marked("Which of these is a fruit? Options:", (" a stone", " apple", " a car with three wheels"), " The answer is"),
     Marked("Some animals:", (" cat", " an old grey elephant", " dog", " the dog"), " The largest of them is the"),
-    Marked("Notes:", (" It rains.", " Tom has two cats and a dog.", " Ann is away."), " Question: who has cats? Answer:"),
+    Marked(
+        "Notes:", (" It rains.", " Tom has two cats and a dog.", " Ann is away."), " Question: who has cats? Answer:"
+    ),
     Marked("", ("one", "twenty-five", "3"), " are numbers. The smallest number is"),
 )
 """Parts of unequal lengths; one is the beginning of another's end."""
@@ -87,7 +88,8 @@ def set_parts(lm: LanguageModel, method: Method, tell: Progress) -> list[CheckPa
     tell("orders", len(MARKED), len(MARKED))
     most, exact = max(differences), arrangement.order == "canonical"
     said = f"over all orders of {len(MARKED)} sets the scores differ by up to {most:.2g}"
-    said += f", and a set has up to {outputs} {'output' if outputs == 1 else 'outputs'}; read as usual they differ by up to {max(plain):.2g}"
+    said += f", and a set has up to {outputs} {'output' if outputs == 1 else 'outputs'}"
+    said += f"; read as usual they differ by up to {max(plain):.2g}"
     passed: bool | None = (most == 0 if exact else most < NEAR) and outputs == 1
     if not (arrangement.attention and arrangement.positions):
         passed, said = None, f"{said}; only both edits together promise that order means nothing"

@@ -35,8 +35,8 @@ class SetBasedPrompting(Method):
     method: str = parameter("autoregressive", "what decodes; in quotes where it has parameters", names="method")
     order: str = parameter(
         "canonical",
-        "in which the parts of a set are read: by length and token ids, so that not even rounding depends on the order given; as "
-        "given; or reversed",
+        "in which the parts of a set are read: by length and token ids, so that not even rounding depends on the order given; "
+        "as given; or reversed",
         choices=("canonical", "given", "reversed"),
     )
     edit: str = parameter(
