@@ -240,8 +240,8 @@ def texts(name: str, settings: Settings) -> Study:
     ]
     about = (
         f"{len(items)} beginnings of {settings.prefix} tokens of Python's documentation, {settings.tokens} more tokens; "
-        f"{lm.name}. first, best, mean: nats a token of a method's texts under the model itself. changed: texts that are others "
-        f"without the n-grams. Samples of a nucleus of {settings.top_p}; {equal} of them take as long as {k} drafts."
+        f"{lm.name}. first, best, mean: nats a token of a method's texts under the model itself. changed: texts that are "
+        f"others without the n-grams. Samples of a nucleus of {settings.top_p}; {equal} of them take as long as {k} drafts."
     )
     return Study(about, items, arms, figures, claims, lm=lm)
 
@@ -335,15 +335,16 @@ def linearity(settings: Settings) -> Study:
 
     def own(text: Sequence[int]) -> Asking[torch.Tensor]:
         scores = yield Forward(lm.network.new_sequence(), text, logits=[len(text) - 1])
-        return scores.logits[0]
+        row: torch.Tensor = scores.logits[0]
+        return row
 
     @once_per_item
     def steps(item: Beginning) -> list[Mapping[str, float]]:
         seen: list[Step] = []
-        Recorded.record = staticmethod(seen.append)  # type: ignore[assignment]
+        Recorded.record = staticmethod(seen.append)
         method = Recorded(drafts=settings.drafts, ngrams="corpus", corpus=settings.corpus or counted())
         lm.generate(list(item.tokens), method, max_new_tokens=settings.steps + 1, ignore_eos=True)
-        found = []
+        found: list[Mapping[str, float]] = []
         for texts, weights, row in seen:
             rows = torch.stack(lm.run([own([*item.tokens, *text]) for text in texts])).double()
             sums = (torch.tensor(weights, dtype=torch.float64)[:, None] * rows).sum(dim=0)

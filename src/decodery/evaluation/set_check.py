@@ -61,7 +61,8 @@ def scores_after(lm: LanguageModel, text: str, arrangement: Arrangement) -> Tens
         if isinstance(prompt, LaidOutPrompt):
             yield prompt.layout.opening(sequence, prompt)
         scores = yield Forward(sequence, prompt[sequence.length :], logits=Rows.LAST)
-        return scores.logits[0]
+        row: Tensor = scores.logits[0]
+        return row
 
     found: Tensor = lm.run(asking())
     return found
