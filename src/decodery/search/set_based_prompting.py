@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.engine.composed import ComposedNetwork
 from decodery.engine.method import Decoding, Exactness, Method, admit, parameter
 from decodery.engine.needs import NEXT_TOKENS
 from decodery.engine.prompt_layout import END, SPLIT, START, Arrangement
@@ -62,6 +61,8 @@ class SetBasedPrompting(Method):
         return Arrangement(self.order, self.edit in ("both", "attention"), self.edit in ("both", "positions"))
 
     def admit(self, request: Request) -> None:
+        from decodery.engine.composed import ComposedNetwork
+
         if request.layout is None and any(
             mark in request.host.tokenizer.decode(list(request.prompt)) for mark in (START, SPLIT, END)
         ):
