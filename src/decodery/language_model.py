@@ -18,6 +18,7 @@ from decodery.engine.events import Event
 from decodery.engine.memory import KVBudget, Need, budget_for, parse_size
 from decodery.engine.method import Method, admit
 from decodery.engine.needs import DEFAULTS
+from decodery.engine.prompt_layout import LaidOutPrompt
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.scheduler import Scheduler
@@ -314,17 +315,20 @@ class LanguageModel:
         number = 0
         for one, named, own_seed in zip(prompts, methods, seeds, strict=True):
             checked = Settings.of({**settings, "seed": own_seed}, self.network.vocabulary).with_seed()
+            one_method = chosen[id(named)]
             try:
-                ids = self.tokenize(one, tools)
+                ids = self.tokenize(one, tools, one_method)
             except BadPrompt as error:
                 if len(prompts) == 1:
                     raise
                 raise BadPrompt(f"prompt {len(groups) + 1} of {len(prompts)}: {error}") from error
             if Kind.NEXT_TOKEN in self.network.kinds:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
-            group, one_method = [], chosen[id(named)]
+            layout = ids.layout if isinstance(ids, LaidOutPrompt) else None
+            group = []
             for sample in range(1 if one_method.together else checked.n):
                 request = Request(self, ids, checked, number, sample, listener, one_method.together)
+                request.layout = layout
                 group.append((request, one_method))
                 number += request.n
             admit(one_method, group[0][0])
@@ -340,15 +344,21 @@ class LanguageModel:
                 f"but {self.name} has a context of {self.network.context}."
             )
 
-    def tokenize(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
+    def tokenize(
+        self, prompt: Prompt, tools: Sequence[Tool] | None = None, method: str | Method | None = None
+    ) -> list[int]:
         """Token ids of a prompt: a text with the tokenizer's usual special tokens, a conversation with its template.
 
         Contents of messages may be lists of parts {"type": "text", "text": …}; assistants may call tools and tools answer.
-        tools: what may be called, as JSON schemas or documented functions.
+        tools: what may be called, as JSON schemas or documented functions. method: reads the prompt as this method does, which
+        matters for one that reads marked sets: the token ids, a LaidOutPrompt, then say how they are read, to any method and to
+        `score`.
         Raises BadPrompt where it is empty or malformed, the tokenizer has no tokens for it, or the model's chat template is
         missing or does not read all of it.
         """
-        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(prompt, tools)
+        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(
+            prompt, tools, None if method is None else as_method(method).arrangement
+        )
 
 
 def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:

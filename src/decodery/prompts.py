@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decodery.conversations import Conversations, Message, Tool
+from decodery.engine.prompt_layout import END, SPLIT, START, Arrangement, LaidOutPrompt, PartSet
 from decodery.engine.spelling import REPLACEMENT
 from decodery.errors import BadPrompt
 from decodery.plain import plain
 
 Prompt = str | Sequence[Message] | Sequence[int]
-"""A text, a conversation ({"role", "content"} per message), or token ids: a list, or an array of one dimension."""
+"""A text, a conversation ({"role", "content"} per message), or token ids: a list, or an array of one dimension. Those that
+`LanguageModel.tokenize` gives of a prompt with sets say how they are read."""
 
 
 def is_batch(prompt: Any) -> bool:
@@ -32,20 +34,39 @@ class PromptReader:
     def __init__(self, tokenizer: Any, name: str, vocabulary: int):
         self._tokenizer, self._name, self._vocabulary = tokenizer, name, vocabulary
 
-    def read(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
-        """Token ids of a prompt. Raises BadPrompt."""
+    def read(
+        self, prompt: Prompt, tools: Sequence[Tool] | None = None, arrangement: Arrangement | None = None
+    ) -> list[int]:
+        """Token ids of a prompt, a LaidOutPrompt where it has sets. arrangement: how sets that are marked in its text are read;
+        None: marks are text. Raises BadPrompt."""
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             if not all(isinstance(message, Mapping) for message in prompt):
                 raise BadPrompt("a conversation is a list of messages, each with role and content; one here is none.")
             text = Conversations(self._tokenizer, self._name).render(prompt, tools)  # type: ignore[arg-type]
-            return self._checked(self.encode(text, add_special_tokens=False))
+            return self._checked(self._encoded(text, arrangement, add_special_tokens=False))
         if tools:
             raise BadPrompt("tools go with a conversation, a list of messages with role and content.")
         if isinstance(prompt, str):
             if not prompt:
                 raise BadPrompt("the prompt is empty; give at least one character.")
-            return self._checked(self.encode(prompt))
-        return self._checked(_ids(prompt))
+            return self._checked(self._encoded(prompt, arrangement))
+        ids = self._checked(_ids(prompt))
+        return prompt if isinstance(prompt, LaidOutPrompt) else ids
+
+    def _encoded(self, text: str, arrangement: Arrangement | None, **arguments: bool) -> list[int]:
+        """Token ids of a text. Its sets are read piece by piece: what joins across a border would depend on the neighbours."""
+        if arrangement is None:
+            return self.encode(text, **arguments)
+        before, *pieces = pieces_of(text)
+        if not pieces:
+            return self.encode(text, **arguments)
+        assert isinstance(before, str)
+        read: list[tuple[int, ...] | PartSet] = [tuple(self.encode(before, **arguments))]
+        for piece in pieces:
+            texts = (piece,) if isinstance(piece, str) else piece
+            ids = tuple(tuple(self.encode(one, add_special_tokens=False)) for one in texts)
+            read.append(ids[0] if isinstance(piece, str) else PartSet(ids))
+        return arrangement.laid_out(read)
 
     def encode(self, text: str, **arguments: bool) -> list[int]:
         """Token ids of a text. Raises BadPrompt where it is no Unicode, or the tokenizer has no tokens for it."""
@@ -89,6 +110,25 @@ class PromptReader:
         """How the tokenizer writes a token that it may have beyond the network's, in brackets; nothing where it has none."""
         added: Mapping[str, int] = getattr(self._tokenizer, "get_added_vocab", dict)()
         return next((f" ({text!r})" for text, place in added.items() if place == token), "")
+
+
+def pieces_of(text: str) -> list[str | tuple[str, ...]]:
+    """The texts around the marked sets of a text, and between them the parts of each set: text, parts, text, …, text. Raises
+    BadPrompt where marks do not belong together, or a part is empty."""
+    before, *rest = text.split(START)
+    pieces: list[str | tuple[str, ...]] = [before]
+    for piece in rest:
+        inner, found, behind = piece.partition(END)
+        if not found:
+            raise BadPrompt(f"a set begins with {START} and does not end; write {END} behind its last part.")
+        parts = tuple(inner.split(SPLIT))
+        if not all(parts):
+            raise BadPrompt(f"a part of a set is empty; write a text before and behind each {SPLIT}.")
+        pieces += [parts, behind]
+    stray = next((mark for piece in pieces[::2] for mark in (END, SPLIT) if mark in piece), None)
+    if stray is not None:
+        raise BadPrompt(f"{stray} stands outside of a set; {START} begins one.")
+    return pieces
 
 
 def _is_array(value: Any) -> bool:

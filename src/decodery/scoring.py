@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from decodery.engine.host import Host
+from decodery.engine.prompt_layout import LaidOutPrompt, PromptLayout
 from decodery.engine.request import PROMPT_CHUNK
 from decodery.engine.task import Asking, Task
 from decodery.engine.text import TextStream
@@ -87,12 +88,15 @@ def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -
     batch = is_batch(texts)
     top, taps = _checked(lm, top, taps)
     before = [] if prompt is None else lm.tokenize(prompt)
+    layout = before.layout if isinstance(before, LaidOutPrompt) else None
     listed = list(texts) if batch else [texts]
     names = [f"text {place} of {len(listed)}: " if batch else "" for place in range(1, len(listed) + 1)]
     read = [_tokens(lm, text, name, before) for text, name in zip(listed, names, strict=True)]
+    if layout is not None:
+        layout.check(lm.network, len(before) + max(map(len, read), default=0))
     with lm.working():
         scheduler = lm.scheduler(watched=False)
-        known = _read_prompt(lm, scheduler, before, read) if before else None
+        known = _read_prompt(lm, scheduler, before, layout, read) if before else None
         tasks = [
             Task(
                 _scored(lm.network, tokens, known, top, taps, name),
@@ -170,7 +174,9 @@ def _run(scheduler: Scheduler, tasks: Sequence[Task[Any]], rows: Sequence[int]) 
             scheduler.cancel(task)
 
 
-def _read_prompt(lm: Reading, scheduler: Scheduler, prompt: list[int], texts: Sequence[Sequence[int]]) -> _Read:
+def _read_prompt(
+    lm: Reading, scheduler: Scheduler, prompt: list[int], layout: PromptLayout | None, texts: Sequence[Sequence[int]]
+) -> _Read:
     """Read a prompt once for all texts; not at all where its rows serve none of them, because of the texts' lengths."""
     border = lm.network.border
     if not texts or (border is not None and all(len(prompt) + len(text) > border for text in texts)):
@@ -178,7 +184,9 @@ def _read_prompt(lm: Reading, scheduler: Scheduler, prompt: list[int], texts: Se
 
     def read() -> Asking[_Read]:
         sequence = lm.network.new_sequence()
-        scores = yield Forward(sequence, prompt, logits=Rows.LAST)
+        if layout is not None:
+            yield layout.opening(sequence, prompt)
+        scores = yield Forward(sequence, prompt[sequence.length :], logits=Rows.LAST)
         return _Read(prompt, sequence, scores.logits[0])
 
     task = Task(read(), [(lm.network, len(prompt))], lm.cost)

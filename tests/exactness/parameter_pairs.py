@@ -51,6 +51,11 @@ def warm(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "warm network")
 
 
+def sets(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a small network that reads a prompt with a set, whose longest part comes first."""
+    return Pair(one, other, beside, "sets")
+
+
 def canvas(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a canvas of twelve positions, greedily."""
     return Pair(one, other, beside, "canvas")
@@ -129,6 +134,22 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "until": text("end", "function"),
         "mode": text("engine", "reference", "threshold=0.2, until=function"),
         "reuse": text(True, False, "threshold=0.2"),
+    },
+    "SetBasedPrompting": {
+        "method": sets("autoregressive", "prompt-lookup"),
+        "order": sets("canonical", "given"),
+        "edit": sets("both", "attention"),
+    },
+    "SuperposedDecoding": {
+        "drafts": network(1, 3),
+        "tau": network(0.06, 2.0),
+        "tokens": network(3, 12, "tau=1.0"),
+        "ngrams": network("none", "prompt"),
+        "corpus": network("{corpus}", "{calibration}", "ngrams=corpus, tau=1.0, tokens=260"),
+        "alpha": network(0.2, 0.9, "ngrams=prompt"),
+        "weights": network("0.5x0.1", "0.1x0.5", "ngrams=prompt, tau=1.0, tokens=260, first=code"),
+        "penalty": network(1.0, 200.0, "ngrams=prompt"),
+        "first": network("paper", "code", "ngrams=prompt"),
     },
     "PromptLookup": {
         "max_ngram": text(1, 3),

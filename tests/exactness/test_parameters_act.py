@@ -46,6 +46,12 @@ PROMPTS = [
     [12, 20, 4],
     [1, 2, 3, 20, 5, 6, 20, 8, 9, 20, 1, 2, 3, 21, 5, 6, 21, 8, 9],
 ]
+TEXTS: dict[str, list[Any]] = {
+    "network": ["a short text, a short text"],
+    "warm network": ["a short text, a short text"],
+    "sets": ["which one? <|start_2d|>a long one<|split_2d|>b<|end_2d|> say which one"],
+}
+"""Prompts of situations with a network, which reads texts."""
 EVERY = [(name, item.name) for name in BUILT_IN for item in find(name).parameters()]
 
 
@@ -140,6 +146,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "hard": (lambda: _story(7, surprise=6.0), GREEDY),
     "network": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 6, "seed": 2}),
     "warm network": (lambda: toy_language_model(seed=1, layers=2), SAMPLED | {"ignore_eos": True}),
+    "sets": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 24, "seed": 2}),
     "other tokenizer": (_other_tokenizer, SAMPLED),
     "canvas": (_canvas, {"seed": 2}),
     "hot canvas": (_canvas, {"temperature": 1.0, "seed": 2}),
@@ -202,7 +209,7 @@ def _decoded(situation: str, method: Method) -> Iterator[object]:
     if lm.diffusion is not None:
         rounds: list[Any] = [[[3, 1, 4], [1, 5]]]  # canvases are decoded together
     else:
-        prompts = ["a short text, a short text"] if situation.endswith("network") else PROMPTS
+        prompts: list[Any] = TEXTS.get(situation, PROMPTS)
         rounds = [prompt for _ in range(1 if "temperature" in settings else 2) for prompt in prompts]
     for prompt in rounds:
         given = lm.generate(prompt, method, **settings)

@@ -125,7 +125,7 @@ def generate(
     asked = as_conversation(read_prompt(prompt, file), chat, system)
     named = check_early(method, values)
     lm = model.load()
-    text = lm.tokenize(asked, callable_tools)
+    text = lm.tokenize(asked, callable_tools, named)
     if record is not None:
         _check_recordable(lm, named, values)
     if show or show_html is not None:
@@ -268,7 +268,7 @@ def _admitted(
         line = replace(line, prompt=as_conversation(line.prompt, chat, system))
         try:
             if line.tools:  # each line has its own
-                line = replace(line, prompt=lm.tokenize(line.prompt, line.tools))
+                line = replace(line, prompt=lm.tokenize(line.prompt, line.tools, method))
             # Checks everything and starts nothing until it is iterated. An error that is not the prompt's own is
             # one of the whole command.
             lm.stream(line.prompt, method, **settings)

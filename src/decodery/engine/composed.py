@@ -80,13 +80,14 @@ class ComposedNetwork(Scorer):
     def new_sequence(self) -> ComposedSequence:
         return ComposedSequence(self, [network.new_sequence() for network in self.networks])
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        others = {network.name for network in self.networks if network is not self.first}
+        if others:
+            raise ValueError(f"what enters {self.first.name} cannot enter {' and '.join(sorted(others))}")
+        return self.first.embed(tokens)
+
     def head(self, tokens: Tensor | None = None) -> Head:
         return self.first.head(tokens)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        if any(network is not self.first for network in self.networks):
-            raise ValueError(f"{self.name} has members of several models, and each has embeddings of its own")
-        return self.first.embed(tokens)
 
     def fingerprint(self) -> str:
         return self.first.fingerprint()

@@ -19,6 +19,7 @@ from decodery.engine.parameters import parameter as parameter
 from decodery.errors import Refused
 
 if TYPE_CHECKING:
+    from decodery.engine.prompt_layout import Arrangement
     from decodery.engine.request import Request
     from decodery.engine.settings import Settings
     from decodery.models.scorer import Scorer
@@ -90,6 +91,11 @@ class Method(Declared, ABC):
         """What must be there with these parameters: `needs`, and more where a parameter asks for it."""
         return self.needs
 
+    @property
+    def arrangement(self) -> Arrangement | None:
+        """How it reads prompts with marked sets; None: marks mean nothing to it, and are text like other text."""
+        return None
+
     def admit(self, request: Request) -> None:
         """Raise MethodUnavailable, Refused or BadParameter where this request cannot be decoded. Called before work."""
 
@@ -127,4 +133,10 @@ def admit(method: Method, request: Request) -> None:
     beside = NEXT_TOKENS not in method.needs or drawn
     if source.target_only and beside:
         raise Refused(f"{method.name} does not run with chance {source.name}: {source.target_only}.")
+    if request.layout is not None:
+        request.layout.check(request.network, len(request.prompt) + request.settings.max_new_tokens)
+        if request.settings.echo and request.settings.logprobs is not None:
+            raise Refused(
+                "a prompt whose parts stand side by side is no text whose tokens had scores; ask for echo or logprobs alone."
+            )
     method.admit(request)

@@ -45,6 +45,8 @@ BUILT_IN = {
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "qmcpy": "decodery.search.qmcpy:LowDiscrepancyEstimate",
     "self-consistency": "decodery.search.self_consistency:SelfConsistency",
+    "set-based-prompting": "decodery.search.set_based_prompting:SetBasedPrompting",
+    "superposed-decoding": "decodery.search.superposed_decoding.method:SuperposedDecoding",
     "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",

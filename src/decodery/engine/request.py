@@ -16,8 +16,7 @@ from decodery.engine.settings import Settings
 from decodery.engine.spelling import WrittenTokens
 from decodery.engine.statistics import Statistics
 from decodery.engine.text import prompt_text
-from decodery.errors import Refused
-from decodery.models.forward import Forward, Rows, Scores
+from decodery.models.forward import Forward, Scores
 from decodery.sampling.chance import DrawnSample
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Chance
@@ -76,7 +75,7 @@ class Request:
         self.company = 1
         """How many tasks share the engine now; a draft that rides along with others costs more."""
         self.layout: PromptLayout | None = None
-        """How its prompt is read, where this is not from left to right; set by a method before it scores anything."""
+        """How its prompt is read, where this is not from left to right; set before anything is scored."""
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener
@@ -193,13 +192,7 @@ class Request:
         """
         echo = self.settings.echo and self.settings.logprobs is not None
         if self.layout is not None and sequence.length == 0:
-            if echo:
-                raise Refused(
-                    "a prompt whose parts stand side by side is no text whose tokens had scores; ask without them."
-                )
-            before = len(self.prompt) - 1
-            visible = self.layout.visible[:before, :before]
-            yield Forward(sequence, self.prompt[:-1], self.layout.positions[:before], visible, logits=Rows.NONE)
+            yield self.layout.opening(sequence, self.prompt)
             return
         if not echo and watch is None:
             return
@@ -246,7 +239,7 @@ class Request:
         """
         settings = dataclasses.replace(self.settings, n=of, echo=False, logprobs=self.settings.logprobs or 0, **changes)
         other = Request(self.host, self.prompt, settings, self.number, number, together=True)
-        other.n, other.network = 1, self.network
+        other.n, other.network, other.layout = 1, self.network, self.layout
         other.statistics, other.rows, other.company = self.statistics, self.rows, self.company
         return other
 

@@ -19,6 +19,7 @@ from decodery.errors import BadSetting, Refused
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
+from decodery.evaluation.set_check import set_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.models.kinds import Kind
@@ -99,6 +100,8 @@ def check_method(
                 parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
             else:
                 parts.append(CheckPart("sampled identity", None, f"does not run here: {reason}"))
+        if chosen.arrangement is not None and not chosen.together:
+            parts += set_parts(lm, chosen, tell)
         parts += law_parts(lm, chosen, samples, significance, seed, tell, source)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)

@@ -15,6 +15,7 @@ from decodery.errors import BadParameter, Refused
 
 if TYPE_CHECKING:
     from decodery.engine.output import Output
+    from decodery.engine.prompt_layout import Arrangement
     from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
 
@@ -74,6 +75,10 @@ class TryingMethod(Method):
     def inner(self) -> Method:
         """What draws the tries."""
         return as_method(self.method)
+
+    @property
+    def arrangement(self) -> Arrangement | None:
+        return self.inner.arrangement
 
     def admit(self, request: Request) -> None:
         if request.n > self.samples:

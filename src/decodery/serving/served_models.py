@@ -74,10 +74,10 @@ class ServedModel:
         """It is unloaded: let its memory go, whoever still holds this object."""
         del self.lm, self.engine
 
-    async def tokens(self, prompt: Any) -> list[int]:
-        """Token ids of a prompt, read on a worker thread, one prompt at a time. Raises BadPrompt."""
+    async def tokens(self, prompt: Any, method: str | None = None) -> list[int]:
+        """Token ids of a prompt, read as the method reads it, on a worker thread, one prompt at a time. Raises BadPrompt."""
         async with self._reading:
-            return await asyncio.to_thread(self.lm.tokenize, prompt)
+            return await asyncio.to_thread(self.lm.tokenize, prompt, None, method)
 
     async def unused(self) -> None:
         """Wait until no request uses it."""

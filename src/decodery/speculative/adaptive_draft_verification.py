@@ -9,10 +9,10 @@ from math import log, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from decodery.engine.corpus import read_corpus
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import above
 from decodery.errors import BadInput
-from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, SpeculativeMethod
 

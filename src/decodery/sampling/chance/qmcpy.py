@@ -18,7 +18,7 @@ from decodery.errors import BadSetting, MethodUnavailable
 from decodery.sampling.chance.arithmetic import Code
 from decodery.sampling.chance.base import DrawnSample, Source
 from decodery.sampling.noise import Chance, Noise, Stage
-from decodery.sampling.settings import Flag, Whole, OneOf, setting
+from decodery.sampling.settings import Flag, OneOf, Whole, setting
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

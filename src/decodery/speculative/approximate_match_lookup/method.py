@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from decodery.engine.corpus import read_corpus
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import GIVEN
 from decodery.errors import BadParameter
-from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 

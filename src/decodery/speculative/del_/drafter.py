@@ -108,6 +108,7 @@ class LowerRows:
         scores = yield Forward(
             self._sequence,
             entering,
+            positions=self._sequence.positions[first:],  # where parts of the prompt stand side by side, not the slots
             slots=range(first, first + count),
             layers=Layers(self.exit),
             taps=tuple(tap for tap in taps if tap >= self.exit),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, ClassVar
 
+from decodery.engine.corpus import read_corpus
 from decodery.engine.method import Exactness, parameter
 from decodery.engine.parameters import GIVEN
-from decodery.speculative.continuations.corpus import read_corpus
 from decodery.speculative.draft import EMPTY, Draft, chain
 from decodery.speculative.loop import Drafter, Round, SpeculativeMethod
 from decodery.speculative.suffix_automaton.automaton import Match, SuffixAutomaton

@@ -1,4 +1,4 @@
-"""Texts that users give to drafters to copy from or to count."""
+"""Texts that users give to methods to copy from or to count."""
 
 from __future__ import annotations
 
