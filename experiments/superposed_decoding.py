@@ -26,7 +26,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
 from decodery.replies import Reply
-from decodery.search.superposed_decoding.method import Draft, SuperposedDecoding, shares
+from decodery.search.superposed_decoding.method import SuperposedDecoding, SuperposedText, shares
 from experiments.texts import loaded
 
 SPREAD = math.log(1.5)
@@ -323,7 +323,9 @@ class Recorded(SuperposedDecoding):
     name: ClassVar[str] = "superposed-decoding-recorded"
     record: ClassVar[Callable[[Step], None]]
 
-    def _continued(self, live: Sequence[Draft], row: torch.Tensor, *more: Any) -> list[tuple[Draft, int, float]]:
+    def _continued(
+        self, live: Sequence[SuperposedText], row: torch.Tensor, *more: Any
+    ) -> list[tuple[SuperposedText, int, float]]:
         if live[0].output.new_tokens:
             type(self).record(([draft.output.new_tokens for draft in live], list(shares(live)), row))
         return super()._continued(live, row, *more)

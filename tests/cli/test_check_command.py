@@ -72,7 +72,7 @@ def test_all_skips_what_cannot_run(command: Any, toy: Any, asked: list[Any]) -> 
     from decodery.engine import registry
 
     result = command("check", "all")
-    assert [method for method, _ in asked] == registry.names()
+    assert [method.partition("(")[0] for method, _ in asked] == registry.names()
     assert result.code == 1
     assert "draft-model was not checked: draft-model: no draft model here." in result.err
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from mechanisms import LOSSLESS
 
+from decodery.engine.registry import MethodInfo, find
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward, tree_mask
 from decodery.sampling.law import Law
@@ -152,7 +153,7 @@ class TestGreedyIdentity:
     """On a network in float32, where a wrong mask or position is no error but another score."""
 
     METHODS = (
-        *(name for name in LOSSLESS if name != "autoregressive"),
+        *(name for name in LOSSLESS if MethodInfo.of(find(name)).family == "speculative"),
         "token-recycling(nodes=12)",
         "draft-model(width=3)",
         oracle_draft(3),

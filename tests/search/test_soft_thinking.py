@@ -481,7 +481,7 @@ def test_a_contrast_of_prompts_feeds_both_and_several_models_are_refused() -> No
     assert told(guided) != told(decoded(lm, "", prompt))
     assert any(len(step["ids"]) > 1 for step in told(guided))
     lm.companions["other"] = toy_language_model(5)
-    with pytest.raises(Refused, match=r"feeds mixtures of embeddings: .* has members of several models"):
+    with pytest.raises(Refused, match=r"feeds mixtures of embeddings: what enters .* cannot enter"):
         decoded(lm, "", prompt, target="ensemble(models=other)")
 
 

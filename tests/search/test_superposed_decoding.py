@@ -22,7 +22,7 @@ from decodery.errors import BadInput, BadParameter, MethodUnavailable, Refused, 
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.replies import Reply
-from decodery.search.superposed_decoding.method import Draft, SuperposedDecoding, mixed, shares
+from decodery.search.superposed_decoding.method import SuperposedDecoding, SuperposedText, mixed, shares
 from decodery.search.superposed_decoding.ngrams import NgramCounts
 from decodery.testing import (
     MethodLaws,
@@ -43,6 +43,7 @@ def tabular(
     vocabulary: int = 6, seed: int = 0, stop_ids: tuple[int, ...] = ()
 ) -> tuple[SmallLanguageModel, TabularScorer]:
     scorer = TabularScorer(vocabulary, order=None, seed=seed)
+    scorer.ways = 4096
     return scripted_language_model(scorer, stop_ids=stop_ids), scorer
 
 
@@ -282,12 +283,12 @@ def test_shares_sum_to_one_and_equal_tokens_add_theirs() -> None:
     assert shared, "no two drafts ever ended alike, so nothing was tried"
 
 
-def drafts_of(*entries: tuple[list[int], float]) -> list[Draft]:
+def drafts_of(*entries: tuple[list[int], float]) -> list[SuperposedText]:
     found = []
     for tokens, score in entries:
         request = Request(tabular()[0], [0], Settings(max_new_tokens=9), together=True)
         request.output.commit(tokens, [torch.zeros(6)] * len(tokens))
-        found.append(Draft(request.output, score))
+        found.append(SuperposedText(request.output, score))
     return found
 
 

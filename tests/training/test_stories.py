@@ -120,7 +120,7 @@ def test_stories_are_written_in_parts_and_not_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(lm),
         "tokenize",
-        lambda self, prompt, tools=None: (
+        lambda self, prompt, tools=None, method=None: (
             self.encode(prompt[0]["content"]) if isinstance(prompt[0], dict) else tokenize(self, prompt)
         ),
     )

@@ -112,14 +112,16 @@ class PrefixScorer(Scorer):
     def score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
         """Raw scores [n, vocabulary] float32 of the token after each prefix. whole: through all layers."""
 
+    ways = 64
+    """How many ways through the mixtures of a prefix are read, see `embed`."""
     hidden = 2
     """Hidden rows are made up: the number of the row's prefix, and how many layers it has gone through. A row that enters the
     first layer has the number of a token or of a mixture, and EMBEDDED."""
 
     def embed(self, tokens: Tensor) -> Tensor:
         """As in a network. A mixture that is fed stands in the prefixes for its tokens: what is scored after it is the mean of
-        the laws after each of them, so that a mixture of one token is that token. Of more than two in a prefix the earlier ones
-        stand for their heaviest token alone, since all ways through them are too many."""
+        the laws after each of them, so that a mixture of one token is that token. Where there are more than `ways` ways through the
+        mixtures of a prefix, the earlier ones stand for their heaviest token alone."""
         if not tokens.is_floating_point():
             return torch.tensor([[float(token), EMBEDDED] for token in tokens.tolist()], dtype=torch.float64)
         rows = []
@@ -140,6 +142,14 @@ class PrefixScorer(Scorer):
             self._mixed: list[Shares] = []
         return self._mixed
 
+    def _read_whole(self, prefix: Prefix) -> list[bool]:
+        """Of each entry, whether all tokens of its mixture are read."""
+        ways, found = 1, []
+        for entry in reversed(prefix):
+            ways *= 1 if entry >= 0 else len(self._mixed[MIXTURE - entry])
+            found.append(ways <= self.ways)
+        return found[::-1]
+
     def _score(self, prefixes: Listing[Prefix], whole: bool) -> Tensor:
         """As `score`, where prefixes may hold mixtures."""
         if not hasattr(self, "_mixed") or all(min(prefix, default=0) >= 0 for prefix in prefixes):
@@ -147,10 +157,9 @@ class PrefixScorer(Scorer):
         rows = []
         for prefix in prefixes:
             paths: list[tuple[Prefix, float]] = [((), 1.0)]
-            mixtures = [place for place, entry in enumerate(prefix) if entry < 0]
-            for place, entry in enumerate(prefix):
+            for entry, whole_mixture in zip(prefix, self._read_whole(prefix), strict=True):
                 shares = ((entry, 1.0),) if entry >= 0 else self._mixed[MIXTURE - entry]
-                if place in mixtures[:-2]:
+                if not whole_mixture:
                     shares = ((max(shares, key=lambda share: share[1])[0], 1.0),)
                 paths = [((*path, token), weight * share) for path, weight in paths for token, share in shares]
             scores = self.score([path for path, _ in paths], whole)

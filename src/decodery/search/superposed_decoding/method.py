@@ -36,7 +36,7 @@ COUNTED = {"ngrams": not_one_of("none")}
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class SuperposedText:
     """A text on its way. score: the sum over its tokens of what they were chosen by, in nats."""
 
     output: Output
@@ -137,7 +137,7 @@ class SuperposedDecoding(Method):
         root = request.output.fork()
         # A greedy law is a point mass; drafts are what it is the greatest of.
         root.law = request.law_with(temperature=1.0)
-        live, finished = [Draft(root, 0.0)], list[Draft]()
+        live, finished = [SuperposedText(root, 0.0)], list[SuperposedText]()
         fed: list[int] | Tensor = request.tokens[sequence.length :]
         while live and live[0].output.finish_reason is None:
             scores = yield Forward(sequence, fed, logits=Rows.LAST)
@@ -152,15 +152,15 @@ class SuperposedDecoding(Method):
                 output.commit([token], scores.logits, rounds=0)
                 over = output.finish_reason == "stop"
                 if over or len(live) < self.drafts:
-                    (finished if over else live).append(Draft(output, score))
+                    (finished if over else live).append(SuperposedText(output, score))
             finished = sorted(finished, key=lambda draft: -draft.score)[: self.drafts]
             if live:
                 fed = mixed(sequence.owner, live)
         self._concluded(request, [*live, *finished])
 
     def _continued(
-        self, live: Sequence[Draft], row: Tensor, counts: NgramCounts | None, may_end: bool
-    ) -> list[tuple[Draft, int, float]]:
+        self, live: Sequence[SuperposedText], row: Tensor, counts: NgramCounts | None, may_end: bool
+    ) -> list[tuple[SuperposedText, int, float]]:
         """All continuations of the drafts by a kept token, with the score that each would have, best first; among equals those
         of earlier drafts, then those of lower tokens.
 
@@ -220,7 +220,7 @@ class SuperposedDecoding(Method):
             key, lambda: NgramCounts.of(host.encode(read_corpus(self.corpus)), longest, vocabulary), everywhere=True
         )
 
-    def _concluded(self, request: Request, found: Sequence[Draft]) -> None:
+    def _concluded(self, request: Request, found: Sequence[SuperposedText]) -> None:
         """End the request with the texts of the lowest perplexity by what they were chosen by: one over a text's weight."""
         if len(found) < request.n:
             raise Refused(
@@ -237,14 +237,14 @@ class SuperposedDecoding(Method):
         request.conclude([(draft.output, math.exp(draft.mean)) for draft in ranked[: request.n]])
 
 
-def shares(live: Sequence[Draft]) -> NDArray[np.float64]:
+def shares(live: Sequence[SuperposedText]) -> NDArray[np.float64]:
     """How much each draft counts in the mixture: exp(score), over the sum of all."""
     scores = np.array([draft.score for draft in live])
     powers = np.exp(scores - scores.max())
     return np.asarray(powers / powers.sum())
 
 
-def mixed(owner: Owner, live: Sequence[Draft]) -> list[int] | Tensor:
+def mixed(owner: Owner, live: Sequence[SuperposedText]) -> list[int] | Tensor:
     """What enters the network: the drafts' last tokens by their shares, those of equal tokens added, as a row [1, hidden]; the
     token itself where all are the same."""
     last = [draft.output.tokens[-1] for draft in live]
