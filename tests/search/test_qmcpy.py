@@ -33,7 +33,7 @@ def told(spec: str, **settings: Any) -> dict[str, Any]:
 
 
 class TestLowDiscrepancyEstimate(MethodLaws):
-    """All laws but enumeration: a point is a number, and has no branches. Each sample is an estimate, so there are fewer of them."""
+    """All laws but enumeration: a point is a number, and has no branches. Each sample is an estimate: fewer."""
 
     samples = 500
     methods = (

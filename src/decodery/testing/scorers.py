@@ -120,8 +120,8 @@ class PrefixScorer(Scorer):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """As in a network. A mixture that is fed stands in the prefixes for its tokens: what is scored after it is the mean of
-        the laws after each of them, so that a mixture of one token is that token. Where there are more than `ways` ways through the
-        mixtures of a prefix, the earlier ones stand for their heaviest token alone."""
+        the laws after each of them, so that a mixture of one token is that token. Where there are more than `ways` ways through
+        the mixtures of a prefix, the earlier ones stand for their heaviest token alone."""
         if not tokens.is_floating_point():
             return torch.tensor([[float(token), EMBEDDED] for token in tokens.tolist()], dtype=torch.float64)
         rows = []
