@@ -47,8 +47,9 @@ def test_a_mixture_of_a_scripted_scorer_means_its_laws() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_of_many_mixtures_a_scripted_scorer_means_the_last_two() -> None:
+def test_of_more_ways_than_it_reads_a_scripted_scorer_takes_those_of_the_last_mixtures() -> None:
     scorer = TabularScorer(3, order=None, seed=2)
+    scorer.ways = 6  # of eight through the three
     sequence = scorer.new_sequence()
     scorer.run([Forward(sequence, [1])])
     for weights in ([0.6, 0.4, 0.0], [0.0, 0.5, 0.5]):

@@ -485,7 +485,7 @@ def test_check_refutes_a_set_that_depends_on_its_order(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("options", [{"dtype": "float32"}, {}], ids=str)
 def test_the_default_model(options: dict[str, Any]) -> None:
     lm = decodery.load("smollm2-135m", **options)
-    for marked in MARKED:
+    for marked in MARKED[: 1 if options else 3]:
         texts = [marked.in_order(order) for order in marked.orders()]
         assert widest([scores_after(lm, text, CANONICAL) for text in texts]) == 0
         assert widest([scores_after(lm, text, USUAL) for text in texts]) > 0.5
