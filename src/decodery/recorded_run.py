@@ -60,8 +60,7 @@ class RecordedRun:
         told = check_recordable(settings, lm.network.vocabulary)
         return cls(
             **_identity(lm),
-            path=lm.network.path,
-            dtype=str(lm.network.dtype).removeprefix("torch."),
+            **_computation(lm),
             prompt=tuple(reply.prompt_token_ids),
             tokens=tuple(reply.token_ids),
             finish_reason=reply.finish_reason,
@@ -127,6 +126,10 @@ class RecordedRun:
             was, now = ", ".join(self.order) or "none", ", ".join(order) or "none"
             raise BadInput(f"the law of the run had the steps {was}, and its settings now have {now}.")
         return settings
+
+    def computed_as(self, lm: LanguageModel) -> bool:
+        """Whether the model computes as it did then; otherwise near ties may fall otherwise."""
+        return _computation(lm) == {"path": self.path, "dtype": self.dtype}
 
     def replay(
         self,
@@ -195,6 +198,10 @@ def _identity(lm: LanguageModel) -> dict[str, str]:
         "weights": lm.network.fingerprint(),
         "tokenizer": fingerprint(lm.tokenizer, lm.network.vocabulary),
     }
+
+
+def _computation(lm: LanguageModel) -> dict[str, str]:
+    return {"path": lm.network.path, "dtype": str(lm.network.dtype).removeprefix("torch.")}
 
 
 def _as_json(name: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from beam_search import BeamSearch
 from serving_models import Running, serving, toy, wait_for
 
 from decodery.engine import registry
+from decodery.engine.events import Drafted, Finished, Token
 from decodery.serving.engine_thread import EngineThread, Job
 
 BODY = {"prompt": "hello", "max_tokens": 6, "temperature": 1}
@@ -110,11 +111,23 @@ def test_events_come_once_and_in_order_to_a_reader_of_any_speed() -> None:
     run(scenario)
 
 
-def submitted(engine: EngineThread, tokens: int) -> Any:
-    def prepare(listener: Any) -> Any:
-        return engine.lm.prepare("hello", None, listener, max_new_tokens=tokens, seed=1, temperature=1.0)
+@pytest.mark.parametrize("whole", [False, True])
+def test_drafts_are_handed_over_where_the_whole_is_wanted(whole: bool) -> None:
+    async def scenario() -> None:
+        engine = EngineThread(toy())
+        job = await submitted(engine, 30, "token-recycling", whole)
+        kinds = {type(heard.event) async for bundle in job.events() for heard in bundle}
+        assert kinds == ({Drafted, Token, Finished} if whole else {Token, Finished})
+        await asyncio.to_thread(engine.stop)
 
-    return engine.submit(prepare, "default")
+    run(scenario)
+
+
+def submitted(engine: EngineThread, tokens: int, method: str | None = None, whole: bool = False) -> Any:
+    def prepare(listener: Any) -> Any:
+        return engine.lm.prepare("hello", method, listener, max_new_tokens=tokens, seed=1, temperature=1.0)
+
+    return engine.submit(prepare, "default", whole)
 
 
 def test_who_does_not_wait_for_the_beginning_is_cancelled_all_the_same() -> None:

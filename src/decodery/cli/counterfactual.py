@@ -83,7 +83,7 @@ def counterfactual(
         factual = {"text": text, "token_ids": was, "finish_reason": recorded.finish_reason}
         print_json({"factual": factual, "counterfactual": found, "changed": changes, "distance": distance})
         return
-    if (recorded.path, recorded.dtype) != (lm.network.path, str(lm.network.dtype).removeprefix("torch.")):
+    if not recorded.computed_as(lm):
         notice(
             f"the run was computed by the path {recorded.path} in {recorded.dtype}; near ties may fall otherwise here."
         )

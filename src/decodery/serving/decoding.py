@@ -15,7 +15,7 @@ from decodery.errors import DecoderyError
 from decodery.evaluation.provenance import provenance
 from decodery.serving.asked import COMPLETION_TOKENS, DEFAULT_TEMPERATURE, AskedText
 from decodery.serving.failures import Failure, failure_of
-from decodery.serving.fields import COMPLETIONS
+from decodery.serving.fields import COMPLETIONS, EVENTS
 from decodery.serving.keys import ANYBODY
 from decodery.serving.reply_metrics import reply_metrics
 from decodery.serving.served_models import NotLent, ServedModel, ServedModels
@@ -143,7 +143,7 @@ async def _begun(
     def prepare(listener: Callable[[Event], None]) -> Prepared:
         return lm.prepare(prompt, asked.method, listener, seed=seed, **settings)
 
-    return await model.engine.submit(prepare, settings["session"])
+    return await model.engine.submit(prepare, settings["session"], whole=asked.route is EVENTS)
 
 
 def _settings(asked: AskedText, visit: Visit, lm: LanguageModel) -> dict[str, Any]:

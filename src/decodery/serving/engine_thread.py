@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.engine.events import Token
+from decodery.engine.events import Finished, Token
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event
@@ -44,9 +44,9 @@ class Heard:
 class Job:
     """What one HTTP request decodes. Its methods are called on the event loop; the engine's thread fills it."""
 
-    def __init__(self, engine: EngineThread, session: str):
+    def __init__(self, engine: EngineThread, session: str, whole: bool):
         self._engine, self._loop = engine, asyncio.get_running_loop()
-        self.session = session
+        self.session, self._whole = session, whole
         self.prepared: Prepared | None = None
         """The requests, from `submit` on."""
         self.error: Exception | None = None
@@ -75,7 +75,8 @@ class Job:
             self._ended.append(call)
 
     async def events(self) -> AsyncIterator[list[Heard]]:
-        """Its events, as many at a time as there are, until it is over."""
+        """Its tokens and ends of texts, and all other events where the whole is wanted; as many at a time as there are, until
+        it is over."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -99,7 +100,8 @@ class Job:
             else:
                 times.append((now, 1))
             self._pass = self._engine.passes
-        self._fresh.append(Heard(event, now - self.began, self._engine.passes - self._first_pass))
+        if self._whole or isinstance(event, Token | Finished):
+            self._fresh.append(Heard(event, now - self.began, self._engine.passes - self._first_pass))
 
     def hand_over(self, ended: bool) -> None:
         """Tell the event loop what has come since the last time."""
@@ -140,10 +142,13 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name=f"decodery engine of {lm.name}", daemon=True)
         self._thread.start()
 
-    async def submit(self, prepare: Callable[[Callable[[Event], None]], Prepared], session: str) -> Job:
+    async def submit(
+        self, prepare: Callable[[Callable[[Event], None]], Prepared], session: str, whole: bool = False
+    ) -> Job:
         """Check and begin a job. prepare: called on the engine's thread with the listener of events; what it raises is raised
-        here, and then nothing has begun. Where the caller goes away meanwhile, so does the job."""
-        job = Job(self, session)
+        here, and then nothing has begun. whole: hand over all events, not only
+        tokens and ends. Where the caller goes away meanwhile, so does the job."""
+        job = Job(self, session, whole)
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[None] = loop.create_future()
 

@@ -164,8 +164,6 @@ def pieces(bundle: Sequence[Heard], begun: set[int]) -> list[Piece]:
     the bundle are added."""
     found: dict[int, Piece] = {}
     for event in (heard.event for heard in bundle):
-        if not isinstance(event, Token | Finished):
-            continue
         piece = found.setdefault(event.request, Piece(event.request, first=event.request not in begun))
         begun.add(event.request)
         if isinstance(event, Token):
@@ -173,7 +171,7 @@ def pieces(bundle: Sequence[Heard], begun: set[int]) -> list[Piece]:
             piece.token_ids.append(event.token_id)
             if event.logprobs is not None:
                 piece.logprobs.append(event.logprobs)
-        else:
+        elif isinstance(event, Finished):
             piece.visible += event.text
             piece.ended = event.reason if event.reason in ("stop", "length") else ""
     return list(found.values())

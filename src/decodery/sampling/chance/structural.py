@@ -34,9 +34,8 @@ class PlacedNoise(Noise):
         self._prompt, self.attached = prompt, attached
 
     def _digest(self, position: int, stage: Stage, index: Index, size: int) -> bytes:
-        place = (
-            position if stage is Stage.ORDER else position - self._prompt
-        )  # steps of a canvas count from 0 themselves
+        # Steps of a canvas count from 0 themselves.
+        place = position if stage is Stage.ORDER else position - self._prompt
         return super()._digest(place, stage, index, size)
 
     def gumbels(self, count: int, position: int, stage: Stage, index: Index = 0) -> Float64[Tensor, "count"]:

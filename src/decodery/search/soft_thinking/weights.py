@@ -27,9 +27,8 @@ def dirichlet(law: Float[Tensor, "n"], concentration: float, key: int) -> Float6
     shares = shares / shares.sum()
     generator = np.random.Generator(np.random.Philox(key=key))
     drawn = torch.from_numpy(generator.standard_gamma(concentration * shares.numpy()))
-    if (
-        not float(drawn.sum()) > 0
-    ):  # shapes so small that every number is below the least float: one of them is all there is
+    # Of shapes so small that every number is below the least float one token is all there is.
+    if not float(drawn.sum()) > 0:
         drawn[int(generator.choice(len(shares), p=shares.numpy()))] = 1.0
     weights = torch.zeros(len(law), dtype=torch.float64)
     weights[held] = drawn / drawn.sum()
