@@ -124,8 +124,9 @@ async def begin(
             if failure.status >= 500:
                 log.error("request %s failed: %s", visit.id, error, exc_info=error)
             raise failure from error
+        # Counted first, so that who sees the place free finds it counted; and were it to fail, the place is free all the same.
+        place.callback(lambda: metrics.decoded(model.name, job, visit, queued))
         job.when_over(place.pop_all().close)
-        job.when_over(lambda: metrics.decoded(model.name, job, visit, queued))
         held.pop_all()  # from here on the model is the decoding's
         return Decoding(asked, visit, model, job, configuration)
 
