@@ -1,0 +1,180 @@
+"""Grammars over the tokens of a model: which token may come after which tokens, by llguidance."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from decodery._lazy import np, torch
+from decodery.constraints.constraint import Constraint
+from decodery.errors import BadSetting, ConstraintFailed
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from torch import Tensor
+
+    from decodery.sampling.settings import Speller
+
+MOST_GRAMMARS = 64
+"""Compiled grammars that are kept for a model, the least recently used forgotten first."""
+MOST_PLACES = 1024
+"""Places within the texts of a grammar that are kept, with what may follow there."""
+UNKNOWN = "\ufffd"
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """After some tokens. matcher: llguidance's state there. follows: the tokens that may come, once somebody asked for them,
+    end tokens aside: uint8 [bytes], a bit for each token. ends: whether the text may end there. broken: what is wrong with the
+    tokens, where they break the constraint."""
+
+    matcher: LLMatcher
+    follows: Any = None
+    ends: bool = False
+    broken: str = ""
+
+
+class Grammars:
+    """The compiled grammars of a model. vocabulary: how many tokens it scores."""
+
+    def __init__(self, tokenizer: LLTokenizer, vocabulary: int):
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+
+    @classmethod
+    def of(cls, speller: Speller) -> Grammars:
+        """Those of a model. Raises BadSetting where the bytes of its tokens are not known."""
+        return cls(_tokens(speller), speller.size)
+
+    def compiled(self, constraint: Constraint) -> Compiled:
+        """A constraint over these tokens. Raises BadSetting where it cannot be compiled, or no token can begin it."""
+        found = self._compiled.get(constraint.grammar)
+        if found is None:
+            found = Compiled(constraint, self)
+            self._compiled[constraint.grammar] = found
+            if len(self._compiled) > MOST_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(constraint.grammar)
+        return found
+
+
+class Compiled:
+    """A constraint over the tokens of a model. Nothing in it belongs to a request: what may come follows from the tokens alone,
+    so forks, draft trees and beams ask for any place at any time."""
+
+    def __init__(self, constraint: Constraint, grammars: Grammars):
+        from llguidance import LLMatcher
+
+        self.constraint = constraint
+        self._vocabulary = grammars.vocabulary
+        start = Place(LLMatcher(grammars.tokenizer, constraint.grammar, log_level=0))
+        if start.matcher.is_error():
+            raise BadSetting(f"structured_outputs cannot be kept to: {_first_line(start.matcher)}.")
+        self._start = start
+        self._places: OrderedDict[tuple[int, ...], Place] = OrderedDict()
+        self._look(start, ())
+        if not start.ends and not start.follows.any():
+            raise BadSetting("structured_outputs accepts no text that this model's tokens could say.")
+
+    def __str__(self) -> str:
+        return str(self.constraint)
+
+    def broken(self, tokens: tuple[int, ...]) -> str:
+        """What is wrong with these tokens of an output; empty where they keep to the constraint."""
+        return self._place(tokens).broken
+
+    def allowed(self, tokens: tuple[int, ...]) -> tuple[Tensor, bool]:
+        """What may come after these tokens of the output: bool [vocabulary], end tokens aside, and whether it may end there.
+        Raises ConstraintFailed where the tokens break the constraint, or where the grammar becomes too large there."""
+        place = self._place(tokens)
+        if place.broken:
+            raise ConstraintFailed(f"the output does not keep to structured_outputs: {place.broken}.")
+        if place.follows is None:
+            self._look(place, tokens)
+        bits = np.unpackbits(place.follows, bitorder="little")[: self._vocabulary]
+        return torch.from_numpy(bits.view(np.bool_)), place.ends
+
+    def forced(self, tokens: tuple[int, ...]) -> bytes:
+        """The bytes that must come after these tokens, if any text still fits."""
+        forced: bytes = self._place(tokens).matcher.compute_ff_bytes()
+        return forced
+
+    def _place(self, tokens: tuple[int, ...]) -> Place:
+        if not tokens:
+            return self._start
+        if (found := self._places.get(tokens)) is not None:
+            self._places.move_to_end(tokens)
+            return found
+        before, kept = self._start, 0
+        for length in range(len(tokens) - 1, 0, -1):
+            if (known := self._places.get(tokens[:length])) is not None:
+                before, kept = known, length
+                break
+        place = Place(before.matcher.deep_copy())
+        if not before.broken and not place.matcher.consume_tokens(list(tokens[kept:])):
+            place.broken = _first_line(place.matcher)
+        place.broken = place.broken or before.broken
+        self._places[tokens] = place
+        if len(self._places) > MOST_PLACES:
+            self._places.popitem(last=False)
+        return place
+
+    def _look(self, place: Place, tokens: tuple[int, ...]) -> None:
+        place.ends = place.matcher.is_accepting()
+        if place.matcher.is_stopped() and not place.matcher.is_error():
+            place.follows = np.zeros(-(-self._vocabulary // 8), np.uint8)
+            return
+        mask = place.matcher.compute_bitmask()
+        if place.matcher.is_error():
+            raise ConstraintFailed(
+                f"structured_outputs is too large to follow behind {len(tokens)} tokens: {_first_line(place.matcher)}."
+            )
+        place.follows = np.frombuffer(mask, np.uint8)
+
+
+def _first_line(matcher: LLMatcher) -> str:
+    return str(matcher.get_error()).strip().partition("\n")[0].rstrip(".")
+
+
+def _tokens(speller: Speller) -> LLTokenizer:
+    """llguidance's view of a model's tokens."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    tokenizer = speller.tokenizer
+    end = getattr(tokenizer, "eos_token_id", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and hasattr(backend, "to_str"):
+        return LLTokenizer(backend.to_str(), n_vocab=speller.size, eos_token=end)
+    return LLTokenizer(TokenizerWrapper(_Written(speller, end)), n_vocab=speller.size)
+
+
+class _Written:
+    """The tokens of a tokenizer that says each by itself, as llguidance asks for them."""
+
+    def __init__(self, speller: Speller, end: int | None):
+        texts = list(speller.written())
+        texts += [""] * (speller.size - len(texts))
+        odd = next((token for token, text in enumerate(texts) if UNKNOWN in text), None)
+        if odd is not None:
+            raise BadSetting(
+                f"structured_outputs needs the bytes of all tokens, and {type(speller.tokenizer).__name__} does not say those "
+                f"of token {odd}; use a tokenizer of the package tokenizers."
+            )
+        special = set(getattr(speller.tokenizer, "all_special_ids", ()) or ())
+        self.special_token_ids = sorted(special)
+        self.tokens = [b"" if token in special else text.encode() for token, text in enumerate(texts)]
+        self.eos_token_id = len(texts) - 1 if end is None else end
+        self.bos_token_id = None
+        self._words = {text: token for token, text in reversed(list(enumerate(self.tokens))) if text}
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Tokens of a text, the longest first; llguidance looks at them to find canonical ones."""
+        rest, found = text.encode() if isinstance(text, str) else text, []
+        while rest:
+            length = next((n for n in range(len(rest), 0, -1) if rest[:n] in self._words), 0)
+            if not length:
+                break
+            found.append(self._words[rest[:length]])
+            rest = rest[length:]
+        return found
