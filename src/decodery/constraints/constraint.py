@@ -6,13 +6,9 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from decodery.errors import BadSetting, near
-from decodery.sampling.settings import ValueKind
-
-if TYPE_CHECKING:
-    from decodery.constraints.grammars import Compiled
 
 OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 """What vLLM lets stand beside a JSON schema."""
@@ -58,7 +54,9 @@ def constraint_of(name: str, value: Any) -> Constraint | None:
     [kind] = kinds
     options = {option: given[option] for option in OPTIONS if given.get(option) not in (None, False)}
     if options and not kind.startswith("json"):
-        raise BadSetting(f"{next(iter(options))} acts only together with json, and {name} holds {kind}.")
+        raise BadSetting(f"{name} holds {next(iter(options))}, which acts only together with json, not with {kind}.")
+    if kind == "json":
+        given[kind] = _schema(name, given[kind])
     grammar = _READ[kind](name, given[kind], options)
     _check(name, kind, grammar)
     told = json.dumps({kind: given[kind], **options}, ensure_ascii=False)
@@ -117,16 +115,19 @@ def _schema_of_type(name: str, value: Any) -> Any:
         raise BadSetting(f"{name} cannot be {value!r}: Pydantic finds no JSON schema for it.") from error
 
 
+def _schema(name: str, given: Any) -> Any:
+    """A JSON schema as an object or a bool."""
+    if isinstance(given, str):
+        try:
+            return json.loads(given)
+        except ValueError as error:
+            raise BadSetting(f"{name} holds a JSON schema that is no JSON: {error}.") from None
+    return given if isinstance(given, Mapping | bool) else _schema_of_type(name, given)
+
+
 def _json(name: str, schema: Any, options: Mapping[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            raise BadSetting(f"{name} holds a JSON schema that is no JSON: {error}.") from None
-    if not isinstance(schema, Mapping | bool):
-        schema = _schema_of_type(name, schema)
     overrides: dict[str, Any] = {}
     if options.get("disable_any_whitespace"):
         overrides["whitespace_flexible"] = False
@@ -194,44 +195,3 @@ _READ: Mapping[str, Callable[[str, Any, Mapping[str, Any]], str]] = {
     "grammar": _grammar,
 }
 """By the word of vLLM: what makes the grammar."""
-
-
-class Constraints(ValueKind):
-    """A constraint on the output, or none."""
-
-    option = str
-
-    def schema(self) -> Mapping[str, Any]:
-        return {
-            "type": "object",
-            "properties": {
-                "json": {"type": ["object", "string", "boolean"]},
-                "json_object": {"type": "boolean"},
-                "regex": {"type": "string"},
-                "choice": {"type": "array", "items": {"type": "string"}},
-                "grammar": {"type": "string"},
-                "disable_any_whitespace": {"type": "boolean"},
-                "disable_additional_properties": {"type": "boolean"},
-                "whitespace_pattern": {"type": "string"},
-                "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
-                "json_schema": {"type": "object"},
-            },
-        }
-
-    def check(self, name: str, value: Any, vocabulary: int) -> Constraint | None:
-        return constraint_of(name, value)
-
-    def read(self, given: Any) -> Any:
-        try:
-            return json.loads(given)
-        except ValueError:
-            return given
-
-    def spelled(self, value: Constraint | Compiled | None, speller: Any) -> Compiled | None:
-        """The constraint for the tokens of a model. Raises BadSetting where no token of it could begin it."""
-        from decodery.constraints.grammars import Grammars
-
-        if not isinstance(value, Constraint):
-            return value
-        grammars: Grammars = speller.remember("grammars", lambda: Grammars.of(speller))
-        return grammars.compiled(value)

@@ -20,6 +20,8 @@ MOST_GRAMMARS = 64
 """Compiled grammars that are kept for a model, the least recently used forgotten first."""
 MOST_PLACES = 1024
 """Places within the texts of a grammar that are kept, with what may follow there."""
+NOTHING_FOLLOWS = {"NoExtension", "NoExtensionBias"}
+"""How llguidance says that a text can only end, or that no token goes on with it."""
 UNKNOWN = "\ufffd"
 
 
@@ -86,6 +88,7 @@ class Compiled:
 
     def allowed(self, tokens: tuple[int, ...]) -> tuple[Tensor, bool]:
         """What may come after these tokens of the output: bool [vocabulary], end tokens aside, and whether it may end there.
+        Where bytes must come, these are their usual tokens alone, not every token that begins them.
         Raises ConstraintFailed where the tokens break the constraint, or where the grammar becomes too large there."""
         place = self._place(tokens)
         if place.broken:
@@ -121,14 +124,14 @@ class Compiled:
         return place
 
     def _look(self, place: Place, tokens: tuple[int, ...]) -> None:
-        place.ends = place.matcher.is_accepting()
-        if place.matcher.is_stopped() and not place.matcher.is_error():
-            place.follows = np.zeros(-(-self._vocabulary // 8), np.uint8)
-            return
-        mask = place.matcher.compute_bitmask()
-        if place.matcher.is_error():
+        matcher = place.matcher
+        place.ends = matcher.is_accepting()
+        mask = b"" if matcher.is_stopped() and not matcher.is_error() else matcher.compute_bitmask()
+        if {matcher.stop_reason(), _first_line(matcher)} & NOTHING_FOLLOWS:
+            mask = bytes(-(-self._vocabulary // 8))
+        elif matcher.is_error():
             raise ConstraintFailed(
-                f"structured_outputs is too large to follow behind {len(tokens)} tokens: {_first_line(place.matcher)}."
+                f"structured_outputs is too large to follow behind {len(tokens)} tokens: {_first_line(matcher)}."
             )
         place.follows = np.frombuffer(mask, np.uint8)
 
@@ -150,26 +153,18 @@ def _tokens(speller: Speller) -> LLTokenizer:
 
 
 class _Written:
-    """The tokens of a tokenizer that says each by itself, as llguidance asks for them."""
+    """The tokens of a tokenizer of another kind, as llguidance asks for them: as its method token_bytes gives them, or as the
+    text that each is by itself. Special tokens say nothing."""
 
     def __init__(self, speller: Speller, end: int | None):
-        texts = list(speller.written())
-        texts += [""] * (speller.size - len(texts))
-        odd = next((token for token, text in enumerate(texts) if UNKNOWN in text), None)
-        if odd is not None:
-            raise BadSetting(
-                f"structured_outputs needs the bytes of all tokens, and {type(speller.tokenizer).__name__} does not say those "
-                f"of token {odd}; use a tokenizer of the package tokenizers."
-            )
-        special = set(getattr(speller.tokenizer, "all_special_ids", ()) or ())
-        self.special_token_ids = sorted(special)
-        self.tokens = [b"" if token in special else text.encode() for token, text in enumerate(texts)]
-        self.eos_token_id = len(texts) - 1 if end is None else end
+        self.tokens = _bytes_of(speller)
+        self.special_token_ids: list[int] = []
+        self.eos_token_id = speller.size - 1 if end is None else end
         self.bos_token_id = None
-        self._words = {text: token for token, text in reversed(list(enumerate(self.tokens))) if text}
+        self._words = {said: token for token, said in reversed(list(enumerate(self.tokens))) if said}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Tokens of a text, the longest first; llguidance looks at them to find canonical ones."""
+        """Tokens of a text, the longest first. Only what llguidance would force asks for it."""
         rest, found = text.encode() if isinstance(text, str) else text, []
         while rest:
             length = next((n for n in range(len(rest), 0, -1) if rest[:n] in self._words), 0)
@@ -178,3 +173,20 @@ class _Written:
             found.append(self._words[rest[:length]])
             rest = rest[length:]
         return found
+
+
+def _bytes_of(speller: Speller) -> list[bytes]:
+    tokenizer = speller.tokenizer
+    say = getattr(tokenizer, "token_bytes", None)
+    if say is not None:
+        return [bytes(say(token)) for token in range(speller.size)]
+    texts = list(speller.written())
+    texts += [""] * (speller.size - len(texts))
+    odd = next((token for token, text in enumerate(texts) if UNKNOWN in text), None)
+    if odd is not None:
+        raise BadSetting(
+            f"structured_outputs needs the bytes of all tokens, and {type(tokenizer).__name__} does not say those of token "
+            f"{odd}; use a tokenizer of the package tokenizers."
+        )
+    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
+    return [b"" if token in special else text.encode() for token, text in enumerate(texts)]

@@ -112,8 +112,7 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
     "moderation": NotOffered(),
     "logits_processors": NotOffered(([],), "use processors, by their names."),
     "logits_processor": NotOffered(([],), "use processors, by their names."),
-    "structured_outputs": NotOffered(),
-    "guided_json": NotOffered(),
+    "guided_json": NotOffered((), 'use structured_outputs={"json": …}.'),
     "prompt_logprobs": NotOffered((), "use /v1/completions with echo and logprobs."),
     "draft_model": NotOffered((), 'use method="draft-model(draft=NAME)".'),
     "num_draft_tokens": NotOffered((), 'use method="draft-model(k=…)".'),
@@ -122,7 +121,6 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
 NOT_IN_CHAT: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
     **NO_TOOLS,
-    "response_format": NotOffered(({"type": "text"},), "the text is free."),
     "reasoning_effort": NotOffered(("none",)),
     "audio": NotOffered(),
     "function_call": NotOffered(("auto", "none")),
@@ -136,7 +134,6 @@ NOT_IN_CHAT: Mapping[str, NotOffered] = {
 NOT_IN_COMPLETIONS: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
     "suffix": NotOffered(("",), "texts are continued, not filled in."),
-    "response_format": NotOffered(({"type": "text"},), "the text is free."),
 }
 NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     **NOT_OFFERED,

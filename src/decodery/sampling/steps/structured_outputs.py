@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.constraints.constraint import Constraint, Constraints
+from decodery.constraints.constraint import Constraint
+from decodery.constraints.setting import Constraints
 from decodery.errors import ConstraintFailed
 from decodery.sampling.forbidding import FORBIDDEN
 from decodery.sampling.settings import setting
