@@ -30,6 +30,7 @@ def of(value: Any) -> Constraint | None:
     [
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}, {"json": SCHEMA}),
         ({"type": "json_schema", "name": "n", "schema": SCHEMA}, {"json": SCHEMA}),
+        ({"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}, {"json": SCHEMA}),
         ({"type": "json_object"}, {"json_object": True}),
         ({"json": json.dumps(SCHEMA)}, {"json": SCHEMA}),
         (Point, {"json": Point.model_json_schema()}),

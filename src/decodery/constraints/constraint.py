@@ -41,6 +41,8 @@ def constraint_of(name: str, value: Any) -> Constraint | None:
         return value
     if not isinstance(value, Mapping):
         value = {"json": _schema_of_type(name, value)}
+    if set(value) == {"format"} and isinstance(value["format"], Mapping):  # /v1/responses has it within `text`
+        value = value["format"]
     given = _words_of_openai(name, value) if "type" in value else dict(value)
     if given is None:
         return None

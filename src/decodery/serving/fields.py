@@ -146,7 +146,6 @@ NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     "previous_response_id": NotOffered((), "nothing is stored here; send the whole conversation."),
     "prompt": NotOffered((), "send the text as input."),
     "reasoning": NotOffered(({}, {"effort": "none"})),
-    "text": NotOffered(({}, {"format": {"type": "text"}}), "the text is free."),
     "truncation": NotOffered(("disabled",)),
     "n": NotOffered((1,), "a response is one text; /v1/chat/completions gives several."),
     "echo": NotOffered((False,), "only /v1/completions begins its text with the prompt."),
@@ -321,7 +320,7 @@ RESPONSES = Route(
         "stream_options": BodyField(JsonObject(), "Nothing that it may say is offered but include_obfuscation=false."),
     },
     NOT_IN_RESPONSES,
-    renamed={"max_output_tokens": "max_new_tokens"},
+    renamed={"max_output_tokens": "max_new_tokens", "text": "structured_outputs"},
     without=("logprobs", "echo", "n"),
 )
 EVENTS = Route(
