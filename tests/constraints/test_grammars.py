@@ -195,7 +195,10 @@ def test_what_follows_a_rejected_draft_is_left_alone() -> None:
 
 def test_what_is_complete_and_cannot_end_is_said() -> None:
     compiled = over_letters(len(WORDS), WORDS, regex="ab")
-    with pytest.raises(ConstraintFailed, match=r"complete, and no token ends the output; give stop_token_ids, or leave ignore_eos out\."):
+    with pytest.raises(
+        ConstraintFailed,
+        match=r"complete, and no token ends the output; give stop_token_ids, or leave ignore_eos out\.",
+    ):
         law(compiled, [3], torch.zeros(len(WORDS)), [])
 
 

@@ -52,7 +52,9 @@ def test_response_format_is_the_same(server: Running) -> None:
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "colour", "schema": {"enum": ["red", "green"]}}}
     ours = {"structured_outputs": {"json": {"enum": ["red", "green"]}}}
     for more in ({"response_format": wanted, "extra_body": END}, {"extra_body": {**ours, **END}}):
-        answer = client.chat.completions.create(model="toy", messages=SAID, temperature=1.0, seed=4, max_tokens=50, **more)
+        answer = client.chat.completions.create(
+            model="toy", messages=SAID, temperature=1.0, seed=4, max_tokens=50, **more
+        )
         texts.append(answer.choices[0].message.content)
     assert texts[0] == texts[1]
     assert texts[0] in ('"red"', '"green"')

@@ -98,6 +98,16 @@ class Compiled:
         bits = np.unpackbits(place.follows, bitorder="little")[: self._vocabulary]
         return torch.from_numpy(bits.view(np.bool_)), place.ends
 
+    def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
+        """Whether a token may come after these; of bytes that must come, every token that begins them."""
+        place = self._place(tokens)
+        return not place.broken and bool(place.matcher.validate_tokens([token]) == 1)
+
+    def may_end(self, tokens: tuple[int, ...]) -> bool:
+        """Whether an output may end after these tokens."""
+        place = self._place(tokens)
+        return not place.broken and bool(place.matcher.is_accepting())
+
     def forced(self, tokens: tuple[int, ...]) -> bytes:
         """The bytes that must come after these tokens, if any text still fits."""
         forced: bytes = self._place(tokens).matcher.compute_ff_bytes()

@@ -56,7 +56,8 @@ class StructuredOutputs(Step):
             allowed, ends = compiled.allowed(output)
             if ends and not prefix.stop_ids and not bool(allowed.any()):
                 raise ConstraintFailed(
-                    "structured_outputs is complete, and no token ends the output; give stop_token_ids, or leave ignore_eos out."
+                    "structured_outputs is complete, and no token ends the output; give stop_token_ids, or leave ignore_eos "
+                    "out."
                 )
             allowed[prefix.stop_ids] = ends
             row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
