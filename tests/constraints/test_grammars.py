@@ -6,6 +6,7 @@ import json
 import random
 import re
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,54 @@ def test_what_breaks_it_is_told() -> None:
     assert compiled.broken((0, 1)) == ""
 
 
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    compiled = over_letters(len(WORDS), WORDS, regex="(ab|c)*")
+    assert compiled.broken((0, 0))
+    assert compiled.may_follow((0,), 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_single_tokens_are_asked_about() -> None:
+    compiled = over_letters(len(WORDS), WORDS, regex="abc(a|b)cc")
+    assert [compiled.may_follow((), token) for token in range(7)] == [True, False, False, True, False, True, False]
+    assert compiled.may_follow((0,), 4)
+    assert not compiled.may_follow((0, 0), 1)  # behind what breaks it
+    assert not compiled.may_end((5, 1))
+    assert compiled.may_end((5, 1, 6))
+    assert not compiled.may_end((0, 0))
+
+
+class Bytes(Signs):
+    """Tokens whose bytes the tokenizer says; token 1 is half a character."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.tokenizer = SimpleNamespace(eos_token_id=3, token_bytes=(b"\xc3", b"\xa4", b"a", b"").__getitem__)
+
+
+class Special(Signs):
+    """Token 1 is a special one, though it has a text."""
+
+    def __init__(self) -> None:
+        super().__init__(4, ("a", "b", "c", "d"))
+        self.tokenizer = SimpleNamespace(all_special_ids=(1,))
+
+
+def test_tokens_may_say_bytes_and_special_ones_nothing() -> None:
+    found = []
+    for speller in (Bytes(), Special()):
+        constraint = constraint_of(
+            "structured_outputs", {"regex": "(ä|a)a?" if isinstance(speller, Bytes) else "[abc]+"}
+        )
+        assert constraint is not None
+        found.append(Grammars.of(speller).compiled(constraint))
+    said, special = found
+    assert allowed(said, ()) == ({0, 2}, False)
+    assert allowed(said, (0,)) == ({1}, False)
+    assert allowed(said, (0, 1)) == ({2}, True)
+    assert allowed(special, ()) == ({0, 2}, False)
+
+
 def test_bytes_that_must_come() -> None:
     compiled = over_letters(len(WORDS), WORDS, regex="abc(a|b)cc")
     assert compiled.forced(()) == b"abc"
@@ -144,7 +193,7 @@ class TooLarge:
         return True
 
     def compute_bitmask(self) -> bytes:
-        return bytes(1)
+        raise AssertionError("a matcher that has stopped is not asked")
 
     def stop_reason(self) -> str:
         return "ParserTooComplex"

@@ -69,7 +69,7 @@ class Compiled:
         from llguidance import LLMatcher
 
         self.constraint = constraint
-        self._vocabulary = grammars.vocabulary
+        self._vocabulary, self._marks = grammars.vocabulary, list(grammars.tokenizer.eos_tokens)
         start = Place(LLMatcher(grammars.tokenizer, constraint.grammar, log_level=0))
         if start.matcher.is_error():
             raise BadSetting(f"structured_outputs cannot be kept to: {_first_line(start.matcher)}.")
@@ -96,7 +96,9 @@ class Compiled:
         if place.follows is None:
             self._look(place, tokens)
         bits = np.unpackbits(place.follows, bitorder="little")[: self._vocabulary]
-        return torch.from_numpy(bits.view(np.bool_)), place.ends
+        found = torch.from_numpy(bits.view(np.bool_))
+        found[self._marks] = False  # llguidance lets its own end token come where the text may end
+        return found, place.ends
 
     def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
         """Whether a token may come after these; of bytes that must come, every token that begins them."""
@@ -114,8 +116,6 @@ class Compiled:
         return forced
 
     def _place(self, tokens: tuple[int, ...]) -> Place:
-        if not tokens:
-            return self._start
         if (found := self._places.get(tokens)) is not None:
             self._places.move_to_end(tokens)
             return found
@@ -136,7 +136,7 @@ class Compiled:
     def _look(self, place: Place, tokens: tuple[int, ...]) -> None:
         matcher = place.matcher
         place.ends = matcher.is_accepting()
-        mask = b"" if matcher.is_stopped() and not matcher.is_error() else matcher.compute_bitmask()
+        mask = b"" if matcher.is_stopped() else matcher.compute_bitmask()
         if {matcher.stop_reason(), _first_line(matcher)} & NOTHING_FOLLOWS:
             mask = bytes(-(-self._vocabulary // 8))
         elif matcher.is_error():
@@ -157,7 +157,7 @@ def _tokens(speller: Speller) -> LLTokenizer:
     tokenizer = speller.tokenizer
     end = getattr(tokenizer, "eos_token_id", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and hasattr(backend, "to_str"):
+    if backend is not None:
         return LLTokenizer(backend.to_str(), n_vocab=speller.size, eos_token=end)
     return LLTokenizer(TokenizerWrapper(_Written(speller, end)), n_vocab=speller.size)
 
