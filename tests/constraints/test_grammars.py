@@ -146,12 +146,50 @@ def test_tokens_may_say_bytes_and_special_ones_nothing() -> None:
     assert allowed(special, ()) == ({0, 2}, False)
 
 
-def test_bytes_that_must_come() -> None:
+def test_tokens_that_must_come() -> None:
+    """Their usual ones, and nothing else may come."""
     compiled = over_letters(len(WORDS), WORDS, regex="abc(a|b)cc")
-    assert compiled.forced(()) == b"abc"
-    assert compiled.forced((0,)) == b"bc"
-    assert compiled.forced((5, 1)) == b"cc"
-    assert compiled.forced((5,)) == b""
+    assert compiled.forced(()) == [5]
+    assert compiled.forced((0,)) == [4]
+    assert compiled.forced((5, 1)) == [6]
+    assert compiled.forced((5,)) == []
+    assert compiled.forced((1,)) == []  # which breaks it
+    for tokens in ((), (0,), (5, 1)):
+        assert allowed(compiled, tokens) == ({compiled.forced(tokens)[0]}, False)
+
+
+class Counting(TabularScorer):
+    """Notes how many rows each pass had."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.passes: list[int] = []
+
+    def run_pass(self, forwards: Any) -> Any:
+        self.passes.append(sum(len(forward.tokens) for forward in forwards))
+        return super().run_pass(forwards)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["prompt-lookup", "cascade", "token-recycling", "draft-model(draft=other)", "swift"])
+def test_what_must_come_is_drafted(method: str, temperature: float) -> None:
+    """The same tokens as without drafts, whatever drafts; fewer passes, but for drafters in the target's own cache."""
+    pattern = "abcdefg(ab|cd)fedcba[a-c]"
+    outcomes, passes = [], []
+    for name in ("autoregressive", method):
+        scorer = Counting()
+        lm = scripted_language_model(scorer, stop_ids=(END,), drafter=TabularScorer(8, seed=5))
+        reply: Any = lm.generate(
+            [0, 3], name, structured_outputs={"regex": pattern}, temperature=temperature, seed=1, max_new_tokens=30
+        )
+        outcomes.append(reply.text)
+        passes.append(len(scorer.passes))
+        assert re.fullmatch(pattern, reply.text.removesuffix("h"))
+    if method != "draft-model(draft=other)" or temperature == 0:
+        assert outcomes[0] == outcomes[1]
+    assert passes[0] >= 16
+    if method != "swift":
+        assert passes[1] <= 8
 
 
 def test_compiled_grammars_are_kept_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

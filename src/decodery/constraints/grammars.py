@@ -21,7 +21,7 @@ MOST_GRAMMARS = 64
 MOST_PLACES = 1024
 """Places within the texts of a grammar that are kept, with what may follow there."""
 NOTHING_FOLLOWS = {"NoExtension", "NoExtensionBias"}
-"""How llguidance says that a text can only end, or that no token goes on with it."""
+"""How llguidance says that no token goes on with a text."""
 UNKNOWN = "\ufffd"
 
 
@@ -110,10 +110,10 @@ class Compiled:
         place = self._place(tokens)
         return not place.broken and bool(place.matcher.is_accepting())
 
-    def forced(self, tokens: tuple[int, ...]) -> bytes:
-        """The bytes that must come after these tokens, if any text still fits."""
-        forced: bytes = self._place(tokens).matcher.compute_ff_bytes()
-        return forced
+    def forced(self, tokens: tuple[int, ...]) -> list[int]:
+        """Tokens that must come after these, one after the other, if any text still fits; none where more than one may come."""
+        place = self._place(tokens)
+        return [] if place.broken else list(place.matcher.compute_ff_tokens())
 
     def _place(self, tokens: tuple[int, ...]) -> Place:
         if (found := self._places.get(tokens)) is not None:
@@ -137,12 +137,12 @@ class Compiled:
         matcher = place.matcher
         place.ends = matcher.is_accepting()
         mask = b"" if matcher.is_stopped() else matcher.compute_bitmask()
-        if {matcher.stop_reason(), _first_line(matcher)} & NOTHING_FOLLOWS:
-            mask = bytes(-(-self._vocabulary // 8))
-        elif matcher.is_error():
+        if matcher.is_error() and _first_line(matcher) not in NOTHING_FOLLOWS:
             raise ConstraintFailed(
                 f"structured_outputs is too large to follow behind {len(tokens)} tokens: {_first_line(matcher)}."
             )
+        if matcher.is_stopped():
+            mask = bytes(-(-self._vocabulary // 8))
         place.follows = np.frombuffer(mask, np.uint8)
 
 

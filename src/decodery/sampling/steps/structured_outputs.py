@@ -45,12 +45,9 @@ class StructuredOutputs(Step):
     reads_prefix = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
-        compiled = self.structured_outputs
-        if compiled is None or isinstance(compiled, Constraint):
-            raise ValueError("structured_outputs needs the tokens of a model, which a law by itself does not have")
+        compiled = self._compiled
         for row, prefix in zip(rows, prefixes, strict=True):
-            tokens = prefix.tokens
-            output = tuple(tokens[len(tokens) - prefix.new_tokens :])
+            output = _output(prefix)
             if prefix.drafted and compiled.broken(output):
                 continue  # a draft that is rejected; nothing is asked of what would follow it
             allowed, ends = compiled.allowed(output)
@@ -62,3 +59,19 @@ class StructuredOutputs(Step):
             allowed[prefix.stop_ids] = ends
             row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
         return rows
+
+    def forced(self, prefix: Prefix) -> Sequence[int]:
+        return self._compiled.forced(_output(prefix))
+
+    @property
+    def _compiled(self) -> Compiled:
+        compiled = self.structured_outputs
+        if compiled is None or isinstance(compiled, Constraint):
+            raise ValueError("structured_outputs needs the tokens of a model, which a law by itself does not have")
+        return compiled
+
+
+def _output(prefix: Prefix) -> tuple[int, ...]:
+    """The tokens that are not the prompt's."""
+    tokens = prefix.tokens
+    return tuple(tokens[len(tokens) - prefix.new_tokens :])
