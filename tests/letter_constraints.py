@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from types import SimpleNamespace
 from typing import Any
 
 from decodery.constraints.constraint import constraint_of
@@ -12,13 +13,12 @@ from decodery.constraints.grammars import Compiled, Grammars
 class Signs:
     """One sign a token; `words`: what tokens say instead."""
 
-    tokenizer: Any = object()
-
     def __init__(self, size: int, words: tuple[str, ...] = ()):
         self.size, self._words = size, words
+        self.tokenizer: Any = SimpleNamespace(decode=lambda ids: "".join(self.written()[token] for token in ids))
 
     def encode(self, text: str) -> list[int]:
-        return [self.written().index(sign) for sign in text]
+        return [sign % self.size for sign in text.encode()]
 
     def written(self) -> list[str]:
         return list(self._words) or [chr(ord("A") + token) for token in range(self.size)]

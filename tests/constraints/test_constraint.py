@@ -108,6 +108,16 @@ def test_what_is_wrong_is_said_in_one_sentence(given: Any, message: str) -> None
     assert told.endswith((".", "?"))
 
 
+def test_what_the_engine_says_is_told_without_its_pictures() -> None:
+    for given, told in (
+        ({"grammar": "start: foo"}, 'at 1(8): unknown name: "foo"'),
+        ({"regex": "(a"}, 'at 1(8): invalid regex "(a" (in regex): regex parse error: (a error: unclosed group'),
+    ):
+        with pytest.raises(BadSetting) as caught:
+            of(given)
+        assert str(caught.value) == f"structured_outputs cannot be kept to: {told} (in its {next(iter(given))})."
+
+
 def test_options_of_json_act() -> None:
     for option in ({"disable_any_whitespace": True}, {"whitespace_pattern": " "}):
         assert of({"json": SCHEMA, **option}) != of({"json": SCHEMA})
@@ -115,9 +125,10 @@ def test_options_of_json_act() -> None:
     opened = {"type": "object", "properties": {"a": {"type": "array", "items": inner}}}
     closed_inner = {**inner, "additionalProperties": False}
     closed = {**opened, "properties": {"a": {"type": "array", "items": closed_inner}}, "additionalProperties": False}
+    either, closed_either = {"anyOf": [inner, {"type": "null"}]}, {"anyOf": [closed_inner, {"type": "null"}]}
     explicit = {**opened, "properties": {}, "additionalProperties": True}
     option = {"disable_additional_properties": True}
-    for given, expected in ((opened, closed), (explicit, explicit)):
+    for given, expected in ((opened, closed), (either, closed_either), (explicit, explicit)):
         found, same = of({"json": given, **option}), of({"json": expected})
         assert found is not None
         assert same is not None

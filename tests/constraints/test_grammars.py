@@ -120,7 +120,12 @@ class Bytes(Signs):
 
     def __init__(self) -> None:
         super().__init__(4)
-        self.tokenizer = SimpleNamespace(eos_token_id=3, token_bytes=(b"\xc3", b"\xa4", b"a", b"").__getitem__)
+        said = (b"\xc3", b"\xa4", b"a", b"")
+        decode = lambda ids: b"".join(said[token] for token in ids).decode(errors="replace")  # noqa: E731
+        self.tokenizer = SimpleNamespace(eos_token_id=3, token_bytes=said.__getitem__, decode=decode)
+
+    def encode(self, text: str) -> list[int]:
+        return [0, 1, 2]
 
 
 class Special(Signs):
@@ -128,7 +133,10 @@ class Special(Signs):
 
     def __init__(self) -> None:
         super().__init__(4, ("a", "b", "c", "d"))
-        self.tokenizer = SimpleNamespace(all_special_ids=(1,))
+        self.tokenizer.all_special_ids = (1,)
+
+    def encode(self, text: str) -> list[int]:
+        return [0, 2, 3]
 
 
 def test_tokens_may_say_bytes_and_special_ones_nothing() -> None:
@@ -214,7 +222,7 @@ def test_texts_that_no_token_says_are_refused_before_work() -> None:
 
 
 def test_tokens_without_bytes_are_refused() -> None:
-    with pytest.raises(BadSetting, match=r"object does not say those of token 2; use a tokenizer"):
+    with pytest.raises(BadSetting, match=r"SimpleNamespace does not say those of token 2; use a tokenizer"):
         over_letters(3, ("a", "b", "\ufffd"), regex="a")
 
 
@@ -238,6 +246,23 @@ class TooLarge:
 
     def get_error(self) -> str:
         return "too many items\nand more"
+
+
+def test_tokens_that_are_understood_otherwise_are_refused() -> None:
+    """As where a tokenizer takes the spaces off what each token says by itself."""
+    speller = Signs(3, ("a", "b", "c"))
+    speller.tokenizer.decode = lambda ids: " ".join("abc"[token] for token in ids)
+    with pytest.raises(
+        BadSetting, match=r"reads the tokens of this model's SimpleNamespace as '\w+' where it says '\w \w"
+    ):
+        Grammars.of(speller)
+
+
+def test_a_tokenizer_that_the_engine_does_not_read_is_refused() -> None:
+    speller = Signs(3)
+    speller.tokenizer.backend_tokenizer = SimpleNamespace(to_str=lambda: "{}")
+    with pytest.raises(BadSetting, match="does not read the tokenizer of this model"):
+        Grammars.of(speller)
 
 
 def test_a_grammar_that_grows_too_large_ends_its_request_alone() -> None:

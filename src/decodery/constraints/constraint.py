@@ -100,9 +100,6 @@ def _words_of_openai(name: str, value: Mapping[str, Any]) -> dict[str, Any] | No
 
 def _schema_of_type(name: str, value: Any) -> Any:
     """The JSON schema of a Python type, by Pydantic."""
-    describe = getattr(value, "model_json_schema", None)
-    if describe is not None and isinstance(value, type):
-        return describe()
     if isinstance(value, str | bytes | int | float | bool | list | tuple) or (
         callable(value) and not isinstance(value, type) and inspect.isroutine(value)
     ):

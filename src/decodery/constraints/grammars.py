@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np, torch
 from decodery.constraints.constraint import Constraint
-from decodery.errors import BadSetting, ConstraintFailed
+from decodery.errors import BadSetting, ConstraintFailed, reason
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -22,6 +22,8 @@ MOST_PLACES = 1024
 """Places within the texts of a grammar that are kept, with what may follow there."""
 NOTHING_FOLLOWS = {"NoExtension", "NoExtensionBias"}
 """How llguidance says that no token goes on with a text."""
+PROBE = 'The 2 qüick foxes:\n  {"a": [1.5, true]}'
+"""A text by whose tokens it is seen whether their bytes are understood."""
 UNKNOWN = "\ufffd"
 
 
@@ -151,15 +153,27 @@ def _first_line(matcher: LLMatcher) -> str:
 
 
 def _tokens(speller: Speller) -> LLTokenizer:
-    """llguidance's view of a model's tokens."""
+    """llguidance's view of a model's tokens. Raises BadSetting where it is another than the tokenizer's own."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     tokenizer = speller.tokenizer
     end = getattr(tokenizer, "eos_token_id", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return LLTokenizer(backend.to_str(), n_vocab=speller.size, eos_token=end)
-    return LLTokenizer(TokenizerWrapper(_Written(speller, end)), n_vocab=speller.size)
+    try:
+        if backend is not None:
+            found = LLTokenizer(backend.to_str(), n_vocab=speller.size, eos_token=end)
+        else:
+            found = LLTokenizer(TokenizerWrapper(_Written(speller, end)), n_vocab=speller.size)
+    except ValueError as error:
+        raise BadSetting(f"structured_outputs does not read the tokenizer of this model: {reason(error)}.") from error
+    ids = list(speller.encode(PROBE))
+    said, read = speller.tokenizer.decode(ids), found.decode_bytes(ids).decode(errors="replace")
+    if said.lstrip(" ") != read.lstrip(" "):  # some tokenizers write a space before a text, and take it off again
+        raise BadSetting(
+            f"structured_outputs reads the tokens of this model's {type(tokenizer).__name__} as {read!r} where it says "
+            f"{said!r}; use a tokenizer of the package tokenizers."
+        )
+    return found
 
 
 class _Written:
