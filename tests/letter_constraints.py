@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any
 
-from decodery.constraints.constraint import constraint_of
-from decodery.constraints.grammars import Compiled, Grammars
+from decodery.sampling.structured.constraint import constraint_of
+from decodery.sampling.structured.grammars import Compiled, Grammars
 
 
 class Signs:

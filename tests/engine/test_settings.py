@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from decodery.constraints.constraint import constraint_of
 from decodery.engine.settings import Settings, aliases, declared, page, schema
 from decodery.errors import BadSetting
 from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed, LowDiscrepancy
 from decodery.sampling.steps import default_order
+from decodery.sampling.structured.constraint import constraint_of
 from decodery.targets.guidance import Guidance
 
 VOCABULARY = 100

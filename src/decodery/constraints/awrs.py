@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from decodery.constraints.grammars import Compiled
     from decodery.engine.output import Output
     from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
     from decodery.models.sequence import Sequence as CachedSequence
+    from decodery.sampling.structured.grammars import Compiled
 
 WEIGHTED = {"proper_weights": True}
 MOST = 256

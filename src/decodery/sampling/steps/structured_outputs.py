@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decodery.constraints.constraint import Constraint
-from decodery.constraints.setting import Constraints
 from decodery.errors import ConstraintFailed
 from decodery.sampling.forbidding import FORBIDDEN
 from decodery.sampling.settings import setting
 from decodery.sampling.steps.base import Step
+from decodery.sampling.structured.constraint import Constraint
+from decodery.sampling.structured.setting import Constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decodery.constraints.grammars import Compiled
     from decodery.sampling.prefix import Prefix
+    from decodery.sampling.structured.grammars import Compiled
 
 
 @dataclass(frozen=True)

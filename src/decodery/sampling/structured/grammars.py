@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np, torch
-from decodery.constraints.constraint import Constraint
 from decodery.errors import BadSetting, ConstraintFailed, reason
+from decodery.sampling.structured.constraint import Constraint
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

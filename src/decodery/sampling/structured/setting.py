@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from decodery.constraints.constraint import Constraint, constraint_of
-from decodery.constraints.grammars import Compiled, Grammars
 from decodery.sampling.settings import ValueKind
+from decodery.sampling.structured.constraint import Constraint, constraint_of
+from decodery.sampling.structured.grammars import Compiled, Grammars
 
 if TYPE_CHECKING:
     from decodery.sampling.settings import Speller

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from decodery.constraints.constraint import Constraint, constraint_of
-from decodery.constraints.setting import Constraints
 from decodery.errors import BadSetting
+from decodery.sampling.structured.constraint import Constraint, constraint_of
+from decodery.sampling.structured.setting import Constraints
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 

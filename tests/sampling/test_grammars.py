@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from letter_constraints import Signs, over_letters
 
 import decodery
-from decodery.constraints import grammars
-from decodery.constraints.constraint import constraint_of
-from decodery.constraints.grammars import Compiled, Grammars
 from decodery.errors import BadSetting, ConstraintFailed
 from decodery.sampling.law import Law, LawSettings
+from decodery.sampling.structured import grammars
+from decodery.sampling.structured.constraint import constraint_of
+from decodery.sampling.structured.grammars import Compiled, Grammars
 from decodery.testing import scripted_language_model
 from decodery.testing.scorers import TabularScorer
 
