@@ -1,4 +1,4 @@
-"""Adaptive weighted rejection: how far masking and weighted texts are from the exact law, and how often a constraint is asked."""
+"""Weighted rejection: how far masking and weighted texts are from the exact law; how often a constraint is asked."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def questions(settings: Settings) -> Study:
 
     def arm(name: str, estimator: str) -> Arm:
         def measure(subject: str) -> Mapping[str, float]:
-            said = f"Describe {subject} as a JSON object with the keys name and number, such as {json.dumps({'name': 'x', 'number': 1})}."
+            example = json.dumps({"name": "x", "number": 1})
+            said = f"Describe {subject} as a JSON object with the keys name and number, such as {example}."
             asked: Any = {"structured_outputs": {"json": SCHEMA}, "temperature": 1.0, "max_new_tokens": settings.tokens}
             try:
                 reply: Any = lm.chat(
