@@ -118,6 +118,16 @@ def test_margins_are_told_of_draws_with_known_noise_alone() -> None:
     assert decoded(lm, "", top_k=1).stats.details["margins"] == [float("inf")] * LENGTH
 
 
+def test_noise_of_tokens_and_ranks_is_not_of_the_tokens_that_are_left() -> None:
+    """A token's number must stay its own whatever a truncation leaves: only a single number may be read along what is left."""
+    chances = {kind: Structural(kind).chance(DrawnSample(0, 0, 1, [], 0)) for kind in SAMPLERS}
+    assert {kind: chance.by_mass for kind, chance in chances.items()} == {
+        "token": False, "rank": False, "number": True,
+    }  # fmt: skip
+    two = torch.tensor([0.7, 0.3])
+    assert all(chance.margin(two, 0) > 0 for chance in chances.values()), "of two tokens, too"
+
+
 def test_margins_are_those_of_the_draws() -> None:
     """Each draw stays what it is where the law moves by less than its margin, and where it moves by more it need not."""
     lm = model()
