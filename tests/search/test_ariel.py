@@ -129,6 +129,9 @@ def test_greedy_decoding_has_one_text_whose_box_is_the_cube() -> None:
         reply = decoded(spec, lm, temperature=0.0, max_new_tokens=12)
         assert reply.token_ids == plain.token_ids
         assert told(reply)["log_volume"] == 0.0
+    recording = Recording()
+    decoded("", lm, temperature=0.0, chance=recording)
+    assert not any(recording.runs), "where all points are in one box none is drawn"
     with pytest.raises(Refused, match="token 1 of 'eee' has no probability"):
         decoded("text=eee", lm, temperature=0.0)
 
@@ -293,6 +296,10 @@ def test_what_cannot_be_is_refused() -> None:
     assert as_method("ariel(point='0 1', dimensions=2)").given() == [0, 1]  # type: ignore[attr-defined]
     with pytest.raises(Refused, match="from 1 to 3 tokens, which is max_new_tokens, and 'abcd' has 4"):
         decoded("text=abcd", max_new_tokens=3)
+    silent = model()
+    silent.tokenizer.encode = lambda text, **_: []  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="from 1 to 40 tokens, which is max_new_tokens, and 'a' has 0"):
+        decoded("text=a", silent)
     with pytest.raises(Refused, match="token 2 of 'abcd' has no probability under these settings"):
         decoded("text=abcd", bad_words=["b"])
     with pytest.raises(Refused, match="an end has no probability"):

@@ -507,6 +507,15 @@ def test_what_it_costs() -> None:
     assert passes == [(3 + LENGTH - 1, LENGTH), (3 + 4, 0), *[(1, 1)] * 7]
 
 
+def test_what_it_keeps() -> None:
+    """Posterior noise reads the whole factual text beside what is written."""
+    for spec, caches in (("", 1), ("interventions=0:1", 1), ("factual=1+2, noise=posterior", 2)):
+        request, method = new_request(
+            model(), f"counterfactual-generation({spec})", PROMPT, Settings(temperature=0.8, seed=0)
+        )
+        assert len(method.caches(request)) == caches
+
+
 def test_forced_tokens_have_their_own_log_probabilities() -> None:
     lm = model()
     tokens = decoded(lm).token_ids
@@ -525,6 +534,7 @@ def test_forced_tokens_have_their_own_log_probabilities() -> None:
         ("factual=a+b", "written as ids"),
         ("noise=posterior", "needs the text"),
         ("factual=1+2, interventions=2:1", "no place 2 in a factual text of 2 tokens; the last is 1"),
+        ("factual=1+2, interventions=0:1+2:1", "no place 2 in a factual text of 2 tokens"),
         ("nucleus=0.5", "names auto"),
         ("intervention_seed=5, interventions=1:2", "names auto"),
         ("fresh_seed=5", "noise=fresh"),
@@ -541,8 +551,9 @@ def test_what_cannot_be_done() -> None:
     for spec in ("interventions=1:10", "factual=3+10"):
         with pytest.raises(BadParameter, match="no token 10 among the 10"):
             decoded(lm, spec)
-    with pytest.raises(BadParameter, match="place 12 is not written, as max_new_tokens is 12"):
-        decoded(lm, "interventions=12:1")
+    for spec in ("interventions=12:1", "interventions=0:1+12:1"):
+        with pytest.raises(BadParameter, match="place 12 is not written, as max_new_tokens is 12"):
+            decoded(lm, spec)
     decoded(lm, "interventions=11:9")
     with pytest.raises(Refused, match="does not run with chance arithmetic"):
         decoded(lm, "interventions=1:2", chance="arithmetic")

@@ -86,6 +86,12 @@ def test_sets_grow_until_the_interval_is_small_and_no_further() -> None:
     assert len(sizes) > 2
 
 
+def test_where_all_texts_say_the_same_the_first_sets_are_enough() -> None:
+    """An interval of no width at all is as small as a tolerance of 0."""
+    found = told("of=tokens, replications=4, least=1, samples=64, tolerance=0", stop_token_ids=[])
+    assert (found["estimate"]["value"], found["estimate"]["error"], found["estimate"]["samples"]) == (8.0, 0.0, 4)
+
+
 def _interval(tries: list[dict[str, Any]], replications: int, confidence: float = 0.95) -> tuple[float, float]:
     """Mean and half width, from the means of every fourth try."""
     means = [

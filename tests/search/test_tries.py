@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decodery.engine import registry
+from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.events import Token
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
 from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward
 from decodery.search.votes import count
 from decodery.testing import scripted_language_model, story_scorer
+from decodery.testing.outputs import new_request
 
 PROMPT = [0, 1, 2, 3, 0, 1]
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 8, "seed": 4, "stop_token_ids": [3, 9, 14]}
@@ -72,6 +78,34 @@ def test_all_tries_share_passes_and_all_are_counted() -> None:
     apart = lm.generate(PROMPT, "best-of-n(samples=4, at_once=2)", **settings)
     assert passes == [2] * 16
     assert apart.token_ids == reply.token_ids
+
+
+def test_what_tries_keep() -> None:
+    """As many texts as share passes."""
+    for spec, texts in (("samples=4", 4), ("samples=4, at_once=2", 2), ("samples=4, at_once=9", 4)):
+        request, method = new_request(model(), f"best-of-n({spec})", PROMPT, Settings.of(SETTINGS, 24))
+        alone = as_method("autoregressive").caches(request)
+        assert [rows for _, rows in method.caches(request)] == [rows for _, rows in alone * texts]
+
+
+@dataclass(frozen=True)
+class Ceasing(Autoregressive):
+    """Returns after a token, before its output is over."""
+
+    name: ClassVar[str] = "test-ceasing"
+
+    def decode(self, request: Any) -> Any:
+        scores = yield Forward(request.new_sequence(), request.prompt)
+        request.commit([3], scores.logits[[-1]])
+
+
+def test_a_try_that_ends_before_its_text_does_is_an_error() -> None:
+    registry.register(Ceasing)
+    try:
+        with pytest.raises(RuntimeError, match="test-ceasing returned before its output was over"):
+            model().generate(PROMPT, "best-of-n(method=test-ceasing)", **(SETTINGS | {"stop_token_ids": []}))
+    finally:
+        del registry._classes[Ceasing.name]
 
 
 def test_log_probabilities_are_told_where_they_are_asked_for_alone() -> None:
