@@ -22,8 +22,8 @@ END = 5
 
 
 class TestAriel(MethodLaws):
-    """All laws but enumeration: a point is made of numbers, and has no branches. Five hundred samples surely notice a law that is
-    0.2 off, such as that of temperature 0.6 in place of 0.8; nearer ones the volumes tell, which are exact."""
+    """All laws but enumeration: a point is made of numbers, and has no branches. Five hundred samples surely notice a law that
+    is 0.2 off, such as that of temperature 0.6 in place of 0.8; nearer ones the volumes tell, which are exact."""
 
     samples = 500
     methods = ("ariel", "ariel(dimensions=2)", "ariel(dimensions=64, precision=float)")
@@ -237,8 +237,8 @@ def test_a_text_comes_back_on_a_network(spec: str) -> None:
 
 @pytest.mark.real_model
 def test_real_sentences_and_long_passages_come_back() -> None:
-    """Twenty sentences in doubles and sixteen dimensions, two passages of two hundred tokens in whole numbers, in sixteen and in
-    one. All in the same passes: on the native path a row's scores do not depend on its company."""
+    """Twenty sentences in doubles and sixteen dimensions, two passages of two hundred tokens in whole numbers, in sixteen and
+    in one. All in the same passes: on the native path a row's scores do not depend on its company."""
     from experiments.ariel import sentences
     from experiments.texts import loaded
 

@@ -33,8 +33,8 @@ def told(spec: str, **settings: Any) -> dict[str, Any]:
 
 
 class TestLowDiscrepancyEstimate(MethodLaws):
-    """All laws but enumeration: a point is a number, and has no branches. Each sample is an estimate of four texts, so there are
-    few: three hundred surely notice a law that is 0.2 off, such as that of temperature 0.6 in place of 0.8."""
+    """All laws but enumeration: a point is a number, and has no branches. Each sample is an estimate of four texts, so there
+    are few: three hundred surely notice a law that is 0.2 off, such as that of temperature 0.6 in place of 0.8."""
 
     samples = 300
     methods = (

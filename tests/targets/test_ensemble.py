@@ -33,7 +33,9 @@ def test_each_named_model_has_its_voice(mean: str) -> None:
     lm = scripted_language_model(story_scorer(surprise=2.0))
     for seed, name in enumerate(("one", "two"), start=1):
         lm.companions[name] = scripted_language_model(story_scorer(seed=seed, surprise=2.0, name=name))
-    reply = lm.generate(PROMPT, "autoregressive", max_new_tokens=20, target=f"ensemble(models='one + two', mean={mean})")
+    reply = lm.generate(
+        PROMPT, "autoregressive", max_new_tokens=20, target=f"ensemble(models='one + two', mean={mean})"
+    )
     networks = [lm.network, *(lm.companions[name].network for name in ("one", "two"))]
     text = list(PROMPT)
     for token in reply.token_ids:
