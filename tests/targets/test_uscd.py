@@ -59,6 +59,7 @@ def test_the_spread_is_the_standard_deviation() -> None:
     certain = torch.full((50,), -1e4)
     certain[3] = 0.0
     assert float(spread(certain)) == pytest.approx(1.0)
+    assert float(spread(torch.tensor([-math.inf, 2.0, -math.inf]))) == 1.0, "what has no alternative is certain"
 
 
 def test_impossible_tokens_do_not_count() -> None:
