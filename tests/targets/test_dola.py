@@ -119,6 +119,8 @@ def test_the_layers_of_a_half() -> None:
     Deep.layers = 40
     assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
     assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(19, 39, 2))  # type: ignore[arg-type]
+    Deep.layers = 41
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(20, 40, 2))  # type: ignore[arg-type]
     Deep.layers = 44
     assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
     assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(23, 43, 2))  # type: ignore[arg-type]
