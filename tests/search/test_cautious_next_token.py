@@ -151,6 +151,20 @@ def test_what_is_appended_ends_where_a_clause_does(spec: str) -> None:
     assert whole > 0
 
 
+def test_the_ten_marks_of_the_official_code_end_clauses_in_place_of_others() -> None:
+    inside = ended = 0
+    for seed in range(6):
+        reply = decoded("marks=reference", seed=seed)
+        for event in events_of(reply):
+            start = event["position"] - 2
+            *before, last = reply.token_ids[start : start + event["appended"]]
+            assert not {2, 5, 9}.intersection(before)
+            inside += bool((ENDS - {2, 5}).intersection(before))
+            ended += last == 9
+    assert inside > 0
+    assert ended > 0
+
+
 @pytest.mark.parametrize("score", ["processed", "raw"])
 def test_the_try_of_the_lowest_perplexity_is_kept(score: str) -> None:
     """Recomputed from the text alone."""
