@@ -137,7 +137,7 @@ def test_tries_differ() -> None:
 
 @pytest.mark.parametrize("spec", ["", "marks=text, trials=4", "longest=3", "rule=code, choice=sum"])
 def test_what_is_appended_ends_where_a_clause_does(spec: str) -> None:
-    longest, whole = 3 if "longest" in spec else 64, 0
+    longest, whole, cut = 3 if "longest" in spec else 64, 0, 0
     for seed in range(10):
         reply = decoded(spec, language_model((9,)), seed=seed)
         for event in events_of(reply):
@@ -145,10 +145,13 @@ def test_what_is_appended_ends_where_a_clause_does(spec: str) -> None:
             clause = reply.token_ids[start : start + event["appended"]]
             assert event["appended"] == event["lengths"][event["kept"]]
             assert not ENDS.intersection(clause[:-1])
+            assert max(event["lengths"]) <= longest
+            cut += max(event["lengths"]) == longest
             over = start + len(clause) == len(reply.token_ids)
             assert clause[-1] in ENDS or over or len(clause) == longest
             whole += clause[-1] in ENDS
     assert whole > 0
+    assert (cut > 0) is ("longest" in spec)
 
 
 def test_the_ten_marks_of_the_official_code_end_clauses_in_place_of_others() -> None:
