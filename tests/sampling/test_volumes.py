@@ -234,6 +234,9 @@ def test_ends_of_intervals_and_tokens_without_mass(kind: type[Interval]) -> None
     for number, token in expected.items():
         assert Box([kind()]).find(law, exactly([number])) == token
     assert Box([kind()]).find(np.array([0.5, 0.5]), exactly([0.5 - 2**-50])) == 0
+    for number, clipped in ((-2, 0), (0, 0), (Fraction(1, 3), Fraction(1, 3)), (1, 1), (9, 1)):
+        coordinate = Coordinate.exactly(Fraction(number))
+        assert Fraction(coordinate.numerator, coordinate.denominator) == clipped
     assert Box([kind()]).find(np.array([1.0, 1e-30]), exactly([1.0])) == 1, "however little mass it has"
 
 
