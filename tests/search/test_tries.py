@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,8 @@ from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
+from decodery.search.self_consistency import SelfConsistency
+from decodery.search.tries import Try
 from decodery.search.votes import count
 from decodery.testing import scripted_language_model, story_scorer
 from decodery.testing.outputs import new_request
@@ -181,6 +184,16 @@ def test_who_has_no_answer_abstains() -> None:
     assert reply.text == reply.stats.details["tries"][0]["text"]
 
 
+def test_a_text_of_each_answer_comes_first_and_who_abstains_last() -> None:
+    texts = ["none", "A", "B", "A", "none", "B", "C"]
+    tries: Any = [Try(n, SimpleNamespace(text=text, new_tokens=[1]), -1.0) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    request: Any = SimpleNamespace(statistics=SimpleNamespace(details={}))
+    ranked = SelfConsistency(samples=7, answer="letter").ranked(request, tries)
+    assert [one.number for one, _, _ in ranked] == [1, 2, 6, 3, 5, 0, 4]
+    assert [weight for _, _, weight in ranked] == [0.4, 0.4, 0.2, 0.4, 0.4, 0.0, 0.0]
+    assert request.statistics.details["abstained"] == 2
+
+
 def test_stopping_early_changes_cost_and_no_answer() -> None:
     spared = 0
     for seed in range(5):
@@ -190,7 +203,11 @@ def test_stopping_early_changes_cost_and_no_answer() -> None:
         early = model().generate(PROMPT, spec.format(True), **settings)
         assert early.text == whole.text
         spared += len(whole.stats.details["tries"]) - len(early.stats.details["tries"])
-        assert early.stats.forwards == len(early.stats.details["tries"])
+        drawn = len(early.stats.details["tries"])
+        assert early.stats.forwards == drawn
+        several = model().generate(PROMPT, spec.format(True), n=drawn, **settings)
+        several = several if isinstance(several, list) else [several]
+        assert len(several[0].stats.details["tries"]) == drawn, "as many as are asked for, and decided"
     assert spared > 0
 
 
