@@ -234,6 +234,19 @@ def test_sets_are_qmcpy_s(kind: str, how: str) -> None:
     assert np.array_equal(points(LowDiscrepancy(kind, how, 2, 3), 11, 24), theirs)
 
 
+def test_no_point_is_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a generator gives: a token of the law has no part there."""
+    monkeypatch.setattr(LowDiscrepancy, "in_qmcpy", lambda self, seed: lambda size: np.ones((1, size, 1)))
+    assert set(points(LowDiscrepancy(points="halton"), 123, 4).ravel().tolist()) == {1 - 2.0**-53}
+    points.cache_clear()
+
+
+def test_samples_that_follow_from_each_other_say_so() -> None:
+    assert {kind: LowDiscrepancy(points=kind).spread for kind in RANDOMISATIONS} == {
+        "lattice": True, "net": True, "halton": True, "kronecker": True, "independent": False,
+    }  # fmt: skip
+
+
 def test_a_lattice_of_more_dimensions_is_qmcpy_s() -> None:
     theirs = qmcpy.Lattice(3, replications=2, seed=11)(8)
     assert np.array_equal(points(LowDiscrepancy(dimensions=3, replications=2), 11, 16), theirs)
@@ -306,6 +319,11 @@ def test_what_cannot_be_is_refused() -> None:
     lm = language_model()
     for spec, n, why in (
         ("qmcpy(replications=3)", 8, "n must be a multiple of its 3 replications"),
+        ("qmcpy(replications=3)", 2, "n must be a multiple of its 3 replications"),
+        ("qmcpy(replications=0)", 1, "replications"),
+        ("qmcpy(replications=1025)", 1, "replications"),
+        ("qmcpy(dimensions=0)", 1, "dimensions"),
+        ("qmcpy(dimensions=1025)", 1, "dimensions"),
         ("qmcpy(points=net)", 12, "a net has a power of 2 of points, and 12 is none"),
         ("qmcpy(dimensions=2, replications=2)", 24, "a lattice has a power of 2 of points, and 12 is none"),
     ):
@@ -313,7 +331,10 @@ def test_what_cannot_be_is_refused() -> None:
             lm.generate(PROMPT, "autoregressive", chance=spec, n=n, temperature=1.0)
     for spec in ("qmcpy(replications=3)", "qmcpy(points=halton)"):
         assert lm.generate(PROMPT, "autoregressive", chance=spec, n=1, **SETTINGS).token_ids
-    assert len(lm.generate(PROMPT, "autoregressive", chance="qmcpy(points=halton)", n=12, **SETTINGS)) == 12
+    for spec in ("qmcpy(points=halton)", "qmcpy", "qmcpy(points=halton, dimensions=2)", "qmcpy(replications=1)"):
+        assert len(lm.generate(PROMPT, "autoregressive", chance=spec, n=12, **SETTINGS)) == 12
+    for most in ("replications=1024", "dimensions=1024"):
+        Settings.of({"chance": f"qmcpy({most})"}, 6)
     with pytest.raises(BadSetting, match="points=net are randomised by lms-ds, ds, nus, not by shift"):
         LowDiscrepancy(points="net", randomize="shift")
     with pytest.raises(BadSetting, match="points must be one of lattice, net"):
@@ -431,6 +452,17 @@ def test_the_error_from_one_set_is_of_the_size_of_the_error(kind: str) -> None:
     assert true < told < 2.5 * true
     independent = float(values.std()) / 4
     assert told < independent
+
+
+def test_two_replications_and_two_points_are_enough() -> None:
+    """By hand: half the distance of two means, times Student's factor of one degree of freedom; two points apart from each
+    other in a process of which they know nothing but the difference."""
+    told = of_replications(np.array([[1.0, 3.0], [5.0, 7.0]]))
+    assert (told.value, told.error) == (4.0, pytest.approx(2.0))
+    assert told.half_width == pytest.approx(2.0 * math.tan(0.475 * math.pi))
+    source = LowDiscrepancy()
+    [places] = points(source, 3, 2)
+    assert FastKernel(source, places).error(np.array([1.0, 2.0])) > 0
 
 
 def test_sets_without_a_fast_kernel_are_refused() -> None:

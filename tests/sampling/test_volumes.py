@@ -129,6 +129,13 @@ def test_digits_that_come_as_they_are_needed_are_those_of_the_number() -> None:
     assert holds(box_of(long, 1), [known])
 
 
+def test_an_end_that_is_not_of_the_number_asks_for_no_more_digits() -> None:
+    """The first 53 digits say that it lies below a half, and at a quarter or above it."""
+    for digits, law, token in ((2**52 - 1, [0.5, 0.5], 0), (2**51, [0.25, 0.75], 1)):
+        given = iter([digits])
+        assert Box([ExactInterval()]).find(np.array(law), [Coordinate.drawn(lambda given=given: next(given))]) == token  # type: ignore[misc]
+
+
 # Volumes
 
 
@@ -227,6 +234,10 @@ def test_ends_of_intervals_and_tokens_without_mass(kind: type[Interval]) -> None
     for number, token in expected.items():
         assert Box([kind()]).find(law, exactly([number])) == token
     assert Box([kind()]).find(np.array([0.5, 0.5]), exactly([0.5 - 2**-50])) == 0
+    for number, clipped in ((-2, 0), (0, 0), (Fraction(1, 3), Fraction(1, 3)), (1, 1), (9, 1)):
+        coordinate = Coordinate.exactly(Fraction(number))
+        assert Fraction(coordinate.numerator, coordinate.denominator) == clipped
+    assert Box([kind()]).find(np.array([1.0, 1e-30]), exactly([1.0])) == 1, "however little mass it has"
 
 
 def test_whole_numbers_are_the_masses() -> None:

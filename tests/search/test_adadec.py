@@ -10,18 +10,23 @@ import pytest
 import torch
 
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import Refused
+from decodery.models.forward import Forward
 from decodery.replies import Reply
 from decodery.search.adadec import ends_function
 from decodery.testing import (
     LetterTokenizer,
     MethodLaws,
+    ScriptedScorer,
     SmallLanguageModel,
     TabularScorer,
     scripted_language_model,
     story_scorer,
     toy_language_model,
+    watched,
 )
+from decodery.testing.outputs import new_request
 
 PIECES = ("x", "y", "\n", "    ", "z", "=", "return", "Human")
 
@@ -128,6 +133,36 @@ def test_what_it_costs(spec: str) -> None:
         assert details["steps"] == len(reply.token_ids)
         assert stats.forwards == details["steps"] + asked - details["reused"]
         assert (details["reused"] > 0) is ("False" not in spec)
+
+
+def test_what_it_keeps() -> None:
+    """The text, and each candidate's with its look ahead."""
+    lm = scripted_language_model(scorer_of())
+    request, method = new_request(lm, "adadec(candidates=2, lookahead=7)", [1, 2, 3], Settings(max_new_tokens=10))
+    assert [rows for _, rows in method.caches(request)] == [13, 20, 20]
+    assert {network for network, _ in method.caches(request)} == {lm.network}
+
+
+def test_it_does_not_look_beyond_the_context() -> None:
+    scorer, longest = scorer_of(), 0
+    scorer.context = 12
+    lm = scripted_language_model(scorer)
+
+    def note(forward: Forward) -> None:
+        nonlocal longest
+        longest = max(longest, forward.sequence.length + forward.count)
+
+    with watched(scorer, note):
+        reply = lm.generate([1, 2, 3], "adadec(threshold=0)", max_new_tokens=9)
+    asked = {pause["position"]: pause["asked"] for pause in pauses_of(reply)}
+    assert asked == {position: min(5, 12 - position - 1) for position in range(3, 12)}
+    assert longest == 11, "the last token of the context is written and not fed"
+
+
+def test_at_a_threshold_of_0_it_pauses_even_where_it_is_certain() -> None:
+    scorer = ScriptedScorer(lambda prefix: [0.0, -float("inf"), -float("inf")], 3)
+    [pause] = pauses_of(scripted_language_model(scorer).generate([1], "adadec(threshold=0)", max_new_tokens=1))
+    assert (pause["entropy"], pause["candidates"]) == (0.0, [0])
 
 
 def test_scores_that_are_used_again_change_nothing() -> None:

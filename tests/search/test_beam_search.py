@@ -12,11 +12,15 @@ import torch
 from tiny_models import byte_level_tokenizer, make_model, random_ids
 
 import decodery
+from decodery.engine.memory import Room
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused, ScoresNotNumbers
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
+from decodery.search.beams import Ending
 from decodery.testing import MethodLaws, ScriptedScorer, TabularScorer, scripted_language_model, watched
+from decodery.testing.outputs import new_request
 
 TOKENS = 14
 Found = list[tuple[list[int], float]]
@@ -184,6 +188,31 @@ def test_beams_share_the_rows_of_the_prompt() -> None:
     assert bytes_held(caches) <= network.cache_bytes(256) + 8 * network.cache_bytes(64), (
         "each holds one block of its own"
     )
+
+
+def test_what_it_keeps() -> None:
+    """The prompt once, and each beam its own tokens."""
+    lm, _ = tabular()
+    request, method = new_request(lm, "beam-search(beams=3)", [1, 2, 3], Settings(max_new_tokens=9))
+    prompt, *beams = method.caches(request)
+    assert prompt == (lm.network, 12)
+    assert beams == [Room(lm.network, 12, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("penalty", "early", "now", "possible"),
+    [
+        (0.0, False, -6.0, -6.0), (1.0, False, -2.0, -2.0), (2.0, False, -2 / 3, -2 / 3), (-1.0, False, -18.0, -18.0),
+        (1.0, "never", -2.0, -0.6), (0.0, "never", -6.0, -6.0), (-1.0, "never", -18.0, -18.0), (1.0, True, -2.0, -2.0),
+    ],
+)  # fmt: skip
+def test_what_a_beam_is_and_may_still_be_ranked_by(
+    penalty: float, early: bool | str, now: float, possible: float
+) -> None:
+    """A sum of -6 over three tokens of at most ten; where long texts are favoured, it may stay what it is to the end."""
+    ending = Ending(penalty, early, 10)
+    assert ending.ranked(-6.0, 3) == pytest.approx(now)
+    assert ending.best_possible(-6.0, 3) == pytest.approx(possible)
 
 
 def test_log_probabilities_and_weights_are_the_model_s() -> None:

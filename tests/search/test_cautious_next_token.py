@@ -16,7 +16,7 @@ from decodery.errors import BadParameter, Refused
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
 from decodery.sampling.law import Law
-from decodery.search.cautious_next_token import CautiousNextToken
+from decodery.search.cautious_next_token import CautiousNextToken, Trial
 from decodery.search.punctuation import clause_ends
 from decodery.testing import (
     LetterTokenizer,
@@ -27,6 +27,7 @@ from decodery.testing import (
     total_variation,
     toy_language_model,
 )
+from decodery.testing.outputs import new_request
 
 PIECES = ("a", "b", ".", ", ", "c)", "\n", "d", ")e", "!  ", "f")
 ENDS = {2, 3, 4, 5, 8}
@@ -136,7 +137,7 @@ def test_tries_differ() -> None:
 
 @pytest.mark.parametrize("spec", ["", "marks=text, trials=4", "longest=3", "rule=code, choice=sum"])
 def test_what_is_appended_ends_where_a_clause_does(spec: str) -> None:
-    longest, whole = 3 if "longest" in spec else 64, 0
+    longest, whole, cut = 3 if "longest" in spec else 64, 0, 0
     for seed in range(10):
         reply = decoded(spec, language_model((9,)), seed=seed)
         for event in events_of(reply):
@@ -144,10 +145,27 @@ def test_what_is_appended_ends_where_a_clause_does(spec: str) -> None:
             clause = reply.token_ids[start : start + event["appended"]]
             assert event["appended"] == event["lengths"][event["kept"]]
             assert not ENDS.intersection(clause[:-1])
+            assert max(event["lengths"]) <= longest
+            cut += max(event["lengths"]) == longest
             over = start + len(clause) == len(reply.token_ids)
             assert clause[-1] in ENDS or over or len(clause) == longest
             whole += clause[-1] in ENDS
     assert whole > 0
+    assert (cut > 0) is ("longest" in spec)
+
+
+def test_the_ten_marks_of_the_official_code_end_clauses_in_place_of_others() -> None:
+    inside = ended = 0
+    for seed in range(6):
+        reply = decoded("marks=reference", seed=seed)
+        for event in events_of(reply):
+            start = event["position"] - 2
+            *before, last = reply.token_ids[start : start + event["appended"]]
+            assert not {2, 5, 9}.intersection(before)
+            inside += bool((ENDS - {2, 5}).intersection(before))
+            ended += last == 9
+    assert inside > 0
+    assert ended > 0
 
 
 @pytest.mark.parametrize("score", ["processed", "raw"])
@@ -215,8 +233,24 @@ def test_what_it_costs(spec: str) -> None:
         tried = sum(sum(length - 1 for length in event["lengths"]) + 1 for event in events)
         assert stats.rows == 2 + single + tried - 1
         passes = sum(max(event["lengths"]) for event in events)
-        assert stats.forwards == 1 + single + passes - 1
+        assert stats.forwards == stats.rounds == 1 + single + passes - 1
         assert len(events) > 0
+
+
+def test_what_it_keeps() -> None:
+    """The text, and that of each try."""
+    for trials, caches in ((1, 1), (2, 3), (10, 11)):
+        request, method = new_request(language_model(), f"cautious-next-token(trials={trials})", [0, 6], Settings())
+        assert len(method.caches(request)) == caches
+
+
+def test_perplexities() -> None:
+    trial: Any = Trial(None, None, ("", 0, 0), tokens=[1, 2], surprise=2 * math.log(5))  # type: ignore[arg-type]
+    assert trial.perplexity == pytest.approx(5.0)
+    trial.surprise = 2 * 699.0
+    assert trial.perplexity == pytest.approx(math.exp(699.0))
+    trial.surprise = 2 * 710.0
+    assert trial.perplexity == math.inf
 
 
 def test_the_cache_goes_on_as_if_the_text_were_new() -> None:
@@ -275,5 +309,6 @@ def test_what_does_not_go_together() -> None:
     with pytest.raises(BadParameter, match="high must be above low"):
         as_method("cautious-next-token(low=0.5, high=0.5)")
     with pytest.raises(Refused, match="does not run with chance arithmetic"):
-        decoded("", chance="arithmetic")
+        decoded("trials=2", chance="arithmetic")
+    assert decoded("", temperature=0.0, chance="arithmetic").token_ids
     assert torch.tensor(decoded("trials=1", chance="arithmetic").token_ids).shape == (40,)

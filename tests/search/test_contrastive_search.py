@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from decodery.engine.settings import Settings
 from decodery.errors import Refused
 from decodery.language_model import LanguageModel
 from decodery.models.forward import POST_NORM, Forward
 from decodery.testing import MethodLaws, scripted_language_model, story_scorer, toy_language_model
+from decodery.testing.outputs import new_request
 
 
 class TestContrastiveSearch(MethodLaws):
@@ -43,6 +45,7 @@ def test_it_is_what_its_definition_says(alpha: float, k: int) -> None:
         assert token == by_hand(lm, text, alpha, k)
         text.append(token)
     assert reply.stats.forwards == 1 + len(reply.token_ids)
+    assert reply.stats.rounds == reply.stats.forwards
     assert reply.stats.rows == len(prompt) + k * len(reply.token_ids)
     plain = lm.generate(prompt, "autoregressive", max_new_tokens=16)
     assert (reply.token_ids != plain.token_ids) is (alpha > 0.1)
@@ -64,6 +67,17 @@ def test_a_prompt_that_is_scored_for_its_echo_is_looked_at_too() -> None:
     echoed = lm.generate(prompt, "contrastive-search", max_new_tokens=8, echo=True, logprobs=0)
     assert echoed.token_ids == plain.token_ids
     assert len(echoed.prompt_logprobs) == len(prompt) - 1
+
+
+def test_what_is_forbidden_is_no_candidate() -> None:
+    """And what it keeps: the text and a row for each candidate."""
+    lm = toy_language_model(layers=2)
+    allowed = [70, 80]
+    reply = lm.generate([70, 71], "contrastive-search(k=4)", max_new_tokens=6, allowed_token_ids=allowed)
+    assert set(reply.token_ids) <= set(allowed)
+    assert reply.stats.rows == 2 + 2 * 6
+    request, method = new_request(lm, "contrastive-search(k=4)", [70, 71], Settings(max_new_tokens=6))
+    assert method.caches(request) == [(lm.network, 2 + 6 + 4)]
 
 
 def test_a_temperature_is_refused() -> None:

@@ -118,6 +118,16 @@ def test_margins_are_told_of_draws_with_known_noise_alone() -> None:
     assert decoded(lm, "", top_k=1).stats.details["margins"] == [float("inf")] * LENGTH
 
 
+def test_noise_of_tokens_and_ranks_is_not_of_the_tokens_that_are_left() -> None:
+    """A token's number must stay its own whatever a truncation leaves: only a single number may be read along what is left."""
+    chances = {kind: Structural(kind).chance(DrawnSample(0, 0, 1, [], 0)) for kind in SAMPLERS}
+    assert {kind: chance.by_mass for kind, chance in chances.items()} == {
+        "token": False, "rank": False, "number": True,
+    }  # fmt: skip
+    two = torch.tensor([0.7, 0.3])
+    assert all(chance.margin(two, 0) > 0 for chance in chances.values()), "of two tokens, too"
+
+
 def test_margins_are_those_of_the_draws() -> None:
     """Each draw stays what it is where the law moves by less than its margin, and where it moves by more it need not."""
     lm = model()
@@ -497,6 +507,15 @@ def test_what_it_costs() -> None:
     assert passes == [(3 + LENGTH - 1, LENGTH), (3 + 4, 0), *[(1, 1)] * 7]
 
 
+def test_what_it_keeps() -> None:
+    """Posterior noise reads the whole factual text beside what is written."""
+    for spec, caches in (("", 1), ("interventions=0:1", 1), ("factual=1+2, noise=posterior", 2)):
+        request, method = new_request(
+            model(), f"counterfactual-generation({spec})", PROMPT, Settings(temperature=0.8, seed=0)
+        )
+        assert len(method.caches(request)) == caches
+
+
 def test_forced_tokens_have_their_own_log_probabilities() -> None:
     lm = model()
     tokens = decoded(lm).token_ids
@@ -515,6 +534,7 @@ def test_forced_tokens_have_their_own_log_probabilities() -> None:
         ("factual=a+b", "written as ids"),
         ("noise=posterior", "needs the text"),
         ("factual=1+2, interventions=2:1", "no place 2 in a factual text of 2 tokens; the last is 1"),
+        ("factual=1+2, interventions=0:1+2:1", "no place 2 in a factual text of 2 tokens"),
         ("nucleus=0.5", "names auto"),
         ("intervention_seed=5, interventions=1:2", "names auto"),
         ("fresh_seed=5", "noise=fresh"),
@@ -531,8 +551,9 @@ def test_what_cannot_be_done() -> None:
     for spec in ("interventions=1:10", "factual=3+10"):
         with pytest.raises(BadParameter, match="no token 10 among the 10"):
             decoded(lm, spec)
-    with pytest.raises(BadParameter, match="place 12 is not written, as max_new_tokens is 12"):
-        decoded(lm, "interventions=12:1")
+    for spec in ("interventions=12:1", "interventions=0:1+12:1"):
+        with pytest.raises(BadParameter, match="place 12 is not written, as max_new_tokens is 12"):
+            decoded(lm, spec)
     decoded(lm, "interventions=11:9")
     with pytest.raises(Refused, match="does not run with chance arithmetic"):
         decoded(lm, "interventions=1:2", chance="arithmetic")

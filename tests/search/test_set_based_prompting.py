@@ -19,6 +19,7 @@ from decodery.engine.prompt_layout import END, SPLIT, START, Arrangement, LaidOu
 from decodery.engine.registry import find, names
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, BadPrompt, Refused
+from decodery.evaluation import set_check
 from decodery.evaluation.check import check_method
 from decodery.evaluation.set_check import MARKED, USUAL, Marked, scores_after, widest
 from decodery.language_model import LanguageModel
@@ -109,6 +110,9 @@ def test_pieces_are_tokenised_one_by_one() -> None:
     text = joined(("the", " theta"), "the", "the rest")
     ids = lm.tokenize(text, method="set-based-prompting(order=given)")
     assert ids == [token for piece in ("the", "the", " theta", "the rest") for token in lm.encode(piece)]
+    for order, parts in (("given", " b a"), ("reversed", " a b"), ("canonical", " a b")):
+        found = lm.tokenize(joined((" b", " a")), method=f"set-based-prompting(order={order})")
+        assert found == [token for piece in ("Say:", parts[:2], parts[2:], " So:") for token in lm.encode(piece)]
     plain = lm.tokenize(text, method="set-based-prompting(order=given, edit=none)")
     assert (plain, type(plain)) == (ids, list)
     assert lm.tokenize(text) == lm.encode(text) != ids
@@ -155,6 +159,33 @@ def test_sets_side_by_side_see_each_other_and_equals_among_parts_are_legal() -> 
     assert list(found.layout.positions) == [0, 0, 1, 2, 1, 2, 3]
     hidden = {(row, column) for row, column in (~found.layout.visible).nonzero().tolist() if column <= row}
     assert hidden == {(1, 0), (4, 2), (4, 3), (5, 2), (5, 3)}
+
+
+def test_a_prompt_that_begins_with_a_set_and_one_of_a_single_token() -> None:
+    found = GIVEN.laid_out([PartSet(((1,), (2,))), (3, 4)])
+    assert (found, list(found.layout.positions)) == ([1, 2, 3, 4], [0, 0, 1, 2])  # type: ignore[attr-defined]
+    assert (~found.layout.visible).tril().nonzero().tolist() == [[1, 0]]  # type: ignore[attr-defined]
+    assert GIVEN.laid_out([(5,)]) == [5]
+    assert GIVEN.laid_out([PartSet(((1,),)), (2,)]) == [1, 2]
+
+
+def test_a_layout_that_no_prompt_has_is_refused() -> None:
+    """Every row sees itself and nothing behind it; the last one sees all, from the next position."""
+    full = torch.ones(3, 3, dtype=torch.bool).tril()
+    assert PromptLayout([0, 1, 2], full).usual
+    assert PromptLayout([4, 5], full[:2, :2]).positions == [4, 5]
+    blind, ahead, hidden = full.clone(), full.clone(), full.clone()
+    blind[1, 1], ahead[0, 1], hidden[2, 0] = False, True, False
+    for positions, visible, said in (
+        ([0], full[:1, :1], "1 rows need a mask"),
+        ([0, 1], full, r"2 rows need a mask \[2, 2\], not \[3, 3\]"),
+        ([0, 1, 2], blind, "must see itself"),
+        ([0, 1, 2], ahead, "none may see a row behind it"),
+        ([0, 1, 2], hidden, "must see all rows"),
+        ([0, 1, 3], full, "one position after the row before it"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PromptLayout(positions, visible)
 
 
 def test_equal_lengths_are_ordered_by_token_ids() -> None:
@@ -393,8 +424,9 @@ def test_what_does_not_go_together() -> None:
         ):
             as_method(f"set-based-prompting(method={inner})")
     lm, text = toy(), joined((" one", " two"))
-    with pytest.raises(BadPrompt, match="was given the token ids of a prompt with marks"):
-        lm.generate(lm.encode(text), "set-based-prompting")
+    for marked in (text, f"a{START}b{END} c", f"a{SPLIT}b", f"a{END}"):
+        with pytest.raises(BadPrompt, match="was given the token ids of a prompt with marks"):
+            lm.generate(lm.encode(marked), "set-based-prompting")
     with pytest.raises(Refused, match="does not run with the target guidance, which reads a prompt of its own"):
         lm.generate(text, "set-based-prompting", target="guidance(scale=2)")
     lm.generate("no set", "set-based-prompting", target="guidance(scale=2)", max_new_tokens=2)
@@ -479,6 +511,52 @@ def test_check_refutes_a_set_that_depends_on_its_order(monkeypatch: pytest.Monke
     assert part.passed is False
     assert not report.passed
     assert len(MARKED) > 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "difference", "outputs", "passed"),
+    [
+        ("", "float32", 0.0, 1, True),
+        ("", "float32", 1e-7, 1, False),
+        ("", "float32", 0.0, 2, False),
+        ("", "bfloat16", 0.0, 1, True),
+        ("", "bfloat16", 0.1, 1, False),
+        ("order=given", "float32", 9e-4, 1, True),
+        ("order=given", "float32", 1.1e-3, 1, False),
+        ("order=given", "float32", 0.0, 2, False),
+        ("order=given", "bfloat16", 0.0, 1, None),
+        ("edit=attention", "float32", 0.0, 1, None),
+        ("edit=positions", "float32", 0.0, 1, None),
+    ],
+)
+def test_what_the_check_makes_of_what_it_finds(
+    monkeypatch: pytest.MonkeyPatch, spec: str, dtype: str, difference: float, outputs: int, passed: bool | None
+) -> None:
+    """The last order of one set has other scores, or another output, than the first."""
+    odd = Marked("", ("one", "two"), " so").in_order((1, 0))
+    sets = (Marked("", ("a", "b"), " so"), Marked("", ("one", "two"), " so"))
+
+    class Told:
+        network = type("Network", (), {"dtype": getattr(torch, dtype)})
+
+        def generate(self, text: str, *_: Any, **__: Any) -> Any:
+            return type("Reply", (), {"token_ids": [int(text == odd and outputs > 1)]})
+
+    def scores(lm: Any, text: str, arrangement: Arrangement) -> Tensor:
+        return torch.tensor([5.0, (2.0 if arrangement == USUAL else difference) * (text == odd)], dtype=torch.float64)
+
+    monkeypatch.setattr(set_check, "MARKED", sets)
+    monkeypatch.setattr(set_check, "scores_after", scores)
+    steps: list[tuple[str, int, int]] = []
+    method = as_method(f"set-based-prompting({spec})")
+    [part] = set_check.set_parts(Told(), method, lambda *step: steps.append(step))  # type: ignore[arg-type]
+    assert part.passed is passed
+    assert part.numbers == {"difference": difference, "outputs": outputs, "plain": 2.0, "dtype": dtype}
+    assert steps == [("orders", 0, 2), ("orders", 1, 2), ("orders", 2, 2)]
+    assert ("both edits" in part.detail, "float32 only" in part.detail) == (
+        "edit" in spec,
+        passed is None and "edit" not in spec,
+    )
 
 
 @pytest.mark.real_model

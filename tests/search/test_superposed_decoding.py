@@ -283,10 +283,10 @@ def test_shares_sum_to_one_and_equal_tokens_add_theirs() -> None:
     assert shared, "no two drafts ever ended alike, so nothing was tried"
 
 
-def drafts_of(*entries: tuple[list[int], float]) -> list[SuperposedText]:
+def drafts_of(*entries: tuple[list[int], float], **settings: Any) -> list[SuperposedText]:
     found = []
     for tokens, score in entries:
-        request = Request(tabular()[0], [0], Settings(max_new_tokens=9), together=True)
+        request = Request(tabular()[0], [0], Settings(max_new_tokens=9, **settings), together=True)
         request.output.commit(tokens, [torch.zeros(6)] * len(tokens))
         found.append(SuperposedText(request.output, score))
     return found
@@ -349,6 +349,22 @@ def test_equals_go_by_draft_and_then_by_token() -> None:
     assert [(draft, token) for draft, token, _ in ranked] == [(d, token) for d in (one, two) for token in range(6)]
 
 
+def test_each_draft_goes_on_by_the_law_of_its_own_text() -> None:
+    """What may not be repeated is another token for each."""
+    drafts = drafts_of(([1, 2], -1.0), ([3, 4], -1.0), no_repeat_ngram_size=1)
+    found = SuperposedDecoding(drafts=2, tau=1.0)._continued(drafts, torch.zeros(6), None, False)
+    assert {token for draft, token, _ in found if draft is drafts[0]} == {3, 4, 5}
+    assert {token for draft, token, _ in found if draft is drafts[1]} == {1, 2, 5}
+
+
+def test_where_an_ngram_knows_one_token_the_others_are_none() -> None:
+    method = SuperposedDecoding(drafts=2, tau=1.0, ngrams="prompt", weights="0.5")
+    drafts, counts = drafts_of(([1], -1.0), ([2], -1.0)), NgramCounts.of([1, 3, 1, 4], 2, 6)
+    found = method._continued(drafts, torch.zeros(6), counts, False)
+    assert [token for draft, token, _ in found if draft is drafts[0]] == [3, 4]
+    assert [token for draft, token, _ in found if draft is drafts[1]] == list(range(6)), "none follows, and all go on"
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
 def test_shares_are_those_of_a_brute_force_count(size: int) -> None:
     """Ten thousand tokens; runs that occur, that do not, and that end the text."""
@@ -371,6 +387,7 @@ def test_shares_are_those_of_a_brute_force_count(size: int) -> None:
 def test_shares_are_weighed_as_they_are_and_short_texts_have_fewer() -> None:
     text = [0, 1, 2, 0, 1, 3, 0, 1, 2]
     counts, ids = NgramCounts.of(text, 3, 4), np.array([1, 2, 3])
+    assert len(counts.runs) == 2, "of two tokens and of three"
     assert counts.interpolated([1], ids, (0.5, 0.25)).tolist() == pytest.approx([0, 0.5 * 2 / 3, 0.5 / 3])
     assert counts.interpolated([0, 1], ids, (0.5, 0.25)).tolist() == pytest.approx([0, 0.75 * 2 / 3, 0.75 / 3])
     assert counts.interpolated([3, 1], ids, (0.5, 0.25)).tolist() == pytest.approx([0, 0.5 * 2 / 3, 0.5 / 3])
@@ -391,6 +408,7 @@ def test_a_corpus_is_counted_once_and_again_where_it_changes(tmp_path: Path) -> 
     all_of(lm, [0, 1], f"ngrams=corpus, corpus='{path}'")
     all_of(lm, [0, 1], f"ngrams=corpus, corpus='{path}', weights=0.5")
     assert len(lm.memory) == 3
+    assert {len(counts.runs) for counts in lm.memory.values()} == {5, 1}, "as long as there are weights, and no longer"
 
 
 # With settings and others

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decodery.engine import registry
+from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.events import Token
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, Refused
 from decodery.language_model import LanguageModel
+from decodery.models.forward import Forward
+from decodery.search.self_consistency import SelfConsistency
+from decodery.search.tries import Try
 from decodery.search.votes import count
 from decodery.testing import scripted_language_model, story_scorer
+from decodery.testing.outputs import new_request
 
 PROMPT = [0, 1, 2, 3, 0, 1]
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 8, "seed": 4, "stop_token_ids": [3, 9, 14]}
@@ -72,6 +81,34 @@ def test_all_tries_share_passes_and_all_are_counted() -> None:
     apart = lm.generate(PROMPT, "best-of-n(samples=4, at_once=2)", **settings)
     assert passes == [2] * 16
     assert apart.token_ids == reply.token_ids
+
+
+def test_what_tries_keep() -> None:
+    """As many texts as share passes."""
+    for spec, texts in (("samples=4", 4), ("samples=4, at_once=2", 2), ("samples=4, at_once=9", 4)):
+        request, method = new_request(model(), f"best-of-n({spec})", PROMPT, Settings.of(SETTINGS, 24))
+        alone = as_method("autoregressive").caches(request)
+        assert [rows for _, rows in method.caches(request)] == [rows for _, rows in alone * texts]
+
+
+@dataclass(frozen=True)
+class Ceasing(Autoregressive):
+    """Returns after a token, before its output is over."""
+
+    name: ClassVar[str] = "test-ceasing"
+
+    def decode(self, request: Any) -> Any:
+        scores = yield Forward(request.new_sequence(), request.prompt)
+        request.commit([3], scores.logits[[-1]])
+
+
+def test_a_try_that_ends_before_its_text_does_is_an_error() -> None:
+    registry.register(Ceasing)
+    try:
+        with pytest.raises(RuntimeError, match="test-ceasing returned before its output was over"):
+            model().generate(PROMPT, "best-of-n(method=test-ceasing)", **(SETTINGS | {"stop_token_ids": []}))
+    finally:
+        del registry._classes[Ceasing.name]
 
 
 def test_log_probabilities_are_told_where_they_are_asked_for_alone() -> None:
@@ -147,6 +184,16 @@ def test_who_has_no_answer_abstains() -> None:
     assert reply.text == reply.stats.details["tries"][0]["text"]
 
 
+def test_a_text_of_each_answer_comes_first_and_who_abstains_last() -> None:
+    texts = ["none", "A", "B", "A", "none", "B", "C"]
+    tries: Any = [Try(n, SimpleNamespace(text=text, new_tokens=[1]), -1.0) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    request: Any = SimpleNamespace(statistics=SimpleNamespace(details={}))
+    ranked = SelfConsistency(samples=7, answer="letter").ranked(request, tries)
+    assert [one.number for one, _, _ in ranked] == [1, 2, 6, 3, 5, 0, 4]
+    assert [weight for _, _, weight in ranked] == [0.4, 0.4, 0.2, 0.4, 0.4, 0.0, 0.0]
+    assert request.statistics.details["abstained"] == 2
+
+
 def test_stopping_early_changes_cost_and_no_answer() -> None:
     spared = 0
     for seed in range(5):
@@ -156,7 +203,11 @@ def test_stopping_early_changes_cost_and_no_answer() -> None:
         early = model().generate(PROMPT, spec.format(True), **settings)
         assert early.text == whole.text
         spared += len(whole.stats.details["tries"]) - len(early.stats.details["tries"])
-        assert early.stats.forwards == len(early.stats.details["tries"])
+        drawn = len(early.stats.details["tries"])
+        assert early.stats.forwards == drawn
+        several = model().generate(PROMPT, spec.format(True), n=drawn, **settings)
+        several = several if isinstance(several, list) else [several]
+        assert len(several[0].stats.details["tries"]) == drawn, "as many as are asked for, and decided"
     assert spared > 0
 
 

@@ -84,6 +84,22 @@ def test_the_layer_is_chosen_at_each_position() -> None:
     assert len(set(expected)) > 1
 
 
+@pytest.mark.parametrize("divergence", ["paper", "code"])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.6, 1.0])
+def test_rows_by_hand(alpha: float, divergence: str) -> None:
+    """With a token that the last layer forbids, which stays forbidden."""
+    rows = list(3 * torch.randn(4, 40, 9, generator=torch.Generator().manual_seed(1)))
+    rows[0][:, 4] = -math.inf
+    found = ContrastedLayers(alpha=alpha, divergence=divergence).combine(rows)
+    for place in range(40):
+        last, *earlier = (row[place].double().softmax(0) for row in rows)
+        held = (last >= alpha * last.max() * (1 - 1e-6)) & (last > 0)
+        possible = [(last / each).log() for each in earlier]
+        row, kept = found[place].double(), found[place].isfinite()
+        assert torch.equal(kept, held)
+        assert any(torch.allclose(row[kept], each[kept], atol=1e-5) for each in possible)
+
+
 def test_the_two_divergences_choose_differently_somewhere() -> None:
     generator = torch.Generator().manual_seed(0)
     last, *earlier = (torch.randn(200, 12, generator=generator).mul(2).log_softmax(-1) for _ in range(4))
@@ -99,7 +115,29 @@ def test_the_layers_of_a_half() -> None:
     assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(14, 29, 2))  # type: ignore[arg-type]
     Deep.layers = 48
     assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
-    assert ContrastedLayers(layers="high").taps(Deep())[0] == 27  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(27, 47, 2))  # type: ignore[arg-type]
+    Deep.layers = 40
+    assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(19, 39, 2))  # type: ignore[arg-type]
+    Deep.layers = 41
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(20, 40, 2))  # type: ignore[arg-type]
+    Deep.layers = 44
+    assert ContrastedLayers().taps(Deep()) == tuple(range(1, 19, 2))  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="high").taps(Deep()) == tuple(range(23, 43, 2))  # type: ignore[arg-type]
+
+
+def test_a_network_of_few_layers_has_one_in_its_middle() -> None:
+    class Shallow:
+        name, layers = "shallow", 3
+
+    for count, low, high in ((1, (0,), (0,)), (2, (0,), (0,)), (3, (0,), (1,)), (4, (1,), (1,)), (5, (1,), (1, 3))):
+        Shallow.layers = count
+        assert ContrastedLayers().taps(Shallow()) == low  # type: ignore[arg-type]
+        assert ContrastedLayers(layers="high").taps(Shallow()) == high  # type: ignore[arg-type]
+    assert ContrastedLayers(layers="3+1+3").taps(Shallow()) == (0, 2)  # type: ignore[arg-type]
+    for layers in ("0+1", "5", "1+5"):
+        with pytest.raises(BadParameter, match="has 5 layers, so layers are 1 to 4"):
+            ContrastedLayers(layers=layers).taps(Shallow())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

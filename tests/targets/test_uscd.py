@@ -51,6 +51,14 @@ def test_the_contrast_by_hand(rho: float, floor: float, eta: float) -> None:
     assert torch.equal(target.combine([own, lame])[~unsure], own[~unsure])
 
 
+def test_a_token_of_just_the_least_probability_counts() -> None:
+    """All of a uniform law, at a floor of one share of the vocabulary."""
+    own, lame = torch.zeros(1, 4), torch.tensor([[5.0, 0.0, 0.0, 0.0]])
+    found = UncertaintyAwareContrast(floor=1.0).combine([own, lame]).softmax(-1).double()
+    assert torch.allclose(found[0], by_hand(own[0], lame[0], 0.895, 1.0, 0.7), atol=1e-6)
+    assert float(found[0, 0]) < 0.25 < float(found[0, 1])
+
+
 def test_the_spread_is_the_standard_deviation() -> None:
     for row in random_rows(300):
         law = row.double().softmax(0)
@@ -59,6 +67,8 @@ def test_the_spread_is_the_standard_deviation() -> None:
     certain = torch.full((50,), -1e4)
     certain[3] = 0.0
     assert float(spread(certain)) == pytest.approx(1.0)
+    assert float(spread(torch.tensor([-math.inf, 2.0, -math.inf]))) == 1.0, "what has no alternative is certain"
+    assert float(spread(torch.tensor([1.0, 1.0]))) == 0.0
 
 
 def test_impossible_tokens_do_not_count() -> None:
@@ -198,6 +208,13 @@ def test_the_lame_prompt_is_made_of_the_prompt() -> None:
         )
         assert member.prompt == tuple(lm.encode(lame))
         assert len(given.token_ids) > 0
+
+
+def test_a_prompt_of_examples_alone_leaves_its_last_token() -> None:
+    lm = toy_language_model()
+    prompt = lm.encode(">>> one()\n1")
+    [member] = UncertaintyAwareContrast().members(lm, prompt)
+    assert member.prompt == (prompt[-1],)
 
 
 def test_each_weight_does_something() -> None:

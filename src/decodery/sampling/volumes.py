@@ -169,6 +169,7 @@ class Box:
 
     def __init__(self, sides: Sequence[Interval]):
         self.sides, self._taken = list(sides), 0
+        self._centres = [_central(side) for side in sides]  # a token moves one of them
 
     @property
     def _side(self) -> int:
@@ -180,7 +181,9 @@ class Box:
 
     def take(self, masses: Float64[np.ndarray, "n"], token: int) -> None:
         """Become the part of a token with mass."""
-        self.sides[self._side].shrink(masses, token)
+        side = self._side
+        self.sides[side].shrink(masses, token)
+        self._centres[side] = _central(self.sides[side])
         self._taken += 1
 
     @property
@@ -191,7 +194,7 @@ class Box:
     @property
     def point(self) -> list[Fraction]:
         """A point that stands for it: the centre, to as few binary digits as keep it within the middle half."""
-        return [_central(side) for side in self.sides]
+        return list(self._centres)
 
 
 def _central(side: Interval) -> Fraction:

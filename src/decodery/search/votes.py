@@ -44,8 +44,6 @@ def decided(answers: dict[Key, str | None], remaining: Iterable[Key]) -> bool:
     left = sorted(remaining)
     if not left:
         return True
-    if not answers:
-        return False
     first, histogram = _tally(answers)
     if not histogram:
         return False

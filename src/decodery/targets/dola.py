@@ -69,12 +69,12 @@ class ContrastedLayers(Target):
             depths = range(max(2, count - 20 if count > DEEP else count // 2), count, 2)
         else:
             depths = sorted({int(depth) for depth in str(self.layers).split("+")})  # type: ignore[assignment]
-        found = [depth for depth in depths if 0 < depth < count] or [max(1, count // 2)]
+        found = [depth for depth in depths if 0 < depth < count]
         if self.layers not in ("low", "high") and len(found) < len(depths):
             raise BadParameter(
                 f"dola: {network.name} has {count} layers, so layers are 1 to {count - 1}, not {self.layers}."
             )
-        return tuple(depth - 1 for depth in found)
+        return tuple(depth - 1 for depth in found or [max(1, count // 2)])
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         last, *earlier = (torch.log_softmax(each, dim=-1) for each in rows)
