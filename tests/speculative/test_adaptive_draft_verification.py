@@ -300,6 +300,10 @@ class TestDraft:
         drafter = TrigramDrafter(store, AdaptiveDraftVerification())
         assert drafter.propose([1, 2], depth=5) is EMPTY
         assert _rows(store) == {}
+        store.reinforce(1, 2, 3, 0.5, 3.0)
+        for text in ([1], [1, 2]):
+            assert drafter.propose(text, depth=5) is EMPTY, "not even what the table knows"
+        assert drafter.propose([0, 1, 2], depth=5).tokens == [3]
 
 
 # What it learns from
