@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, log
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from decodery.engine.cost import CostCurve
 from decodery.engine.settings import Settings
 from decodery.models.forward import Ranking
+from decodery.models.owner import Stability
 from decodery.speculative.cascade.growing import (
     AHEAD,
     NODE_SECONDS,
@@ -22,7 +25,7 @@ from decodery.speculative.cascade.growing import (
     Prices,
     Rest,
 )
-from decodery.speculative.cascade.method import BRANCHING, LEAST, MOST_NODES, CascadeDrafter
+from decodery.speculative.cascade.method import BRANCHING, LEAST, MOST_NODES, Cascade, CascadeDrafter
 from decodery.speculative.cascade.sources import (
     LEAST_WEIGHT,
     LEVELS,
@@ -35,9 +38,11 @@ from decodery.speculative.cascade.sources import (
     Mixture,
     Recycled,
     Sureness,
+    Tabled,
     Tail,
     level,
 )
+from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
 from decodery.speculative.loop import Round
 from decodery.speculative.verifiers import Verdict
@@ -182,6 +187,18 @@ class TestGrowing:
         draft = growing.draft()
         assert (draft.tokens, draft.parents, draft.kinds) == ([7, 5], [ROOT, ROOT], [3, 3])
 
+    def test_the_mixture_is_asked_for_what_might_reach_the_floor(self) -> None:
+        """A token is right at most four times as often as the mixture says."""
+        asked: list[float] = []
+
+        class Asked(Mixture):
+            def law(self, answers: Sequence[Answer], least: float = 0.0) -> list[tuple[int, float]]:
+                asked.append(least)
+                return []
+
+        Growing([], Asked(), []).look(ROOT, (1,), 0, 0.5, 0.2)
+        assert asked == [pytest.approx(0.1)]
+
 
 def _read(
     rows: dict[int, dict[int, float]], last: int, most: int, deepest: int, stops: set[int], price: Price
@@ -298,7 +315,7 @@ class TestLearning:
         recycled = Recycled()
         drafter = _drafter(scripted_language_model(story_scorer()), None, 64, 3, recycled, (7, 1))
         draft = chain([2, 1, 2], [0, 0, 0])
-        ranking = Ranking([[11, 3], [12, 3], [13, 3], [14, 3]], [[0.9, 0.1]] * 4)
+        ranking = Ranking([[11, 3], [12, 3], [13, 3], [14, 3]], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
         for path, kept in (((0,), 12), ((), 14), ((0, 1, 2), 14)):
             drafter.observe(
                 Round([7, 1], draft, Verdict(path, 5), [*draft.tokens[: len(path)], 5], torch.zeros(0), {}, ranking)
@@ -306,9 +323,10 @@ class TestLearning:
             answers: list[Answer] = []
             recycled.answers((1, 2), answers)
             assert [ids[0] for _, ids, _ in answers] == [kept, kept]
+            assert answers[0][2] == ([0.8, 0.2] if kept == 12 else [0.6, 0.4])
             answers.clear()
             recycled.answers((7, 1), answers)
-            assert answers == [(SINGLE, [13, 3], [0.9, 0.1]), (PAIR, [11, 3], [0.9, 0.1])]
+            assert answers == [(SINGLE, [13, 3], [0.7, 0.3]), (PAIR, [11, 3], [0.9, 0.1])]
 
     def test_a_text_of_one_token_has_no_pair(self) -> None:
         recycled = Recycled()
@@ -354,3 +372,48 @@ class TestSources:
         answers.clear()
         copied.answers((5,), answers)
         assert answers == [(("copied", 1, 0), [1, 2, 1], (1 / 3,) * 3)]
+
+    def test_a_run_of_the_table_that_was_seen_often_counts_as_seen_four_times(self) -> None:
+        context = np.array([[0, 0, 2]] * 9)
+        ids, shares = np.array([[7]] * 9), np.ones((9, 1), dtype=np.float32)
+        answers: list[Answer] = []
+        Tabled(SuccessorTable.average(context, ids, shares, 50, "words")).answers((2,), answers)
+        assert [(label, list(named)) for label, named, _ in answers] == [(("table", 1, 4), [7])]
+
+
+class TestMethod:
+    @staticmethod
+    def _made(method: Cascade, stability: Stability | None = None) -> CascadeDrafter:
+        lm = scripted_language_model(story_scorer())
+        lm.network.stability = stability
+        request, chosen = new_request(lm, method, [1, 2], Settings(seed=0))
+        drafter = chosen.drafter(request)  # type: ignore[attr-defined]
+        assert isinstance(drafter, CascadeDrafter)
+        return drafter
+
+    @pytest.mark.parametrize(("rows", "most"), [(None, MOST_NODES), (8, 7), (200, MOST_NODES)])
+    def test_a_tree_that_pays_is_no_larger_than_rounding_allows(self, rows: int | None, most: int) -> None:
+        drafter = self._made(Cascade(), None if rows is None else Stability(rows, 1))
+        assert (drafter._most, drafter._depth) == (most, 16)
+        assert drafter._prices._cost is not None
+
+    def test_nodes_that_were_asked_for_are_drafted_whatever_they_cost(self) -> None:
+        drafter = self._made(Cascade(nodes=30, depth=5), Stability(8, 1))
+        assert (drafter._most, drafter._depth) == (30, 5)
+        assert drafter._prices._cost is None
+        assert (Cascade(nodes=30).most_nodes(), Cascade().most_nodes()) == (30, MOST_NODES)
+        assert (Cascade(nodes=30).paced, Cascade().paced) == (False, True)
+
+    def test_the_shipped_table_takes_part_where_it_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And needs no look at the tokenizer: it was made for the model of this name."""
+        vocabulary = story_scorer().vocabulary
+        table = SuccessorTable.average(
+            np.array([[0, 0, 2]]), np.array([[7]]), np.ones((1, 1), dtype=np.float32), vocabulary, "words"
+        )
+        monkeypatch.setattr("decodery.speculative.cascade.method.ARTIFACTS", tmp_path)
+        assert [type(source) for source in self._made(Cascade())._sources] == [Copied, Recycled]
+        table.save(tmp_path / f"successors-{story_scorer().name}.npz")
+        assert [type(source) for source in self._made(Cascade())._sources] == [Copied, Recycled, Tabled]
+        assert [type(source) for source in self._made(Cascade(sources="copied"))._sources] == [Copied]

@@ -12,7 +12,8 @@ from decodery.engine.cost import CostCurve
 from decodery.engine.settings import Settings
 from decodery.models.forward import Forward
 from decodery.models.scorer import Work
-from decodery.speculative.draft import EMPTY
+from decodery.sampling.noise import Noise, Stage
+from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Round
 from decodery.speculative.swift import layer_search
 from decodery.speculative.swift.layer_search import LayerSearch, LayerSet
@@ -113,6 +114,8 @@ class TestDefaults:
         assert (drafter._window, drafter._interval, drafter._threshold) == (5, 6, 0.1)
         assert _drafter("swift(max_score=0.0, skip_ratio=0.0)")._state.search.max_score == 0.0
 
+        assert _drafter("swift(skip_ratio=0.5)", layers=30)._state.search.size == 28
+
     def test_it_asks_for_the_room_of_its_draft_or_of_a_candidate(self) -> None:
         assert Swift().most_nodes() == 250
         assert Swift(max_steps=3, top_k=4).most_nodes() == 32
@@ -174,6 +177,63 @@ class TestWhereItDrafts:
         with pytest.raises(StopIteration):
             next(drafter.propose([1, 2, 3], 4))  # type: ignore[arg-type]
         assert grown[-1] == 4, "where it pays, as far as may be drafted"
+
+    def test_the_prompt_goes_through_the_whole_model_first(self) -> None:
+        drafter = _drafter("swift(bypass=False)")
+        drafter.begin(drafter._request.new_sequence())
+        assert drafter.propose([1, 2], 4) is EMPTY
+        assert drafter._rounds == 1
+
+
+class TestSteps:
+    """A draft in the cache of the target, behind its prompt."""
+
+    @staticmethod
+    def _grown(drafter: SkippingDrafter, steps: int) -> Draft:
+        network, sequence = drafter._request.host.network, drafter._request.new_sequence()
+        network.run([Forward(sequence, [1])])
+        drafter.begin(sequence)
+        grow = drafter._grow(sequence, [1, 2], steps)
+        ask = next(grow)
+        while True:
+            try:
+                ask = grow.send(network.run([ask])[0])
+            except StopIteration as done:
+                assert sequence.length == 1, "its rows are taken out again"
+                return done.value  # type: ignore[no-any-return]
+
+    def test_each_step_is_drawn_at_its_own_position(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drafter = _drafter("swift(bypass=False, stop_threshold=0.0, top_k=2)", temperature=1.0)
+        asked: list[tuple[int, Stage, object]] = []
+        choose = Noise.choose
+
+        def spied(self: Noise, law: Any, position: int, stage: Stage, index: Any = 0, path: Any = ()) -> int:
+            asked.append((position, stage, index))
+            return choose(self, law, position, stage, index, path)
+
+        monkeypatch.setattr(Noise, "choose", spied)
+        draft = self._grown(drafter, 3)
+        assert max(draft.depths()) == 3
+        position = drafter._request.position
+        firsts = [(place, stage) for place, stage, index in asked if index == 0]
+        assert firsts == [(position + step, Stage.DRAFT) for step in range(3)]
+        assert {index for place, _, index in asked if place == position} == set(range(len(draft.children[ROOT])))
+
+    @pytest.mark.parametrize("threshold", [0.0, 1.0])
+    def test_it_ends_after_a_token_that_is_not_likely_enough(self, threshold: float) -> None:
+        drafter = _drafter(f"swift(bypass=False, stop_threshold={threshold}, top_k=1)")
+        assert len(self._grown(drafter, 3)) == (3 if threshold == 0 else 1)
+
+    def test_it_ends_with_a_stop_token(self) -> None:
+        first = self._grown(_drafter("swift(bypass=False, stop_threshold=0.0, top_k=1)"), 3).tokens[0]
+        drafter = _drafter("swift(bypass=False, stop_threshold=0.0, top_k=1)", stop_token_ids=(first,))
+        assert list(self._grown(drafter, 3).tokens) == [first]
+
+    def test_where_all_is_forbidden_there_is_no_draft(self) -> None:
+        bias = {token: -float("inf") for token in range(24)}
+        drafter = _drafter("swift(bypass=False)", logit_bias=bias)
+        assert drafter._children(torch.zeros(24), ROOT, {}) == ([], 0.0, 0)
+        assert len(self._grown(drafter, 3)) == 0
 
 
 class TestCandidates:
