@@ -17,7 +17,7 @@ from decodery.speculative.draft import EMPTY, ROOT, Draft
 from decodery.speculative.loop import Round
 from decodery.speculative.swift import layer_search
 from decodery.speculative.swift.layer_search import LayerSearch, LayerSet
-from decodery.speculative.swift.method import MEMORY, PRIOR, Pay, SkippingDrafter, Swift, SwiftState
+from decodery.speculative.swift.method import MEMORY, PRIOR, Pay, SkippingDrafter, Swift, SwiftState, _band
 from decodery.speculative.verifiers import Verdict
 from decodery.testing import ScriptedScorer, scripted_language_model, story_scorer
 from decodery.testing.outputs import new_request
@@ -143,6 +143,21 @@ class TestWhereItDrafts:
         drafter._state.search.current = LayerSet(frozenset({1}), frozenset({1}))  # a third is left out
         drafter._sequence = type("Cached", (), {"length": 1})()  # type: ignore[assignment]
         return drafter.propose(list(range(cached)), 5) is not EMPTY
+
+    def test_where_it_must_not_be_given_up_nothing_is_reckoned(self) -> None:
+        assert _drafter("swift(bypass=False)")._pay is None
+        assert _drafter("swift")._pay is not None
+
+    def test_a_step_of_the_draft_is_one_row(self) -> None:
+        """Half of the four sublayers of the two inner layers: at best both feed-forwards."""
+        pay = Pay(CostCurve((1, 2), (16.0, 20.0)), Work(1.0, 3.0), 4)
+        search = LayerSearch(4, 0.5)
+        step = 16.0 * (1 - 2 * 3 / 16)
+        found = [(length + 1) * 16 / (16 + 4 * length + length * step) for length in range(1, 4)]
+        assert pay.ceiling(search, 3) == pytest.approx(max(found))
+
+    def test_bands_begin_above_their_lower_end(self) -> None:
+        assert [_band(sure) for sure in (0.96, 0.95, 0.81, 0.8, 0.51, 0.5, 0.0)] == [0, 1, 1, 2, 2, 3, 3]
 
     def test_it_is_tried_where_it_might_bring_a_tenth(self) -> None:
         """Two tokens cost two thirds and a pass of two rows, one costs one."""
