@@ -299,3 +299,27 @@ def test_a_method_sets_aside_its_drafts_rows() -> None:
     [(_, rows)] = plain.caches(request)
     assert [kept for _, kept in PromptLookup(length=7).caches(request)] == [rows + 7]
     assert [kept for _, kept in _method(TREE).caches(request)] == [rows + USUAL_NODES]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_log_probabilities_of_drafted_tokens_are_those_of_plain_decoding(temperature: float) -> None:
+    lm = scripted_language_model(story_scorer())
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "seed": 4, "logprobs": 3}
+    plain = lm.generate([1, 2, 3], "autoregressive", **settings)
+    drafted = lm.generate([1, 2, 3], oracle_draft(3), **settings)
+    assert drafted.stats.accepted > 0
+    assert drafted.logprobs == plain.logprobs
+
+
+def test_nothing_is_drafted_once_a_request_is_over() -> None:
+    asked: list[int] = []
+
+    def propose(request: Any, tokens: Any, depth: int) -> Draft:
+        asked.append(len(tokens))
+        return chain([21])
+
+    lm = scripted_language_model(story_scorer())
+    end = lm.generate([1, 2], "autoregressive", max_new_tokens=3).token_ids[-1]
+    reply = lm.generate([1, 2], drafting_method("asked", propose), max_new_tokens=20, stop_token_ids=[end])
+    assert reply.finish_reason == "stop"
+    assert len(asked) == reply.stats.rounds

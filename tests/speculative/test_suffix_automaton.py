@@ -202,3 +202,23 @@ def test_its_drafter_is_as_asked() -> None:
     drafter = method.drafter(request)
     assert (drafter._length, drafter._alpha) == (7, 0.5)
     assert (method.adaptive, SuffixAutomatonLookup(adapt=False).adaptive) == (True, False)
+
+
+@given(texts)
+def test_its_states_are_the_runs_that_end_at_the_same_places(text):
+    """As many states as there are sets of places at which runs end, each with its longest run and its first end."""
+    ends: dict[tuple[int, ...], set[int]] = {}
+    for end in range(1, len(text) + 1):
+        for start in range(end):
+            ends.setdefault(tuple(text[start:end]), set()).add(end)
+    longest: dict[frozenset[int], int] = {}
+    for run, places in ends.items():
+        longest[frozenset(places)] = max(longest.get(frozenset(places), 0), len(run))
+    automaton = SuffixAutomaton(text)
+    found = list(zip(automaton.longest, automaton.first_end, strict=True))
+    assert sorted(found[1:]) == sorted((length, min(places)) for places, length in longest.items())
+    for state, link in enumerate(automaton.link[1:], start=1):
+        length = automaton.longest[state]
+        run = text[automaton.first_end[state] - length : automaton.first_end[state]]
+        shorter = next(n for n in range(length - 1, -1, -1) if n == 0 or ends[tuple(run[-n:])] != ends[tuple(run)])
+        assert automaton.longest[link] == shorter
