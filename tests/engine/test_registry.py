@@ -242,6 +242,10 @@ def test_other_breaches_of_the_contract() -> None:
 
     with pytest.raises(ValueError, match=r"needs must be of decodery\.engine\.needs, not words"):
         registry.conform(_variant(needs=("a draft model",)))
+    with pytest.raises(ValueError, match=r"needs must be of decodery\.engine\.needs, not words"):
+        registry.conform(_variant(needs=(NEXT_TOKENS, "a draft model")))
+    with pytest.raises(ValueError, match=r"defaults of Variant are not valid: .* depth must"):
+        registry.conform(_variant(example="foreign(depth=0)"))
 
     @dataclass(frozen=True)
     class Depends(Foreign):
@@ -311,6 +315,9 @@ def test_a_method_suits_the_models_whose_scores_it_reads() -> None:
     assert canvas.suits(MASKED_POSITIONS.kind)
     assert not canvas.suits(NEXT_TOKENS.kind)
     assert causal.suits(NEXT_TOKENS.kind | MASKED_POSITIONS.kind)
+    both = registry.MethodInfo.of(_variant(needs=(NEXT_TOKENS, MASKED_POSITIONS)))
+    assert both.suits(NEXT_TOKENS.kind | MASKED_POSITIONS.kind)
+    assert not both.suits(NEXT_TOKENS.kind)
 
 
 @pytest.mark.parametrize(
