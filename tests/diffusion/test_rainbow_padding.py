@@ -191,6 +191,23 @@ def test_diagnostics_of_a_network_that_knows_the_pads_alike():
     assert recipe.pad_loss(network, recipe.rows(0, PADS), pads) == pytest.approx(math.log(7), abs=1e-4)
 
 
+@pytest.mark.parametrize("shown", [0, 1, 3])
+def test_so_many_pads_are_visible_as_are_to_be_and_the_answer_is_not(shown):
+    words = vocabulary()
+    pads = [words[pad] for pad in PADS]
+    seen: list[list[int]] = []
+
+    class Watched(Known):
+        def __call__(self, tokens, visible=None, causal=False):
+            seen.extend(tokens.tolist())
+            return super().__call__(tokens, visible, causal)
+
+    recipe.pad_loss(Watched(dict.fromkeys(PADS, 0.0)), recipe.rows(0, PADS), pads, shown=shown)
+    assert len(seen) == 64
+    assert {sum(token in pads for token in row) for row in seen} == {shown}
+    assert all(words[END] not in row for row in seen)
+
+
 class Ordered:
     """A network that writes one canvas, each word with its own confidence: a word is filled the earlier the surer it is."""
 

@@ -11,6 +11,7 @@ from decodery.diffusion.laws import Laws
 from decodery.diffusion.unmasking.base import CanvasStep, without_replacement
 from decodery.diffusion.unmasking.dream import TimeGrid, share
 from decodery.diffusion.unmasking.fast_dllm import Factor, Threshold, reaching
+from decodery.diffusion.unmasking.llada import Quota
 from decodery.diffusion.unmasking.mdlm import Ancestral
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
@@ -69,3 +70,23 @@ def test_a_number_that_just_reaches_the_factor_does_not_fit():
     half = torch.tensor([math.log(0.5)] * 2, dtype=torch.float64)
     assert Factor(factor=1.5).sure(half, range(2)) == [0]
     assert Factor(factor=1.5001).sure(half, range(2)) == [0, 1]
+
+
+RANKED = {"max_probability": 0, "margin": 1, "entropy": 2}
+"""Which of the laws below comes first by each rank."""
+
+
+@pytest.mark.parametrize(("rank", "first"), RANKED.items())
+@pytest.mark.parametrize("deferred", [(), (9,), (0,)])
+def test_a_quota_takes_the_highest_of_its_own_rank(rank, first, deferred):
+    """The likeliest token of every law is token 0; deferred, it makes all offsets equal, and the first one comes."""
+    rows = [[0.6, 0.35, 0.0125, 0.0125, 0.0125, 0.0125], [0.5, 0.125, 0.125, 0.125, 0.0625, 0.0625], [0.52, 0.48]]
+    scores = torch.full((3, 10), 1e-12)
+    for row, shares in zip(scores, rows, strict=True):
+        row[: len(shares)] = torch.tensor(shares)
+    laws = Laws([4, 5, 7], scores.log(), Law(LawSettings(temperature=0.0), [0]), Noise(0), 1)
+    step = CanvasStep(0, 0, 12, 12, 0, 12, 12)
+    commit = Quota(rank, deferred).choose(laws, step)
+    assert commit.filled == {4 if deferred == (0,) else [4, 5, 7][first]: 0}
+    assert Quota(rank, (), 2).choose(laws, step).tokens == (0, 0)
+    assert Quota(rank, (), 9).choose(laws, step).offsets == (4, 5, 7), "no more than there are"

@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +16,7 @@ import decodery
 from decodery.engine import registry
 from decodery.engine.autoregressive import Autoregressive
 from decodery.engine.method import Decoding, Exactness, Method, parameter
+from decodery.engine.needs import MASKED_POSITIONS, NEXT_TOKENS, Companion, Requirement
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod
 
 
@@ -238,3 +239,111 @@ def test_other_breaches_of_the_contract() -> None:
 
     with pytest.raises(ValueError, match="extra of ListParameter is list"):
         registry.conform(ListParameter)
+
+    with pytest.raises(ValueError, match=r"needs must be of decodery\.engine\.needs, not words"):
+        registry.conform(_variant(needs=("a draft model",)))
+    with pytest.raises(ValueError, match=r"needs must be of decodery\.engine\.needs, not words"):
+        registry.conform(_variant(needs=(NEXT_TOKENS, "a draft model")))
+    with pytest.raises(ValueError, match=r"defaults of Variant are not valid: .* depth must"):
+        registry.conform(_variant(example="foreign(depth=0)"))
+
+    @dataclass(frozen=True)
+    class Depends(Foreign):
+        extra: int = parameter(3, "acts beside another", only={"width": 2})
+
+    with pytest.raises(ValueError, match="extra of Depends depends on width, which is no parameter"):
+        registry.conform(Depends)
+
+    @dataclass(frozen=True)
+    class Settled(Foreign):
+        depth: int = field(default=2, metadata={"unused": True})
+
+    registry.conform(Settled)
+
+
+# Entries
+
+
+def test_an_entry_says_all_that_a_class_declares() -> None:
+    @dataclass(frozen=True)
+    class Told(Foreign):
+        """Does this
+        and that.
+
+        More about it.
+        """
+
+        name: ClassVar[str] = "told"
+        needs: ClassVar[tuple[Requirement, ...]] = (NEXT_TOKENS, Companion("draft", "a smaller model"))
+        refuses: ClassVar[dict[str, str]] = {"target": "it has none"}
+        example: ClassVar[str] = "told(mode=slow)"
+
+        mode: str = parameter("fast", "how", choices=("fast", "slow"))
+        most: int | None = parameter(None, "how many", low=1, high=9, auto="what pays", only={"mode": "slow"})
+
+    info = registry.MethodInfo.of(Told)
+    depth, mode, most = info.as_dict().pop("parameters")
+    assert {key: value for key, value in info.as_dict().items() if key != "parameters"} == {
+        "name": "told",
+        "title": "A foreign method",
+        "summary": "Does this and that.",
+        "paper": "nobody, 2024",
+        "exactness": "approximate",
+        "family": "testing",
+        "needs": [Companion("draft", "a smaller model").words],
+        "refuses": {"target": "it has none"},
+        "example": "told(mode=slow)",
+    }
+    assert (depth["name"], depth["type"], depth["default"], depth["help"], depth["low"]) == (
+        "depth", "int", 2, "how deep", 1,
+    )  # fmt: skip
+    assert (depth["high"], depth["choices"], depth["auto"], depth["only"]) == (None, [], "", "")
+    assert (mode["choices"], mode["default"]) == (["fast", "slow"], "fast")
+    assert (most["low"], most["high"], most["auto"]) == (1, 9, "what pays")
+    assert "mode=slow" in most["only"]
+    assert info.extras == (Companion("draft", "a smaller model"),)
+    assert registry.MethodInfo.of(Foreign).example == "foreign"
+
+
+def test_a_method_suits_the_models_whose_scores_it_reads() -> None:
+    causal, canvas = (registry.MethodInfo.of(registry.find(name)) for name in ("autoregressive", "masked-diffusion"))
+    assert causal.wanted == []
+    assert canvas.wanted == [MASKED_POSITIONS.words]
+    assert canvas.extras == ()
+    assert causal.suits(NEXT_TOKENS.kind)
+    assert not causal.suits(MASKED_POSITIONS.kind)
+    assert canvas.suits(MASKED_POSITIONS.kind)
+    assert not canvas.suits(NEXT_TOKENS.kind)
+    assert causal.suits(NEXT_TOKENS.kind | MASKED_POSITIONS.kind)
+    both = registry.MethodInfo.of(_variant(needs=(NEXT_TOKENS, MASKED_POSITIONS)))
+    assert both.suits(NEXT_TOKENS.kind | MASKED_POSITIONS.kind)
+    assert not both.suits(NEXT_TOKENS.kind)
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("prompt-lookup", []),
+        ("suffix-automaton", []),
+        ("suffix-automaton(corpus=here.txt)", ["corpus"]),
+        ("cascade(table=auto)", []),
+        ("cascade(table=here.npz)", ["table"]),
+        ("adablock(sampler=localleap)", []),
+        ("sched(calibration=here.json, sampler='localleap')", ["calibration"]),
+    ],
+)
+def test_files_that_a_method_is_given_are_found(spec: str, found: list[str]) -> None:
+    assert registry.files_of(registry.method(spec)) == found
+
+
+def test_files_are_found_in_a_method_within_another() -> None:
+    @dataclass(frozen=True)
+    class Outer(Foreign):
+        name: ClassVar[str] = "outer"
+
+        inner: str | None = parameter(None, "another method", names="method")
+        table: str = parameter("", "a file", names="file")
+
+    assert registry.files_of(Outer()) == []
+    assert registry.files_of(Outer(inner="suffix-automaton(corpus=here.txt)")) == ["corpus"]
+    assert registry.files_of(Outer(inner="suffix-automaton(corpus=a)", table="b")) == ["corpus", "table"]

@@ -24,7 +24,7 @@ from decodery.errors import BadSetting, ScoresNotNumbers
 from decodery.sampling import Law, LawSettings, Noise
 from decodery.sampling.prefix import Joined, Prefix
 from decodery.sampling.settings import Real, setting
-from decodery.sampling.steps import PRESETS, Step, default_order, register, steps, unregister
+from decodery.sampling.steps import PRESETS, StatefulStep, Step, default_order, register, steps, unregister
 from decodery.sampling.steps.top_p import TopP
 from decodery.testing import enumerate_outcomes, exact_outputs, scripted_language_model, total_variation
 from decodery.testing.scorers import TabularScorer
@@ -279,7 +279,7 @@ def test_temperature_last_truncates_the_law_before_it() -> None:
 
 
 @dataclass(frozen=True)
-class Surprise(Step):
+class Surprise(StatefulStep):
     """Like mirostat: allows tokens up to a surprise, which follows the surprise of what was taken."""
 
     surprise: float = setting(0.0, Real(0.0), "Nats of surprise that are wanted.")
@@ -287,7 +287,6 @@ class Surprise(Step):
 
     name = "surprise"
     place = 350
-    stateful = True
 
     def begin(self, prompt: Sequence[int]) -> float:
         return 2 * self.surprise
@@ -345,11 +344,10 @@ def test_a_step_that_is_not_whole_is_refused_when_it_is_registered() -> None:
     """And not in the middle of a request."""
 
     @dataclass(frozen=True)
-    class Unbegun(Step):
+    class Unbegun(StatefulStep):
         unbegun: float = setting(0.0, Real(0.0), "Has a state and never says where it begins.")
         name = "unbegun"
         place = 350
-        stateful = True
 
         def advance(self, state: float, scores: Tensor, token: int) -> float:
             return state
@@ -359,14 +357,17 @@ def test_a_step_that_is_not_whole_is_refused_when_it_is_registered() -> None:
 
     class Standing(Unbegun):
         name = "standing"
-        advance = Step.advance
+        advance = StatefulStep.advance
 
         def begin(self, prompt: Sequence[int]) -> float:
             return 0.0
 
-    class Stateless(Surprise):
+    @dataclass(frozen=True)
+    class Stateless(Step):
+        stateless: float = setting(0.0, Real(0.0), "Says where a state begins, and has none.")
         name = "stateless"
-        stateful = False
+        begin = Surprise.begin
+        apply = Surprise.apply
 
     class Idle(Step):
         name = "idle"
@@ -374,9 +375,9 @@ def test_a_step_that_is_not_whole_is_refused_when_it_is_registered() -> None:
         settings = Coin.settings
 
     for step, reason in (
-        (Unbegun, "unbegun is stateful and has no begin"),
-        (Standing, "standing is stateful and has no advance"),
-        (Stateless, "stateless has begin but is not stateful"),
+        (Unbegun, "unbegun has no begin"),
+        (Standing, "standing has no advance"),
+        (Stateless, "stateless has begin, which is never asked for"),
         (Idle, "idle has no apply"),
     ):
         with pytest.raises(ValueError, match=reason):

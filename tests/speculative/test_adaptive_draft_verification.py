@@ -32,6 +32,7 @@ from decodery.testing import (
     story_scorer,
     total_variation,
 )
+from decodery.testing.outputs import new_request
 
 
 def _random_store(vocabulary: int, seed: int = 0, successors: int = 4) -> TrigramStore:
@@ -142,19 +143,27 @@ class _Node:
 
 def _reference(
     rows: dict[tuple[int, int], dict[int, float]], root: tuple[int, int], simulations: int, length: int,
-    c1: float, c2: float, position: int, legacy: bool,
+    c1: float | None, c2: float, position: int, legacy: bool,
 ) -> dict[tuple[int, ...], int]:  # fmt: skip
-    """Visit counts by prefix of a search that is written down step by step."""
+    """Visit counts by prefix of a search that is written down step by step. c1: None for a greedy one."""
     chance = random.Random(position)
     ordered = {key: sorted(row.items(), key=lambda item: (-item[1], item[0])) for key, row in rows.items()}
     tree = _Node(root, None, 0.0)
 
     def value(node: _Node) -> float:
+        if c1 is None:  # what was never visited is worth the way there and its own weight
+            return node.W / node.N if node.N else reached(node.parent) + node.prior
         if node.N == 0:
             return math.inf
         parent = node.parent.N
         factor = c1 + math.log((parent + c2 + 1) / c2)
         return node.W / node.N + factor * node.prior * math.sqrt(parent) / (1 + node.N)
+
+    def reached(node: _Node) -> float:
+        if node.parent is None:
+            return 1.0
+        above = node.parent.key
+        return reached(node.parent) + (rows[above].get(above[1], 0.0) if legacy else node.prior)
 
     for _ in range(simulations):
         node = tree
@@ -214,6 +223,15 @@ class TestSearch:
         assert found.visited(10**6) == {prefix: count for prefix, count in expected.items() if count}
         assert sum(count for prefix, count in expected.items() if len(prefix) == 1) == 150
 
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_without_exploration_its_visits_are_those_of_the_reference_too(self, seed, legacy):
+        store = _random_store(7, seed, successors=1 + seed)
+        store._rows.pop(1 * 7 + 2)
+        found = Search(store, 5, None, 8.0, 150, legacy).run(0, 5, position=9)
+        expected = _reference(_rows(store), (0, 5), 150, 5, None, 8.0, 9, legacy)
+        assert found.visited(10**6) == {prefix: count for prefix, count in expected.items() if count}
+
     def test_a_hand_made_table(self):
         """One pair with two successors that lead nowhere: after both were tried once, PUCT decides."""
         store = TrigramStore(4, 12)
@@ -235,8 +253,11 @@ class TestSearch:
         repeated = Search(store, 4, 32.0, 8.0, 150, legacy=True).run(0, 1, position=3)
         assert min(repeated.values) >= 1.5
 
-    def test_an_unknown_pair_has_no_tree(self):
+    def test_an_unknown_pair_has_no_tree_and_one_simulation_finds_that_out(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(TrigramStore, "find", lambda self, key: asked.append(key))
         assert Search(TrigramStore(4, 12), 4, 32.0, 8.0, 150).run(0, 1, position=3) is None
+        assert len(asked) < 4, "the other simulations would find no more"
 
 
 class TestDraft:
@@ -279,12 +300,27 @@ class TestDraft:
         drafter = TrigramDrafter(store, AdaptiveDraftVerification())
         assert drafter.propose([1, 2], depth=5) is EMPTY
         assert _rows(store) == {}
+        store.reinforce(1, 2, 3, 0.5, 3.0)
+        for text in ([1], [1, 2]):
+            assert drafter.propose(text, depth=5) is EMPTY, "not even what the table knows"
+        assert drafter.propose([0, 1, 2], depth=5).tokens == [3]
 
 
 # What it learns from
 
 
 class TestLearning:
+    def test_tables_that_learn_otherwise_are_kept_apart(self):
+        lm = scripted_language_model(story_scorer())
+        options = ("", "window=8", "delta=0.5", "cap=1.0", "read_prompt=True", "top_m=4")
+        specs = [f"adaptive-draft-verification({option})" for option in options]
+        made = [new_request(lm, spec, [1, 2], Settings(seed=0)) for spec in specs]
+        stores = [method.store(request) for request, method in made]
+        assert len({id(store) for store in stores}) == len(options)
+        assert [method.store(request) for request, method in made] == stores, "and each stays with its session"
+        request, method = new_request(lm, "adaptive-draft-verification(persist=False)", [1, 2], Settings(seed=0))
+        assert method.store(request) is not method.store(request)
+
     def test_only_committed_text_teaches(self):
         """Through the engine: the session's table holds trigrams of the text alone, though much more was drafted."""
         lm = scripted_language_model(story_scorer())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,12 +13,16 @@ from decodery.engine.cost import CostCurve
 from decodery.errors import BadInput, BadParameter
 from decodery.speculative.approximate_match_lookup.matching import NgramIndex
 from decodery.speculative.approximate_match_lookup.method import (
+    Alignment,
     AlignmentDrafter,
     ApproximateMatchLookup,
     LengthByClass,
+    _joined,
     substitutions,
 )
-from decodery.speculative.draft import EMPTY
+from decodery.speculative.draft import EMPTY, Draft
+from decodery.speculative.loop import Round
+from decodery.speculative.verifiers import Verdict
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
 from experiments import approximate_match_lookup as study
 
@@ -271,3 +276,99 @@ class TestSimulation:
         assert _simulated("default, anchor 0", 0.0) < _simulated("default", 0.0)
         assert _simulated("window 8, k 4, anchor 0", 0.0) < 0.95 * _simulated("window 8, k 4", 0.0)
         assert _simulated("default, anchor 0", 0.1) > _simulated("default", 0.1)
+
+
+class TestDetails:
+    def test_what_it_asks_for(self):
+        assert ApproximateMatchLookup(nodes=12).most_nodes() == 12
+        assert ApproximateMatchLookup(window=9).most_mismatches == 9
+        assert ApproximateMatchLookup(window=9, rank="mismatches").most_mismatches == 4
+        assert ApproximateMatchLookup(window=9, mismatches=2).most_mismatches == 2
+
+    def test_a_class_that_is_refused_drafts_nothing(self):
+        policy = LengthByClass(CostCurve((1, 2), (1.0, 2.5)))
+        drafter = AlignmentDrafter(ApproximateMatchLookup(policy="class"), policy=policy)
+        assert drafter.propose([1, 2, 3, 1, 2], depth=9) is EMPTY
+        assert drafter.propose([1, 2, 3, 1, 2], depth=0) is EMPTY
+
+    def test_only_what_was_verified_of_a_proposal_teaches(self):
+        policy = LengthByClass()
+        drafter = AlignmentDrafter(ApproximateMatchLookup(policy="class"), policy=policy)
+        draft = drafter.propose([1, 2, 3, 1, 2], depth=9)
+        kind = draft.kinds[0][:3]
+
+        def observe(draft: Draft, path: tuple[int, ...]) -> None:
+            drafter.observe(Round([1], draft, Verdict(path, 0), [], torch.zeros(0), {}))
+
+        observe(EMPTY, ())
+        assert not policy._means, "nothing of it was verified"
+        observe(draft, (0, 1, 2))
+        assert policy._means == {kind: (pytest.approx(2 + 0.1 * (3 - 2)), pytest.approx(0.5 + 0.1 * (1 - 0.5)))}
+        observe(draft, ())
+        assert policy._means == {kind: (pytest.approx(2.1 - 0.21), pytest.approx(0.55 - 0.055))}
+        drafter.propose([1, 2, 3, 1, 2], depth=0)
+        before = dict(policy._means)
+        observe(draft, (0,))
+        assert policy._means == before, "nothing was proposed in this round"
+        plain = AlignmentDrafter(ApproximateMatchLookup(policy="none"))
+        plain.propose([1, 2, 3, 1, 2], depth=9)
+        plain.observe(Round([1], draft, Verdict((), 0), [], torch.zeros(0), {}))
+
+    def test_a_second_row_is_as_dear_as_it_is_beside_the_first(self):
+        for first in (1.0, 4.0):
+            assert LengthByClass(CostCurve((1, 2), (first, 1.4 * first))).length("new", 9) == 4
+            assert LengthByClass(CostCurve((1, 2), (first, 1.6 * first))).length("new", 9) == 0
+
+    def test_the_latest_texts_are_kept_as_far_as_there_is_room(self, monkeypatch):
+        monkeypatch.setattr("decodery.speculative.approximate_match_lookup.method.SESSION_TOKENS", 9)
+        texts = [[1, 1], [2, 2, 2], [3, 3, 3, 3]]
+        assert _joined(texts) == [2, 2, 2, -1, 3, 3, 3, 3, -1]
+        assert texts == [[2, 2, 2], [3, 3, 3, 3]], "older ones are forgotten"
+        assert _joined([[1] * 8]) == [*[1] * 8, -1]
+        assert _joined([[1] * 9]) == []
+        assert _joined([[1, 1], [2, 2, 2, 2], [3, 3, 3, 3]]) == [3, 3, 3, 3, -1]
+
+    def test_a_place_before_a_border_gives_way_to_another(self):
+        drafter = AlignmentDrafter(ApproximateMatchLookup(policy="none"), earlier=[2, 8, 9, -1, 5, 2, -1])
+        assert list(drafter.propose([6, 2], depth=8).tokens) == [8, 9]
+
+    @pytest.mark.parametrize(("rank", "order"), [("decayed", "bac"), ("mismatches", "acb"), ("run", "cab")])
+    def test_places_of_text_and_corpus_are_ordered_by_their_rank(self, rank, order):
+        places = {
+            "a": Alignment(0.5, 1, 3, 7, [], 0, None, "own"),
+            "b": Alignment(0.4, 3, 2, 8, [], 0, None, "own"),
+            "c": Alignment(0.6, 1, 3, 6, [], 0, None, "corpus"),
+        }
+        if rank == "mismatches":
+            places["c"] = Alignment(0.6, 1, 3, 9, [], 0, None, "corpus")
+        drafter = _drafter(rank=rank)
+        assert "".join(sorted(places, key=lambda name: drafter._order(places[name]))) == order
+
+    def test_a_corpus_is_looked_into_once_the_text_fills_its_window(self):
+        options = ApproximateMatchLookup(
+            policy="none", corpus="given", corpus_window=4, corpus_mismatches=1, window=2, anchor=0, decay=0.5
+        )
+        #                    four that agree but for the first, and four at the end, behind which nothing stands
+        corpus = NgramIndex(2, [9, 2, 3, 4, 70, 71, 1, 2, 3, 4])
+        assert list(AlignmentDrafter(options, corpus=corpus).propose([1, 2, 3, 4], depth=9).tokens) == [
+            70,
+            71,
+            1,
+            2,
+            3,
+            4,
+        ]
+        assert AlignmentDrafter(options, corpus=corpus).propose([2, 3, 4], depth=9) is not None
+        short = AlignmentDrafter(options, corpus=corpus)
+        short.read([2, 3, 4])
+        assert all(place.origin == "own" for place in short._best([2, 3, 4]))
+        full = AlignmentDrafter(options, corpus=corpus)
+        full.read([1, 2, 3, 4])
+        [place] = full._corpus_places(corpus, [1, 2, 3, 4])
+        assert (place.mismatches, place.run, place.start, place.period) == (0, 3, 4, None)
+        # The first of four differs, and whatever stands before them counts as differing.
+        assert place.decayed == pytest.approx(0.5**3 + 0.5**4 / 0.5)
+
+    def test_acceptance_is_remembered_by_place_and_distance(self):
+        draft = _drafter(places=9, nodes=64, length=8, anchor=1).propose([5, *range(10, 20), 5], depth=8)
+        assert [kind[4] for kind in draft.kinds] == [0, 1, 2, 3, 4, 4, 4, 4]

@@ -39,6 +39,14 @@ class TestAcceptance:
     def test_it_converges_to_the_frequency(self):
         assert _sure("a", 90, 30).chance("a") == pytest.approx(0.75, abs=0.03)
 
+    def test_its_estimate_by_hand(self):
+        acceptance = _sure("a", 3, 2)
+        assert acceptance.chance("a") == pytest.approx((3 + 0.4 * 4) / (5 + 4))
+        half = _sure("a", MEMORY - 1, 0)
+        assert half.chance("a") == pytest.approx((MEMORY - 1 + 1.6) / (MEMORY - 1 + 4))
+        half.observe(chain([7], ["a"]), [7])
+        assert half.chance("a") == pytest.approx((MEMORY / 2 + 1.6) / (MEMORY / 2 + 4)), "halved"
+
     def test_it_forgets(self):
         acceptance = _sure("a", 10 * MEMORY, 0)
         for _ in range(2 * MEMORY):
@@ -69,6 +77,24 @@ class TestWorthwhile:
         draft = chain([1, 2])
         assert worthwhile(draft, Acceptance(), STEEP, rows=1) is draft
         assert worthwhile(EMPTY, Acceptance(), STEEP, rows=1) is EMPTY
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    @pytest.mark.parametrize("company", [1, 4])
+    @pytest.mark.parametrize("most", [None, 0, 2, 6])
+    def test_it_is_the_size_with_the_most_tokens_per_second(self, rows, company, most):
+        sizes = set()
+        for chance in (0.2, 0.5, 0.9):
+            acceptance = Acceptance(_counts={"a": [1e6 * chance, 1e6]})
+            for dear in (4.0, 9.0, 20.0):
+                cost = CostCurve((1, 40), (1.0, dear))
+                rates = [
+                    sum(chance**i for i in range(size + 1)) / cost(company * (rows + size))
+                    for size in range(7 if most is None else most + 1)
+                ]
+                found = worthwhile(chain(list(range(6)), ["a"] * 6), acceptance, cost, rows, most, company)
+                assert len(found) == rates.index(max(rates))
+                sizes.add(len(found))
+        assert len(sizes) > 1 or most == 0
 
     def test_company_makes_rows_dearer(self):
         cost = CostCurve((1, 8, 64), (1.0, 1.1, 9.0))  # cheap up to eight rows, dear beyond

@@ -11,7 +11,7 @@ from decodery.models.forward import ALL_LAYERS, Layers
 from decodery.speculative.draft import EMPTY, ROOT, Draft, Siblings, chain
 from decodery.speculative.draft_laws.growth import draw_distinct, draw_independent, grow_branching, likeliest
 from decodery.speculative.draft_laws.networks import NetworkLaws
-from decodery.speculative.draft_laws.ngrams import FLOOR, NgramLaws
+from decodery.speculative.draft_laws.ngrams import ESCAPE, FLOOR, TEXT_ROWS, NgramLaws
 from decodery.speculative.loop import Round
 from decodery.speculative.verifiers import Verdict
 from decodery.testing import (
@@ -139,6 +139,58 @@ def test_the_law_is_processed_as_the_target_s_is():
     assert float(law[0] / law[2]) == pytest.approx(float((raw[0] / raw[2]) ** 2), rel=1e-4)
     greedy, _ = answered(ngrams(text, temperature=0.0).root(text), None)
     assert int(greedy.argmax()) == 0
+
+
+def test_recycled_scores_and_counts_against_a_plain_reading():
+    """Two rounds on a text that both repeat contexts. The mean of the target's laws stands in for words not counted yet,
+    weighted as eight rows against those that were seen."""
+    text, size = [0, 1, 0, 1, 2, 0, 1], 6
+    laws = ngrams(text, size)
+    answered(laws.root(text), None)
+    draft = Draft([0, 2, 1, 0], [ROOT, ROOT, 0, 2])
+    seen: list[torch.Tensor] = []
+    scored: dict[tuple[int, ...], torch.Tensor] = {}
+    for seed in range(2):
+        logits = torch.randn(5, size, generator=torch.Generator().manual_seed(seed)) * 3
+        laws.observe(Round(text, draft, Verdict((), 0), [], logits, {}))
+        for row, path in zip(logits.softmax(-1).double(), ((), (0,), (2,), (0, 1), (0, 1, 0)), strict=True):
+            seen.append(row)
+            whole = (*text, *path)
+            scored[whole[-1:]] = scored[whole[-2:]] = row
+    counts = [text.count(token) for token in range(size)]
+    for path in ((), (0,), (2,), (0, 1), (3,), (3, 2), (4, 0)):
+        whole, share = (*text, *path), 7 / (7 + 3)
+        law = torch.tensor([share * count / 7 + (1 - share) / size for count in counts], dtype=torch.float64)
+        mean = torch.stack(seen).mean(0)
+        law = law + (mean - law) * len(seen) / (len(seen) + TEXT_ROWS)
+        for length in (1, 2):
+            context = whole[-length:]
+            if (
+                context in scored
+            ):  # all tokens of so small a vocabulary are recycled, so that nothing is left of the rest
+                law = law * max(1 - float(scored[context].sum()), 0) + scored[context]
+            after = [text[i + length] for i in range(len(text) - length) if tuple(text[i : i + length]) == context]
+            if after:
+                different = ESCAPE * len(set(after))
+                law = law * different / (len(after) + different)
+                for token in after:
+                    law[token] += 1 / (len(after) + different)
+        expected = (1 - FLOOR) * law / law.sum() + FLOOR / size
+        torch.testing.assert_close(laws.probabilities(path), expected, atol=1e-6, rtol=0)
+
+
+def test_what_recycled_scores_leave_is_shared_out_as_before(monkeypatch):
+    """Of a large vocabulary only the likeliest are recycled."""
+    monkeypatch.setattr("decodery.speculative.draft_laws.ngrams.RECYCLED", 2)
+    laws = ngrams([0, 1, 2], 6)
+    answered(laws.root([0, 1, 2]), None)
+    before = laws.probabilities((5,))
+    laws._scored[(5,)] = torch.tensor([3, 1]), torch.tensor([0.5, 0.2], dtype=torch.float64)
+    after = laws.probabilities((5,))
+    expected = 0.3 * before
+    expected[3] += 0.5
+    expected[1] += 0.2
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
 
 
 def test_scores_of_verified_nodes_are_recycled():

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from decodery.engine.cost import CostCurve
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
+from decodery.speculative.draft import EMPTY, ROOT, Draft, chain
+from decodery.speculative.draft_model import LONGEST, DraftModel, Length
+from decodery.speculative.loop import Round
+from decodery.speculative.verifiers import Verdict
 from decodery.testing import (
     DrafterLaws,
     TabularScorer,
@@ -134,3 +139,86 @@ def test_the_first_layers_of_a_network_draft(temperature):
                 plain = lm.generate(prompt, method="autoregressive", max_new_tokens=30)
                 assert reply.token_ids == plain.token_ids
                 assert reply.stats.accepted > 0
+
+
+class Asking:
+    """A request, as far as a length looks at it."""
+
+    def __init__(self, position: int = 1, tokens: int = 5) -> None:
+        self.position, self.tokens = position, [0] * tokens
+
+
+def _seen(length: Length, draft: Draft, accepted: int) -> None:
+    length.observe(Round([1], draft, Verdict(tuple(range(accepted)), 0), [], torch.zeros(0), {}))
+
+
+class TestLength:
+    """How far it is drafted for where the cost curve chooses."""
+
+    def test_a_given_length_stays(self) -> None:
+        length = Length(Asking(), 5)
+        _seen(length, chain([1, 2, 3]), 0)
+        assert length.choose() == 5
+
+    @pytest.mark.parametrize("share", [0.25, 1.0])
+    @pytest.mark.parametrize(("drafting", "slope"), [(None, 0.3), (0.1, 0.02), (0.4, 0.02), (0.4, 0.3), (3.0, 0.3)])
+    def test_it_has_the_most_expected_tokens_per_second(
+        self, drafting: float | None, slope: float, share: float
+    ) -> None:
+        target = CostCurve((1, 2), (1.0, 1.0 + slope))
+        length = Length(Asking(), None, target, None if drafting is None else CostCurve.flat(drafting), share)
+        step = 0.0 if drafting is None else drafting * share
+        lengths = set()
+        for accepted, tried in ((2, 4), (9, 10), (1, 10), (19, 20)):
+            length._accepted, length._tried = float(accepted), float(tried)
+            rate = accepted / tried
+            speeds = [sum(rate**i for i in range(g + 1)) / (target(1 + g) + g * step) for g in range(LONGEST + 1)]
+            assert length.choose() == speeds.index(max(speeds))
+            lengths.add(length.choose())
+        assert len(lengths) > 1 or step > 0.5
+
+    def test_the_curves_are_those_of_the_text_so_far(self) -> None:
+        class Curve(CostCurve):
+            def at(self, context: int) -> CostCurve:
+                return CostCurve((1, 2), (1.0, 1.0 if context == 7 else 2.0))
+
+        assert Length(Asking(tokens=7), None, Curve((1,), (1.0,))).choose() == LONGEST
+        assert Length(Asking(tokens=8), None, Curve((1,), (1.0,))).choose() == 0
+
+    def test_where_nothing_pays_one_is_drafted_every_sixteenth_position(self) -> None:
+        dear = CostCurve((1, 2), (1.0, 2.0))
+        assert [place for place in range(40) if Length(Asking(place), None, dear).choose()] == [0, 16, 32]
+        assert Length(Asking(16), None, dear).choose() == 1
+
+    @pytest.mark.parametrize(
+        ("draft", "accepted", "tried"),
+        [(chain([1, 2, 3]), 3, 3), (chain([1, 2, 3]), 2, 3), (chain([1, 2, 3]), 0, 1), (EMPTY, 0, 0),
+         (Draft([1, 2, 3], [ROOT, ROOT, 1]), 2, 2), (Draft([1, 2, 3], [ROOT, ROOT, 1]), 1, 2)],
+    )  # fmt: skip
+    def test_what_was_accepted_and_the_first_that_was_not_are_counted(
+        self, draft: Draft, accepted: int, tried: int
+    ) -> None:
+        length = Length(Asking(), None)
+        assert (length._accepted, length._tried) == (2.0, 4.0)
+        _seen(length, draft, accepted)
+        assert (length._accepted, length._tried) == (2.0 + accepted, 4.0 + tried)
+
+
+def test_it_asks_for_the_room_of_its_widest_draft() -> None:
+    assert DraftModel().most_nodes() == 4
+    assert DraftModel(length=6, width=3).most_nodes() == 18
+    assert DraftModel(length=None).most_nodes() == LONGEST
+    assert (DraftModel().chain_setting, DraftModel(width=2).chain_setting) == ("", "width=1")
+
+
+def test_a_drafted_token_costs_the_layers_that_draft_it() -> None:
+    """A third of the target's curve for one layer of three; all of the other's for a model of its own; nothing for counts."""
+    lm = scripted_language_model(story_scorer(), drafter=story_scorer(surprise=0.5, name="other"))
+    curves = {lm.network.name: CostCurve.flat(3.0), "other": CostCurve.flat(5.0)}
+    lm.cost = lambda network: curves[network.name]  # type: ignore[method-assign]
+    for spec, drafting, share in (("layers=1", 3.0, 1 / 3), ("draft=other", 5.0, 1.0), ("draft=ngram", None, 0.0)):
+        request, method = new_request(lm, f"draft-model(length=auto, {spec})", [1, 2], Settings(seed=0))
+        length = method.drafter(request)._length  # type: ignore[attr-defined]
+        assert length._target is curves[lm.network.name]
+        assert (None if length._drafting is None else length._drafting(1)) == drafting
+        assert length._share == pytest.approx(share)

@@ -7,7 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from decodery.speculative.swift.layer_search import GaussianProcess, LayerSearch, LayerSet, matchness, matern
+from decodery.speculative.swift import layer_search
+from decodery.speculative.swift.layer_search import (
+    CLIMBS,
+    LENGTH_SCALES,
+    NOISE,
+    STARTS,
+    GaussianProcess,
+    LayerSearch,
+    LayerSet,
+    matchness,
+    matern,
+)
 
 
 def additive(seed: int = 0, layers: int = 30) -> dict[str, np.ndarray]:
@@ -120,6 +131,44 @@ def test_the_gaussian_process_is_the_textbook_one():
     assert best.min() >= 0
     assert best.max() <= 1
     assert process.promise(best)[0] >= max(process.promise(point)[0] for point in generator.random((300, 4)))
+
+
+def test_the_length_scale_is_the_likeliest():
+    """Of those that are tried, by the marginal likelihood of the standardised scores, written out."""
+    chosen = set()
+    for seed in range(6):
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        points = generator.random((12, 3))
+        scores = np.sin(points.sum(axis=1) * (1 + seed)) + 0.05 * generator.random(12)
+        standard = (scores - scores.mean()) / scores.std()
+
+        def likelihood(scale: float, points: np.ndarray = points, standard: np.ndarray = standard) -> float:
+            kernel = np.array([[_matern(np.linalg.norm(a - b), scale) for b in points] for a in points])
+            noisy = kernel + NOISE * np.eye(12)
+            return float(-standard @ np.linalg.solve(noisy, standard) / 2 - np.linalg.slogdet(noisy)[1] / 2)
+
+        found = GaussianProcess(points, scores).scale
+        assert found == max(LENGTH_SCALES, key=likelihood)
+        chosen.add(found)
+    assert len(chosen) > 1
+
+
+def test_climbing_begins_where_the_promise_is_highest(monkeypatch):
+    generator = np.random.Generator(np.random.Philox(key=3))
+    process = GaussianProcess(generator.random((9, 4)), generator.random(9))
+    starts = []
+
+    def stays(function, start, **_):
+        starts.append(start)
+        return type("Found", (), {"fun": function(start)[0], "x": start})
+
+    monkeypatch.setattr(layer_search, "minimize", stays)
+    best = process.promising(np.random.Generator(np.random.Philox(key=1)))
+    points = np.random.Generator(np.random.Philox(key=1)).random((STARTS, 4))
+    promises = [process.promise(point)[0] for point in points]
+    highest = np.argsort(promises)[::-1][:CLIMBS]
+    np.testing.assert_array_equal(starts, points[highest])
+    np.testing.assert_array_equal(best, points[highest[0]])
 
 
 def _matern(distance: float, scale: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decodery.engine.events import Drafted
+from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter
 from decodery.speculative.draft import Siblings
@@ -151,3 +152,9 @@ def test_widths_may_be_a_number():
     lm = scripted_language_model(story_scorer(), drafter=story_scorer(surprise=0.5, name="other"))
     reply = lm.generate([1], method=f"{NAME}(widths=3, draft=other)", max_new_tokens=12)
     assert reply.stats.drafted <= 3 * reply.stats.rounds
+
+
+def test_what_it_asks_for() -> None:
+    assert as_method(f"{NAME}(widths=3x2x1)").most_nodes() == 3 + 6 + 6
+    assert as_method(f"{NAME}(widths=1x1)").chain_setting == as_method(f"{NAME}(widths=1)").chain_setting == ""
+    assert as_method(f"{NAME}(widths=1x2)").chain_setting == "widths=1x1x1"

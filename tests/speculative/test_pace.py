@@ -13,6 +13,7 @@ from decodery.models.forward import Forward, Scores
 from decodery.speculative.loop import SpeculativeMethod
 from decodery.speculative.pace import (
     DRAFT_ROUNDS,
+    LEAST,
     LONGEST,
     PLAIN_ROUNDS,
     SHORTEST,
@@ -220,3 +221,20 @@ def test_what_is_drawn_at_random_is_never_paced(name: str) -> None:
     lm.generate([1, 2, 3], chosen, max_new_tokens=40, temperature=1.0, seed=0)
     assert judged
     assert all(law is None for law in judged)
+
+
+def test_a_round_of_several_requests_counts_for_each_of_them() -> None:
+    course = Course()
+    for who, (tokens, seconds) in enumerate(((1, 2.0), (2, 2.0), (3, 5.0))):
+        course.observe(who, 3, tokens, seconds)
+    assert list(course._rounds[False]) == [Measured(3, 2.0, 3.0)]
+
+
+def test_three_rounds_of_a_kind_are_enough_for_a_verdict() -> None:
+    for plain, concludes in ((LEAST - 1, False), (LEAST, True)):
+        course = Course()
+        course._rounds[False].extend([Measured(1, 1.0, 1.0)] * plain)
+        course._rounds[True].extend([Measured(1, 1.0, 2.0)] * LEAST)
+        assert course._verdict() is (False if concludes else None)
+        course._rounds[True].append(Measured(2, 1.0, 2.0))
+        assert course._verdict() is None, "the present company was not measured"

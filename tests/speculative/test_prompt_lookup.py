@@ -53,13 +53,14 @@ def test_it_copies_what_the_rule_says(pick, require_full, text, max_ngram, lengt
     assert draft.is_chain
 
 
+@pytest.mark.parametrize("pick", ["first", "last"])
 @given(text=texts, cuts=st.sets(st.integers(1, 29)))
-def test_reading_bit_by_bit_is_reading_at_once(text, cuts):
-    piecewise = NgramDrafter(3, 5, "first", False)
+def test_reading_bit_by_bit_is_reading_at_once(pick, text, cuts):
+    piecewise = NgramDrafter(3, 5, pick, False)
     for cut in sorted(cuts):
         if cut < len(text):
             piecewise.propose(text[:cut], depth=5)
-    at_once = NgramDrafter(3, 5, "first", False)
+    at_once = NgramDrafter(3, 5, pick, False)
     assert list(piecewise.propose(text, depth=5).tokens) == list(at_once.propose(text, depth=5).tokens)
 
 
@@ -101,3 +102,12 @@ def test_a_prompt_repeated_twice_is_copied(method):
 def test_acceptance_is_remembered_by_the_length_of_the_match():
     draft = NgramDrafter(3, 10, "first", False).propose([1, 2, 3, 9, 1, 2, 3], depth=10)
     assert draft.kinds[:2] == [("lookup", 3, 0), ("lookup", 3, 1)]
+    deep = NgramDrafter(2, 20, "first", False).propose([*range(14), 0, 1], depth=20)
+    assert deep.kinds == [("lookup", 2, min(place, 8)) for place in range(len(deep))]
+    assert len(deep) == 14
+
+
+def test_of_equal_copies_the_longer_match_counts() -> None:
+    """Both runs lead to the same place, near the end of the text."""
+    draft = NgramDrafter(2, 10, "longest", False).propose([1, 2, 3, 1, 2], depth=10)
+    assert (draft.tokens, draft.kinds[0]) == ([3, 1, 2], ("lookup", 2, 0))

@@ -136,3 +136,9 @@ def test_what_does_not_fit_is_refused_before_work(spec, reason):
     with watched(lm.network, forwards.append), pytest.raises(BadParameter, match=reason):
         lm.generate([1], method=spec, max_new_tokens=4, temperature=1.0)
     assert not forwards
+
+
+def test_what_it_asks_for() -> None:
+    assert as_method("spectr(drafts=3, length=5)").most_nodes() == 15
+    assert as_method("spectr(drafts=1)").chain_setting == ""
+    assert as_method("spectr(drafts=2)").chain_setting == "drafts=1"

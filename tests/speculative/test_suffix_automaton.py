@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decodery.engine.settings import Settings
 from decodery.errors import BadInput
 from decodery.speculative.draft import EMPTY, chain
 from decodery.speculative.suffix_automaton.automaton import Match, SuffixAutomaton
-from decodery.speculative.suffix_automaton.method import AutomatonDrafter, CombinedDrafter
+from decodery.speculative.suffix_automaton.method import AutomatonDrafter, CombinedDrafter, SuffixAutomatonLookup
 from decodery.testing import DrafterLaws, scripted_language_model, story_scorer
+from decodery.testing.outputs import new_request
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
@@ -168,3 +170,55 @@ def test_the_auxiliary_drafts_where_no_long_match_is_found():
     # No match is that long, so every round is the auxiliary's.
     assert copying.token_ids == recycled.token_ids
     assert (copying.stats.drafted, copying.stats.accepted) == (recycled.stats.drafted, recycled.stats.accepted)
+
+
+def test_what_follows_nothing_is_nothing() -> None:
+    assert SuffixAutomaton([1, 2, 3]).following(Match(), 2) == []
+    assert SuffixAutomaton([7, 8, 7]).following(Match(1, 1), 4) == [8, 7], "there is no shorter match to look at"
+
+
+def test_acceptance_is_remembered_by_source_match_and_place() -> None:
+    text = list(range(30))
+    draft = AutomatonDrafter(40, 1.0).propose([*text, *text[:20]], depth=40)
+    assert draft.kinds == [("own", 12, min(place, 8)) for place in range(21)][: len(draft)]
+    assert len(draft) == 21
+    short = AutomatonDrafter(40, 1.0).propose([*text, *text[:11]], depth=40)
+    assert set(short.kinds) == {("own", 11, min(place, 8)) for place in range(12)}
+    fresh = AutomatonDrafter(40, 4.0)
+    assert fresh.copied_from == 0
+    assert fresh.propose([1, 2, 3], depth=9) is EMPTY
+
+
+def test_it_asks_for_the_room_of_who_drafts_most() -> None:
+    assert SuffixAutomatonLookup(length=30).most_nodes() == 30
+    assert SuffixAutomatonLookup(length=30, auxiliary="token-recycling").most_nodes() == 80
+    assert SuffixAutomatonLookup(length=90, auxiliary="token-recycling").most_nodes() == 90
+
+
+def test_its_drafter_is_as_asked() -> None:
+    request, method = new_request(
+        scripted_language_model(story_scorer()), "suffix-automaton(length=7, alpha=0.5)", [1, 2], Settings(seed=0)
+    )
+    drafter = method.drafter(request)
+    assert (drafter._length, drafter._alpha) == (7, 0.5)
+    assert (method.adaptive, SuffixAutomatonLookup(adapt=False).adaptive) == (True, False)
+
+
+@given(texts)
+def test_its_states_are_the_runs_that_end_at_the_same_places(text):
+    """As many states as there are sets of places at which runs end, each with its longest run and its first end."""
+    ends: dict[tuple[int, ...], set[int]] = {}
+    for end in range(1, len(text) + 1):
+        for start in range(end):
+            ends.setdefault(tuple(text[start:end]), set()).add(end)
+    longest: dict[frozenset[int], int] = {}
+    for run, places in ends.items():
+        longest[frozenset(places)] = max(longest.get(frozenset(places), 0), len(run))
+    automaton = SuffixAutomaton(text)
+    found = list(zip(automaton.longest, automaton.first_end, strict=True))
+    assert sorted(found[1:]) == sorted((length, min(places)) for places, length in longest.items())
+    for state, link in enumerate(automaton.link[1:], start=1):
+        length = automaton.longest[state]
+        run = text[automaton.first_end[state] - length : automaton.first_end[state]]
+        shorter = next(n for n in range(length - 1, -1, -1) if n == 0 or ends[tuple(run[-n:])] != ends[tuple(run)])
+        assert automaton.longest[link] == shorter

@@ -25,6 +25,7 @@ from decodery.testing import (
     story_scorer,
     total_variation,
 )
+from decodery.testing.outputs import new_request
 
 
 class TestTokenRecycling(DrafterLaws):
@@ -309,3 +310,21 @@ class TestAblations:
         recycling, lookup = (self._acceptance(lm, m, self._stream(0)) for m in ("token-recycling", "prompt-lookup"))
         assert lookup < 1.3
         assert recycling > 1.5 * lookup
+
+
+def test_its_drafter_is_as_asked() -> None:
+    lm = scripted_language_model(story_scorer())
+    spec = "token-recycling(k=3, nodes=5, skip_unknown=False, update=accepted)"
+    request, method = new_request(lm, spec, [1, 2], Settings(seed=0))
+    drafter = method.drafter(request)
+    assert drafter.matrix.shape == (24, 3)
+    assert drafter._shape == template().narrowed(3).truncated(5)
+    assert (drafter._skip_unknown, drafter._update, drafter.watch_prompt) == (False, "accepted", None)
+    assert method.drafter(request).matrix is drafter.matrix
+    request, method = new_request(lm, "token-recycling(persist=False, seed_from_prompt=True)", [1, 2], Settings(seed=0))
+    drafter = method.drafter(request)
+    assert drafter.watch_prompt is not None
+    assert drafter._shape == template()
+    assert method.drafter(request).matrix is not drafter.matrix
+    assert (TokenRecycling().adaptive, TokenRecycling(nodes=5).adaptive) == (True, False)
+    assert (TokenRecycling().most_nodes(), TokenRecycling(nodes=5).most_nodes()) == (80, 5)

@@ -56,6 +56,15 @@ class TestStore:
         assert row.weight(9) == 3.0
         assert row.weight(8) == 0.0
 
+    def test_a_lower_id_comes_first_among_equals_alone(self):
+        row = TrigramSuccessors([9, 7, 5], [0.9, 0.5, 0.25])
+        row.add(5, 0.125, 3.0, 12)
+        assert (row.ids, row.weights) == ([9, 7, 5], [0.9, 0.5, 0.375])
+        row.add(5, 0.125, 3.0, 12)
+        assert (row.ids, row.weights) == ([9, 5, 7], [0.9, 0.5, 0.5])
+        row.add(3, 2.0, 3.0, 12)
+        assert (row.ids, row.weights) == ([3, 9, 5, 7], [2.0, 0.9, 0.5, 0.5])
+
     def test_rows_are_pruned_again(self):
         row = TrigramSuccessors([], [])
         for token in range(1000):

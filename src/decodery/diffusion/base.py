@@ -53,7 +53,7 @@ class DiffusionMethod(Method):
         **{
             step.settings()[0].name: NO_PREFIX
             for step in sorted(steps().values(), key=lambda step: step.place)
-            if (step.reads_prefix and not step.counts_only) or step.stateful
+            if step.reads_prefix and not step.counts_only
         },
         "target": "a canvas has guidance of its own, cfg_scale",
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from decodery.sampling.processors import register_processor as register_processor
     from decodery.sampling.settings import Setting as Setting
     from decodery.sampling.settings import setting as setting
+    from decodery.sampling.steps.base import StatefulStep as StatefulStep
     from decodery.sampling.steps.base import Step as Step
     from decodery.sampling.steps.base import register as register
 
@@ -35,6 +36,7 @@ _LAZY = {
     "register_processor": "processors",
     "Setting": "settings",
     "setting": "settings",
+    "StatefulStep": "steps.base",
     "Step": "steps.base",
     "register": "steps.base",
 }

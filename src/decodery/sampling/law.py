@@ -23,7 +23,7 @@ from decodery.sampling.forbidding import FORBIDDEN, WIDE, few, on_cpu
 from decodery.sampling.law_settings import LawSettings as LawSettings
 from decodery.sampling.noise import Chance, Noise, Stage
 from decodery.sampling.prefix import Prefix
-from decodery.sampling.steps import Step, default_order
+from decodery.sampling.steps import StatefulStep, Step, default_order
 from decodery.sampling.top import likeliest
 
 DEFAULT_ORDER = default_order()
@@ -57,11 +57,12 @@ class Law:
         self.steps = settings.active_steps()
         self.uses_prefix = any(step.uses_prefix for step in self.steps)
         """Whether the tokens of a path matter to its rows."""
-        self.stateful = any(step.stateful for step in self.steps)
+        self._stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
+        self.stateful = bool(self._stateful)
         """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
         self.chance: Chance = Noise(0) if chance is None else chance
         """Of steps that draw."""
-        self._states: States = {step.name: step.begin(self.tokens) for step in self.steps if step.stateful}
+        self._states: States = {step.name: step.begin(self.tokens) for step in self._stateful}
         self._passed: dict[tuple[int, ...], tuple[States, Tensor]] = {}
         """Path -> states before its row and the finished scores [vocabulary] there: what the states after it follow from."""
         self._decisions: dict[tuple[str, int, int], bool] = {}
@@ -212,7 +213,7 @@ class Law:
         if tuple(before) not in self._passed:
             raise ValueError("a law with a state was asked for a path whose earlier rows it has not seen")
         states, scores = self._passed[tuple(before)]
-        return {step.name: step.advance(states[step.name], scores, token) for step in self.steps if step.stateful}
+        return {step.name: step.advance(states[step.name], scores, token) for step in self._stateful}
 
     # What is wrong with a row
 

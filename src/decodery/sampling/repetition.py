@@ -15,9 +15,9 @@ def repetitions(text: Sequence[int], longest: int) -> dict[int, int]:
     ids = np.fromiter(text, np.int64, len(text))
     last = len(ids) - 1
     found: dict[int, int] = {}
-    places = (
-        np.flatnonzero(ids[:last] == ids[last]) if last > 0 and longest > 0 else ids[:0]
-    )  # of the last token, before
+    if last < 1:
+        return found
+    places = np.flatnonzero(ids[:last] == ids[last])  # of the last token, before
     for length in range(1, longest + 1):
         found.update(dict.fromkeys(ids[places + 1].tolist(), length))
         places = places[places >= length]

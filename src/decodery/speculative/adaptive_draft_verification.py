@@ -179,20 +179,23 @@ class Family:
 
     __slots__ = ("below", "bonus", "fresh", "gain", "prefix", "row", "totals", "values", "visits")
 
-    def __init__(self, row: TrigramSuccessors, prefix: tuple[int, ...], gain: float | None, reached: float | None):
-        """reached: for a greedy search, the score on the way here; an unvisited child is then worth that and its own."""
+    def __init__(
+        self, row: TrigramSuccessors, prefix: tuple[int, ...], gain: float | None, reached: float, greedy: bool
+    ):
+        """reached: the score on the way here. greedy: an unvisited child is worth that and its own weight, and is not tried
+        for its own sake."""
         size = len(row.ids)
         self.row, self.prefix = row, prefix
         self.gain = gain
         """What each child adds to a path's score; None: its own weight."""
         self.visits = [0] * size
         self.totals = [0.0] * size
-        self.values = [0.0] * size if reached is None else [reached + weight for weight in row.weights]
-        """Mean score of each child."""
+        self.values = [reached + weight for weight in row.weights]
+        """Mean score of each child; before it was visited, what it is worth to a greedy search."""
         self.bonus = list(row.weights)
         """weight / (1 + visits) of each child."""
         self.below: list[Family | None] = [None] * size
-        self.fresh = 0 if reached is None else size
+        self.fresh = size if greedy else 0
         """Children before this one were chosen; the last child is visited when the family is made."""
 
     def choose(self, factor: float) -> int:
@@ -270,12 +273,11 @@ class Search:
             # 2. Expansion: all successors become children, and the last of them is entered.
             if depth < deepest and (row := find(a * size + b)) is not None and row.ids:
                 gain = row.weight(b) if legacy else None
-                reached = score if self._greedy else None
                 if path:
                     above, child = path[-1]
-                    family = above.below[child] = Family(row, (*above.prefix, b), gain, reached)
+                    family = above.below[child] = Family(row, (*above.prefix, b), gain, score, self._greedy)
                 else:
-                    family = root = Family(row, (), gain, reached)
+                    family = root = Family(row, (), gain, score, self._greedy)
                 child = len(row.ids) - 1
                 path.append((family, child))
                 score += row.weights[child] if gain is None else gain

@@ -47,9 +47,6 @@ class Step(ABC):
     """Whether the tokens before a row matter, or their number."""
     counts_only: ClassVar[bool] = False
     """Of these, only their number."""
-    stateful: ClassVar[bool] = False
-    """Whether it carries a state along the text: `begin` and `advance`. The state follows forks and drafts, and is rolled back
-    with them."""
     draws: ClassVar[bool] = False
     """Whether it takes random decisions itself, by `Prefix.accept`, at addresses of its own."""
     makes_rows: ClassVar[bool] = False
@@ -63,15 +60,6 @@ class Step(ABC):
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         """Processed scores [n, vocabulary] float32. rows: [n, vocabulary], which may be changed in place; what is forbidden is
         at minus infinity. prefixes: what stands before each row."""
-
-    def begin(self, prompt: Sequence[int]) -> Any:
-        """Of stateful steps: the state before the first token of the output. States are never changed, but replaced."""
-        raise NotImplementedError
-
-    def advance(self, state: Any, scores: Tensor, token: int) -> Any:
-        """Of stateful steps: the state after `token` was taken. scores: [vocabulary] the finished scores of the law that it
-        was taken from."""
-        raise NotImplementedError
 
     def forced(self, prefix: Prefix) -> Sequence[int]:
         """Tokens of which only the first may come next, then only the second, and so on, as far as this step sees. Speculation
@@ -92,7 +80,21 @@ class Step(ABC):
     @property
     def uses_prefix(self) -> bool:
         """Whether its work depends on what stands before a row."""
-        return self.reads_prefix or self.stateful or self.draws
+        return self.reads_prefix or self.draws
+
+
+class StatefulStep(Step):
+    """A step that carries a state along the text. The state follows forks and drafts, and is rolled back with them."""
+
+    reads_prefix: ClassVar[bool] = True
+
+    @abstractmethod
+    def begin(self, prompt: Sequence[int]) -> Any:
+        """The state before the first token of the output. States are never changed, but replaced."""
+
+    @abstractmethod
+    def advance(self, state: Any, scores: Tensor, token: int) -> Any:
+        """The state after `token` was taken. scores: [vocabulary] the finished scores of the law that it was taken from."""
 
 
 _STEPS: dict[str, type[Step]] = {}
@@ -109,10 +111,8 @@ def register(step: type[Step]) -> type[Step]:
     if not step.settings():
         raise ValueError(f"{step.name} has no setting that switches it on")
     for name in ("begin", "advance"):
-        if step.stateful and getattr(step, name) is getattr(Step, name):
-            raise ValueError(f"{step.name} is stateful and has no {name}; a stateful step has begin and advance")
-        if not step.stateful and getattr(step, name) is not getattr(Step, name):
-            raise ValueError(f"{step.name} has {name} but is not stateful, so it would never be asked; set stateful")
+        if hasattr(step, name) and not issubclass(step, StatefulStep):
+            raise ValueError(f"{step.name} has {name}, which is never asked for; derive it from StatefulStep")
     if step.__abstractmethods__:
         raise ValueError(f"{step.name} has no {' and no '.join(sorted(step.__abstractmethods__))}")
     _STEPS[step.name] = step

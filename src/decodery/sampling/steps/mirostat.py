@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from decodery._lazy import torch
 from decodery.sampling.forbidding import FORBIDDEN, keep_highest
 from decodery.sampling.settings import Real, Whole, setting
-from decodery.sampling.steps.base import Step
+from decodery.sampling.steps.base import StatefulStep
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -24,7 +24,7 @@ LIKELIEST = 100
 
 
 @dataclass(frozen=True)
-class Mirostat(Step):
+class Mirostat(StatefulStep):
     """Allows tokens up to a surprise, in bits, that begins at twice the wanted one and moves against the surprise of each token
     that is taken. Version 2 forbids what is more surprising, version 1 keeps the k likeliest tokens, k estimated from a power
     law. llama.cpp leaves out other truncation beside it; here what is set acts."""
@@ -44,7 +44,6 @@ class Mirostat(Step):
     name = "mirostat"
     place = 390
     places: ClassVar[Mapping[str, float]] = {"llama.cpp": 410}
-    stateful = True
     keeps_argmax = True
 
     def begin(self, prompt: Sequence[int]) -> float:

@@ -23,7 +23,8 @@ FLAT = 1e-6
 
 @dataclass(frozen=True)
 class TailFree(Step):
-    """Sorts the probabilities, and cuts where the absolute second differences, as shares of their sum, exceed z together."""
+    """Sorts the probabilities, and cuts where the absolute second differences, as shares of their sum, exceed z together, but
+    never at the first of them."""
 
     tail_free: float = setting(
         1.0,
@@ -45,7 +46,7 @@ class TailFree(Step):
                 curvature = law.diff().diff().abs()
                 total = float(curvature.sum())
                 shares = curvature / total if total > FLAT else torch.full_like(curvature, 1 / len(curvature))
-                beyond = (shares.cumsum(dim=-1) > self.tail_free).nonzero()
+                beyond = (shares.cumsum(dim=-1) > self.tail_free)[1:].nonzero()
                 if len(beyond):
-                    keep_highest(row, max(1, int(beyond[0])))
+                    keep_highest(row, 1 + int(beyond[0]))
         return rows

@@ -89,11 +89,6 @@ class TrigramTable:
         part = slice(int(self.starts[place]), int(self.starts[place + 1]))
         return self.ids[part].tolist(), self.weights[part].tolist()
 
-    @property
-    def bytes(self) -> int:
-        """Memory held, in bytes."""
-        return self.keys.nbytes + self.starts.nbytes + self.ids.nbytes + self.weights.nbytes
-
     def save(self, path: Path) -> None:
         """Write the table as one uncompressed .npz file, which loads in a fraction of a second."""
         about = json.dumps({"format": FORMAT, "vocabulary": self.vocabulary, "tokenizer": self.tokenizer})

@@ -126,7 +126,7 @@ class AutomatonDrafter(Drafter):
             source, match, label = self._corpus, self._corpus_match, "corpus"
         self.copied_from = match.length
         count = min(self._length, 1 + floor(self._alpha * match.length), depth)
-        copied = source.following(match, count) if match.length and count > 0 else []
+        copied = source.following(match, count)
         if not copied:
             return EMPTY
         size = min(match.length, 12)
