@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import torch
@@ -48,6 +49,10 @@ class ComposedNetwork(Scorer):
         self.taps = target.taps(first)
         """Layers of the first network that the target looks at."""
 
+    @cached_property
+    def _tap_head(self) -> Head:
+        return self.first.head(normed=self.target.norms_taps)
+
     @property
     def networks(self) -> tuple[Scorer, ...]:
         """Of all members, the request's own first."""
@@ -86,8 +91,8 @@ class ComposedNetwork(Scorer):
             raise ValueError(f"what enters {self.first.name} cannot enter {' and '.join(sorted(others))}")
         return self.first.embed(tokens)
 
-    def head(self, tokens: Tensor | None = None) -> Head:
-        return self.first.head(tokens)
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
+        return self.first.head(tokens, normed)
 
     def fingerprint(self) -> str:
         return self.first.fingerprint()
@@ -209,8 +214,8 @@ class ComposedNetwork(Scorer):
         rows = [part.logits if len(part.logits) == len(common) else part.logits[common] for part in scores[1:]]
         if self.taps:
             asked = list(forward.logit_rows())
-            head, places = self.first.head(), [asked[place] for place in common]
-            rows += [head(first.hidden[tap][places]).float() for tap in self.taps]
+            places = [asked[place] for place in common]
+            rows += [self._tap_head(first.hidden[tap][places]).float() for tap in self.taps]
         logits[common] = self.target.combine([first.logits[common], *rows])
         return Scores(logits, hidden)
 

@@ -72,6 +72,11 @@ class Target(Declared, ABC):
         """Layers of the request's own network through whose rows its head is to be asked too."""
         return ()
 
+    @property
+    def norms_taps(self) -> bool:
+        """Whether these rows go through the final norm before the head."""
+        return True
+
     @abstractmethod
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         """The target's raw scores [n, vocabulary] float32, given those of the request's own sequence, of each member, and of
