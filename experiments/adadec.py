@@ -9,7 +9,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.evaluation.typicality import typicality
 from decodery.replies import Reply
 from decodery.training.adadec_threshold import learn, observe
-from experiments.library_functions import Function, functions
+from decodery.training.library_texts import Function, functions
 from experiments.texts import loaded
 
 

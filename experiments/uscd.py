@@ -11,7 +11,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
 from decodery.targets.uscd import UncertaintyAwareContrast, without_doctests
-from experiments.library_functions import Function, functions
+from decodery.training.library_texts import Function, functions
 from experiments.texts import loaded
 
 PUBLISHED, GENEROUS, ALWAYS = 0.895, 0.626, 1.001
