@@ -156,7 +156,7 @@ class AdaptiveDecoding(Method):
             token, following = request.law.likeliest(row), None
             if self.pauses(entropy := _entropy(row), details["threshold"], request.position):
                 [branches] = yield from self._look_ahead(request, [(request.output, sequence, row)])
-                best = self._paused(request, branches, entropy)
+                best = self._paused(request, request.output, branches, entropy)
                 token = best.token
                 if self.reuse and best.following is not None:
                     sequence, following = best.continuations[0].sequence, best.following
@@ -194,12 +194,13 @@ class AdaptiveDecoding(Method):
                 request, [(group.live[place].output, group.live[place].sequence, rows[place]) for place in pausing]
             )
             for place, branches in zip(pausing, found, strict=True):
-                self._paused(request, branches, entropies[place])
+                self._paused(request, group.live[place].output, branches, entropies[place])
                 taken[place] = torch.full_like(offered[place], FORBIDDEN)
                 for branch in branches:
                     taken[place][branch.token] = self.scale * branch.score
             found.clear()  # who holds a cache makes others copy what they write
             group.choose(own, offered, taken)
+            request.considered([beam.output.new_tokens for beam in group.chosen], [beam.total for beam in group.chosen])
             if group.over:
                 break
             answers = yield tuple(
@@ -209,10 +210,12 @@ class AdaptiveDecoding(Method):
             rows = [answer.logits[0] for answer in answers]
         concluded(request, group.finished, self.name)
 
-    def _paused(self, request: Request, branches: Sequence[Branch], entropy: float) -> Branch:
+    def _paused(self, request: Request, output: Output, branches: Sequence[Branch], entropy: float) -> Branch:
         """Tell of a pause, and give the branch of the best score, the first of equals."""
         scores = [branch.score for branch in branches]
         best = branches[scores.index(max(scores))]
+        before = output.new_tokens
+        request.considered([[*before, *branch.continuations[0].tokens] for branch in branches], scores)
         request.statistics.details["pauses"].append(
             {
                 "position": len(request.prompt) + request.statistics.details["steps"] - 1,

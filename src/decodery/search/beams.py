@@ -182,11 +182,13 @@ def searched(
             group.chosen = []
             if not group.over:
                 group.advance(rows[place], penalties(found[:place], group) if penalties is not None else None)
+        kept = [beam for group in found for beam in group.chosen]
+        request.considered([beam.output.new_tokens for beam in kept], [beam.total for beam in kept])
         live = [beam for group in found for beam in group.live]
         if not live:
             return found
         answers = yield tuple(_step(beam, joined=place > 0) for place, beam in enumerate(live))
-        del live
+        del live, kept
         told = iter(answers)
         rows = [[next(told).logits[0] for _ in group.live] for group in found]
 
