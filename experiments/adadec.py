@@ -1,15 +1,18 @@
-"""AdaDec against greedy decoding and against pausing everywhere, with a threshold that was learned for the model."""
+"""AdaDec against greedy decoding, beams, and pauses everywhere or at random, with a threshold learned for the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 
+from decodery.engine.method import Method, parameter
 from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.typicality import typicality
 from decodery.replies import Reply
+from decodery.search.adadec import AdaptiveDecoding
 from decodery.training.adadec_threshold import learn, observe
-from experiments.library_functions import Function, functions
+from decodery.training.library_texts import Function, functions
 from experiments.texts import loaded
 
 
@@ -19,6 +22,16 @@ class Settings:
     functions: int = 100
     learned_from: int = 150
     tokens: int = 96
+
+
+@dataclass(frozen=True)
+class PausingAtRandom(AdaptiveDecoding):
+    """AdaDec that pauses before any token with the same chance."""
+
+    rate: float = parameter(0.5, "chance of a pause", low=0.0, high=1.0)
+
+    def pauses(self, entropy: float, threshold: float, position: int) -> bool:
+        return Random(position).random() < self.rate
 
 
 def told(reply: Reply) -> dict[str, float]:
@@ -40,9 +53,11 @@ def bodies(settings: Settings) -> Study:
     lm = loaded(settings.model, dtype="float32")
     items = list(functions(settings.functions))
     others = [f for f in functions(settings.learned_from, examples=False) if f not in items]
-    learned = learn(*observe(lm, [(f.prompt, f.solution) for f in others], lambda done, total: None))
+    observed = observe(lm, [(f.prompt, f.solution) for f in others], lambda done, total: None)
+    learned = learn(*observed)
+    rate = float((observed[0] >= learned.threshold).mean())
 
-    def arm(name: str, spec: str) -> Arm:
+    def arm(name: str, spec: str | Method) -> Arm:
         def measure(function: Function) -> Mapping[str, float]:
             prompt = lm.encode(function.prompt)
             reply: Reply = lm.generate(prompt, spec, max_new_tokens=settings.tokens)
@@ -57,6 +72,9 @@ def bodies(settings: Settings) -> Study:
         arm("AdaDec, published", "adadec(until=function)"),
         arm("to the end token", f"adadec(threshold={learned.threshold:.3f})"),
         arm("paused always", "adadec(threshold=0)"),
+        arm("paused at random", PausingAtRandom(rate=rate)),
+        arm("three beams", "beam-search(beams=3, length_penalty=0)"),
+        arm("AdaDec, three beams", f"adadec(threshold={learned.threshold:.3f}, beams=3)"),
         arm("nine tokens ahead", f"adadec(threshold={learned.threshold:.3f}, lookahead=9)"),
         arm("the code's look-ahead", f"adadec(threshold={learned.threshold:.3f}, until=function, mode=reference)"),
     ]
@@ -73,11 +91,13 @@ def bodies(settings: Settings) -> Study:
         PublishedClaim(
             "it finds likelier texts than greedy decoding", "log likelihood/token", "to the end token", "greedy"
         ),
+        PublishedClaim("than pauses at random find", "log likelihood/token", "to the end token", "paused at random"),
+        PublishedClaim("in fewer rows than beam search", "rows/token", "to the end token", "three beams", above=False),
     ]
     about = (
         f"Bodies of {len(items)} functions of Python's library, at most {settings.tokens} tokens. The threshold was learned "
         f"from {learned.tokens} tokens of other functions: {learned.threshold:.3f} nats, right of {learned.accuracy:.0%} of "
-        "those that were held out."
+        f"those that were held out; {rate:.0%} of them are at or above it, which is the rate of pauses at random."
     )
     return Study(about, items, arms, figures, claims, lm=lm)
 

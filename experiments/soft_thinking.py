@@ -9,6 +9,7 @@ from typing import Any
 
 from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, once_per_item
 from decodery.evaluation.intervals import Array
+from decodery.evaluation.parallelbench.text_metrics import rouge_l
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.replies import Reply
@@ -16,7 +17,6 @@ from decodery.search import answers
 from decodery.search.soft_thinking.probes import Threads, lens_overlaps, threads
 from experiments.cautious_next_token import Problem, problems
 from experiments.counterfactual_generation import Beginning, beginnings
-from experiments.diverse_beam_search import rouge_l
 from experiments.texts import loaded
 
 NOISES = ("vanilla", "dirichlet", "gumbel")
@@ -101,7 +101,7 @@ def traces(settings: Settings, beside: bool = False) -> Study:
     def arm(label: str, spec: str) -> Arm:
         def measure(item: Beginning) -> Mapping[str, float]:
             trace = [str(token) for token in thought(lm, item, spec, settings).token_ids]
-            return {"likeness": rouge_l(trace, greedy(item)), "same": float(trace == greedy(item))}
+            return {"likeness": rouge_l(" ".join(trace), " ".join(greedy(item))), "same": float(trace == greedy(item))}
 
         return Arm(label, measure)
 

@@ -15,7 +15,17 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.evaluation.recorded import Recorded
 from decodery.models.forward import Forward
 from decodery.sampling import Law, LawSettings
-from experiments.open_ended import COHERENCE, FORWARDS, REPEATED, Writing, prompts_of, writing
+from experiments.open_ended import (
+    COHERENCE,
+    DIVERSITY,
+    FORWARDS,
+    REPEATED,
+    Writing,
+    comparing,
+    nearness,
+    prompts_of,
+    writing,
+)
 from experiments.texts import loaded, recorded
 
 NUCLEUS = 0.95
@@ -48,6 +58,7 @@ def texts(settings: Settings) -> Study:
         Figure("entropy", "entropy"),
         Figure("typical", "typical", form=".0%"),
         REPEATED,
+        DIVERSITY,
         COHERENCE,
         FORWARDS,
     ]
@@ -57,6 +68,22 @@ def texts(settings: Settings) -> Study:
         "entropy, and repetition at equal coherence."
     )
     return Study(about, prompts, arms, figures, claims, arms_are="law", lm=lm)
+
+
+def people(settings: Settings) -> Study:
+    hot: dict[str, Any] = {"temperature": 1.0}
+    arms = [
+        comparing(settings, "greedy"),
+        comparing(settings, f"nucleus {NUCLEUS}", top_p=NUCLEUS, **hot),
+        *(comparing(settings, f"typical {p:g}", typical_p=p, **hot) for p in settings.masses),
+        comparing(settings, "the whole law", **hot),
+    ]
+    most = f"typical {max(settings.masses):g}"
+    claims = [
+        PublishedClaim("its texts are nearer to people's than nucleus sampling's", "MAUVE", most, f"nucleus {NUCLEUS}"),
+        PublishedClaim("and than greedy decoding's", "MAUVE", most, "greedy"),
+    ]
+    return nearness(settings, arms, claims)
 
 
 def kept(row: Tensor, **settings: Any) -> Tensor:
@@ -116,7 +143,12 @@ EXPERIMENT = Experiment(
     slug="typical_sampling",
     title="Typical sampling",
     source="arXiv 2202.00666",
-    measures=("decodery.sampling.steps.typical_p", "decodery.evaluation.typicality"),
+    measures=(
+        "decodery.sampling.steps.typical_p",
+        "decodery.evaluation.typicality",
+        "decodery.evaluation.text_quality",
+        "decodery.evaluation.mauve",
+    ),
     settings=Settings(),
-    studies={"texts": texts, "kept_sets": kept_sets},
+    studies={"texts": texts, "kept_sets": kept_sets, "people": people},
 )

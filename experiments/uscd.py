@@ -11,7 +11,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
 from decodery.targets.uscd import UncertaintyAwareContrast, without_doctests
-from experiments.library_functions import Function, functions
+from decodery.training.library_texts import Function, functions
 from experiments.texts import loaded
 
 PUBLISHED, GENEROUS, ALWAYS = 0.895, 0.626, 1.001
@@ -69,6 +69,7 @@ def solutions(settings: Settings) -> Study:
         Figure("log likelihood/token", "likelihood", per="possible"),
         Figure("impossible", "impossible", per="tokens", form=".1%"),
         Figure("contrasted", "contrasted", per="tokens", form=".0%"),
+        Figure("no examples", "without examples", form=".0%"),
     ]
     name = f"USCD, {PUBLISHED:g}"
     claims = [
@@ -78,7 +79,8 @@ def solutions(settings: Settings) -> Study:
     ]
     about = (
         f"{len(items)} functions of Python's library whose docstrings hold examples; their own bodies are scored. impossible: "
-        "tokens that the contrast leaves no probability, which the likelihood leaves out."
+        "tokens that the contrast leaves no probability, which the likelihood leaves out. no examples: functions "
+        "whose lame prompt is the prompt."
     )
     return Study(about, items, arms, figures, claims, arms_are="contrast", lm=lm)
 

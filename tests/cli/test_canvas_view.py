@@ -55,8 +55,15 @@ def test_without_show_the_text_streams(command: Any, canvas: Any) -> None:
     assert value["stats"]["forwards"] == 12
 
 
-def test_what_cannot_be_shown_is_refused(command: Any, canvas: Any, toy: Any) -> None:
-    result = command("generate", "abc", "--show")  # the causal toy was put in place last
+def test_what_cannot_be_shown_is_refused(command: Any, canvas: Any, toy: Any, tmp_path: Path) -> None:
+    result = command("generate", "abc", "--show-html", str(tmp_path / "page"))  # the causal toy was put in place last
     assert result.code == 2
     assert "causal model" in result.err
-    assert command("generate", "abc", "--show", "--n", "2").code == 2
+    assert command("generate", "abc", "--show-html", str(tmp_path / "page"), "--n", "2").code == 2
+    assert command("generate", "abc", "--show", "--json").code == 2
+
+
+def test_a_canvas_is_one_text(command: Any, canvas: Any) -> None:
+    result = command("generate", "abc", "--show", "--n", "2")
+    assert result.code == 2
+    assert "follows one canvas" in result.err

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decodery.engine.events import Drafted, Event, Finished, Token
+from decodery.engine.events import Branched, Drafted, Event, Finished, Token
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.sampling import Stage
@@ -348,3 +348,17 @@ def test_the_prompt_is_scored_in_chunks_where_somebody_asks(length: int) -> None
 def test_nobody_asks_for_scores_of_the_prompt() -> None:
     request = make_request(logprobs=1)
     assert list(request.score_prompt(request.new_sequence())) == []
+
+
+def test_texts_that_are_considered_are_told_as_nodes_of_one_tree() -> None:
+    """Each node once, whichever texts begin with it; a score where a text ends that was not told before."""
+    request = make_request()
+    request.considered([[5], [6]], [-1.0, -2.0])
+    request.considered([[5, 7, 8], [5, 7], [6]], [-3.0, -2.5, -2.0])
+    request.considered([[6], []], [-2.0, 0.0])
+    request.considered([[6, 7]], [-4.0])
+    assert request.events == [
+        Branched(3, (5, 6), (-1, -1), (-1.0, -2.0)),
+        Branched(3, (7, 8), (0, 2), (None, -3.0)),
+        Branched(3, (7,), (1,), (-4.0,)),
+    ]

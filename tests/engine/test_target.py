@@ -147,6 +147,19 @@ def test_members_are_counted_and_packed_with_others() -> None:
     assert plain.statistics.models[scorer.name].forwards == 12
 
 
+@pytest.mark.parametrize(("spec", "own", "other"), [("contrast(amateur=other, alpha=0)", 1, 1), ("guidance", 2, 0)])
+def test_beams_are_one_batch_of_each_member(spec: str, own: int, other: int) -> None:
+    """Of a network that is scored after two prompts two; as many rows as beams each."""
+    lm = language_model()
+    reply = lm.generate(PROMPT, "beam-search(beams=4)", max_new_tokens=8, target=spec, ignore_eos=True)
+    assert reply.stats.models[lm.network.name].forwards == 8 * own
+    rows = len(PROMPT) + 7 * 4
+    assert reply.stats.models[lm.network.name].rows == (rows if own == 1 else rows + 1 + 7 * 4)
+    if other:
+        assert reply.stats.models["other"].forwards == 8
+        assert reply.stats.models["other"].rows == rows
+
+
 @pytest.mark.parametrize(
     "method", ["autoregressive", "cascade", "token-recycling", "swift", "draft-model(draft=layers, layers=1)"]
 )

@@ -139,6 +139,9 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "until": text("end", "function"),
         "mode": text("engine", "reference", "threshold=0.2, until=function"),
         "reuse": text(True, False, "threshold=0.2"),
+        "learned": Pair("code", "prose", situation="thresholds"),
+        "beams": text(1, 3, "threshold=1"),
+        "scale": text(1.0, 5.0, "beams=3, threshold=0.8"),
     },
     "SetBasedPrompting": {
         "method": sets("autoregressive", "prompt-lookup"),

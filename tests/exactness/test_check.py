@@ -19,6 +19,7 @@ from decodery.evaluation.check import check_method
 from decodery.models.forward import Forward, Rows
 from decodery.sampling import Noise
 from decodery.sampling.chance import Addressed
+from decodery.search.best_of_n import BestOfN
 from decodery.testing import (
     SmallLanguageModel,
     planted_faults,
@@ -257,3 +258,43 @@ def test_what_cannot_run_at_all_is_an_error():
     with pytest.raises(BadSetting, match="prompts"):
         check_method(lm, "autoregressive", prompts=0)
     assert issubclass(Refused, Exception)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["best-of-n(samples=4)", "best-of-n(samples=4, by=total, method='token-recycling')", "self-consistency(samples=4)"],
+)
+def test_methods_that_decide_among_tries_are_checked_by_these(method):
+    report = check_method(toy_language_model(4), method, prompts=3, max_new_tokens=16, samples=100)
+    assert report.passed
+    tries, decision = report.parts
+    assert (tries.passed, tries.numbers["tries"], tries.numbers["identical"]) == (True, 12, 12)
+    assert (decision.passed, decision.numbers["decided"]) == (True, 3)
+
+
+def test_a_decision_for_another_text_is_refuted(monkeypatch):
+    def worst(self, request, tries):
+        return [(one, one.mean, 0.0) for one in sorted(tries, key=lambda one: one.mean)]
+
+    honest, calls = BestOfN.ranked, []
+
+    def sometimes(self, request, tries):
+        calls.append(request)
+        return (worst if len(calls) % 2 else honest)(self, request, tries)
+
+    monkeypatch.setattr(BestOfN, "ranked", sometimes)  # what gives the text, and not what it is compared with
+    report = check_method(toy_language_model(4), "best-of-n(samples=4)", prompts=2, max_new_tokens=16, samples=100)
+    assert not report.passed
+    assert [part.passed for part in report.parts] == [True, False]
+
+
+def test_tries_that_are_no_samples_are_refuted(monkeypatch):
+    def off(self, request, number):
+        return request.attempt(number, self.samples, seed=number)
+
+    monkeypatch.setattr(BestOfN, "attempt", off)
+    report = check_method(toy_language_model(4), "best-of-n(samples=4)", prompts=2, max_new_tokens=16, samples=100)
+    assert report.parts[0].passed is False
+    lm = toy_language_model(4, dtype=torch.bfloat16)
+    report = check_method(lm, "best-of-n(samples=4)", prompts=2, max_new_tokens=16, samples=100)
+    assert [part.passed for part in report.parts] == [None, None]

@@ -132,11 +132,20 @@ def _clauses() -> SmallLanguageModel:
     return lm
 
 
+def _thresholds() -> SmallLanguageModel:
+    """Thresholds of it have been learned."""
+    lm = _story()
+    for kind, value in (("code", 0.1), ("prose", 3.0)):
+        lm.memory[None, ("adadec", lm.network.fingerprint(), kind)] = value
+    return lm
+
+
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
 SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 2}
 ENDS = {"stop_token_ids": [3, 7, 12, 18]}
 SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] = {
     "text": (_story, GREEDY),
+    "thresholds": (_thresholds, GREEDY),
     "sampled": (_story, SAMPLED),
     "ends": (_story, GREEDY | ENDS),
     "drawn ends": (_story, SAMPLED | ENDS),

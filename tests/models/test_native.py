@@ -217,6 +217,11 @@ def test_heads_of_any_layer(network: NativeNetwork) -> None:
         expected = slow.head()(rows.hidden[layer])
         assert float((whole - expected).square().mean().sqrt()) < 0.03 * float(expected.std())
         assert float((network.head(some)(rows.hidden[layer]) - whole[:, some]).abs().max()) < 0.05 * float(whole.std())
+        bare = network.head(normed=False)(rows.hidden[layer])
+        with torch.inference_mode():
+            alone = network.model.get_output_embeddings()(rows.hidden[layer]).float()
+        assert float((bare - alone).square().mean().sqrt()) < 0.03 * float(alone.std())
+        assert torch.equal(network.head(some, normed=False)(rows.hidden[layer]), bare[:, some])
     assert torch.equal(network.head()(rows.hidden[3]), rows.logits)
 
 

@@ -87,6 +87,27 @@ def test_the_score_of_every_candidate() -> None:
         assert greedy(text).likeliest(row) == order[scores.index(max(scores))]
 
 
+def label(text: list[int], row: torch.Tensor, **settings: Any) -> int:
+    return MomentumDecoding(**{"momentum_alpha": 0.2, **settings}).label(row, greedy(text).prefix())
+
+
+def test_labels_say_what_became_of_the_likeliest_token() -> None:
+    text, row = [1, 2, 3, 7, 8, 2, 3], torch.full((10,), 1e-9).log()
+    row[[7, 2, 9]] = torch.tensor([0.60, 0.29, 0.11]).log()
+    before = row.clone()
+    assert (label(text, row), label(text, row, momentum_alpha=0.1)) == (2, 1)
+    assert torch.equal(row, before)
+    assert label([1, 2, 3, 8, 2, 3], row) == 0  # 7 is new there
+    assert MomentumDecoding(0.2).label(row, law_of(text, [7], temperature=0.0).prefix()) == 0  # and ends the text here
+    generator = np.random.default_rng(6)
+    for row in rows(300, wide=12):
+        text = generator.integers(0, 12, 10).tolist()
+        first, chosen = int(row.argmax()), greedy(text).likeliest(row)
+        expected = 0 if first not in text else 1 if chosen == first else 2
+        assert label(text, row) == expected
+        assert chosen == first or expected == 2
+
+
 def test_end_tokens_meet_no_resistance_unless_asked_for() -> None:
     row = torch.tensor([0.38, 0.32, 0.3]).log()
     law = law_of([0, 0, 1], [0], temperature=0.0, momentum_alpha=0.2)

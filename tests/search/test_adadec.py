@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import torch
 
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
-from decodery.errors import Refused
+from decodery.errors import BadParameter, Refused
+from decodery.models.catalogue import ARTIFACTS
 from decodery.models.forward import Forward
 from decodery.replies import Reply
-from decodery.search.adadec import ends_function
+from decodery.search.adadec import ends_function, shipped_threshold
 from decodery.testing import (
     LetterTokenizer,
     MethodLaws,
@@ -244,3 +247,162 @@ def test_the_official_look_ahead_goes_on_behind_the_end() -> None:
             assert pause["asked"] == 5
         differ += pauses_of(engine)[0]["scores"] != pauses_of(reference)[0]["scores"]
     assert differ > 3
+
+
+class TestAdaDecWithBeams(TestAdaDec):
+    methods = ("adadec(beams=3, threshold=1)",)
+
+    def test_max_new_tokens(self) -> None:
+        """Another beam may be the best at another length."""
+        for method, lm, prompt, _ in self._runs():
+            for count in (1, 2, 3, 7):
+                reply = lm.generate(prompt, method=method, max_new_tokens=count)
+                assert (len(reply.token_ids), reply.finish_reason) == (count, "length")
+
+    def test_a_stop_string_ends_the_output_wherever_it_comes(self) -> None:
+        """It ends a beam, and another one may win."""
+        for method, lm, prompt, whole in self._runs():
+            stop = whole.text[2:5]
+            reply = lm.generate(prompt, method=method, max_new_tokens=24, stop=stop)
+            assert stop not in reply.text
+            assert (reply.finish_reason == "stop") is (len(reply.token_ids) < 24)
+
+
+def continued(
+    scorer: TabularScorer, text: list[int], first: int, stops: set[int], beams: int, ahead: int
+) -> tuple[float, int]:
+    """The best sum and the longest length of so many continuations of a candidate."""
+    kept = [([first], 0.0)]
+    for _ in range(ahead):
+        options = []
+        for tail, total in kept:
+            if tail[-1] in stops:
+                options.append((tail, total))
+                continue
+            law = scorer.law([*text, *tail]).float().log()
+            order = sorted(range(8), key=lambda t: -float(law[t]))[:beams]
+            options += [([*tail, token], total + float(law[token])) for token in order]
+        kept = sorted(options, key=lambda option: -option[1])[:beams]
+    return max(total for _, total in kept), max(len(tail) for tail, _ in kept) - 1
+
+
+def searched_by_hand(
+    scorer: TabularScorer,
+    prompt: list[int],
+    stops: set[int],
+    count: int,
+    *,
+    beams: int,
+    threshold: float,
+    ahead: int,
+    scale: float = 1.0,
+) -> tuple[list[int], float, int]:
+    """The best text, its total, and how often a beam paused."""
+    live: list[tuple[list[int], float]] = [([], 0.0)]
+    finished: list[tuple[list[int], float]] = []
+    paused = 0
+    for _ in range(count):
+        options = []
+        for new, total in live:
+            text = [*prompt, *new]
+            law = scorer.law(text).float()
+            order = sorted(range(8), key=lambda t: -float(law[t]))
+            if float(torch.special.entr(law.double()).sum()) < threshold:
+                options += [([*new, token], total + float(law[token].log())) for token in order]
+                continue
+            paused += 1
+            for token in order[:3]:
+                best, length = continued(scorer, text, token, stops, beams, ahead)
+                options.append(([*new, token], total + scale * (float(law[token].log()) + best) / (length + 1)))
+        options.sort(key=lambda option: -option[1])
+        live = []
+        for rank, (new, total) in enumerate(options):
+            if len(live) == beams:
+                break
+            if new[-1] in stops or len(new) == count:
+                if rank < beams:
+                    finished.append((new, total))
+            else:
+                live.append((new, total))
+        finished = sorted(finished, key=lambda entry: -entry[1])[:beams]
+        if not live or (len(finished) == beams and live[0][1] <= finished[-1][1]):
+            break
+    return *finished[0], paused
+
+
+@pytest.mark.parametrize(
+    ("beams", "threshold", "ahead", "scale"), [(2, 1.0, 3, 1.0), (3, 0.6, 2, 1.0), (3, 1.2, 2, 2.5), (2, 0.0, 2, 1.0)]
+)
+def test_beams_pause_as_by_brute_force(beams: int, threshold: float, ahead: int, scale: float) -> None:
+    single = 0
+    for seed in range(4):
+        scorer = scorer_of(seed)
+        lm = scripted_language_model(scorer, stop_ids=(7,))
+        spec = f"adadec(beams={beams}, threshold={threshold}, lookahead={ahead}, scale={scale})"
+        reply = lm.generate([1, 2, 3], spec, max_new_tokens=10)
+        text, total, paused = searched_by_hand(
+            scorer, [1, 2, 3], {7}, 10, beams=beams, threshold=threshold, ahead=ahead, scale=scale
+        )
+        assert reply.token_ids == text
+        assert reply.score == pytest.approx(total, abs=1e-4)
+        assert len(pauses_of(reply)) == paused > 0
+        steps: dict[int, int] = {}
+        for pause in pauses_of(reply):
+            steps[pause["position"]] = max(pause["asked"], steps.get(pause["position"], 0))
+        assert reply.stats.forwards == reply.stats.details["steps"] + sum(steps.values())
+        single += text == lm.generate([1, 2, 3], f"adadec(threshold={threshold})", max_new_tokens=10).token_ids
+    assert single < 4
+
+
+def test_beams_that_never_pause_are_beam_search() -> None:
+    for seed in range(6):
+        lm = scripted_language_model(scorer_of(seed), stop_ids=(7,))
+        plain = lm.generate([1, 2, 3], "beam-search(beams=3, length_penalty=0)", max_new_tokens=12)
+        found = lm.generate([1, 2, 3], "adadec(beams=3, threshold=inf)", max_new_tokens=12)
+        assert found.token_ids == plain.token_ids
+        assert found.score == pytest.approx(plain.score, abs=1e-5)
+        assert found.stats.forwards == plain.stats.forwards
+
+
+def test_beams_end_behind_a_function_too() -> None:
+    ended = 0
+    for seed in range(8):
+        reply = code_model(seed).generate([3], "adadec(until=function, beams=2)", max_new_tokens=30)
+        assert ends_function(reply.text, behind=True) is (reply.finish_reason == "stop")
+        ended += reply.finish_reason == "stop"
+    assert ended > 4
+
+
+def test_the_threshold_is_that_of_the_model_where_one_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = scripted_language_model(scorer_of(11))
+
+    def threshold(spec: str) -> float:
+        return float(lm.generate([1], spec, max_new_tokens=1).stats.details["threshold"])
+
+    assert threshold("adadec") == 1.321
+    assert threshold("adadec(threshold=0.5)") == 0.5
+    card = {
+        "fingerprint": lm.network.fingerprint(),
+        "metrics": {"code": {"threshold": 1.7}, "prose": {"threshold": 2.6}},
+    }
+    (tmp_path / "adadec-scripted.json").write_text(json.dumps(card))
+    monkeypatch.setattr("decodery.search.adadec.ARTIFACTS", tmp_path)
+    lm.memory.clear()
+    assert threshold("adadec") == 1.7
+    assert threshold("adadec(learned=prose)") == 2.6
+    assert threshold("adadec(threshold=0.5)") == 0.5
+    with pytest.raises(BadParameter, match="learned"):
+        threshold("adadec(threshold=0.5, learned=prose)")
+
+
+def test_what_ships_is_the_default_model_s() -> None:
+    [card] = [json.loads(path.read_text()) for path in ARTIFACTS.glob("adadec-*.json")]
+    assert card["model"] == "smollm2-135m"
+    for kind in ("code", "prose"):
+        found = card["metrics"][kind]
+        assert shipped_threshold(card["fingerprint"], kind) == found["threshold"]
+        assert found["threshold"] == pytest.approx(
+            (np.log(found["cut"] / (1 - found["cut"])) - found["intercept"]) / found["coefficient"]
+        )
+        assert found["tokens"] >= 20_000
+    assert shipped_threshold("another", "code") is None

@@ -19,7 +19,6 @@ from decodery.errors import BadParameter, Refused
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
 from decodery.testing import TabularScorer, scripted_language_model
-from experiments.diverse_beam_search import distinct, rouge_l
 
 PROMPT = [1, 2]
 END = 5
@@ -310,12 +309,3 @@ def test_more_texts_than_beams_and_draws_are_refused() -> None:
         lm.generate(PROMPT, "diverse-beam-search", n=3)
     with pytest.raises(Refused, match="does not run with temperature"):
         lm.generate(PROMPT, "diverse-beam-search", temperature=0.5)
-
-
-def test_figures_of_the_experiment() -> None:
-    assert distinct([[1, 2, 1, 2], [3]], 2) == pytest.approx(2 / 3)
-    assert distinct([[1], [1]], 1) == 0.5
-    assert distinct([[1]], 2) == 0.0
-    assert rouge_l(["a", "b", "c"], ["a", "c"]) == pytest.approx(4 / 5)
-    assert rouge_l(["b", "a"], ["a", "b"]) == 0.5
-    assert rouge_l(["x"], ["a"]) == 0.0

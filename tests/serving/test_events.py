@@ -14,7 +14,7 @@ from serving_models import Running, toy
 import decodery
 from decodery.engine import registry
 from decodery.engine.autoregressive import Autoregressive
-from decodery.engine.events import Drafted, Token, Unmasked
+from decodery.engine.events import Branched, Drafted, Token, Unmasked
 from decodery.models.forward import Forward
 from decodery.serving.events import Followed
 
@@ -109,6 +109,25 @@ def test_how_each_token_came(server: Running) -> None:
         elif event["type"] == "token":
             assert event["came"] == ("plain" if draft is None else "bonus")
             draft = None
+
+
+def test_what_a_search_considers_is_told_while_it_does(server: Running) -> None:
+    told = events(server, {**BODY, "method": "beam-search(beams=3)", "max_tokens": 8})
+    reply = toy().generate("abcabcabcabc", "beam-search(beams=3)", max_new_tokens=8)
+    expected = [event for event in reply.events if isinstance(event, Branched)]
+    found = of(told, "branched")
+    assert [tuple(event["token_ids"]) for event in found] == [event.tokens for event in expected]
+    assert [tuple(event["parents"]) for event in found] == [event.parents for event in expected]
+    assert [event["scores"] for event in found] == [pytest.approx(event.scores, abs=1e-4) for event in expected]
+    assert all(len(event["tokens"]) == len(event["token_ids"]) for event in found)
+    assert [event["pass"] for event in found] == sorted({event["pass"] for event in found})
+    kinds = [event["type"] for event in told]
+    assert kinds.index("token") > len(kinds) - 1 - kinds[::-1].index("branched")
+    # The text is a path of the tree.
+    nodes = [(token, parent) for event in expected for token, parent in zip(event.tokens, event.parents, strict=True)]
+    node = -1
+    for token in reply.token_ids:
+        node = nodes.index((token, node))
 
 
 def test_when_events_came(server: Running) -> None:

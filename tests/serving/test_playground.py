@@ -15,6 +15,7 @@ from playground_browser import Playground, start_browser
 from serving_models import KEY, Running, serving
 
 import decodery
+from decodery.engine.events import Branched
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys, ActionChains = webdriver.Keys, webdriver.ActionChains
@@ -162,6 +163,49 @@ def test_the_tree_of_a_round(page: Playground) -> None:
     page.driver.execute_script("arguments[0].focus()", last)
     last.send_keys(Keys.ENTER)
     assert last.get_attribute("data-index") in [one.get_attribute("data-index") for one in page.all(".token.current")]
+
+
+def test_the_tree_of_a_search(page: Playground, served: Running) -> None:
+    """All that beams have considered, run by run, and what of it is the text; nothing of it where nothing is searched."""
+    page.write(page.field("max_new_tokens"), "8")
+    page.prompt(REPEATING)
+    page.click("#continue")
+    page.method("beam-search")
+    page.run()
+    reply = served.lm(MODEL).generate(REPEATING, "beam-search", max_new_tokens=8, seed=1)
+    texts: list[tuple[int, ...]] = []
+    for event in reply.events:
+        if isinstance(event, Branched):
+            for token, parent in zip(event.tokens, event.parents, strict=True):
+                texts.append((*(texts[parent] if parent >= 0 else ()), token))
+    assert page.said() == reply.text
+    assert page.text(".search .words") == f"{len(texts)} tokens considered, {len(reply.token_ids)} of them kept."
+    assert page.one(".search svg").get_attribute("aria-label") == f"Tree of the search: {page.text('.search .words')}"
+    kept = {tuple(reply.token_ids[:end]) for end in range(1, 9)}
+    behind = {text: [one for one in texts if one[:-1] == text] for text in [(), *texts]}
+    begins = [
+        text for text in texts if len(behind[text[:-1]]) > 1 or (text in kept) != (text[:-1] in kept) or len(text) == 1
+    ]
+    assert len(page.all(".search .node.kept")) == sum(text in kept for text in begins) > 0
+    assert len(page.all(".search .node.left")) == sum(text not in kept for text in begins) > 0
+    assert len(page.all(".search .node.root")) == 1
+    said = [one.get_property("textContent") for one in page.all(".search .node.kept title")]
+    assert "".join(re.findall(r"^“(.*)”, of a text that is given", one)[0] for one in said) == reply.text.replace(
+        "\n", "⏎"
+    )
+    leaves = [text for text in texts if not behind[text]]
+    titles = [one.get_property("textContent") for one in page.all(".search .node.left title")]
+    assert sum(bool(re.search(r"left, at -\d+\.\d\d$", one)) for one in titles) >= sum(
+        one not in kept for one in leaves
+    )
+    assert not page.one(".tree").is_displayed()
+    page.method("adadec")
+    page.run()
+    assert page.one(".search").is_displayed()
+    assert len(page.all(".search .node.kept")) > 0
+    page.method("autoregressive")
+    page.run()
+    assert not page.one(".search").is_displayed()
 
 
 def test_two_methods_side_by_side(page: Playground) -> None:

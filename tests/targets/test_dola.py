@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from tiny_models import byte_level_tokenizer, make_model, random_ids
 from torch import Tensor
 
+import decodery
 from decodery.errors import BadParameter, BadSetting, MethodUnavailable
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
@@ -68,6 +71,46 @@ def test_it_is_what_its_definition_says(spec: str, depths: tuple[int, ...], alph
     assert reply.stats.forwards == len(reply.token_ids)
     assert reply.stats.rows == len(prompt) + len(reply.token_ids) - 1
     assert reply.token_ids != lm.generate(prompt, "autoregressive", max_new_tokens=16).token_ids
+
+
+def theirs(model: Any, prompt: Sequence[int], count: int, layers: Sequence[int]) -> list[int]:
+    """transformers' algorithm (`custom_generate="transformers-community/dola"`), greedily: the head alone reads earlier layers,
+    and the divergence has its arguments exchanged."""
+    new: list[int] = []
+    while len(new) < count:
+        with torch.inference_mode():
+            told = model(torch.tensor([[*prompt, *new]]), output_hidden_states=True)
+            last = told.logits[0, -1].double()
+            earlier = torch.stack([model.lm_head(told.hidden_states[n][0, -1]).double() for n in layers])
+        middle = (last.softmax(-1) + earlier.softmax(-1)) / 2
+        divergences = [
+            torch.nn.functional.kl_div(last.log_softmax(-1), m, reduction="sum")
+            + torch.nn.functional.kl_div(e.log_softmax(-1), m, reduction="sum")
+            for m, e in zip(middle, earlier, strict=True)
+        ]
+        own, base = last.log_softmax(-1), earlier[int(torch.stack(divergences).argmax())].log_softmax(-1)
+        new.append(int((own - base).masked_fill(own < own.max() + math.log(0.1), -math.inf).argmax()))
+    return new
+
+
+@pytest.mark.parametrize("fast", ["off", "fused"])
+@pytest.mark.parametrize("layers", [(1, 2, 3), (2,)])
+def test_without_the_norm_it_is_that_of_transformers(fast: str, layers: tuple[int, ...]) -> None:
+    model = make_model("llama", vocab_size=330, num_hidden_layers=4, tie_word_embeddings=False)
+    with torch.no_grad():  # a final norm that changes something
+        model.model.norm.weight.mul_(torch.linspace(0.3, 3.0, len(model.model.norm.weight)))
+    lm = decodery.wrap(model, byte_level_tokenizer(), name="tiny", fast=fast)
+    target = f"dola(layers={'+'.join(map(str, layers))}, norm=False, divergence=code)"
+    differ = 0
+    for seed in range(3):
+        prompt = random_ids(9, seed)
+        found, normed = (
+            lm.generate(prompt, "autoregressive", max_new_tokens=16, ignore_eos=True, target=spec).token_ids
+            for spec in (target, target.replace("norm=False, ", ""))
+        )
+        assert found == theirs(model, prompt, 16, layers)
+        differ += found != normed
+    assert differ
 
 
 def test_the_layer_is_chosen_at_each_position() -> None:

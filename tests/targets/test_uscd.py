@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from decodery.models.forward import Forward
+from decodery.engine.request import Request
+from decodery.engine.settings import Settings
+from decodery.models.forward import Forward, Tree
 from decodery.targets.uscd import UncertaintyAwareContrast, spread, without_assertions, without_doctests
 from decodery.testing import scripted_language_model, story_scorer, toy_language_model
 
@@ -139,14 +141,88 @@ def test_both_prompts_go_on_with_the_same_tokens() -> None:
     assert reply.stats.forwards == 2 * len(new)
 
 
+@pytest.mark.parametrize("rho", [0.45, 0.6, 0.9])
+def test_deferred_the_lame_prompt_is_read_only_where_it_counts(rho: float) -> None:
+    """The same tokens; a forward of it at each contrasted step and none elsewhere; its rows the same but for those behind the
+    last of these steps."""
+    lm = language_model()
+    at_once, later = (
+        lm.generate(
+            PROMPT, "autoregressive", max_new_tokens=40, target=f"uscd(lame=bad, rho={rho}, deferred={deferred})"
+        )
+        for deferred in (False, True)
+    )
+    assert later.token_ids == at_once.token_ids
+    count, text, unsure = len(later.token_ids), list(PROMPT), []
+    for token in later.token_ids:
+        unsure.append(float(spread(lm.network.score([tuple(text)], True)[0])) <= rho)
+        text.append(token)
+    assert 0 < sum(unsure) < count
+    assert at_once.stats.forwards == 2 * count
+    assert later.stats.forwards == count + sum(unsure)
+    assert at_once.stats.rows == len(PROMPT) + 3 + 2 * (count - 1)
+    assert at_once.stats.rows - later.stats.rows == unsure[::-1].index(True)
+
+
+def test_deferred_scores_are_those_of_reading_both_prompts_at_once() -> None:
+    """Step by step, in pieces and as a tree; cut and forked in between; where the lame prompt has missed rows and where not."""
+    lm = toy_language_model(layers=2)
+    prompt, lame = lm.encode("def total(numbers):"), lm.encode("def x")
+    text = lm.encode("return sum(numbers) or numbers[0]  # a comment")
+    requests = [
+        Request(lm, prompt, Settings.of({"target": f"uscd(lame='def x', rho=0.75, deferred={deferred})"}, 60))
+        for deferred in (True, False)
+    ]
+    behind: list[int] = []
+
+    def compare(sequences: list[Any], tokens: list[int], **arguments: Any) -> None:
+        rows = []
+        for request, sequence in zip(requests, sequences, strict=True):
+            [scores] = request.network.run_pass([Forward(sequence, tokens, **arguments)])
+            rows.append(scores.logits.log_softmax(-1))
+        assert torch.allclose(*rows, atol=1e-4)
+        own, other = sequences[0].members
+        behind.append(own.length - len(prompt) - (other.length - len(lame)))
+
+    sequences = [request.new_sequence() for request in requests]
+    compare(sequences, prompt)
+    for place, token in enumerate(text[:20]):
+        compare(sequences, [token])
+        if place == 12:
+            for sequence in sequences:
+                sequence.truncate(len(prompt) + 6)
+        if place == 15:
+            twins = [sequence.fork() for sequence in sequences]
+            compare(twins, text[3:6])
+            compare(twins, text[7:8])
+    compare(sequences, text[20:26])
+    compare(sequences, text[26:30], attend=Tree([-1, 0, 0]))
+    for sequence in sequences:
+        start = len(sequence.tokens) - 3
+        sequence.keep([start, start + 2], start)
+    for token in text[30:]:
+        compare(sequences, [token])
+    assert behind.count(0) > 5
+    assert max(behind) > 4
+
+
+@pytest.mark.parametrize("method", ["prompt-lookup", "cascade", "beam-search(beams=3)"])
+def test_deferred_it_goes_with_every_method(method: str) -> None:
+    lm = toy_language_model(layers=2)
+    prompt = lm.encode("once upon a time there was a cat, and once upon a time")
+    at_once, later = (
+        lm.generate(prompt, method, max_new_tokens=24, target=f"uscd(lame=once, rho=0.5, deferred={deferred})")
+        for deferred in (False, True)
+    )
+    assert later.token_ids == at_once.token_ids
+    assert later.stats.rows <= at_once.stats.rows
+
+
 def test_a_temperature_comes_after_the_contrast() -> None:
     lm = language_model()
     own, away = lm.network.score([tuple(PROMPT), tuple(lm.encode("bad"))], True)
     mixed = by_hand(own, away, 0.895, 2 / 3, 0.7)
     expected = (mixed.log() / 0.8).softmax(0)
-    from decodery.engine.request import Request
-    from decodery.engine.settings import Settings
-
     request = Request(lm, PROMPT, Settings.of({"temperature": 0.8, "target": "uscd(lame=bad)"}, 24))
     [scores] = request.network.run_pass([Forward(request.new_sequence(), PROMPT)])
     assert torch.allclose(request.law.probabilities(scores.logits[-1]).double(), expected, atol=1e-6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import torch
 from decodery.errors import BadInput
 from decodery.models.forward import Forward
 from decodery.testing import toy_language_model
-from decodery.training.adadec_threshold import _regression, learn, observe, read_solutions
+from decodery.training import adadec_threshold
+from decodery.training.adadec_threshold import _regression, learn, library_solutions, main, observe, read_solutions
+from decodery.training.library_texts import functions, paragraphs
 
 
 def test_it_is_where_the_first_choice_is_as_likely_as_not() -> None:
@@ -65,3 +69,42 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path) -> None:
             read_solutions(path)
     path.write_text(json.dumps({"prompt": "a", "solution": "b"}) + "\n")
     assert read_solutions(path) == [("a", "b")]
+
+
+def test_the_recipe_learns_from_what_every_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code and prose apart, in the form that ships; or from solutions that are given."""
+    lm, seen = toy_language_model(), []
+
+    def observed(lm: Any, pairs: Any, on_progress: Any) -> Any:
+        seen.append(list(pairs))
+        entropies = np.random.default_rng(len(pairs)).gamma(1.5, 1.2, 2000)
+        return entropies, entropies < 1 + len(pairs) / 4
+
+    monkeypatch.setattr("decodery.loading.load", lambda name: lm)
+    monkeypatch.setattr(adadec_threshold, "observe", observed)
+    path = tmp_path / "adadec-toy.json"
+    main(["--model", "toy", "--functions", "4", "--paragraphs", "9", "--output", str(path)])
+    card = json.loads(path.read_text())
+    assert card["fingerprint"] == lm.network.fingerprint()
+    assert set(card["metrics"]) == {"code", "prose"}
+    assert seen == list(library_solutions(4, 9).values())
+    for kind, pairs in library_solutions(4, 9).items():
+        assert card["metrics"][kind]["threshold"] == pytest.approx(1 + len(pairs) / 4, rel=0.2)
+    given = tmp_path / "solutions.jsonl"
+    given.write_text(json.dumps({"prompt": "a", "solution": "b"}) + "\n")
+    main(["--model", "toy", "--solutions", str(given), "--output", str(path)])
+    assert set(json.loads(path.read_text())["metrics"]) == {"code"}
+    assert seen[-1] == [("a", "b")]
+
+
+def test_texts_of_the_library() -> None:
+    for function in functions(5):
+        assert ">>>" in function.prompt
+        ast.parse(function.prompt + function.solution)
+    assert paragraphs(30) == paragraphs(60)[:30]
+    for paragraph in paragraphs(60):
+        assert len(paragraph) >= 200
+        assert "\n" not in paragraph
+    code, prose = library_solutions(3, 5).values()
+    assert len(code) == 3
+    assert [first + rest for first, rest in prose] == [text for text in paragraphs(5) if ". " in text]

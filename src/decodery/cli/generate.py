@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from decodery.cli import canvas_view
+from decodery.cli import canvas_view, tree_view
 from decodery.cli.console import (
     Counter,
     check_writable,
@@ -77,7 +77,12 @@ def generate(
         Option("--logprobs", help="With --json: log probabilities, and those of so many alternatives per token."),
     ] = None,
     show: Annotated[
-        bool, Option("--show", help="Of a masked-diffusion model: draw the canvas as it fills, step by step.")
+        bool,
+        Option(
+            "--show",
+            help="Draw how the text comes: the texts of a search, or samples, as a tree; of a masked-diffusion model the "
+            "canvas, step by step.",
+        ),
     ] = False,
     show_html: Annotated[
         Path | None, Option("--show-html", metavar="FILE", help="Write the filling as an animated HTML page.")
@@ -101,8 +106,12 @@ def generate(
         raise BadSetting(f"--batch-size must be at least 1, not {batch_size}.")
     if logprobs is not None and not as_json and prompts is None:
         raise BadSetting("--logprobs needs --json; plain text has no place for them.")
-    if (show or show_html is not None) and (as_json or prompts is not None or n != 1):
-        raise BadSetting("--show and --show-html follow one canvas, so they go without --json, --prompts and --n.")
+    if (show or show_html is not None) and (as_json or prompts is not None):
+        raise BadSetting(
+            "--show and --show-html follow one prompt as it is decoded, so they go without --json and --prompts."
+        )
+    if show_html is not None and n != 1:
+        raise BadSetting("--show-html follows one canvas, so it goes without --n.")
     if record is not None and (prompts is not None or show or show_html is not None):
         raise BadSetting("--record keeps one run, so it goes without --prompts, --show and --show-html.")
     check_writable(show_html, record)
@@ -128,6 +137,9 @@ def generate(
     text = lm.tokenize(asked, callable_tools, named)
     if record is not None:
         _check_recordable(lm, named, values)
+    if show and show_html is None and lm.network.masked is None:
+        _one_tree(lm, text, named, with_seed(values))
+        return
     if show or show_html is not None:
         _one_canvas(lm, text, named, with_seed(values), show, show_html)
         return
@@ -180,12 +192,30 @@ def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, setti
     return replies
 
 
+def _one_tree(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> None:
+    """The texts of one prompt as a tree, and then the texts."""
+    stream = lm.stream(prompt, method, **settings)
+    interrupted = False
+    try:
+        tree_view.follow(stream, tree_view.TextTree(lm.tokenizer.decode))
+    except KeyboardInterrupt:
+        interrupted = True
+    for place, reply in enumerate(stream.replies()):
+        print_line(("---\n" if place else "") + visible(reply.text))
+        remark(statistic(reply.stats.as_dict(), reply.method, str(reply.exactness)))
+    if interrupted:
+        remark("interrupted; the texts above are what there was.")
+        raise typer.Exit(INTERRUPTED)
+
+
 def _one_canvas(
     lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any], show: bool, page: Path | None
 ) -> None:
     """The filling of one canvas, drawn or written to a page, and then the text."""
     if lm.network.masked is None:
-        raise BadSetting(f"{lm.name} is a causal model, which fills no canvas that could be shown.")
+        raise BadSetting(f"{lm.name} is a causal model, which fills no canvas; --show alone draws its texts as a tree.")
+    if settings.get("n", 1) != 1:
+        raise BadSetting("--show follows one canvas, so of a masked-diffusion model it goes without --n.")
     stream = lm.stream(prompt, method, **settings)
     filling = canvas_view.Filling(lm.tokenizer.decode)
     interrupted = False

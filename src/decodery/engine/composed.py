@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import torch
@@ -48,6 +49,10 @@ class ComposedNetwork(Scorer):
         self.taps = target.taps(first)
         """Layers of the first network that the target looks at."""
 
+    @cached_property
+    def _tap_head(self) -> Head:
+        return self.first.head(normed=self.target.norms_taps)
+
     @property
     def networks(self) -> tuple[Scorer, ...]:
         """Of all members, the request's own first."""
@@ -86,8 +91,8 @@ class ComposedNetwork(Scorer):
             raise ValueError(f"what enters {self.first.name} cannot enter {' and '.join(sorted(others))}")
         return self.first.embed(tokens)
 
-    def head(self, tokens: Tensor | None = None) -> Head:
-        return self.first.head(tokens)
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
+        return self.first.head(tokens, normed)
 
     def fingerprint(self) -> str:
         return self.first.fingerprint()
@@ -103,41 +108,75 @@ class ComposedNetwork(Scorer):
             )
 
     def run_pass(self, forwards: Sequence[Forward]) -> list[Scores]:
-        answers = []
-        for forward in forwards:
-            parts = self.parts(forward)
-            answers.append(
-                self.joined(forward, parts, [scorer_of(part.sequence).run_pass([part])[0] for part in parts])
-            )
-        return answers
+        run = answers_to(forwards)
+        parts = next(run)
+        try:
+            while True:
+                parts = run.send(tuple(scorer_of(part.sequence).run_pass([part])[0] for part in parts))
+        except StopIteration as stop:
+            answers: list[Scores] = stop.value
+            return answers
 
     # From one forward to those of the members, and back
 
     def parts(self, forward: Forward) -> list[Forward]:
-        """The forwards of the members that answer one of this network, the first network's first."""
+        """The forwards of the members that answer one of this network, the first network's first; its alone where the others
+        wait for what it says."""
         sequence = forward.sequence
         assert isinstance(sequence, ComposedSequence)
         whole = forward.layers == ALL_LAYERS
         parts = [replace(forward, sequence=sequence.members[0], rank=0 if whole else forward.rank)]
-        if not whole:
-            return parts
-        parts[0] = replace(parts[0], taps=tuple(dict.fromkeys((*forward.taps, *self.taps))))
+        if whole:
+            parts[0] = replace(parts[0], taps=tuple(dict.fromkeys((*forward.taps, *self.taps))))
+            if not self._defers(forward):
+                parts += self._members(forward)
+        return parts
+
+    def later(self, forward: Forward, first: Scores) -> list[Forward]:
+        """The forwards of members that were not among the parts, where the first network's scores ask for them."""
+        common = self._common(forward)
+        if not self._defers(forward) or not common or not bool(self.target.asks(first.logits[common]).any()):
+            return []
+        return self._members(forward)
+
+    def _defers(self, forward: Forward) -> bool:
+        """Whether the members wait for the first network's scores. They read what they have missed as a chain, so rows that do
+        not see all before them are read at once."""
+        return (
+            self.target.defers
+            and forward.layers == ALL_LAYERS
+            and forward.attend is Attend.CAUSAL
+            and forward.slots is Slots.APPEND
+            and forward.positions is None
+            and not isinstance(forward.tokens, torch.Tensor)
+        )
+
+    def _members(self, forward: Forward) -> list[Forward]:
+        """The forwards of the members. Those of forwards that are one batch are one batch of their member."""
+        sequence, parts = forward.sequence, []
+        assert isinstance(sequence, ComposedSequence)
         for member, own in zip(self.others, sequence.members[1:], strict=True):
-            if member.prompt is None:
-                parts.append(replace(forward, sequence=own, taps=(), rank=0, joined=False))
-            elif (part := self._behind(forward, own, member.prompt)) is not None:
+            if member.prompt is None and not self.target.defers:
+                parts.append(replace(forward, sequence=own, taps=(), rank=0))
+            elif (part := self._behind(forward, own, member.prompt or self.prompt)) is not None:
                 parts.append(part)
         return parts
 
+    def _common(self, forward: Forward) -> list[int]:
+        """Which of the rows asked for all members score, as places among them: those from the prompt's last on."""
+        slots = forward.written_slots()
+        return [place for place, row in enumerate(forward.logit_rows()) if slots[row] >= len(self.prompt) - 1]
+
     def _behind(self, forward: Forward, own: CachedSequence, prompt: tuple[int, ...]) -> Forward | None:
-        """The same rows behind another prompt; None while the last row of the prompt is not scored."""
+        """The same rows behind another prompt, and before them those that the member has not read yet; None while the last row
+        of the prompt is not scored."""
         cached, last = forward.sequence.length, len(self.prompt) - 1
         skipped = max(0, len(self.prompt) - cached)
         if cached + forward.count <= last:
             return None
         if not isinstance(forward.slots, Slots):
             raise ValueError(f"rows of {self.name} can be appended or written nowhere, and not to given slots")
-        before = list(prompt[own.length :]) if skipped else []
+        before = [*prompt, *forward.sequence.tokens[len(self.prompt) :]][own.length :]
         positions = None
         if forward.positions is not None:
             shift = len(prompt) - len(self.prompt)
@@ -159,13 +198,11 @@ class ComposedNetwork(Scorer):
             attend = forward.attend
         first = len(before) - skipped
         logits = [row + first for row in forward.logit_rows() if cached + row >= last]
-        return Forward(own, rows, positions, attend, forward.slots, logits=logits)
+        return Forward(own, rows, positions, attend, forward.slots, logits=logits, joined=forward.joined)
 
     def joined(self, forward: Forward, parts: Sequence[Forward], scores: Sequence[Scores]) -> Scores:
         """The answer to a forward, given those to its parts. Rows before the prompt's last are the first network's alone."""
-        first, slots = scores[0], forward.written_slots()
-        last = len(self.prompt) - 1
-        common = [place for place, row in enumerate(forward.logit_rows()) if slots[row] >= last]
+        first, slots, common = scores[0], forward.written_slots(), self._common(forward)
         if forward.slots is not Slots.NOWHERE:
             tokens = parts[0].sequence.tokens
             forward.sequence.write(slots, [tokens[slot] for slot in slots], forward.row_positions())
@@ -177,8 +214,8 @@ class ComposedNetwork(Scorer):
         rows = [part.logits if len(part.logits) == len(common) else part.logits[common] for part in scores[1:]]
         if self.taps:
             asked = list(forward.logit_rows())
-            head, places = self.first.head(), [asked[place] for place in common]
-            rows += [head(first.hidden[tap][places]).float() for tap in self.taps]
+            places = [asked[place] for place in common]
+            rows += [self._tap_head(first.hidden[tap][places]).float() for tap in self.taps]
         logits[common] = self.target.combine([first.logits[common], *rows])
         return Scores(logits, hidden)
 
@@ -243,18 +280,26 @@ def expanded(decoding: Decoding) -> Decoding:
                 ask = decoding.send(answer)
             except StopIteration as stop:
                 return stop.value
-            forwards = (ask,) if isinstance(ask, Forward) else tuple(ask)
-            parts = [_parts(forward) for forward in forwards]
-            scores = yield tuple(part for group in parts for part in group)
-            answers, place = [], 0
-            for forward, group in zip(forwards, parts, strict=True):
-                own = scores[place : place + len(group)]
-                place += len(group)
-                owner = forward.sequence.owner
-                answers.append(owner.joined(forward, group, own) if isinstance(owner, ComposedNetwork) else own[0])
+            answers = yield from answers_to((ask,) if isinstance(ask, Forward) else ask)
             answer = answers[0] if isinstance(ask, Forward) else tuple(answers)
     finally:
         decoding.close()
+
+
+def answers_to(forwards: Sequence[Forward]) -> Generator[tuple[Forward, ...], Any, list[Scores]]:
+    """Asks for the forwards of all members, in one step, and in another one for those that wait for what the first says."""
+    groups = [_parts(forward) for forward in forwards]
+    given = iter((yield tuple(part for group in groups for part in group)))
+    answers: list[list[Scores]] = [[next(given) for _ in group] for group in groups]
+    later = [_later(forward, own[0]) for forward, own in zip(forwards, answers, strict=True)]
+    if any(later):
+        given = iter((yield tuple(_batched(forwards, later))))
+        for own, group in zip(answers, later, strict=True):
+            own += [next(given) for _ in group]
+    return [
+        owner.joined(forward, group, own) if isinstance(owner := forward.sequence.owner, ComposedNetwork) else own[0]
+        for forward, group, own in zip(forwards, groups, answers, strict=True)
+    ]
 
 
 def _parts(forward: Forward) -> list[Forward]:
@@ -263,3 +308,18 @@ def _parts(forward: Forward) -> list[Forward]:
         return [forward]
     owner.check(forward)
     return owner.parts(forward)
+
+
+def _later(forward: Forward, first: Scores) -> list[Forward]:
+    owner = forward.sequence.owner
+    return owner.later(forward, first) if isinstance(owner, ComposedNetwork) else []
+
+
+def _batched(forwards: Sequence[Forward], groups: Sequence[Sequence[Forward]]) -> Generator[Forward, None, None]:
+    """What is asked later, batch by batch: the first of each that is there begins it."""
+    begun = False
+    for forward, group in zip(forwards, groups, strict=True):
+        begun = begun and forward.joined
+        for part in group:
+            yield replace(part, joined=begun)
+        begun = begun or bool(group)

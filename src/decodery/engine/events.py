@@ -5,7 +5,7 @@ prompt by prompt. `output` is the number of that text among the `n` of its promp
 
 A method that decides several texts together tells nothing of its tries. Their events come when it is decided which of them are
 outputs: those of each output in the order in which they happened, one output after the other, unless the method shows them
-as they come (`Request.show`).
+as they come (`Request.show`). Which texts it considers is told as it does (`Branched`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,22 @@ class Drafted:
     request: int
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Branched:
+    """A search, or a look ahead, goes on with further texts: new nodes of the tree of all that it has considered.
+
+    Nodes are numbered in the order in which they are told, over all these events of a request; equal texts are the same node.
+    tokens: of the new ones. parents: the number of the node before each (-1: the prompt). scores: what the method goes by, of
+    the text that ends there when it is told; None where none ends.
+    """
+
+    request: int
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    scores: tuple[float | None, ...]
     output: int = 0
 
 
@@ -84,4 +100,4 @@ class Finished:
     output: int = 0
 
 
-Event: TypeAlias = "Drafted | Unmasked | Token | Finished"
+Event: TypeAlias = "Drafted | Branched | Unmasked | Token | Finished"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from decodery.engine.composed import composed
-from decodery.engine.events import Event, TokenLogprobs
+from decodery.engine.events import Branched, Event, TokenLogprobs
 from decodery.engine.output import Output
 from decodery.engine.settings import Settings
 from decodery.engine.spelling import WrittenTokens
@@ -79,6 +79,8 @@ class Request:
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener
+        self._tree: dict[tuple[int, int], int] = {}
+        """Of all texts that were considered: (node, token behind it) -> node."""
         self.output = Output(self)
         """The text that it decodes. Where several are decided together: one without new tokens, to fork; when they are decided,
         the first of them."""
@@ -136,6 +138,27 @@ class Request:
         self.output.drafted(tokens, parents)
 
     # What methods use: its own
+
+    def considered(self, texts: Sequence[Sequence[int]], scores: Sequence[float]) -> None:
+        """Tell of texts that a search goes on with: the new tokens of each, and what it goes by."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        told: list[float | None] = []
+        for text, score in zip(texts, scores, strict=True):
+            node, fresh = -1, False
+            for token in text:
+                place = node, token
+                fresh = place not in self._tree
+                if fresh:
+                    self._tree[place] = len(self._tree)
+                    tokens.append(token)
+                    parents.append(node)
+                    told.append(None)
+                node = self._tree[place]
+            if fresh:
+                told[-1] = score
+        if tokens:
+            self.emit(Branched(self.number, tuple(tokens), tuple(parents), tuple(told), self.sample))
 
     @property
     def noise(self) -> Chance:

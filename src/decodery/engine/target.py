@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from decodery._lazy import torch
 from decodery.engine.declared import Declared, build, parse_spec
 from decodery.engine.vocabularies import Tokens, difference
 from decodery.errors import BadParameter, BadSetting, MethodUnavailable, near
@@ -56,9 +57,25 @@ class Target(Declared, ABC):
         """The sequences beside the request's own, which is always the first. Raises MethodUnavailable or BadParameter where
         they cannot be had."""
 
+    @property
+    def defers(self) -> bool:
+        """Whether the members wait for the scores of the request's own sequence, and are asked only where `asks` says so. They
+        then read at once what they have missed; rows of trees are read by all at once."""
+        return False
+
+    def asks(self, rows: Tensor) -> Tensor:
+        """Of which rows the members must be asked, [n] bool, given the raw scores [n, vocabulary] of the request's own
+        sequence. The others are scored as these say."""
+        return torch.ones(len(rows), dtype=torch.bool)
+
     def taps(self, network: Scorer) -> tuple[int, ...]:
         """Layers of the request's own network through whose rows its head is to be asked too."""
         return ()
+
+    @property
+    def norms_taps(self) -> bool:
+        """Whether these rows go through the final norm before the head."""
+        return True
 
     @abstractmethod
     def combine(self, rows: Sequence[Tensor]) -> Tensor:

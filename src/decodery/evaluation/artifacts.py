@@ -1,9 +1,8 @@
 """The list of trained files, `artifacts.toml`: `python -m decodery.evaluation.artifacts [FOLDER]` writes it.
 
-One entry for every file that comes with the package as the outcome of a recipe, from the card that the recipe wrote: size,
-sha256,
-fingerprint of the model, recipe, command, seed, training time and metrics. The folder is that of the repository, by default the
-current one. A test holds the list against the files, and these against their budget.
+One entry for every file that comes with the package as the outcome of a recipe, from the card that the recipe wrote (a file of
+numbers alone is its own): size, sha256, fingerprint of the model, recipe, command, seed, training time and metrics. The folder
+is that of the repository, by default the current one. A test holds the list against the files, and these against their budget.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ TRAINED = {
     "stories-twin/model.safetensors": "stories",
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
+    "adadec-smollm2-135m.json": "adadec-threshold",
 }
 """Trained files, and their recipes."""
 
@@ -37,9 +37,8 @@ def entries(root: Path) -> Iterator[dict[str, Any]]:
     """What is told of every trained file. Raises OSError where one, or its card, is missing."""
     for name, recipe in TRAINED.items():
         path = root / ARTIFACTS / name
-        card = json.loads(
-            (path.parent / "card.json" if path.suffix != ".npz" else path.with_suffix(".json")).read_text()
-        )
+        beside = path.with_suffix(".json") if path.suffix in (".npz", ".json") else path.parent / "card.json"
+        card = json.loads(beside.read_text())
         content = path.read_bytes()
         told = {
             "file": name,

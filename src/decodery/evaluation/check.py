@@ -1,8 +1,9 @@
 """`decodery check`: decide by experiment whether a method keeps what it declares.
 
 Two kinds of evidence. On the user's model: greedy output against plain decoding, token by token, and sampled output too where
-the same tokens are promised. On tiny models whose law is known: sampled output against that law, exactly by enumeration and
-with real noise by a chi-square test. What is tried follows from the method's `Exactness`.
+the same tokens are promised; of methods that decide among tries, whether these are the samples that they are said to be. On
+tiny models whose law is known: sampled output against that law, exactly by enumeration, and with real noise by a chi-square
+test. What is tried follows from the method's `Exactness`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
 from decodery.evaluation.set_check import set_parts
+from decodery.evaluation.tries_check import tries_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.models.kinds import Kind
 from decodery.replies import Reply
 from decodery.sampling.chance import Source
+from decodery.search.tries import TryingMethod
 
 PLAIN = "autoregressive"
 TIE = 1e-4
@@ -92,6 +95,11 @@ def check_method(
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:
         ids = _prompts(lm, prompts, max_new_tokens)
+        if isinstance(chosen, TryingMethod) and not chosen.exactness.same_law:
+            # They decide among texts that differ: greedily there is nothing to see, and no law is promised.
+            parts = tries_parts(lm, chosen, ids, seed, source, tell)
+            passed = all(part.passed is not False for part in parts)
+            return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
         parts = _identity_parts(lm, chosen, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
         if chosen.exactness.same_tokens:
             sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed, chance=source)

@@ -133,7 +133,7 @@ class FusedNetwork(TransformersNetwork):
         if self.device.type == "cpu" and self.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
             self.stability = STABILITY
 
-    def head(self, tokens: Tensor | None = None) -> Head:
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
         base: Any = self._base
         logits = self._head
         if tokens is not None:
@@ -144,7 +144,8 @@ class FusedNetwork(TransformersNetwork):
 
         @torch.inference_mode()
         def head(rows: Tensor) -> Tensor:
-            return logits(self._norm(rows.to(self.device, self.dtype), base.norm.weight)).float()
+            rows = rows.to(self.device, self.dtype)
+            return logits(self._norm(rows, base.norm.weight) if normed else rows).float()
 
         return head
 

@@ -79,7 +79,8 @@ class Forward:
     taps: layers whose output rows to return; `POST_NORM` for the rows that enter the head.
     logits: which rows need logits: ALL, LAST, NONE, or row indices in the order wanted.
     rank: where not 0, so many likeliest tokens of each of these rows are enough, and the network may tell these instead.
-    joined: it is one batch with the forward asked before it in the same step: its rows are counted, it itself is not.
+    joined: it is one batch with the forward of its network asked before it in the same step: its rows are counted, it itself is
+        not.
     """
 
     sequence: Sequence

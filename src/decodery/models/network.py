@@ -182,7 +182,16 @@ class TransformersNetwork(KeyValueNetwork):
             rows: Tensor = module(ids)
         return rows
 
-    def head(self, tokens: Tensor | None = None) -> Head:
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
+        @torch.inference_mode()
+        def alone(rows: Tensor) -> Tensor:
+            module: Any = self.model.get_output_embeddings()
+            logits: Tensor = module(rows.to(self.device, self.dtype)).float()
+            return logits if tokens is None else logits[:, tokens]
+
+        if not normed:
+            return alone
+
         def head(rows: Tensor) -> Tensor:
             entering = rows.to(self.device, self.dtype)[None]
             count = rows.shape[0]

@@ -74,7 +74,8 @@ class Owner:
         where there are no rows."""
         raise ValueError(f"{self.name} takes token ids and no embeddings")
 
-    def head(self, tokens: Tensor | None = None) -> Head:
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
         """The final norm and the head, as a function of hidden rows [n, hidden] that leave any layer: logits
-        [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. Raises ValueError where there are no rows."""
+        [n, vocabulary] float32, or [n, len(tokens)] of these tokens alone. normed: False is the head alone, a product with
+        its matrix and nothing else. Raises ValueError where there are no rows."""
         raise ValueError(f"{self.name} is no network and has no hidden rows")

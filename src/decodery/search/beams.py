@@ -81,9 +81,12 @@ class BeamGroup:
     chosen: what the last step has kept: beams that go on and texts that ended with it. over: nothing goes on.
     """
 
-    def __init__(self, width: int, ending: Ending, root: Beam, ends: int):
-        """root: without new tokens. ends: how many tokens end a text: as many more candidates are looked at per beam."""
-        self.width, self.ending = width, ending
+    def __init__(
+        self, width: int, ending: Ending, root: Beam, ends: int, finishes: Callable[[Output], object] | None = None
+    ):
+        """root: without new tokens. ends: how many tokens end a text: as many more candidates are looked at per beam. finishes:
+        is shown every text that has got a token, and may end it."""
+        self.width, self.ending, self._finishes = width, ending, finishes
         self.candidates = width * (1 + max(1, ends))
         self.live, self.finished = [root], list[tuple[float, Beam]]()
         self.chosen: list[Beam] = []
@@ -101,7 +104,17 @@ class BeamGroup:
         for beam, row, value in zip(self.live, rows, largest, strict=True):
             if not value < math.inf or (max(largest) == -math.inf and not self.finished):
                 beam.output.law.check(math.nan if value == math.inf else value, row)
-        taken = processed if penalties is None else [s - p for s, p in zip(processed, penalties, strict=True)]
+        self.choose(
+            own,
+            processed,
+            processed if penalties is None else [s - p for s, p in zip(processed, penalties, strict=True)],
+        )
+
+    def choose(self, own: Sequence[Tensor], processed: Sequence[Tensor], taken: Sequence[Tensor]) -> None:
+        """Go on with the candidates that are best by the beams' totals and `taken`; all [vocabulary] of each beam.
+
+        own: log probabilities of the model. processed: what is added up as the texts' likelihood. taken: as their total.
+        """
         flat = torch.cat([scores + beam.total for scores, beam in zip(taken, self.live, strict=True)])
         places = highest(flat, self.candidates)
         parents, self.live, self.chosen = self.live, [], []
@@ -112,6 +125,9 @@ class BeamGroup:
             parent = parents[number]
             output = parent.output.fork()
             ends = output.commit([token], own[number][None], rounds=0)
+            if not ends and self._finishes is not None:
+                self._finishes(output)
+                ends = output.finish_reason is not None
             if (ends and rank >= self.width) or (not ends and len(self.live) == self.width):
                 continue
             assert parent.sequence is not None
@@ -166,11 +182,13 @@ def searched(
             group.chosen = []
             if not group.over:
                 group.advance(rows[place], penalties(found[:place], group) if penalties is not None else None)
+        kept = [beam for group in found for beam in group.chosen]
+        request.considered([beam.output.new_tokens for beam in kept], [beam.total for beam in kept])
         live = [beam for group in found for beam in group.live]
         if not live:
             return found
         answers = yield tuple(_step(beam, joined=place > 0) for place, beam in enumerate(live))
-        del live
+        del live, kept
         told = iter(answers)
         rows = [[next(told).logits[0] for _ in group.live] for group in found]
 

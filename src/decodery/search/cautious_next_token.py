@@ -117,6 +117,9 @@ class CautiousNextToken(Method):
                 pending = [token]
                 continue
             tried = yield from self._try(request, sequence, row, count, ends)
+            before = request.new_tokens
+            costs = [-trial.surprise / len(trial.tokens) for trial in tried]
+            request.considered([[*before, *trial.tokens] for trial in tried], costs)
             kept = self._chosen(tried)
             winner = tried[kept]
             appended = len(winner.tokens) if self.commit == "clause" else 1

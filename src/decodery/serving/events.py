@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from decodery.engine.events import Drafted, Finished, Token, Unmasked
+from decodery.engine.events import Branched, Drafted, Finished, Token, Unmasked
 from decodery.serving.decoding import Decoding
 from decodery.serving.failures import Failure
 from decodery.serving.shapes import DONE, LEAST, StreamShape, frame, usage
@@ -130,6 +130,11 @@ class EventShape(StreamShape):
             text.begin(event)
             said = [self._said(token) for token in event.tokens]
             return self._event("drafted", **when, tokens=said, token_ids=event.tokens, parents=event.parents)
+        if isinstance(event, Branched):
+            said = [self._said(token) for token in event.tokens]
+            scores = [None if score is None else max(score, LEAST) for score in event.scores]
+            nodes = {"tokens": said, "token_ids": event.tokens, "parents": event.parents, "scores": scores}
+            return self._event("branched", **when, **nodes)
         if isinstance(event, Unmasked):
             text.fill(event)
             said = [self._said(token) for token in event.tokens]

@@ -49,6 +49,16 @@ class UncertaintyAwareContrast(Target):
         choices=("doctests", "assertions"),
         only={"lame": ""},
     )
+    deferred: bool = parameter(
+        False, "the lame prompt is read only where the model is unsure, with all tokens since then at once"
+    )
+
+    @property
+    def defers(self) -> bool:
+        return self.deferred
+
+    def asks(self, rows: Tensor) -> Tensor:
+        return self.unsure(rows)
 
     def members(self, host: Host, prompt: Sequence[int]) -> Sequence[Member]:
         if self.lame:

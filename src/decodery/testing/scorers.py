@@ -203,7 +203,7 @@ class PrefixScorer(Scorer):
                 forward.sequence.write(slots, fed, forward.row_positions())
         return [Scores(rows, taps) for rows, taps in zip(torch.split(logits, sizes), hidden, strict=True)]
 
-    def head(self, tokens: Tensor | None = None) -> Head:
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
         def head(rows: Tensor) -> Tensor:
             prefixes = [self._numbered()[int(number)] for number in rows[:, 0].tolist()]
             whole = rows[:, 1].long() == self.layers

@@ -1,16 +1,19 @@
-"""Finds the entropy from which `adadec` pauses with a model, from solutions that are known to be right.
+"""Finds the entropy from which `adadec` pauses with a model, from texts that are known to be right.
 
-    decodery train adadec-threshold --model smollm2-135m --solutions solutions.jsonl --output threshold.json
+    decodery train adadec-threshold --model smollm2-135m --output adadec-smollm2-135m.json
 
-Then: decodery generate --method "adadec(threshold=1.3)". Each line of the solutions has a "prompt" and a "solution". Every
-token of a solution is scored once; a logistic regression says how likely it is the model's first choice, given the entropy
-there. The threshold is the entropy at the cut of that probability which tells best on tokens that were held out.
+One threshold is learned for code (functions of Python's library behind their docstrings) and one for prose (its documentation).
+Or give solutions of your own, each line with a "prompt" and a "solution": --solutions solutions.jsonl. Then: decodery generate
+--method "adadec(threshold=1.3)". Every token of a solution is scored once; a logistic regression says how likely it is the
+model's first choice, given the entropy there. The threshold is the entropy at the cut of that probability which tells best on
+tokens that were held out.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from decodery.errors import BadInput
 from decodery.models.forward import Forward
+from decodery.training.library_texts import functions, paragraphs
 from decodery.training.options import progress_bars, recipe_parser, refusing
 
 if TYPE_CHECKING:
@@ -116,6 +120,16 @@ def _regression(entropies: NDArray[np.float64], first: NDArray[np.float64]) -> t
     return float(weights[0]), float(weights[1])
 
 
+def library_solutions(functions_: int, paragraphs_: int) -> dict[str, list[Solution]]:
+    """What thresholds are learned from where no solutions are given: code and prose that every machine has. Of a paragraph, its
+    first sentence is the prompt."""
+    prose = [paragraph.partition(". ") for paragraph in paragraphs(paragraphs_)]
+    return {
+        "code": [(one.prompt, one.solution) for one in functions(functions_, examples=False)],
+        "prose": [(first + dot.rstrip(), f" {rest.strip()}") for first, dot, rest in prose if rest.strip()],
+    }
+
+
 def read_solutions(path: Path) -> list[Solution]:
     """{"prompt": "...", "solution": "..."} a line. Raises BadInput."""
     try:
@@ -131,20 +145,40 @@ def read_solutions(path: Path) -> list[Solution]:
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = recipe_parser("adadec-threshold", __doc__, output="where the threshold and its fit go")
+    parser = recipe_parser("adadec-threshold", __doc__, output="where the thresholds and their fit go")
     parser.add_argument("--model", required=True, help="a causal model")
-    parser.add_argument("--solutions", type=Path, required=True, help='lines of {"prompt": …, "solution": …}')
+    parser.add_argument(
+        "--solutions", type=Path, help='lines of {"prompt": …, "solution": …}; default: Python\'s own library'
+    )
+    parser.add_argument("--functions", type=int, default=400, help="of the library to learn from; default: 400")
+    parser.add_argument("--paragraphs", type=int, default=600, help="of its documentation to learn from; default: 600")
     parser.add_argument("--seed", type=int, default=42, help="of the split; default: 42")
     given = parser.parse_args(arguments)
     from decodery.loading import load
 
-    solutions = read_solutions(given.solutions)
+    if given.solutions is None:
+        solutions = library_solutions(given.functions, given.paragraphs)
+        data = f"Python {platform.python_version()}: functions of the library, paragraphs of its documentation"
+    else:
+        solutions, data = {"code": read_solutions(given.solutions)}, given.solutions.name
     lm = load(given.model)
-    with progress_bars() as show:
-        observed = observe(lm, solutions, lambda done, total: show("solutions", done, total))
-    found = learn(*observed, seed=given.seed)
-    given.output.write_text(json.dumps({"model": lm.name, **asdict(found)}, indent=2) + "\n")
-    sys.stdout.write(f"threshold={found.threshold:.3f}, in {given.output}\n")
+    metrics = {}
+    for kind, pairs in solutions.items():
+        with progress_bars() as show:
+            observed = observe(lm, pairs, lambda done, total, kind=kind: show(kind, done, total))  # type: ignore[misc]
+        found = learn(*observed, seed=given.seed)
+        metrics[kind] = asdict(found)
+        sys.stdout.write(f"{kind}: threshold={found.threshold:.3f}\n")
+    card = {
+        "what": "entropies in nats from which adadec pauses, by the kind of text",
+        "model": lm.name,
+        "fingerprint": lm.network.fingerprint(),
+        "recipe": f"decodery train adadec-threshold --model {given.model} --output {given.output.name}",
+        "data": data,
+        "seed": given.seed,
+        "metrics": metrics,
+    }
+    given.output.write_text(json.dumps(card, indent=1) + "\n")
 
 
 if __name__ == "__main__":

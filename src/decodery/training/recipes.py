@@ -56,7 +56,7 @@ RECIPES = {
     "adadec-threshold": RecipeEntry(
         "decodery.training.adadec_threshold",
         "the entropy from which adadec pauses with a model",
-        "--model smollm2-135m --solutions solutions.jsonl --output threshold.json",
+        "--model smollm2-135m --output adadec-smollm2-135m.json",
     ),
     "successors": RecipeEntry(
         "decodery.training.successors",

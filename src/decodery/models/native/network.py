@@ -275,20 +275,19 @@ class NativeNetwork(KeyValueNetwork):
             float(attention), float(3 * layout.hidden * layout.feed_forward), float(layout.hidden * layout.vocabulary)
         )
 
-    def head(self, tokens: Tensor | None = None) -> Head:
+    def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
         some = None
-        if tokens is not None:
+        if tokens is not None or not normed:
             from decodery.models.blocks import product
 
-            some = product(
-                self._rows(self._model.head, tokens), None if self._head_bias is None else self._head_bias[tokens]
-            )
+            ids = torch.arange(self.vocabulary) if tokens is None else tokens
+            some = product(self._rows(self._model.head, ids), None if self._head_bias is None else self._head_bias[ids])
 
         @torch.inference_mode()
         def head(rows: Tensor) -> Tensor:
             rows = rows.to(self.dtype).contiguous()
             if some is not None:
-                return some(self._normed(rows)).float()
+                return some(self._normed(rows) if normed else rows).float()
             # A pass through no layer at all.
             want = array("q", range(rows.shape[0]))
             logits = torch.empty(rows.shape[0], self.vocabulary)

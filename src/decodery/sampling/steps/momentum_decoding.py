@@ -89,6 +89,15 @@ class MomentumDecoding(Step):
             row[ids] = ranks.masked_fill(forbidden, FORBIDDEN)
         return rows
 
+    def label(self, row: Tensor, prefix: Prefix) -> int:
+        """What became of the likeliest token of scores [vocabulary] that the steps before it leave: 0: it met no resistance,
+        so it was chosen; 1: it met some and was chosen; 2: another one was."""
+        likeliest = int(highest(row, 1)[0])
+        if likeliest not in self.lengths(prefix):
+            return 0
+        [chosen] = self.apply(row.clone()[None], [prefix])
+        return 1 if int(highest(chosen, 1)[0]) == likeliest else 2
+
     def lengths(self, prefix: Prefix) -> dict[int, int]:
         """Token -> how many tokens would be repeated if it came next, itself included: 1 where it was there before behind
         others. Tokens that meet no resistance are not there."""

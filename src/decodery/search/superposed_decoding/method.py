@@ -153,6 +153,8 @@ class SuperposedDecoding(Method):
                 over = output.finish_reason == "stop"
                 if over or len(live) < self.drafts:
                     (finished if over else live).append(SuperposedText(output, score))
+            kept = [*live, *finished]
+            request.considered([draft.output.new_tokens for draft in kept], [draft.score for draft in kept])
             finished = sorted(finished, key=lambda draft: -draft.score)[: self.drafts]
             if live:
                 fed = mixed(sequence.owner, live)

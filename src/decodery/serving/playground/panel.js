@@ -2,6 +2,7 @@
 
 import { CanvasView } from "./canvas.js";
 import { el } from "./dom.js";
+import { SearchView } from "./search.js";
 import { Rounds, TreeView } from "./tree.js";
 import { TokenText } from "./tokens.js";
 
@@ -18,6 +19,7 @@ export class Panel {
     this.text = new TokenText(card, (index) => this.tree.goTo(index));
     this.tree = new TreeView((indices) => this.text.mark(indices));
     this.canvas = new CanvasView();
+    this.search = new SearchView();
     this.heading = el("h3", {}, title);
     this.state = el("p", { class: "state" });
     this.legend = el("ul", { class: "legend", "aria-label": "Colours" });
@@ -34,6 +36,7 @@ export class Panel {
       this.numbers,
       this.canvas.element,
       this.tree.element,
+      this.search.element,
     );
     this.clear();
   }
@@ -45,6 +48,7 @@ export class Panel {
     this.visible = "";
     this.text.clear();
     this.canvas.clear();
+    this.search.clear();
     this.tree.take(this.rounds, []);
     this.heading.textContent = this.title;
     this.whole.textContent = "";
@@ -66,12 +70,14 @@ export class Panel {
   take(event) {
     if (event.type === "begun") this.begin(event);
     else if (event.type === "drafted") this.rounds.draft(event);
+    else if (event.type === "branched") this.search.take(event);
     else if (event.type === "unmasked") this.canvas.take(event);
     else if (event.type === "token") {
       this.rounds.token(event, this.tokens.length);
       this.visible += event.visible;
       this.text.add(event, this.canvas.length);
       this.keys(event.came);
+      this.search.token(event);
     } else if (event.type === "finished") this.finish(event);
   }
 
@@ -106,6 +112,7 @@ export class Panel {
     ];
     this.numbers.replaceChildren(...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
     this.tree.take(this.rounds, this.tokens);
+    this.search.draw();
     const ends = { stop: "ended by itself", length: "ended at its length", cancelled: "stopped", error: "failed" };
     this.say(`${ends[event.reason] ?? event.reason}, ${this.begun.exactness}, seed ${this.begun.seed}`);
   }

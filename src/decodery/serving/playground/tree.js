@@ -84,8 +84,9 @@ function nodesOf(round, tokens) {
 const widthOf = (node) => [...node.label].length * SIGN + 16;
 const middleOf = (node) => node.row * ROW + ROW / 2;
 
-function drawing(round, tokens) {
-  const nodes = nodesOf(round, tokens);
+/** A tree as a picture. nodes: the root first; each has its text, label, kind, depth and row, the place of its parent (-1: the
+ * root), and `more` that is to be said of it. kinds: what each kind is called. words: what the picture shows. */
+export function picture(nodes, kinds, words) {
   const widths = [];
   for (const node of nodes) widths[node.depth] = Math.max(widths[node.depth] ?? 0, widthOf(node));
   const lefts = [4];
@@ -101,13 +102,12 @@ function drawing(round, tokens) {
     svg(
       "g",
       { class: `node ${node.kind}` },
-      svg("title", {}, `${quoted(node.text)}, ${KINDS[node.kind]}`),
+      svg("title", {}, `${quoted(node.text)}, ${kinds[node.kind]}${node.more ?? ""}`),
       svg("rect", { x: lefts[node.depth], y: middleOf(node) - 11, width: widthOf(node), height: 22, rx: 5 }),
       svg("text", { x: lefts[node.depth] + 8, y: middleOf(node) + 4.5 }, node.label),
     ),
   );
   const [width, height] = [lefts.at(-1) - GAP + 4, (Math.max(...nodes.map((node) => node.row)) + 1) * ROW];
-  const words = `Tree of the draft: ${roundWords(round, tokens)}`;
   return svg("svg", { role: "img", "aria-label": words, width, height, viewBox: `0 0 ${width} ${height}` }, ...edges, ...boxes);
 }
 
@@ -150,7 +150,8 @@ export class TreeView {
     this.slider.value = at + 1;
     this.told.textContent = `${at + 1} of ${this.rounds.length}`;
     this.words.textContent = roundWords(round, this.tokens);
-    this.picture.replaceChildren(drawing(round, this.tokens));
+    const words = `Tree of the draft: ${this.words.textContent}`;
+    this.picture.replaceChildren(picture(nodesOf(round, this.tokens), KINDS, words));
     if (mark) this.marked(round.tokens);
   }
 

@@ -1,4 +1,4 @@
-"""Code with known solutions: functions of Python's own library whose docstrings hold examples."""
+"""Texts that every machine has: functions of Python's own library, and paragraphs of its documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 
@@ -46,3 +47,35 @@ def _functions(module: str, source: str, tree: ast.Module, examples: bool) -> It
         start, body, end = node.lineno - 1, node.body[0].end_lineno, node.end_lineno
         assert body is not None
         yield Function(f"{module}.{node.name}", "".join(lines[start:body]), "".join(lines[body:end]))
+
+
+@cache
+def paragraphs(count: int, shortest: int = 200) -> tuple[str, ...]:
+    """The first paragraphs of prose of at least so many signs: of the language's reference, in the order of its topics, then of
+    the docstrings of the library, in the order of its files."""
+    from pydoc_data.topics import topics
+
+    found: dict[str, None] = {}
+    for text in chain((topics[topic] for topic in sorted(topics)), _documentation()):
+        for paragraph in text.split("\n\n"):
+            lines = paragraph.split("\n")
+            # Examples, grammar and lists are indented, and headings are short.
+            if len(paragraph) >= shortest and paragraph[0].isalpha() and all(line[:1].strip() for line in lines):
+                found[" ".join(paragraph.split())] = None
+        if len(found) >= count:
+            break
+    return tuple(found)[:count]
+
+
+def _documentation() -> Iterator[str]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if {"site-packages", "test", "tests"} & set(path.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text("utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
