@@ -4,7 +4,8 @@ Such a model gives no token a probability after those before it, and the sum ove
 written is out of reach. What can be estimated is the expected log probability of a text that is written token by token in
 a uniformly random order. By Jensen's inequality it is at most the log of the probability over all orders (Uria et al.,
 arXiv 1310.1757; Sahoo et al., arXiv 2406.07524). The estimator is that of LLaDA (Nie et al., arXiv 2502.09992, section 2.4
-and its script for log likelihoods): hide exactly m of n tokens, with m spread evenly over 1..n, and weigh what is found by n / m.
+and its script for log likelihoods): hide exactly m of n tokens, with m spread evenly over 1..n, and weigh what is found by
+n / m.
 """
 
 from __future__ import annotations
