@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from decodery.errors import BadInput
-from decodery.serving import request_log
+from decodery.serving import request_log, spans
 from decodery.serving.app import make_app
 from decodery.serving.configuration import ServerConfiguration, is_loopback
 from decodery.serving.connections import BoundedConnection, ConnectionLimit, allowed_connections
@@ -99,7 +99,7 @@ def serve(configuration: ServerConfiguration, ready: Callable[[str], None], load
     request_log.set_up(configuration.log_json)
     server = make_server(configuration, ready, load)
     _check_free(configuration)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), spans.exporting():
         server.run()
     if server.failed is not None:
         raise server.failed
