@@ -33,7 +33,7 @@ def idle(server: Running, count: int) -> list[socket.socket]:
     return made
 
 
-def test_one_too_many_is_refused_politely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_too_many_is_refused_politely() -> None:
     with serving(max_connections=MOST) as server:
         with httpx.Client(timeout=PATIENCE) as client:
             assert client.post(server.address + "/v1/completions", json=SHORT).status_code == 200
@@ -74,19 +74,14 @@ def test_who_is_in_the_middle_of_an_answer_is_left_in_peace(monkeypatch: pytest.
 
 
 def test_hundreds_at_once() -> None:
-    """Many more than are taken: each is answered or closed, and the server goes on."""
+    """Many more than are taken: each is told so, and the server goes on."""
     with serving(max_connections=MOST) as server:
         made = idle(server, MOST)
         crowd = [connection(server.address) for _ in range(300)]
-        answers = []
+        answers = [read_all(one) for one in crowd]
         for one in crowd:
-            try:
-                answers.append(read_all(one))
-            except ConnectionResetError:
-                answers.append(b"")
             one.close()
-        assert all(answer == b"" or answer.startswith(b"HTTP/1.1 503") for answer in answers)
-        assert sum(bool(answer) for answer in answers) >= connections.LAST_WORDS
+        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 503"}
         for one in made:
             one.close()
         wait_for(lambda: taken(server) == 0)

@@ -23,7 +23,7 @@ IDLE_SECONDS = 60.0
 LAST_WORD_SECONDS = 1.0
 """How long a connection that is refused may stay to read that it is."""
 LAST_WORDS = 64
-"""Most of those that stay so; beyond them connections are closed without a word."""
+"""Most of those that stay so; beyond them connections are closed at once, and only who has sent nothing yet reads why."""
 OTHER_FILES = 128
 """Files that this process needs besides connections."""
 
@@ -79,10 +79,10 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             return
         self._refused = True
         self.transport = transport
+        transport.write(_refusal())
         if self._limit.leaving >= LAST_WORDS:
             transport.abort()
             return
-        transport.write(_refusal())
         # Not closed at once: what the client has sent and nobody reads would make the system throw the answer away.
         if transport.can_write_eof():
             transport.write_eof()
