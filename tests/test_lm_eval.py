@@ -171,7 +171,12 @@ def test_over_http_it_is_the_same(folder: Path, tasks: Any, ours: Any, monkeypat
             if len(names) > 1:
                 assert numbers(found, "tiny_text") == pytest.approx(numbers(ours, "tiny_text"), abs=BOUND)
                 assert answers(found, "tiny_reply") == answers(ours, "tiny_reply")
+        more = {"gen_kwargs": "method=prompt-lookup,temperature=0"}
+        found = evaluated("local-completions", tasks, ("tiny_reply",), model_args=remote, **more)
+        assert answers(found, "tiny_reply") == answers(ours, "tiny_reply")
         server.wait_idle()
+        labels = {"model_name": "tiny", "method": "prompt-lookup", "finished_reason": "length"}
+        assert server.service.metrics.registry.get_sample_value("vllm:request_success_total", labels) == len(DOCUMENTS)
 
 
 class Asked:
