@@ -1,11 +1,11 @@
 """Many requests of all kinds against a server at once: none may be lost or wrong, and all it holds must come back.
 
-    python benchmarks/load.py --requests 1000 --at-once 64 --out load.json
+    python benchmarks/load.py --requests 1000 --at-once 64 --idle 10000 --results
     python benchmarks/load.py --requests 200 --soak 20      # rounds for twenty minutes: memory must stay flat
     python benchmarks/load.py --requests 100 --idle 10000   # and as many connections that say nothing beside them
 
 A server of its own runs on loopback. Requests differ in method, length, temperature and prompt; some are streamed, some read
-slowly, some malformed, and every seventh goes away before its answer is there. Each answer is compared with the text of the
+slowly, some malformed, and three of twenty go away before their answers are there. Each answer is compared with the text of the
 same request alone, which must be the same, greedy and sampled. The exit code is 0 where everything held.
 """
 
@@ -31,7 +31,10 @@ from urllib.parse import urlsplit
 import httpx
 
 import decodery
+from decodery.evaluation import experiment_files
 from decodery.evaluation.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
 
 METHODS = (
     "autoregressive",
@@ -235,6 +238,43 @@ async def idle_connections(address: str, count: int) -> Counter[str]:
     return found
 
 
+FIGURES = ("requests", "gone", "malformed", "lost or wrong", "resident, MB", "threads", "open files")
+"""What the table of a page says after each part of a run."""
+
+
+def row(name: str, asks: Sequence[Ask], problems: Sequence[str], now: dict[str, int]) -> list[Any]:
+    """A row of that table."""
+    kinds = Counter(ask.kind for ask in asks)
+    values = (len(asks), kinds["gone"], kinds["bad"], len(problems), now["rss_kb"] / 1024, now["threads"], now["files"])
+    return [name, *([value, None, None] for value in values)]
+
+
+def write_results(lm: decodery.LanguageModel, rows: list[list[Any]], at_once: int, idle: Counter[str]) -> None:
+    """Keep the table for docs/serving.md."""
+    refused = f", of which {idle['refused']} were told 503 and {idle['stayed']} taken" if idle else ""
+    about = (
+        f"{at_once} at once; after each part nothing runs or waits. Silent connections: {sum(idle.values())}{refused}."
+    )
+    files = ["benchmarks/load.py", "src/decodery"]
+    table = {
+        "about": about,
+        "items": sum(int(one[1][0]) for one in rows),
+        "head": ["after", *FIGURES],
+        "forms": [(".0f", "")] * len(FIGURES),
+        "rows": rows,
+        "claims": [],
+        "made": {
+            "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+            **experiment_files.here(ROOT, files),
+            "seeds": ["the number of each request"],
+            "settings": {},
+            "model": provenance(lm, whole=False),
+            "modules": {},
+        },
+    }
+    experiment_files.write(ROOT, "load", "A server under load", "this project", {"requests": table})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="stories-twin")
@@ -242,45 +282,39 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="go on in rounds for so long")
     parser.add_argument(
-        "--idle", type=int, default=0, help="connections that say nothing, opened and closed in between"
+        "--idle", type=int, default=0, help="connections that say nothing, opened and closed in the end"
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--results", action="store_true", help="keep the table for docs/serving.md")
     given = parser.parse_args()
     lm = decodery.load(given.model, threads=1)
     problems: list[str] = []
-    rounds: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
     with server(given.model, "--max-concurrent", "24", "--max-queue", "1000", "--prefix-cache", "0") as (pid, address):
-        warm = mixed(60)
-        problems += wrong(lm, warm, asyncio.run(all_answered(address, warm, given.at_once)))
-        wait_idle(address)
-        before, began, first = held(pid), time.monotonic(), 0
-        while not rounds or time.monotonic() - began < 60 * given.soak:
-            asks = mixed(given.requests, first)
-            first += given.requests
-            start = time.monotonic()
+
+        def sent(name: str, asks: Sequence[Ask]) -> None:
             answers = asyncio.run(all_answered(address, asks, given.at_once))
-            seconds = time.monotonic() - start
             wait_idle(address)
-            problems += wrong(lm, asks, answers)
-            kinds = Counter(
-                "gone" if status == GONE else ask.kind for ask, (status, _) in zip(asks, answers, strict=True)
-            )
-            rounds.append({"requests": len(asks), "kinds": dict(kinds), "seconds": round(seconds, 1), **held(pid)})
-            print(rounds[-1], flush=True)
-        idle = dict(asyncio.run(idle_connections(address, given.idle))) if given.idle else {}
+            rows.append(row(name, asks, found := wrong(lm, asks, answers), held(pid)))
+            problems.extend(found)
+            print(rows[-1], flush=True)
+
+        sent("requests to warm up", mixed(60))
+        began, first = time.monotonic(), 0
+        while not first or time.monotonic() - began < 60 * given.soak:
+            sent(f"round {first // given.requests + 1}", mixed(given.requests, first))
+            first += given.requests
+        idle: Counter[str] = Counter()
         if given.idle:
-            wait_idle(address)
-            print(idle, flush=True)
-            [one] = mixed(1)
-            problems += wrong(lm, [one], asyncio.run(all_answered(address, [one], 1)))
-        after = held(pid)
+            idle = asyncio.run(idle_connections(address, given.idle))
+            print(dict(idle), flush=True)
+            sent("silent connections", mixed(20))
     for sentence in problems:
         print(sentence, file=sys.stderr)
-    print(f"before {before}, after {after}; {len(problems)} problems in {sum(r['requests'] for r in rounds)} requests")
-    if given.out is not None:
-        told = {"before": before, "after": after, "rounds": rounds, "idle": idle, "problems": problems}
-        given.out.write_text(json.dumps({**told, "made": provenance(lm)}, indent=1))
-    sys.exit(bool(problems) or after["threads"] > before["threads"] + 8)
+    left = rows[-1][6][0] - rows[0][6][0]
+    print(f"{len(problems)} problems; {left} more threads than in the beginning")
+    if given.results:
+        write_results(lm, rows if len(rows) < 8 else [*rows[:3], *rows[-3:]], given.at_once, idle)
+    sys.exit(bool(problems) or left > 8)
 
 
 if __name__ == "__main__":
