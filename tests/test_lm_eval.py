@@ -257,6 +257,23 @@ def test_sampling_long_texts_and_windows(folder: Path) -> None:
     assert total == pytest.approx(expected, abs=0.05)
 
 
+def test_conversations_are_written_by_the_models_template() -> None:
+    tokenizer = byte_level_tokenizer()
+    written = "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}"
+    tokenizer.chat_template = written + "{% if add_generation_prompt %}<user>{% endif %}"
+    lm = decodery.wrap(make_model("llama", vocab_size=330, eos_token_id=0), tokenizer, name="tiny")
+    model = DecoderyLM(lm)
+    talk = [{"role": "user", "content": "the quick"}]
+    text = model.apply_chat_template(talk)
+    assert text == "<user>the quick<end><user>"
+    assert model.tok_encode(text) == list(lm.tokenize(talk))
+    assert model.chat_template(True) == tokenizer.chat_template
+    begun = [*talk, {"role": "assistant", "content": "brown"}]
+    assert model.apply_chat_template(begun, add_generation_prompt=False) == "<user>the quick<end><user>brown"
+    [reply] = model.generate_until([Asked(text, {"max_gen_toks": 6})])
+    assert reply == lm.generate(talk, max_new_tokens=6).text
+
+
 def test_what_is_refused(folder: Path) -> None:
     with pytest.raises(BadSetting, match="max_batch_size has no meaning"):
         DecoderyLM(str(folder), max_batch_size=4)
