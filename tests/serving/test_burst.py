@@ -9,7 +9,7 @@ import threading
 import pytest
 from serving_models import Running, serving, toy
 
-from benchmarks.load import GONE, all_answered, mixed, wrong
+from benchmarks.load import GONE, all_answered, mixed, on_a_border, wrong
 
 
 def tasks(server: Running) -> int:
@@ -40,7 +40,8 @@ def test_a_mixed_burst() -> None:
         text = server.service.metrics.text().decode()
         assert 'vllm:num_requests_running{model_name="toy"} 0.0' in text
     assert threading.active_count() <= before
-    assert wrong(toy(), asks, answers) == []
+    assert wrong(toy(), asks, answers, borders := []) == []
+    assert len(borders) <= 1
     assert sum(status == GONE for status, _ in answers) >= 5
     assert {ask.kind for ask in asks} == {"whole", "stream", "slow", "gone", "bad"}
 
@@ -64,3 +65,18 @@ def test_what_is_wrong_is_found(fault: str) -> None:
     answers[place] = answer
     [sentence] = wrong(lm, asks, answers)
     assert f"request {asks[place].number}" in sentence
+
+
+def test_what_rounding_decides_is_told_from_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = toy()
+    sampled = next(ask for ask in mixed(40) if ask.kind == "whole" and ask.body["temperature"])
+    greedy = next(ask for ask in mixed(40) if ask.kind == "whole" and not ask.body["temperature"])
+    for ask in (sampled, greedy):
+        text = lm.generate(ask.body["prompt"], **ask.told).text
+        other = text[:2] + ("a" if text[2] != "a" else "b") + text[3:]
+        assert not on_a_border(lm, ask, other)
+        monkeypatch.setattr("benchmarks.load.BORDER", 1e3)  # then everything is one
+        assert on_a_border(lm, ask, other)
+        assert wrong(lm, [ask], [(200, other)], borders := []) == []
+        assert borders == [ask.number]
+        monkeypatch.undo()
