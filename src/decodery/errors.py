@@ -68,6 +68,11 @@ class ScoresNotNumbers(DecoderyError):
         self.raw = raw
 
 
+class ConstraintFailed(DecoderyError):
+    """An output cannot keep to its constraint, or the constraint became too large to follow. Ends the request in which it
+    happens."""
+
+
 class BadInput(DecoderyError):
     """A file or line given by the user cannot be read."""
 

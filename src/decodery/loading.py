@@ -106,6 +106,8 @@ def load(
         native = usual and where.type == "cpu" and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
         precision = NATIVE.get(str(fast)) if native else None
         known = Known(folder)
+        if precision is not None:
+            known.expect()
         if foreign or base != folder:
             tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
         else:

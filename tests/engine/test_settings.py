@@ -17,6 +17,7 @@ from decodery.errors import BadSetting
 from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed, LowDiscrepancy
 from decodery.sampling.steps import default_order
+from decodery.sampling.structured.constraint import constraint_of
 from decodery.targets.guidance import Guidance
 
 VOCABULARY = 100
@@ -77,6 +78,9 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("session", "mine", "mine"),
     ("target", None, None),
     ("target", "guidance(scale=2)", Guidance(scale=2.0)),
+    ("structured_outputs", None, None),
+    ("structured_outputs", {"type": "text"}, None),
+    ("structured_outputs", {"regex": "a+"}, constraint_of("structured_outputs", {"regex": "a+"})),
     ("order", "llama.cpp", default_order("llama.cpp")),
     ("order", ["top_k", "temperature"], ("top_k", "temperature")),
     ("typical_p", 0.2, 0.2),
@@ -197,6 +201,17 @@ BAD: dict[str, list[Any]] = {
     "dry_sequence_breakers": [5, [""], [[]], [[100]], [["a"]], [None]],
     "no_repeat_ngram_size": [*NOT_INTEGERS, None, -1],
     "bad_words": [5, "", [""], [[]], [[100]], [[-1]], [["a"]], [None], [3], {"word": 1}],
+    "structured_outputs": [
+        5,
+        "a+",
+        [1],
+        {},
+        {"regex": "("},
+        {"regex": 5},
+        {"choice": []},
+        {"json": {"type": "odd"}},
+        {"no": 1},
+    ],
     "allowed_token_ids": [[], "5", [100], [-1], 100, [1.0], [None]],
     "mirostat": [*NOT_INTEGERS, None, -1, 3],
     "mirostat_tau": [*NOT_NUMBERS, -1],
@@ -333,6 +348,7 @@ ALIAS_VALUES = {
     "stop_strings": ["x"],
     "logits_processor": [keep],
     "bad_words_ids": [[3]],
+    "response_format": {"type": "json_object"},
     **dict.fromkeys(("typ_p", "typical", "tfs", "tfs_z"), 0.5),
 }
 

@@ -31,6 +31,11 @@ def sampled(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "sampled")
 
 
+def constrained(one: object, other: object, beside: str = "") -> Pair:
+    """Seen at a temperature of 1, where the output must match a pattern."""
+    return Pair(one, other, beside, "constrained")
+
+
 def deep(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a network with six layers, greedily, over a longer text."""
     return Pair(one, other, beside, "deep")
@@ -398,6 +403,16 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "share": drawn(0.25, 0.75, "text=abcdef, towards=fedcba"),
         "radius": drawn(0.0, 0.5, "text=abcdef"),
         "reading": drawn("steps", "pass", "text=abcdef"),
+    },
+    "AdaptiveWeightedRejection": {
+        "particles": constrained(2, 4),
+        "ess_threshold": constrained(0.0, 1.0),
+        "resampling": constrained("stratified", "multinomial", "ess_threshold=1"),
+        "proper_weights": constrained(True, False),
+        "estimator": constrained("recursive", "traces"),
+        "max_accepts": constrained(2, 5),
+        "max_rejects": constrained(1, "auto"),
+        "traces": constrained(1, 3, "estimator=traces"),
     },
     "LowDiscrepancyEstimate": {
         "samples": drawn(16, 64, "tolerance=0"),

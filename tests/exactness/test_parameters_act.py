@@ -140,6 +140,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "sampled": (_story, SAMPLED),
     "ends": (_story, GREEDY | ENDS),
     "drawn ends": (_story, SAMPLED | ENDS),
+    "constrained": (_story, SAMPLED | ENDS | {"structured_outputs": {"regex": "(c?[^c-k])*c?"}}),
     "one token": (_story, SAMPLED | {"max_new_tokens": 1}),
     "deep": (lambda: _story(layers=7), GREEDY),
     "long": (lambda: _story(layers=7), GREEDY | {"max_new_tokens": 48}),

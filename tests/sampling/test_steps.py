@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from letter_constraints import over_letters
 from torch import Tensor
 
 from decodery.engine.draws import foresee
@@ -63,6 +64,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "mirostat": {"mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.5},
     "dynamic_temperature": {"dynatemp_range": 0.7},
     "momentum_decoding": {"momentum_alpha": 0.2},
+    "structured_outputs": {"structured_outputs": over_letters(VOCABULARY, regex="([^AB][^DE])*")},
 }
 ALL = sorted(steps())
 

@@ -89,6 +89,7 @@ ACTING: Mapping[str, Any] = {
     "momentum_longest": 1,
     "momentum_resistance": [0.0, 9.0],
     "momentum_ends_resist": True,
+    "structured_outputs": {"regex": "[0-9]{4}"},
 }
 """Setting of the registry -> a value that changes the text, or what is told of it."""
 REPEATING: Mapping[str, Any] = {"temperature": 0.5, "allowed_token_ids": [70, 71, 72], "max_tokens": 24}

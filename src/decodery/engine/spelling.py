@@ -44,6 +44,16 @@ class WrittenTokens:
     def __init__(self, model: Writing):
         self._model = model
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._model.tokenizer
+
+    @property
+    def size(self) -> int:
+        """How many tokens the model scores."""
+        return self._model.network.vocabulary
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without special tokens around it."""
         return self._model.encode(text)

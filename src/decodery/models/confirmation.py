@@ -202,22 +202,20 @@ def rounded_inputs(model: Any, exact: Any) -> Iterator[None]:
     """Let the products of a model round their inputs to eight bits, as `models.native`'s whole numbers do: 32 neighbours are
     multiples of 1/127 of the largest of them. exact: the same model in float32, whose weights the products take."""
 
-    def product(weights: nn.Linear, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        blocks = given[0].float().unflatten(-1, (-1, 32))
+    def product(weights: nn.Linear, given: Tensor) -> Tensor:
+        blocks = given.float().unflatten(-1, (-1, 32))
         step = blocks.abs().amax(-1, keepdim=True) / 127
         whole = (blocks / step.clamp(min=1e-30)).round() * step
-        return nn.functional.linear(whole.flatten(-2), weights.weight, weights.bias).to(output.dtype)
+        return nn.functional.linear(whole.flatten(-2), weights.weight, weights.bias).to(given.dtype)
 
-    hooks = [
-        part.register_forward_hook(partial(product, exact.get_submodule(name)))
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear)
-    ]
+    products = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    for name, part in products.items():
+        part.forward = partial(product, exact.get_submodule(name))  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for part in products.values():
+            del part.forward
 
 
 def _in_float32(model: Any) -> Any:

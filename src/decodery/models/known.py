@@ -7,6 +7,7 @@ and its tokenizer. Delete the folder to look again.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -28,6 +29,7 @@ from decodery.models.layout import Layout
 if TYPE_CHECKING:
     from decodery.models.native.network import NativeNetwork
     from decodery.models.native.weights import Precision
+    from decodery.models.pages import Early
     from decodery.models.weight_source import NumberSource, WeightSource
 
 log = logging.getLogger("decodery")
@@ -35,6 +37,11 @@ log = logging.getLogger("decodery")
 FORMAT = "1"
 """Changes with what is kept here."""
 PACKAGES = ("transformers", "tokenizers", "torch")
+EARLY = 0.55
+"""Of a file's bytes: memory that is taken for its weights before they are read. What confirms the model needs the rest, for a
+while."""
+MANY = 20_000_000
+"""So many weights gain by several threads, even where processors are busy."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".lock")
 """Files that say nothing about the layout."""
 
@@ -46,6 +53,19 @@ class Known:
         self.folder = folder
         self.why_not = ""
         """Why `network` gave none."""
+        self._room: Early | None = None
+
+    def expect(self) -> None:
+        """Say that `network` will be called: a first load reads much before, and memory for the weights is taken meanwhile."""
+        from decodery.models.gguf.weights import weight_source
+        from decodery.models.native.weights import most_bytes
+        from decodery.models.pages import Early
+
+        if self.place.is_dir() or (source := weight_source(self.folder)) is None:
+            return
+        with contextlib.suppress(OSError):  # not so much memory: `network` says what comes of it
+            room = most_bytes(source.parameters, len(source.file.tensors))
+            self._room = Early(room, int(EARLY * source.file.bytes))
 
     @cached_property
     def place(self) -> Path:
@@ -70,6 +90,7 @@ class Known:
         """
         from decodery.models.gguf.weights import weight_source
         from decodery.models.native.network import NativeNetwork
+        from decodery.models.pages import large
         from decodery.models.reading import StoredWeights
         from decodery.models.rounding import Rounded, way
 
@@ -81,7 +102,8 @@ class Known:
             if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:
                 raise ValueError(f"its files hold {min(surplus)}, which the layout has no place for")
             weights = source if quantize is None else Rounded(source, layout, quantize)
-            network = NativeNetwork(layout, weights, name, precision)
+            room = large if self._room is None else self._room.take
+            network = NativeNetwork(layout, weights, name, precision, room)
         except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
             log.info("%s is read through transformers: %s", self.folder, reason)
             self.why_not = str(reason)
@@ -120,7 +142,7 @@ class Known:
         model = empty_model(self.folder, torch.bfloat16)
         layout, ends = recognised(model), end_tokens(model, self.folder)
         cut(model, layout.varied, FEW_TOKENS)
-        with one_thread():
+        with one_thread() if sum(map(torch.numel, model.parameters())) < MANY else contextlib.nullcontext():
             fill(model, Checked(source, layout))
             confirm(
                 partial(NativeNetwork.of, name=name, precision=precision, quantize=quantize),

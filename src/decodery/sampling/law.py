@@ -190,6 +190,11 @@ class Law:
         if math.isnan(highest) or highest == FORBIDDEN:
             raise self._complaint(row, path)
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next whatever the scores are, as far as the steps of the law know."""
+        found = (step.forced(self.prefix()) for step in self.steps if step.reads_prefix)
+        return next((tokens for tokens in found if tokens), ())
+
     # What steps ask
 
     def decision(self, step: str, position: int, index: int, probability: float) -> bool:

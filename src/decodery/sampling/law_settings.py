@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from decodery.errors import BadSetting, near
-from decodery.sampling.phrases import Speller, Words
-from decodery.sampling.settings import ValueKind, setting
+from decodery.sampling.settings import Speller, ValueKind, setting
 from decodery.sampling.steps import PRESETS, Step, default_order, step_settings, steps
 
 
@@ -91,7 +90,7 @@ class LawSettings:
         return [found[name] for name in self.order if name in found]
 
     def spelled(self, speller: Speller) -> Self:
-        """The same, with texts that steps look for as the tokens that say them. Settings of steps that are off stay as they
+        """The same, with what steps say of text as what it means for tokens. Settings of steps that are off stay as they
         are."""
         changed: dict[str, Any] = {}
         for step in steps().values():
@@ -99,8 +98,9 @@ class LawSettings:
             if getattr(self, first.name) == first.neutral:
                 continue
             for own in step.settings():
-                if isinstance(own.kind, Words):
-                    changed[own.name] = own.kind.spelled(getattr(self, own.name), speller)
+                value = getattr(self, own.name)
+                if (spelled := own.kind.spelled(value, speller)) is not value:
+                    changed[own.name] = spelled
         return dataclasses.replace(self, law={**self.law, **changed}) if changed else self
 
     def __getattr__(self, name: str) -> Any:

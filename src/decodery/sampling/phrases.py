@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from decodery.errors import BadSetting
 from decodery.plain import plain
-from decodery.sampling.settings import ValueKind, check_token
+from decodery.sampling.settings import Speller, ValueKind, check_token
 
 Phrases: TypeAlias = tuple[str | tuple[int, ...], ...]
 """Texts, and sequences of token ids."""
-
-
-class Speller(Protocol):
-    """What must be known of a tokenizer to find the tokens of a text."""
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without special tokens around it."""
-        ...
-
-    def written(self) -> Sequence[str]:
-        """The text of every token by itself."""
-        ...
-
-    def remember(self, key: Hashable, make: Callable[[], Phrases]) -> Phrases:
-        """What follows from the tokenizer alone; made on first use."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ class Prefix:
         return len(self._law.tokens) - self._law.prompt_length + len(self._path)
 
     @property
+    def drafted(self) -> int:
+        """How many of these are not committed."""
+        return len(self._path)
+
+    @property
     def stop_ids(self) -> list[int]:
         """The tokens that end the output."""
         return self._law.stop_ids

@@ -10,15 +10,44 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from decodery.errors import BadSetting
 from decodery.plain import plain
 
 ANY_VOCABULARY = 1 << 62
 """Stands for the size of a vocabulary while the model is not loaded yet."""
+
+
+Value = TypeVar("Value")
+
+
+class Speller(Protocol):
+    """What must be known of a model's tokenizer to turn settings about text into settings about tokens."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """It."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many tokens the model scores."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special tokens around it."""
+        ...
+
+    def written(self) -> Sequence[str]:
+        """The text of every token by itself."""
+        ...
+
+    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What follows from the tokenizer alone; made on first use."""
+        ...
 
 
 class ValueKind(ABC):
@@ -37,6 +66,10 @@ class ValueKind(ABC):
     def read(self, given: Any) -> Any:
         """What was given on the command line, as `check` takes it."""
         return given
+
+    def spelled(self, value: Any, speller: Speller) -> Any:
+        """A value for the tokens of a model, where it is about text; else the value. Raises BadSetting."""
+        return value
 
 
 @dataclass(frozen=True)

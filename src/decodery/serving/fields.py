@@ -112,8 +112,7 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
     "moderation": NotOffered(),
     "logits_processors": NotOffered(([],), "use processors, by their names."),
     "logits_processor": NotOffered(([],), "use processors, by their names."),
-    "structured_outputs": NotOffered(),
-    "guided_json": NotOffered(),
+    "guided_json": NotOffered((), 'use structured_outputs={"json": …}.'),
     "prompt_logprobs": NotOffered((), "use /v1/completions with echo and logprobs."),
     "draft_model": NotOffered((), 'use method="draft-model(draft=NAME)".'),
     "num_draft_tokens": NotOffered((), 'use method="draft-model(length=…)".'),
@@ -122,7 +121,6 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
 NOT_IN_CHAT: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
     **NO_TOOLS,
-    "response_format": NotOffered(({"type": "text"},), "the text is free."),
     "reasoning_effort": NotOffered(("none",)),
     "audio": NotOffered(),
     "function_call": NotOffered(("auto", "none")),
@@ -136,7 +134,6 @@ NOT_IN_CHAT: Mapping[str, NotOffered] = {
 NOT_IN_COMPLETIONS: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
     "suffix": NotOffered(("",), "texts are continued, not filled in."),
-    "response_format": NotOffered(({"type": "text"},), "the text is free."),
 }
 NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
@@ -149,7 +146,6 @@ NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     "previous_response_id": NotOffered((), "nothing is stored here; send the whole conversation."),
     "prompt": NotOffered((), "send the text as input."),
     "reasoning": NotOffered(({}, {"effort": "none"})),
-    "text": NotOffered(({}, {"format": {"type": "text"}}), "the text is free."),
     "truncation": NotOffered(("disabled",)),
     "n": NotOffered((1,), "a response is one text; /v1/chat/completions gives several."),
     "echo": NotOffered((False,), "only /v1/completions begins its text with the prompt."),
@@ -324,7 +320,7 @@ RESPONSES = Route(
         "stream_options": BodyField(JsonObject(), "Nothing that it may say is offered but include_obfuscation=false."),
     },
     NOT_IN_RESPONSES,
-    renamed={"max_output_tokens": "max_new_tokens"},
+    renamed={"max_output_tokens": "max_new_tokens", "text": "structured_outputs"},
     without=("logprobs", "echo", "n"),
 )
 EVENTS = Route(

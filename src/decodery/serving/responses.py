@@ -110,7 +110,7 @@ class ResponseShape(AnswerShape):
             "previous_response_id": None,
             "store": False,
             "temperature": self._setting("temperature"),
-            "text": {"format": {"type": "text"}},
+            "text": settings.get("text", {"format": {"type": "text"}}),
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": own.get("top_logprobs", 0),

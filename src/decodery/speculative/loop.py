@@ -13,7 +13,7 @@ from decodery.engine.method import Decoding, Method
 from decodery.errors import ScoresNotNumbers
 from decodery.models.forward import Attend, Forward, Tree
 from decodery.speculative.budget import Acceptance, best_path, within, worthwhile
-from decodery.speculative.draft import EMPTY, Draft, Siblings
+from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
 from decodery.speculative.pace import Laps, Pace
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ def speculate(
     rounds were faster without. A request whose drafts are drawn at random counts its acceptance alone: what it draws, and so
     its output for a seed, must not depend on earlier requests or on its neighbours.
     """
+    from decodery.speculative.verifiers import verifier_for
+
     sequence = request.new_sequence()
     if not request.law.greedy or request.law.order or request.reads_rows:
         drafter.rank = 0  # the likeliest token alone does not tell what is emitted
@@ -170,6 +172,8 @@ def speculate(
     cost = request.host.cost(request.host.network) if adaptive else None
     laps = _laps(request, name) if paced else None
     stability = sequence.owner.stability
+    # A drafter that goes on from rows of its own verifies its own drafts alone.
+    takes_any = type(drafter).score is Drafter.score
     while True:
         # 1. Draft. The target's own token fills the last place, so a draft is one shorter than what may come. Where
         #    rounding depends on how many rows share a pass, a long prompt is scored alone, as plain decoding does it.
@@ -178,9 +182,10 @@ def speculate(
         depth = min(request.remaining - 1, sequence.owner.room(cached, len(request.tokens)))
         if stability is not None and len(pending) >= stability.rows:
             depth = 0
+        forced = request.law.forced()[:depth] if takes_any and depth > 0 else ()
         if laps is not None and not laps.begin(request.company):
             depth = 0
-        proposal: Any = drafter.propose(request.tokens, depth) if depth > 0 else EMPTY
+        proposal: Any = drafter.propose(request.tokens, depth) if depth > 0 and not forced else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
         proposed = within(proposed, depth, request.stop_ids)
         random = proposed.siblings is not Siblings.DETERMINISTIC
@@ -194,12 +199,14 @@ def speculate(
         if cost is not None and not random:
             most = len(proposed) if stability is None else stability.rows - len(pending)
             draft = worthwhile(proposed, acceptance, cost.at(cached), len(pending), most, request.company)
+        if forced:  # what comes for certain is worth its rows, and no drafter's merit
+            draft = chain(forced if stability is None else forced[: max(0, stability.rows - len(pending))])
         # 3. Score the tokens that are committed but not cached, and the draft, in one forward.
         start = cached + len(pending)
         request.drafted(draft.tokens, draft.parents)
         scores = yield from drafter.score(sequence, pending, draft)
         # 4. Verify on the processed law of each node's own prefix.
-        verifier = verifier_of(draft, request.law.greedy)
+        verifier = verifier_for(draft, request.law.greedy) if forced else verifier_of(draft, request.law.greedy)
         verdict = verifier.verify(
             draft, ProcessedLaws(request, draft, scores.logits, scores.ranking), request.noise, request.position
         )
@@ -208,7 +215,7 @@ def speculate(
         emitted = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
         rows = [scores.logits[row] for row in (0, *(node + 1 for node in verdict.path))] if request.reads_rows else ()
         # 6. Learn, then commit.
-        if adaptive:
+        if adaptive and not forced:
             acceptance.observe(proposed, emitted)
         hidden = {tap: tensor[len(pending) - 1 :] for tap, tensor in scores.hidden.items()}
         before = Beginning(request.tokens, len(request.tokens))

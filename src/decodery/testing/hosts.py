@@ -73,6 +73,10 @@ class ByteTokenizer:
                 parts.append(self.specials[token - 256].encode())
         return b"".join(parts).decode("utf-8", errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token says; nothing for special ones."""
+        return bytes([token]) if token < 256 else b""
+
     def apply_chat_template(
         self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False, tokenize: bool = False
     ) -> Any:

@@ -77,6 +77,11 @@ class GgufFile:
         """The number of weights."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
+    @property
+    def bytes(self) -> int:
+        """What the weights take."""
+        return sum(map(tensor_bytes, self.tensors))
+
     def tokenizer(self, key: str, default: Any = None) -> Any:
         """The metadata entry `tokenizer.ggml.<key>`."""
         return self.metadata.get(f"tokenizer.ggml.{key}", default)

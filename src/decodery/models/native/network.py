@@ -26,7 +26,7 @@ from decodery.models.layout import ACTIVATIONS, SANDWICH_NORMS, Layout
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
-from decodery.models.native.weights import LINES, Precision, Weights, interleaved
+from decodery.models.native.weights import Precision, Weights, interleaved, most_bytes
 from decodery.models.pages import give_back, large
 from decodery.models.rounding import Rounded, with_weights
 from decodery.models.scorer import Head, Work, pass_key
@@ -64,11 +64,18 @@ class NativeNetwork(KeyValueNetwork):
 
     layout: what it computes. source: its weights, which are packed here, one after the other; `Rounded` ones only with the
     precision "integer". precision: how weights may be kept, and what rows are rounded to, see `Weights`; `path` then tells what
-    came of it. Raises ValueError or NotBuilt where the layout or the machine does not qualify. Nothing is compared with
-    transformers here: see `of`.
+    came of it. room: gives the memory for them. Raises ValueError or NotBuilt where the layout or the machine does not qualify.
+    Nothing is compared with transformers here: see `of`.
     """
 
-    def __init__(self, layout: Layout, source: WeightSource, name: str, precision: Precision = "native"):
+    def __init__(
+        self,
+        layout: Layout,
+        source: WeightSource,
+        name: str,
+        precision: Precision = "native",
+        room: Callable[[int], Tensor] = large,
+    ):
         self.layout, self.name = layout, name
         self.library = library()
         """The compiled decoder."""
@@ -97,9 +104,7 @@ class NativeNetwork(KeyValueNetwork):
         if len(layout.rotations) > 2:
             raise ValueError("the layers have more than two kinds of rotation")
         matrices = [math.prod(shape) for _, shape in layout.shapes() if len(shape) > 1]
-        # The last form takes two bytes a weight.
-        room = large(2 * sum(matrices) + LINES * len(matrices))
-        self._weights = Weights(precision, room, self.threads)
+        self._weights = Weights(precision, room(most_bytes(sum(matrices), len(matrices))), self.threads)
         with torch.inference_mode(), _calling:
             self._model = self._describe(Checked(source, layout))
         self.path: Precision = self._weights.precision_reached()

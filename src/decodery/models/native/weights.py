@@ -54,6 +54,11 @@ def form_of(kind: int) -> Form | None:
     return Form(number, library().decodery_tile(number)) if number else None
 
 
+def most_bytes(weights: int, matrices: int) -> int:
+    """Room in which so many weights have place in any form: the last takes two bytes a weight."""
+    return 2 * weights + LINES * matrices
+
+
 _compared = set[tuple[int, int]]()
 """The kinds whose products were compared in this process, with what they were rounded to."""
 

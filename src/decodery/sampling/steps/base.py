@@ -73,6 +73,11 @@ class Step(ABC):
         was taken from."""
         raise NotImplementedError
 
+    def forced(self, prefix: Prefix) -> Sequence[int]:
+        """Tokens of which only the first may come next, then only the second, and so on, as far as this step sees. Speculation
+        drafts them."""
+        return ()
+
     @classmethod
     def settings(cls) -> tuple[Setting, ...]:
         """Its settings; the first switches it on."""

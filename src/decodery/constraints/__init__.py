@@ -1,0 +1,1 @@
+"""Methods that keep texts to a constraint by more than masking."""

@@ -1,0 +1,77 @@
+"""The output keeps to a JSON schema, a regular expression, a grammar or a choice (vLLM's structured_outputs, OpenAI's
+response_format)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from decodery.errors import ConstraintFailed
+from decodery.sampling.forbidding import FORBIDDEN
+from decodery.sampling.settings import setting
+from decodery.sampling.steps.base import Step
+from decodery.sampling.structured.constraint import Constraint
+from decodery.sampling.structured.setting import Constraints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decodery.sampling.prefix import Prefix
+    from decodery.sampling.structured.grammars import Compiled
+
+
+@dataclass(frozen=True)
+class StructuredOutputs(Step):
+    """Forbids every token after which the output can no longer become what is wanted, and allows the end where it is that.
+
+    This is masking, token by token: each output is valid, but their law is not the model's law among the valid texts, since a
+    beginning is not weighed by how likely it comes to a valid end. An output that `max_new_tokens` cuts off is a beginning of a
+    valid one.
+    """
+
+    structured_outputs: Constraint | Compiled | None = setting(  # noqa: RUF009 (a dataclass field like the others)
+        None,
+        Constraints(),
+        'What the output must be: {"json": a schema}, {"json_object": true}, {"regex": …}, {"choice": [texts]} or '
+        '{"grammar": Lark or GBNF}; OpenAI\'s response_format; in Python a type, too.',
+        aliases=("response_format",),
+        option=("--structured-outputs",),
+        metavar="JSON",
+    )
+
+    name = "structured_outputs"
+    place = 30
+    reads_prefix = True
+
+    def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
+        compiled = self._compiled
+        for row, prefix in zip(rows, prefixes, strict=True):
+            output = _output(prefix)
+            if prefix.drafted and compiled.broken(output):
+                continue  # a draft that is rejected; nothing is asked of what would follow it
+            allowed, ends = compiled.allowed(output)
+            if ends and not prefix.stop_ids and not bool(allowed.any()):
+                raise ConstraintFailed(
+                    "structured_outputs is complete, and no token ends the output; give stop_token_ids, or leave ignore_eos "
+                    "out."
+                )
+            allowed[prefix.stop_ids] = ends
+            row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
+        return rows
+
+    def forced(self, prefix: Prefix) -> Sequence[int]:
+        return self._compiled.forced(_output(prefix))
+
+    @property
+    def _compiled(self) -> Compiled:
+        compiled = self.structured_outputs
+        if compiled is None or isinstance(compiled, Constraint):
+            raise ValueError("structured_outputs needs the tokens of a model, which a law by itself does not have")
+        return compiled
+
+
+def _output(prefix: Prefix) -> tuple[int, ...]:
+    """The tokens that are not the prompt's."""
+    tokens = prefix.tokens
+    return tuple(tokens[len(tokens) - prefix.new_tokens :])
