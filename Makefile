@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test test-all lint format setup setup-dev wheels clean
+.PHONY: run test test-all lint format docs setup setup-dev wheels clean
 
 run: setup
 	$(BIN)/decodery pull $(MODEL)
@@ -33,6 +33,10 @@ lint: setup-dev
 format: setup-dev
 	$(BIN)/ruff format src tests benchmarks experiments
 	$(BIN)/ruff check --fix src tests benchmarks experiments
+
+# The documentation as a site, in site/index.html.
+docs: setup-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # A wheel with the native decoder compiled for every set of instructions of this machine's kind of processor.
 wheels: setup

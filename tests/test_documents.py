@@ -128,6 +128,8 @@ def named(dotted: str) -> bool:
             continue
         if spec is None:
             continue
+        if length == len(parts):
+            return True  # not imported: it may need an extra that is not installed
         value = importlib.import_module(".".join(parts[:length]))
         for part in parts[length:]:
             if not hasattr(value, part):

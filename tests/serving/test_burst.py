@@ -1,114 +1,82 @@
-"""A hundred requests of all kinds at once: none is lost, none is wrong, and everything comes back."""
+"""A hundred requests of all kinds at once: none is lost, none is wrong, and everything comes back. benchmarks/load.py sends a
+thousand of them to a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from dataclasses import dataclass
-from typing import Any
 
-import httpx
+import pytest
 from serving_models import Running, serving, toy
 
-METHODS = (
-    "autoregressive",
-    "cascade",
-    "token-recycling(k=4)",
-    "prompt-lookup",
-    "suffix-automaton",
-    "draft-model(layers=1)",
-)
-PROMPTS = ("hello", "the quick brown fox jumps over the lazy dog", "abcabcabcabc", "x" * 300)
-BAD: tuple[tuple[Any, int], ...] = (
-    ({"temperature": -1}, 400), ({"nonsense": True}, 400), ({"method": "no-such-method"}, 400), ({"model": "toys"}, 404),
-    ({"max_tokens": 100_000}, 400), ({"stop_token_ids": [999]}, 400), (b"{", 400),
-)  # fmt: skip
+from benchmarks.load import GONE, all_answered, mixed, on_a_border, wrong
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One request of the burst. kind: whole, stream, slow, gone or bad."""
+def tasks(server: Running) -> int:
+    """Tasks of the server's event loop."""
 
-    number: int
-    kind: str
-    body: Any
-    status: int = 200
+    async def count() -> int:
+        return len(asyncio.all_tasks())
 
-
-def burst() -> list[Ask]:
-    asks = []
-    for number in range(100):
-        kind = ("whole", "stream", "whole", "slow", "stream", "gone", "whole", "bad", "stream", "whole")[number % 10]
-        if kind == "bad":
-            more, status = BAD[number // 10 % len(BAD)]
-            asks.append(Ask(number, kind, more if isinstance(more, bytes) else {"prompt": "hello", **more}, status))
-            continue
-        body = {
-            "prompt": PROMPTS[number % len(PROMPTS)],
-            "method": METHODS[number % len(METHODS)],
-            "max_tokens": 2000 if kind == "gone" else 3 + number % 23,
-            "temperature": (0.0, 0.7, 1.0)[number % 3],
-            "seed": number,
-            "stream": kind in ("stream", "slow") or (kind == "gone" and number % 20 == 5),
-        }
-        asks.append(Ask(number, kind, body))
-    return asks
-
-
-async def answered(client: httpx.AsyncClient, ask: Ask) -> tuple[int, str]:
-    """The status and the text of an answer, read as the kind says."""
-    data = ask.body if isinstance(ask.body, bytes) else json.dumps(ask.body).encode()
-    sent = {"content": data, "headers": {"Content-Type": "application/json"}}
-    if ask.kind == "gone":
-        try:
-            async with asyncio.timeout(0.3 + 0.01 * (ask.number % 10)):
-                await client.post("/v1/completions", **sent)
-        except TimeoutError:
-            return 499, ""
-        raise AssertionError("2000 tokens came sooner than expected")
-    if ask.kind in ("stream", "slow"):
-        text = ""
-        async with client.stream("POST", "/v1/completions", **sent) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data: {"):
-                    text += "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
-                if ask.kind == "slow":
-                    await asyncio.sleep(0.05)
-            return answer.status_code, text
-    answer = await client.post("/v1/completions", **sent)
-    told = answer.json()
-    return answer.status_code, told["choices"][0]["text"] if "choices" in told else told["error"]["type"]
+    loop = server.server._loop
+    assert loop is not None
+    return asyncio.run_coroutine_threadsafe(count(), loop).result(60)
 
 
 def test_a_mixed_burst() -> None:
-    asks = burst()
+    asks = mixed(100)
     before = threading.active_count()
     with serving(max_concurrent=24, max_queue=100, kv_budget="2MB") as server:
-        threads = threading.active_count()
-        answers = asyncio.run(_all_of_them(server, asks))
+        threads, waiting = threading.active_count(), tasks(server)
+        answers = asyncio.run(all_answered(server.address, asks, 64))
         server.wait_idle()
         budget = server.lm().budget
         assert budget.held == 0
         assert budget.total is not None
         assert 0 < budget.peak <= budget.total
         assert threading.active_count() <= threads + 8  # the event loop's own workers, which it keeps
+        assert tasks(server) <= waiting
+        assert server.service.active == 0
         text = server.service.metrics.text().decode()
         assert 'vllm:num_requests_running{model_name="toy"} 0.0' in text
     assert threading.active_count() <= before
+    assert wrong(toy(), asks, answers, borders := []) == []
+    assert len(borders) <= 1
+    assert sum(status == GONE for status, _ in answers) >= 5
+    assert {ask.kind for ask in asks} == {"whole", "stream", "slow", "gone", "bad"}
+
+
+@pytest.mark.parametrize("fault", ["lost", "wrong", "accepted"])
+def test_what_is_wrong_is_found(fault: str) -> None:
+    """The judge of the burst itself: one answer in its place is told of."""
+    asks = [ask for ask in mixed(40) if ask.kind in ("whole", "bad")][:12]
     lm = toy()
-    for ask, (status, text) in zip(asks, answers, strict=True):
-        if ask.kind == "gone":
-            continue
-        assert status == ask.status, (ask, text)
-        if ask.kind == "bad":
-            assert text == "invalid_request_error"
-            continue
-        told = {name: ask.body[name] for name in ("method", "max_tokens", "temperature", "seed")}
-        assert text == lm.generate(ask.body["prompt"], **told).text, ask
+    answers = [
+        (ask.status, lm.generate(ask.body["prompt"], **ask.told).text if ask.status == 200 else "invalid_request_error")
+        for ask in asks
+    ]
+    assert wrong(lm, asks, answers) == []
+    kind, answer = {
+        "lost": ("whole", (503, "server_error")),
+        "wrong": ("whole", (200, "?")),
+        "accepted": ("bad", (200, "a")),
+    }[fault]
+    place = next(place for place, ask in enumerate(asks) if ask.kind == kind)
+    answers[place] = answer
+    [sentence] = wrong(lm, asks, answers)
+    assert f"request {asks[place].number}" in sentence
 
 
-async def _all_of_them(server: Running, asks: list[Ask]) -> list[tuple[int, str]]:
-    limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=server.address, timeout=120, limits=limits) as client:
-        return await asyncio.gather(*(answered(client, ask) for ask in asks))
+def test_what_rounding_decides_is_told_from_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = toy()
+    sampled = next(ask for ask in mixed(40) if ask.kind == "whole" and ask.body["temperature"])
+    greedy = next(ask for ask in mixed(40) if ask.kind == "whole" and not ask.body["temperature"])
+    for ask in (sampled, greedy):
+        text = lm.generate(ask.body["prompt"], **ask.told).text
+        other = text[:2] + ("a" if text[2] != "a" else "b") + text[3:]
+        assert not on_a_border(lm, ask, other)
+        monkeypatch.setattr("benchmarks.load.BORDER", 1e3)  # then everything is one
+        assert on_a_border(lm, ask, other)
+        assert wrong(lm, [ask], [(200, other)], borders := []) == []
+        assert borders == [ask.number]
+        monkeypatch.undo()

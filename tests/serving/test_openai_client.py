@@ -42,6 +42,16 @@ def test_a_chat_is_what_generate_gives(server: Running, lm: LanguageModel, metho
     assert told["provenance"]["dtype"] == "float32"
 
 
+def test_a_content_may_be_one_part_of_text(server: Running, lm: LanguageModel) -> None:
+    """So clients write all contents, also to models whose chat templates take texts alone; two parts remain two parts."""
+    parts: Any = [{"type": "text", "text": "hello there"}]
+    create = server.client().chat.completions.create
+    reply = create(model="toy", messages=[{"role": "user", "content": parts}], **SAMPLED)
+    assert reply.choices[0].message.content == lm.generate(TALK, **SAMPLED).text
+    with pytest.raises(openai.BadRequestError, match="contents in parts"):
+        create(model="toy", messages=[{"role": "user", "content": parts * 2}], **SAMPLED)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stream_adds_up_to_the_same(server: Running, lm: LanguageModel, method: str) -> None:
     expected = lm.generate(TALK, method, n=2, **SAMPLED)
@@ -142,7 +152,7 @@ def test_responses(server: Running, lm: LanguageModel) -> None:
     expected = lm.generate(spoken, **SAMPLED)
     client = server.client()
     inputs: Any = ("hello there", TALK, [{"role": "user", "content": [{"type": "input_text", "text": "hello there"}]}])
-    for given in inputs[:2]:
+    for given in inputs:
         reply = client.responses.create(input=given, instructions="Be short.", **told)
         assert reply.output_text == expected.text
         assert (reply.status, reply.temperature, reply.max_output_tokens) == ("incomplete", 0.8, 24)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,19 +11,17 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from serving_models import serving, wait_for
+from serving_process import process
 
 from decodery.errors import BadInput, BadSetting
 from decodery.serving.configuration import ServerConfiguration, read_file, served_name
 from decodery.serving.server import make_server
-
-MAIN = [sys.executable, "-c", "from decodery.cli.main import main; main()"]
 
 
 class TestConfiguration:
@@ -151,33 +147,6 @@ def test_without_the_extra_there_is_one_sentence(command: Any, monkeypatch: pyte
 
 
 # A process of its own
-
-
-@contextlib.contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """A server over the small model that comes with the package; its address, and what it writes."""
-    command = [*MAIN, "serve", "--model", "stories-twin", "--port", "0", "--threads", "1", *arguments]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    lines: list[str] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        assert running.stderr is not None
-        for line in running.stderr:
-            lines.append(line.rstrip("\n"))
-            if " at http://" in line:
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        assert ready.wait(120)
-        [told] = [line for line in lines if " at http://" in line] or [""]
-        assert told.startswith("decodery serves stories-twin at http://127.0.0.1:"), lines
-        yield running, told.rpartition(" ")[2], lines
-    finally:
-        running.kill()
-        running.wait()
 
 
 def test_sigterm_lets_running_requests_finish() -> None:

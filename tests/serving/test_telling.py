@@ -191,3 +191,17 @@ def test_experiments_that_cannot_be(server: Running, monkeypatch: pytest.MonkeyP
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
     with serving(check=False) as other:
         assert post(other, {"method": "cascade"}, path).status_code == 404
+
+
+def test_tokenizer_info(server: Running) -> None:
+    """vLLM's names; the first model, or the one that is named."""
+    told = httpx.get(f"{server.address}/tokenizer_info").json()
+    assert (told["model"], told["max_model_len"]) == ("toy", server.lm().network.context)
+    assert (told["bos_token"], told["eos_token"]) == (None, None)
+    assert told["chat_template"] == getattr(server.lm().tokenizer, "chat_template", None)
+    other = httpx.get(f"{server.address}/tokenizer_info", params={"model": "diffusion-stories"}, timeout=120).json()
+    tokenizer = server.lm("diffusion-stories").tokenizer
+    assert (other["model"], other["eos_token"]) == ("diffusion-stories", tokenizer.eos_token)
+    assert other["eos_token"]
+    for query, status in (({"model": "toys"}, 404), ({"nonsense": "1"}, 400)):
+        assert httpx.get(f"{server.address}/tokenizer_info", params=query).status_code == status

@@ -27,8 +27,8 @@ from decodery.evaluation.provenance import machine, provenance
 from decodery.evaluation.readme import replace
 
 MARK = re.compile(r"<!-- (table:([\w-]+)\.([\w-]+)) -->")
-RACES = {"engines": "python benchmarks/engines/run.py"}
-"""Results that are not made by an experiment but by a race between programs in environments of their own, and its command."""
+RACES = {"engines": "python benchmarks/engines/run.py", "load": "python benchmarks/load.py --results"}
+"""Results that are not made by an experiment but between programs in processes of their own, and the commands for them."""
 Table = dict[str, Any]
 """A study as it stands in a results file: about, head, rows, claims, made."""
 

@@ -110,6 +110,9 @@ def _telling(app: FastAPI, service: Service) -> None:
     async def detokenize(request: Request) -> Response:
         return Json(await service.detokenize(request))
 
+    async def tokenizer_info(request: Request) -> Response:
+        return Json(await service.tokenizer_info(request))
+
     _add(app, "GET", "/v1/models", models)
     _add(app, "GET", "/v1/models/{name:path}", model)
     _add(app, "GET", "/v1/decodery/methods", listed_methods)
@@ -119,6 +122,7 @@ def _telling(app: FastAPI, service: Service) -> None:
     _add(app, "POST", "/v1/embeddings", embeddings)
     _add(app, "POST", "/tokenize", tokenize)
     _add(app, "POST", "/detokenize", detokenize)
+    _add(app, "GET", "/tokenizer_info", tokenizer_info)
 
 
 def _playing(app: FastAPI) -> None:

@@ -174,7 +174,18 @@ def _message(message: Any, param: str) -> dict[str, Any]:
     kept = {key: value for key, value in message.items() if key == "content" or value not in (None, [])}
     if kept.get("role") == "developer":
         kept["role"] = "system"
-    return kept
+    return _with_text(kept)
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a single part of text, as many clients write every content, has that text as its content: most
+    chat templates take nothing else."""
+    content = message.get("content")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        [part] = content
+        if set(part) == {"type", "text"} and part["type"] == "text" and isinstance(part["text"], str):
+            return {**message, "content": part["text"]}
+    return message
 
 
 def _texts(own: Mapping[str, Any]) -> list[Any]:
@@ -229,7 +240,7 @@ def _input_item(item: Any) -> dict[str, Any]:
         message.pop(key, None)
     if isinstance(message.get("content"), list):
         message["content"] = [_input_part(part) for part in message["content"]]
-    return message
+    return _with_text(message)
 
 
 def _input_part(part: Any) -> dict[str, Any]:

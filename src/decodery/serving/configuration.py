@@ -75,6 +75,9 @@ class ServerConfiguration:
     # How much at once
     max_concurrent: int = _option(64, "Requests of a model that are decoded at once.", low=1)
     max_queue: int = _option(256, "Requests of a model that may wait for that; others get 429.", low=0)
+    max_connections: int = _option(
+        1000, "Open connections; others are refused. No more than this process may open files, less 128.", low=1
+    )
     max_texts: int = _option(64, "Texts of one request: prompts times n.", low=1)
     max_body: str = _option("4MB", "Largest body of a request.", metavar="SIZE")
     default_max_tokens: int = _option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decodery._version import __version__
 from decodery.errors import DecoderyError
 from decodery.evaluation.provenance import provenance
+from decodery.serving import spans
 from decodery.serving.asked import COMPLETION_TOKENS, DEFAULT_TEMPERATURE, AskedText
 from decodery.serving.failures import Failure, failure_of
 from decodery.serving.fields import COMPLETIONS, EVENTS
@@ -124,6 +125,7 @@ async def begin(
             if failure.status >= 500:
                 log.error("request %s failed: %s", visit.id, error, exc_info=error)
             raise failure from error
+        place.callback(lambda: spans.note_decoding(visit, model.name, job))
         # Counted first, so that who sees the place free finds it counted; and were it to fail, the place is free all the same.
         place.callback(lambda: metrics.decoded(model.name, job, visit, queued))
         job.when_over(place.pop_all().close)

@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from decodery.serving import request_log
+from decodery.serving import request_log, spans
 from decodery.serving.failures import Failure
 from decodery.serving.keys import ANYBODY, Caller
 from decodery.serving.page import is_page
@@ -43,6 +43,7 @@ class Doorway:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         own = headers.get("x-request-id", "")
         visit = Visit(own if OWN_ID.fullmatch(own) else f"req_{uuid.uuid4().hex}", Caller(ANYBODY))
+        visit.context = spans.context_of(headers)
         scope["visit"] = visit
         status = 0
 

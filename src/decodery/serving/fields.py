@@ -115,7 +115,7 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
     "guided_json": NotOffered((), 'use structured_outputs={"json": …}.'),
     "prompt_logprobs": NotOffered((), "use /v1/completions with echo and logprobs."),
     "draft_model": NotOffered((), 'use method="draft-model(draft=NAME)".'),
-    "num_draft_tokens": NotOffered((), 'use method="draft-model(k=…)".'),
+    "num_draft_tokens": NotOffered((), 'use method="draft-model(length=…)".'),
     "use_beam_search": NotOffered((False,)),
 }
 NOT_IN_CHAT: Mapping[str, NotOffered] = {

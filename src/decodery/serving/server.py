@@ -7,14 +7,16 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from decodery.errors import BadInput
-from decodery.serving import request_log
+from decodery.serving import request_log, spans
 from decodery.serving.app import make_app
 from decodery.serving.configuration import ServerConfiguration, is_loopback
+from decodery.serving.connections import BoundedConnection, ConnectionLimit, allowed_connections
 from decodery.serving.served_models import Load
 from decodery.serving.service import Service
 
@@ -86,6 +88,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
+        http=partial(BoundedConnection, ConnectionLimit(allowed_connections(configuration.max_connections))),  # type: ignore[arg-type]
         timeout_graceful_shutdown=LAST_SECONDS,
     )
     return DrainingServer(settings, service, ready)
@@ -96,7 +99,7 @@ def serve(configuration: ServerConfiguration, ready: Callable[[str], None], load
     request_log.set_up(configuration.log_json)
     server = make_server(configuration, ready, load)
     _check_free(configuration)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), spans.exporting():
         server.run()
     if server.failed is not None:
         raise server.failed

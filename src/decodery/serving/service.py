@@ -209,6 +209,13 @@ class Service:
                 raise bad_field("tokens", f"tokens must be a list of token ids, 0 to {most - 1}.")
             return {"prompt": await asyncio.to_thread(model.lm.tokenizer.decode, ids)}
 
+    async def tokenizer_info(self, request: Request) -> dict[str, Any]:
+        """The special tokens and the chat template of a model's tokenizer, by vLLM's names; null where it has none."""
+        _only(request.query_params, ("model",), "/tokenizer_info")
+        async with self._model(request.query_params) as model:
+            said = {name: getattr(model.lm.tokenizer, name, None) for name in TOKENIZER_INFO}
+            return {"model": model.name, "max_model_len": model.lm.network.context, **said}
+
     @contextlib.asynccontextmanager
     async def _model(self, body: Mapping[str, Any]) -> Any:
         name = body.get("model")
@@ -222,6 +229,9 @@ class Service:
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return read_json(await read_body(request, self._most_body))
+
+
+TOKENIZER_INFO = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
 
 
 def _shutting_down() -> Failure:
