@@ -250,7 +250,7 @@ def test_the_official_look_ahead_goes_on_behind_the_end() -> None:
 
 
 class TestAdaDecWithBeams(TestAdaDec):
-    methods = ("adadec(beams=3, threshold=1)",)
+    methods = ("adadec(beams=2, threshold=1, candidates=2, lookahead=1)",)
 
     def test_max_new_tokens(self) -> None:
         """Another beam may be the best at another length."""
