@@ -217,6 +217,12 @@ def test_the_point_of_a_text_decodes_to_it(kind: type[Interval], dimensions: int
             assert number.denominator <= 8 / side.width
 
 
+def test_masses_of_any_sum_cut_doubles_in_proportion() -> None:
+    box = Box([FloatInterval()])
+    box.take(np.array([1.0, 3.0]), 1)
+    assert (box.sides[0].low, box.sides[0].width) == (Fraction(1, 4), Fraction(3, 4))
+
+
 def test_doubles_say_when_they_are_exhausted() -> None:
     box, law = Box([FloatInterval()]), np.array([0.5, 0.5])
     for _ in range(48):
