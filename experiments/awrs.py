@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from decodery.errors import ConstraintFailed
 from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
-from decodery.testing import scripted_language_model
-from decodery.testing.scorers import TabularScorer
+from decodery.evaluation.weights_check import DEAD_END, dead_end_model, masses, run_weights
 from experiments.texts import loaded
 
-LANGUAGE = {"regex": "a{5}|b[ab]{4}"}
 SPECS = {
     "masking": "awrs(particles={n}, proper_weights=False)",
     "importance sampling": "awrs(particles={n}, ess_threshold=0)",
@@ -41,46 +38,23 @@ class Settings:
     seed: int = 0
 
 
-def bits(prefix: Sequence[int]) -> list[float]:
-    """The law of a model that likes to begin with a, and then hardly ever writes the four a that the language wants."""
-    output = list(prefix)[1:]
-    if len(output) >= 5:
-        return [0.0, 0.0, 1.0]
-    return [0.02, 0.98, 0.0] if output and output[0] == 0 else [0.45, 0.55, 0.0]
-
-
-def posterior() -> Mapping[str, float]:
-    """The model's law among the language's texts."""
-    texts = ["a" * 5, *("b" + "".join(rest) for rest in itertools.product("ab", repeat=4))]
-    masses = {}
-    for text in texts:
-        prefix = [0, *("ab".index(sign) for sign in text)]
-        masses[text] = math.prod(bits(prefix[: place + 1])[prefix[place + 1]] for place in range(5))
-    return {text: mass / math.fsum(masses.values()) for text, mass in masses.items()}
-
-
 def language(settings: Settings) -> Study:
-    lm = scripted_language_model(TabularScorer(3, order=None, given=bits), stop_ids=(2,))
-    exact = posterior()
+    lm, exact = dead_end_model(), masses()
+    mass = math.fsum(exact.values())
 
     def arm(name: str, count: int) -> Arm:
         spec = SPECS[name].format(n=count)
 
         def measure(seed: int) -> Mapping[str, float]:
-            asked: Any = {"structured_outputs": LANGUAGE, "temperature": 1.0, "max_new_tokens": 12, "seed": seed}
             try:
-                told = lm.generate([0], method=spec, **asked).stats.details
+                law, estimate, questions = run_weights(lm, spec, seed)
             except ConstraintFailed:
                 return {}
-            weights: dict[str, float] = {}
-            for one in told["particles"]:
-                text = one["text"].removesuffix("c")
-                weights[text] = weights.get(text, 0.0) + math.exp(one["log_weight"])
-            whole = math.fsum(weights.values())
             return {
-                "dead": weights.get("aaaaa", 0.0) / whole,
-                "variation": 0.5 * sum(abs(weights.get(text, 0.0) / whole - mass) for text, mass in exact.items()),
-                "questions": told["questions"] / (6 * count),
+                "dead": law.get(DEAD_END, 0.0),
+                "variation": 0.5 * sum(abs(law.get(text, 0.0) - own / mass) for text, own in exact.items()),
+                "estimate": estimate,
+                "questions": questions / (6 * count),
             }
 
         return Arm(f"{name}, {count}", measure)
@@ -89,12 +63,13 @@ def language(settings: Settings) -> Study:
     least = settings.particles
     return Study(
         "Texts of five letters, of which those that begin with a have one valid end that is hardly ever written; an item is a "
-        "run, weighed by its particles. Exactly, the dead end has a share of 0.0000001.",
+        "run, weighed by its particles. Exactly, the dead end has a share of 0.0000001, and the mass is 0.550.",
         [settings.seed + number for number in range(settings.runs)],
         arms,
         (
             Figure("share of the dead end", "dead", form=".3f"),
             Figure("total variation of one run", "variation"),
+            Figure("estimated mass", "estimate", form=".3f"),
             Figure("questions a token", "questions"),
         ),
         [

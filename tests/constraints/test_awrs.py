@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
@@ -13,55 +12,26 @@ import numpy as np
 import pytest
 import torch
 
+from decodery.constraints import rejection
 from decodery.constraints.awrs import AdaptiveWeightedRejection, strata
 from decodery.errors import BadParameter, ConstraintFailed, Refused
+from decodery.evaluation.check import check_method
+from decodery.evaluation.weights_check import LANGUAGE, dead_end_model, masses, run_weights
 from decodery.replies import Reply
-from decodery.testing import SmallLanguageModel, scripted_language_model
-from decodery.testing.scorers import TabularScorer
+from decodery.testing import SmallLanguageModel
 
-END = 2
-LANGUAGE = {"regex": "a{5}|b[ab]{4}"}
-"""A language with a dead end: the model likes to begin with a, and then hardly ever writes the four a that must follow."""
-
-
-def bits(prefix: Sequence[int]) -> list[float]:
-    output = list(prefix)[1:]
-    if len(output) >= 5:
-        return [0.0, 0.0, 1.0]
-    return [0.02, 0.98, 0.0] if output and output[0] == 0 else [0.45, 0.55, 0.0]
-
-
-def model() -> SmallLanguageModel:
-    return scripted_language_model(TabularScorer(3, order=None, given=bits), stop_ids=(END,))
-
-
-def probability(text: str) -> float:
-    prefix, whole = [0], 1.0
-    for sign in text:
-        whole *= bits(prefix)["ab".index(sign)]
-        prefix.append("ab".index(sign))
-    return whole
-
-
-TEXTS = ["a" * 5, *("b" + "".join(rest) for rest in itertools.product("ab", repeat=4))]
-MASS = math.fsum(map(probability, TEXTS))
-POSTERIOR = {text: probability(text) / MASS for text in TEXTS}
+MASSES = masses()
+MASS = math.fsum(MASSES.values())
+TEXTS = list(MASSES)
+POSTERIOR = {text: mass / MASS for text, mass in MASSES.items()}
+"""The law of the language, which has a dead end."""
+model = dead_end_model
 
 
 def run(lm: SmallLanguageModel, seed: int, spec: str, **settings: Any) -> list[Reply]:
     asked = {"structured_outputs": LANGUAGE, "temperature": 1.0, "max_new_tokens": 12, "seed": seed, **settings}
     given: Any = lm.generate([0], method=spec, **asked)
     return list(given) if isinstance(given, list) else [given]
-
-
-def weighted(lm: SmallLanguageModel, seed: int, spec: str) -> tuple[Mapping[str, float], float]:
-    """The law that one run gives texts, and its estimate of the language's mass."""
-    [reply] = run(lm, seed, spec)
-    told, found = reply.stats.details, Counter[str]()
-    for one in told["particles"]:
-        found[one["text"].removesuffix("c")] += math.exp(one["log_weight"])
-    whole = sum(found.values())
-    return {text: weight / whole for text, weight in found.items()}, math.exp(told["log_mass"])
 
 
 def distance(law: Mapping[str, float]) -> float:
@@ -89,7 +59,7 @@ def test_the_mass_of_the_language_is_estimated_without_bias(spec: str, runs: int
     lm, found = model(), []
     for seed in range(runs):
         try:
-            found.append(weighted(lm, seed, spec)[1])
+            found.append(run_weights(lm, spec, seed)[1])
         except ConstraintFailed:
             found.append(0.0)
     error = np.std(found) / math.sqrt(runs)
@@ -101,19 +71,19 @@ def test_more_particles_are_nearer_to_the_language_s_law() -> None:
     lm = model()
     means = {}
     for particles, runs in ((1, 40), (8, 30), (64, 10)):
-        laws = [weighted(lm, seed, f"awrs(particles={particles})")[0] for seed in range(runs)]
+        laws = [run_weights(lm, f"awrs(particles={particles})", seed)[0] for seed in range(runs)]
         means[particles] = np.mean([distance(law) for law in laws])
     assert means[1] > 0.9
     assert means[1] > means[8] + 0.1
     assert means[8] > means[64] + 0.2
-    laws = [weighted(lm, seed, "awrs(particles=32)")[0] for seed in range(40)]
+    laws = [run_weights(lm, "awrs(particles=32)", seed)[0] for seed in range(40)]
     assert distance(averaged(laws)) < 0.15
 
 
 def test_without_weights_it_is_masking() -> None:
     """Local constrained decoding is .45 away, since it enters the dead end with the whole probability of its first token."""
     lm = model()
-    laws = [weighted(lm, seed, "awrs(particles=32, proper_weights=False)")[0] for seed in range(30)]
+    laws = [run_weights(lm, "awrs(particles=32, proper_weights=False)", seed)[0] for seed in range(30)]
     assert distance(averaged(laws)) == pytest.approx(0.45, abs=0.05)
     masked = [
         run(lm, seed, "autoregressive", n=32) for seed in range(8)
@@ -219,3 +189,19 @@ def test_memory_is_that_of_the_prompt_once() -> None:
     request = lm.prepare([0, 1, 1], "awrs(particles=5)", temperature=1.0, max_new_tokens=6).entries[0][0]
     rows = [entry[1] for entry in AdaptiveWeightedRejection(particles=5).caches(request)]
     assert rows == [9] * 6
+
+
+def test_check_decides_over_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+    report = check_method(lm, "awrs(particles=4)", prompts=["a"], max_new_tokens=8)
+    [part] = report.parts
+    assert (report.passed, part.name, part.numbers["runs"]) == (True, "weights", 200)
+    assert abs(part.numbers["mean"] - MASS) < 4 * part.numbers["error"]
+    assert part.numbers["mass"] == MASS
+    whole = rejection._recursive
+    monkeypatch.setattr(
+        rejection, "_recursive", lambda *given: (lambda found: (found[0], found[1] * 1.05))(whole(*given))
+    )
+    assert not check_method(lm, "awrs(particles=4, estimator=recursive)", prompts=["a"], max_new_tokens=8).passed
+    [part] = check_method(lm, "awrs(proper_weights=False)", prompts=["a"], max_new_tokens=8).parts
+    assert part.passed is None

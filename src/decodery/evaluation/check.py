@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from decodery.constraints.awrs import AdaptiveWeightedRejection
 from decodery.engine.method import Method, refusal
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
@@ -22,6 +23,7 @@ from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
 from decodery.evaluation.set_check import set_parts
 from decodery.evaluation.tries_check import tries_parts
+from decodery.evaluation.weights_check import weights_parts
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward, Rows
 from decodery.models.kinds import Kind
@@ -95,24 +97,40 @@ def check_method(
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:
         ids = _prompts(lm, prompts, max_new_tokens)
+        # Of those that decide among texts that differ there is nothing to see greedily, and no law is promised.
         if isinstance(chosen, TryingMethod) and not chosen.exactness.same_law:
-            # They decide among texts that differ: greedily there is nothing to see, and no law is promised.
             parts = tries_parts(lm, chosen, ids, seed, source, tell)
-            passed = all(part.passed is not False for part in parts)
-            return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
-        parts = _identity_parts(lm, chosen, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
-        if chosen.exactness.same_tokens:
-            sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed, chance=source)
-            reason = refusal(chosen, sampling)
-            if reason is None:
-                parts += _identity_parts(lm, chosen, "sampled", ids, sampling, tell)
-            else:
-                parts.append(CheckPart("sampled identity", None, f"does not run here: {reason}"))
-        if chosen.arrangement is not None and not chosen.together:
-            parts += set_parts(lm, chosen, tell)
-        parts += law_parts(lm, chosen, samples, significance, seed, tell, source)
+        elif isinstance(chosen, AdaptiveWeightedRejection):
+            parts = weights_parts(chosen, seed, tell)
+        else:
+            parts = _usual_parts(lm, chosen, ids, max_new_tokens, samples, significance, seed, tell, source)
     passed = all(part.passed is not False for part in parts)
     return CheckReport(chosen.spec(), str(chosen.exactness), passed, parts, lm.name)
+
+
+def _usual_parts(
+    lm: LanguageModel,
+    method: Method,
+    ids: list[list[int]],
+    max_new_tokens: int,
+    samples: int,
+    significance: float,
+    seed: int,
+    tell: Progress,
+    chance: Source,
+) -> list[CheckPart]:
+    """Identity and law, as far as each is promised."""
+    parts = _identity_parts(lm, method, "greedy", ids, Settings(max_new_tokens=max_new_tokens), tell)
+    if method.exactness.same_tokens:
+        sampling = Settings(max_new_tokens=max_new_tokens, temperature=1.0, seed=seed, chance=chance)
+        reason = refusal(method, sampling)
+        if reason is None:
+            parts += _identity_parts(lm, method, "sampled", ids, sampling, tell)
+        else:
+            parts.append(CheckPart("sampled identity", None, f"does not run here: {reason}"))
+    if method.arrangement is not None and not method.together:
+        parts += set_parts(lm, method, tell)
+    return parts + law_parts(lm, method, samples, significance, seed, tell, chance)
 
 
 def _prompts(lm: LanguageModel, prompts: int | Sequence[str], max_new_tokens: int) -> list[list[int]]:
