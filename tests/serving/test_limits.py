@@ -144,6 +144,8 @@ def test_sizes_and_types_of_bodies() -> None:
             assert answer.status_code == 415
         refused = post(server, {**SHORT, "prompt": ["a", "b"], "n": 2})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+        refused = post(server, {**SHORT, "prompt": ["a", "b"], "num_return_sequences": 2})
+        assert refused.json()["error"]["param"] == "num_return_sequences"
         assert post(server, {**SHORT, "prompt": ["a", "b", "c"]}).status_code == 200
 
 

@@ -105,7 +105,11 @@ async def begin(
     when it is closed, since answers are made with it. Raises Failure, and then it holds nothing."""
     if len(asked.prompts) * asked.n > configuration.max_texts:
         texts = f"{len(asked.prompts)} prompts with {asked.n} texts each"
-        raise Failure(400, f"{texts} are more than the {configuration.max_texts} texts that a request may have.", "n")
+        raise Failure(
+            400,
+            f"{texts} are more than the {configuration.max_texts} texts that a request may have.",
+            asked.names.get("n", "n"),
+        )
     with contextlib.ExitStack() as held:
         model = await models.use(asked.model)
         held.callback(model.release)
