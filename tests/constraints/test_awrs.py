@@ -18,6 +18,7 @@ from decodery.errors import BadParameter, ConstraintFailed, Refused
 from decodery.evaluation.check import check_method
 from decodery.evaluation.weights_check import LANGUAGE, dead_end_model, masses, run_weights
 from decodery.replies import Reply
+from decodery.sampling.structured.grammars import Compiled
 from decodery.testing import SmallLanguageModel
 
 MASSES = masses()
@@ -110,10 +111,10 @@ def test_texts_are_given_by_weight() -> None:
 def test_resampling_keeps_the_weight_and_follows_it() -> None:
     shares = torch.tensor([0.5, 0.3, 0.0, 0.2], dtype=torch.float64)
     for way in ("stratified", "multinomial"):
-        masses = strata(shares, way)
+        masses = strata(shares, way, 4)
         mean = sum(one / one.sum() for one in masses) / 4
         assert torch.allclose(torch.as_tensor(mean), shares)
-    first, last = strata(shares, "stratified")[0], strata(shares, "stratified")[3]
+    first, last = strata(shares, "stratified", 4)[0], strata(shares, "stratified", 4)[3]
     assert (first > 0).tolist() == [True, False, False, False]
     assert (last > 0).tolist() == [False, True, False, True]
     assert len(strata(shares, "stratified", 2)) == 2
@@ -154,6 +155,17 @@ def test_questions_are_few() -> None:
     """At most the illegal tokens and two more, of three; masking asks about all of them, always."""
     told = run(model(), 5, "awrs(particles=8, estimator=recursive)")[0].stats.details
     assert 8 * 6 <= told["questions"] <= 8 * 6 * 3
+
+
+def test_every_question_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where texts are drawn anew, and some are copied and others dropped."""
+    asked: list[int] = []
+    for name in ("may_follow", "may_end"):
+        whole = getattr(Compiled, name)
+        monkeypatch.setattr(Compiled, name, lambda *given, whole=whole: asked.append(1) or whole(*given))
+    told = run(model(), 5, "awrs(particles=8, estimator=recursive, ess_threshold=1.0)")[0].stats.details
+    assert told["resampled"] > 0
+    assert told["questions"] == len(asked)
 
 
 def test_without_a_constraint_all_weigh_one() -> None:

@@ -32,13 +32,11 @@ MOST = 256
 
 @dataclass(eq=False)
 class Particle:
-    """A text on its way. log_weight: of its importance weight, minus infinity where it is dead. questions: how often the
-    constraint was asked for its tokens."""
+    """A text on its way. log_weight: of its importance weight, minus infinity where it is dead."""
 
     output: Output
     sequence: CachedSequence | None
     log_weight: float = 0.0
-    questions: int = 0
 
     @property
     def live(self) -> bool:
@@ -48,7 +46,7 @@ class Particle:
     def fork(self) -> Particle:
         """Another one that goes on from here."""
         sequence = self.sequence.fork() if self.sequence is not None else None
-        return Particle(self.output.fork(), sequence, self.log_weight, self.questions)
+        return Particle(self.output.fork(), sequence, self.log_weight)
 
 
 class At:
@@ -142,20 +140,25 @@ class AdaptiveWeightedRejection(Method):
         particles = [Particle(first.fork(), sequence.fork()) for _ in range(self.particles)]
         del sequence
         rows = [scores.logits[0]] * self.particles
-        resampled = 0
+        details = request.statistics.details
+        details.update(questions=0, resampled=0)
         while True:
             request.statistics.rounds += 1
             live = [number for number, one in enumerate(particles) if one.live]
             for number, row in zip(live, rows, strict=True):
-                self._step(request, particles[number], number, row, constraint)
+                details["questions"] += self._step(request, particles[number], number, row, constraint)
             if all(one.log_weight == -math.inf for one in particles):
                 raise ConstraintFailed(
                     f"none of the {self.particles} texts of {self.name} can become what structured_outputs wants; give more "
                     "particles, more max_new_tokens, or say in the prompt what is wanted."
                 )
             if any(one.live for one in particles) and self._scarce(particles):
-                particles = self._resampled(request, particles)
-                resampled += 1
+                mean = mean_log_weight(particles)
+                chosen = drawn_by_weight(request, particles, self.resampling, len(particles))
+                particles = [particles[number].fork() for number in chosen]  # finished ones take part
+                for one in particles:
+                    one.log_weight = mean
+                details["resampled"] += 1
             live = [number for number, one in enumerate(particles) if one.live]
             if not live:
                 break
@@ -166,12 +169,10 @@ class AdaptiveWeightedRejection(Method):
                 asks.append(Forward(own, particles[number].output.tokens[-1:], logits=Rows.LAST, joined=place > 0))
             answers = yield tuple(asks)
             rows = [answer.logits[0] for answer in answers]
-        self._concluded(request, particles, resampled)
+        self._concluded(request, particles)
 
-    def _step(
-        self, request: Request, particle: Particle, number: int, row: Tensor, constraint: Compiled | None
-    ) -> None:
-        """Draw a particle's next token, from raw scores [vocabulary], and weigh it."""
+    def _step(self, request: Request, particle: Particle, number: int, row: Tensor, constraint: Compiled | None) -> int:
+        """Draw a particle's next token, from raw scores [vocabulary], and weigh it. How often the constraint was asked."""
         output = particle.output
         law = output.law.probabilities(row).double()
         law /= law.sum()
@@ -195,40 +196,24 @@ class AdaptiveWeightedRejection(Method):
             )
         else:
             found = first_legal(law, legal, At(output, number))
-        particle.questions += found.questions
         if found.token is None or found.weight <= 0:
             particle.log_weight, particle.sequence = -math.inf, None
-            return
+            return found.questions
         particle.log_weight += math.log(found.weight)
         if output.commit([found.token], row[None], rounds=0):
             particle.sequence = None
+        return found.questions
 
     def _scarce(self, particles: Sequence[Particle]) -> bool:
         """Whether few texts carry most of the weight: the square of its sum over the sum of its squares is how many."""
         weights = relative(particles)
         return bool(weights.sum() ** 2 / (weights**2).sum() < self.ess_threshold * len(particles))
 
-    def _resampled(self, request: Request, particles: Sequence[Particle]) -> list[Particle]:
-        """As many texts, drawn by weight, which all weigh the mean of what these do. Finished ones take part."""
-        position = max(one.output.position for one in particles)
-        mean, weights = mean_log_weight(particles), relative(particles)
-        shares = torch.from_numpy(weights / weights.sum())
-        chosen = [
-            request.noise.choose(masses, position, Stage.ORDER, (place,))
-            for place, masses in enumerate(strata(shares, self.resampling))
-        ]
-        drawn_again = [particles[ancestor].fork() for ancestor in chosen]
-        for one in drawn_again:
-            one.log_weight = mean
-        return drawn_again
-
-    def _concluded(self, request: Request, particles: Sequence[Particle], resampled: int) -> None:
+    def _concluded(self, request: Request, particles: Sequence[Particle]) -> None:
         """Give all texts with their weights where as many are wanted; else texts drawn by weight, each of the mean weight."""
         mean = mean_log_weight(particles)
         request.statistics.details.update(
             log_mass=mean,
-            questions=sum(one.questions for one in particles),
-            resampled=resampled,
             particles=[
                 {"text": one.output.text, "tokens": one.output.new_tokens, "log_weight": one.log_weight}
                 for one in particles
@@ -237,11 +222,18 @@ class AdaptiveWeightedRejection(Method):
         if request.n == len(particles):
             request.conclude([(one.output, math.exp(one.log_weight)) for one in particles])
             return
-        weights = relative(particles)
-        parts = strata(torch.from_numpy(weights / weights.sum()), "stratified", request.n)
-        position = max(one.output.position for one in particles)
-        chosen = [request.noise.choose(masses, position, Stage.ORDER, (1, place)) for place, masses in enumerate(parts)]
+        chosen = drawn_by_weight(request, particles, "stratified", request.n, (1,))
         request.conclude([(particles[number].output.fork(), math.exp(mean)) for number in chosen])
+
+
+def drawn_by_weight(
+    request: Request, particles: Sequence[Particle], way: str, count: int, index: tuple[int, ...] = ()
+) -> list[int]:
+    """The numbers of `count` particles, drawn by their weights, some perhaps several times. index: of the draws' addresses."""
+    position = max(one.output.position for one in particles)
+    weights = relative(particles)
+    parts = strata(torch.from_numpy(weights / weights.sum()), way, count)
+    return [request.noise.choose(part, position, Stage.ORDER, (*index, place)) for place, part in enumerate(parts)]
 
 
 def relative(particles: Sequence[Particle]) -> NDArray[np.float64]:
@@ -256,17 +248,11 @@ def mean_log_weight(particles: Sequence[Particle]) -> float:
     return largest + math.log(float(relative(particles).mean()))
 
 
-def strata(shares: Tensor, way: str, count: int | None = None) -> list[Tensor]:
+def strata(shares: Tensor, way: str, count: int) -> list[Tensor]:
     """The masses that each of `count` draws is drawn from, such that each entry is drawn by its share on the average.
     Stratified: the j-th from the j-th part of the shares laid end to end, so that the numbers vary less."""
-    count = len(shares) if count is None else count
     if way == "multinomial":
         return [shares] * count
     ends = shares.cumsum(0)
     starts = ends - shares
-    return [
-        (torch.minimum(ends, torch.tensor((j + 1) / count)) - torch.maximum(starts, torch.tensor(j / count))).clamp(
-            min=0
-        )
-        for j in range(count)
-    ]
+    return [(ends.clamp(max=(j + 1) / count) - starts.clamp(min=j / count)).clamp(min=0) for j in range(count)]
