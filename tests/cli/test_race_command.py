@@ -114,6 +114,39 @@ class TestRace:
         plain, other = value["runs"]
         assert value["speed_up"] == pytest.approx(plain["stats"]["seconds"] / other["stats"]["seconds"])
 
+    def test_without_a_prompt_there_are_several(self, command: Any, toy: Any) -> None:
+        said = command("race", "--max-new-tokens", "12")
+        assert (said.code, said.err) == (0, "")
+        for label, prompt in race.DEFAULT_PROMPTS.items():
+            assert prompt.splitlines()[0] in said.out
+            assert f"{label}: The outputs are identical" in said.out
+        assert "all of them" in said.out
+
+    def test_several_in_json(self, command: Any, toy: Any) -> None:
+        value = json.loads(command("race", "--json", "--max-new-tokens", "12").out)
+        assert [one["prompt"] for one in value["races"]] == list(race.DEFAULT_PROMPTS.values())
+        seconds = [sum(one["runs"][lane]["stats"]["seconds"] for one in value["races"]) for lane in (0, 1)]
+        assert value["speed_up"] == pytest.approx(seconds[0] / seconds[1])
+
+    @pytest.mark.parametrize(("seconds", "said"), [(1.0, True), (0.9, False)])
+    def test_drafts_that_do_not_pay_are_said_not_to(
+        self, seconds: float, said: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from rich.console import Console
+
+        both = [lane(token_ids=[1, 2], seconds=1.0, title="plain"), lane(token_ids=[1, 2], seconds=seconds, title="m")]
+        written = io.StringIO()
+        described = {"dtype": "float32", "model": "toy", "device": "cpu", "hardware": "h", "threads": 1}
+        race._summary(Console(file=written), {"": both}, described, {"temperature": 0.0})
+        assert ("no faster than plain decoding" in " ".join(written.getvalue().split())) is said
+
+    def test_several_races_count_as_one(self) -> None:
+        first, second = lane(token_ids=[1, 2], seconds=1.0), lane(token_ids=[3], seconds=2.0)
+        first.stats, second.stats = {"forwards": 2}, {"forwards": 1}
+        joined = race._joined([first, second])
+        assert (joined.token_ids, joined.seconds, joined.stats["forwards"]) == ([1, 2, 3], 3.0, 3)
+        assert joined.stats["acceptance_length"] == 1.0
+
     def test_nothing_learned_in_the_warm_up_is_known_in_the_race(
         self, command: Any, toy: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -189,6 +190,19 @@ def test_asks_that_would_write_over_each_other_are_refused(asks: Any) -> None:
     run((request, Scripted(decode)))
     assert isinstance(request.error, ValueError)
     assert "same sequence" in str(request.error)
+
+
+def test_time_between_steps_is_told() -> None:
+    request = new_request(scripted_language_model(story_scorer()), [1])
+    scheduler = Scheduler()
+    scheduler.submit(request, as_method("autoregressive"))
+    time.sleep(0.05)  # before the first step nothing runs
+    scheduler.step()
+    assert (scheduler.away, request.away) == (0.0, 0.0)
+    for _ in range(2):
+        time.sleep(0.05)
+        scheduler.step()
+    assert 0.1 <= request.away == scheduler.away < 1.0
 
 
 def test_requests_may_join_while_others_run() -> None:

@@ -151,6 +151,19 @@ def test_a_round_counts_from_end_to_end_within_one_stretch() -> None:
     assert 50.0 not in seen
 
 
+def test_time_in_which_nobody_let_the_engine_work_is_no_time_of_a_round() -> None:
+    now, away = [0.0], 0.0
+    pace = Pace(lambda: now[0])
+    laps, course = Laps(pace), pace.course(1)
+    for _ in range(PLAIN_ROUNDS + 1):
+        laps.begin(1)
+        now[0] += 3.0
+        laps.end(1, away)
+        now[0] += 50.0
+        away += 50.0
+    assert {round.seconds for round in course._rounds[False]} == {3.0}
+
+
 def script(prefix: tuple[int, ...]) -> torch.Tensor:
     """A text of eight tokens in a circle, with another token now and then."""
     place = len(prefix)

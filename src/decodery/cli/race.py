@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
     from decodery.engine.events import Event
     from decodery.language_model import LanguageModel
 
-DEFAULT_PROMPT = "Explain how a bicycle stays upright, and then give five tips for a beginner."
+DEFAULT_PROMPTS = {
+    "an answer in prose": "Explain how a bicycle stays upright, and then give five tips for a beginner.",
+    "a text to correct": """Correct the spelling of this text and change nothing else:
+
+Our libary opens at nine on weekdays and at ten on Saturdays. You can borow up to eight books for four weeks, and return them \
+at any branch. If somebody else has reserved a book, you will recieve a message. Childrens books can be renewed twice, all \
+others once. The reading room on the second floor is quiet; please leave food and drinks outside.""",
+    "a list as JSON": "Turn this list into JSON with the keys name, city and year: Ada Lovelace, London, 1815; Alan Turing, "
+    "London, 1912; Grace Hopper, New York, 1906; Emmy Noether, Erlangen, 1882; Kurt Goedel, Brno, 1906.",
+}
+"""What is raced over where nothing is given: drafts pay little where every word is new, and much where words come again."""
+PAYS = 1.05
+"""Below it a race is called even: so much differs from run to run."""
 PLAIN = "autoregressive"
 TURN_SECONDS = 0.1
 """How long one decodes before it is the other's turn. Long beside a forward, short beside the eye."""
@@ -115,11 +128,13 @@ def race(
     """Decode one prompt plainly and by a method, side by side, and compare.
 
     The two never decode at the same time: they take turns of a tenth of a second, and each one's clock runs in its own
-    turns only. Both are warmed up before, and what the method learned in that is forgotten.
+    turns only. Both are warmed up before, and what the method learned in that is forgotten. Without a prompt there are three
+    races, over unlike prompts, in which the method knows nothing of those before.
 
     Example: `decodery race "Write a limerick about a cat." --method prompt-lookup`
     """
-    asked = DEFAULT_PROMPT if prompt is None and file is None else read_prompt(prompt, file)
+    given = prompt is not None or file is not None
+    prompts = {"": read_prompt(prompt, file)} if given else DEFAULT_PROMPTS
     values: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if seed is not None:
         values["seed"] = seed
@@ -127,15 +142,30 @@ def race(
     named = check_early(method, values)
     lm = model.load()
     named = named or lm.default_method
-    given: Any = [{"role": "user", "content": asked}] if getattr(lm.tokenizer, "chat_template", None) else asked
-    with Bars("warming up"):
-        _warm_up(lm, given, named, values)
-    lanes = [_lane(lm, "plain decoding", PLAIN, given, values), _lane(lm, named, named, given, values)]
     described = describe(lm)
     console = output()
+    races: dict[str, list[Lane]] = {}
+    for label, asked in prompts.items():
+        chat = bool(getattr(lm.tokenizer, "chat_template", None))
+        ids: Any = [{"role": "user", "content": asked}] if chat else asked
+        with Bars("warming up"):
+            _warm_up(lm, ids, named, values)
+        races[label] = [_lane(lm, "plain decoding", PLAIN, ids, values), _lane(lm, named, named, ids, values)]
+        _show(console, races[label], asked, quiet=as_json)
     if as_json:
+        results = [
+            _result(lanes, asked, described, values)
+            for asked, lanes in zip(prompts.values(), races.values(), strict=True)
+        ]
+        print_json(results[0] if given else {"races": results, "speed_up": _speed_up_of_all(races.values())})
+        return
+    _summary(console, races, described, values)
+
+
+def _show(console: Console, lanes: list[Lane], asked: str, quiet: bool) -> None:
+    """Run a race before the reader's eyes."""
+    if quiet:
         _run(lanes)
-        print_json(_result(lanes, asked, described, values))
         return
     console.print(Text(asked, style="bold"), soft_wrap=True)
     if console.is_terminal:
@@ -145,7 +175,7 @@ def race(
         _run(lanes)
         for lane in lanes:
             print_line(f"\n--- {lane.title}\n{lane.text}")
-    _summary(console, lanes, described, values)
+    print_line()
 
 
 def _warm_up(lm: LanguageModel, prompt: Any, method: str, settings: dict[str, Any]) -> None:
@@ -206,6 +236,24 @@ def _speed_up(lanes: list[Lane]) -> float:
     return other.tokens_per_second / plain.tokens_per_second if plain.tokens_per_second else 0.0
 
 
+def _speed_up_of_all(races: Collection[list[Lane]]) -> float:
+    """Of the tokens per second of several races together."""
+    return _speed_up([_joined([lanes[place] for lanes in races]) for place in (0, 1)])
+
+
+def _joined(lanes: list[Lane]) -> Lane:
+    """What a lane did in several races."""
+    first = lanes[0]
+    forwards = sum(lane.stats.get("forwards", 0) for lane in lanes)
+    length = sum(len(lane.token_ids) for lane in lanes) / forwards if forwards else 0.0
+    return dataclasses.replace(
+        first,
+        seconds=sum(lane.seconds for lane in lanes),
+        token_ids=[token for lane in lanes for token in lane.token_ids],
+        stats={"forwards": forwards, "acceptance_length": length},
+    )
+
+
 def _first_difference(lanes: list[Lane]) -> int | None:
     """The place of the first token in which the outputs differ; None where they are identical."""
     plain, other = (lane.token_ids for lane in lanes)
@@ -227,24 +275,41 @@ def _result(lanes: list[Lane], prompt: str, described: dict[str, Any], settings:
     }
 
 
-def _summary(console: Console, lanes: list[Lane], described: dict[str, Any], settings: dict[str, Any]) -> None:
-    print_line()
-    rows = []
-    for lane, speed_up in zip(lanes, (1.0, _speed_up(lanes)), strict=True):
-        rows.append(
-            (
-                Text(lane.title, style="bold"),
-                str(len(lane.token_ids)),
-                f"{lane.seconds:.2f}",
-                f"{lane.tokens_per_second:.1f}",
-                str(lane.stats.get("forwards", "")),
-                f"{lane.stats.get('acceptance_length', 0.0):.2f}",
-                Text(f"{speed_up:.2f}x", style="bold green" if speed_up > 1 else ""),
+def _summary(
+    console: Console, races: dict[str, list[Lane]], described: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    together = [_joined([lanes[place] for lanes in races.values()]) for place in (0, 1)]
+    told = {**races, "all of them": together} if len(races) > 1 else races
+    rows: list[tuple[str | Text, ...]] = []
+    for label, lanes in told.items():
+        for lane, speed_up in zip(lanes, (1.0, _speed_up(lanes)), strict=True):
+            rows.append(
+                (
+                    *([Text(label if lane is lanes[0] else "")] if len(told) > 1 else []),
+                    Text(lane.title, style="bold"),
+                    str(len(lane.token_ids)),
+                    f"{lane.seconds:.2f}",
+                    f"{lane.tokens_per_second:.1f}",
+                    str(lane.stats.get("forwards", "")),
+                    f"{lane.stats.get('acceptance_length', 0.0):.2f}",
+                    Text(f"{speed_up:.2f}x", style="bold green" if speed_up > 1 else ""),
+                )
             )
-        )
-    print_table(("", "tokens>", "seconds>", "tokens/s>", "forwards>", "tokens per forward>", "speed-up>"), rows)
+    head = ("", "tokens>", "seconds>", "tokens/s>", "forwards>", "tokens per forward>", "speed-up>")
+    print_table((*[""] * (len(told) > 1), *head), rows)
     print_line()
-    console.print(_verdict(lanes, str(described["dtype"]), settings), soft_wrap=True)
+    for label, lanes in races.items():
+        verdict = _verdict(lanes, str(described["dtype"]), settings)
+        console.print(Text.assemble(f"{label}: " if label else "", verdict), soft_wrap=True)
+    if (gain := _speed_up(together)) < PAYS:
+        console.print(
+            Text(
+                f"{together[1].title} is no faster than plain decoding here ({gain:.2f}x): its drafts do not pay for their "
+                "rows with this model, on this machine, for these words. Plain decoding is --method autoregressive.",
+                style="yellow",
+            ),
+            soft_wrap=True,
+        )
     console.print(Text(in_words(described), style="dim"), soft_wrap=True)
 
 

@@ -74,6 +74,8 @@ class Request:
         self.error: Exception | None = None
         self.company = 1
         """How many tasks share the engine now; a draft that rides along with others costs more."""
+        self.away = 0.0
+        """See `Scheduler.away`."""
         self.layout: PromptLayout | None = None
         """How its prompt is read, where this is not from left to right; set before anything is scored."""
         self.rows: Mapping[int, int] = {}

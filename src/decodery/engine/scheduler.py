@@ -75,6 +75,10 @@ class Scheduler:
         self._running: list[_Running] = []
         self._queue: deque[tuple[Task[Any], Need]] = deque()
         self._stepping = False
+        self.away = 0.0
+        """Seconds between its steps so far: of whoever calls it, such as a reader of a stream, and no cost of a round."""
+        self._left: float | None = None
+        """When the last step was over."""
         self.budget.join(self)
 
     @property
@@ -139,6 +143,7 @@ class Scheduler:
             self._wait()
             return
         began = time.perf_counter()
+        self.away += 0.0 if self._left is None else began - self._left
         self._stepping = True
         try:
             pieces, held = self._plan()
@@ -153,7 +158,7 @@ class Scheduler:
                     self._follow(running, ask, leader)
             foresee(filter(None, (running.task.draws(running.asks) for running in self._running)))
             for running in list(self._running):
-                running.task.meets(len(self._running))
+                running.task.meets(len(self._running), self.away)
                 if not running.task.over and all(ask.answer is not None for ask in running.asks):
                     self._remember(running)
                     answers = tuple(ask.answer for ask in running.asks)
@@ -163,6 +168,7 @@ class Scheduler:
         self._sweep()
         if self.background is not None:
             self.background.passed(time.perf_counter() - began)
+        self._left = time.perf_counter()
 
     def idle(self, seconds: float) -> None:
         """Give the time that no request needs to what methods do between passes. Returns when it is over or nothing waits."""

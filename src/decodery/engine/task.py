@@ -78,8 +78,8 @@ class Task(Generic[Value]):
         computed together."""
         return None
 
-    def meets(self, company: int) -> None:
-        """So many tasks share the engine now, this one included."""
+    def meets(self, company: int, away: float) -> None:
+        """So many tasks share the engine now, this one included. away: see `Scheduler.away`."""
         self.company = company
 
     # How it ends
@@ -149,8 +149,8 @@ class Decode(Task[None]):
                 return self.request.law, ask.answer.logits[0]
         return None
 
-    def meets(self, company: int) -> None:
-        self.request.company = company
+    def meets(self, company: int, away: float) -> None:
+        self.request.company, self.request.away = company, away
 
     def returned(self, value: None) -> None:
         if not self.over:

@@ -224,7 +224,7 @@ def speculate(
         if over:
             return
         if laps is not None:
-            laps.end(len(emitted))
+            laps.end(len(emitted), request.away)
 
 
 def _laps(request: Request, name: str) -> Laps | None:

@@ -147,9 +147,9 @@ class Laps:
         self._course, self._stretch, self._company = course, course.stretch, company
         return course.drafts
 
-    def end(self, tokens: int) -> None:
-        """The round is over and has committed so many tokens."""
-        now = self._pace.clock()
+    def end(self, tokens: int, away: float = 0.0) -> None:
+        """The round is over and has committed so many tokens. away: seconds so far in which nobody let the engine work."""
+        now = self._pace.clock() - away
         course = self._course
         if course is not None and self._pure and course.stretch == self._stretch:
             course.observe(self, self._company, tokens, now - self._since)
