@@ -58,6 +58,8 @@ class Law:
         self.uses_prefix = any(step.uses_prefix for step in self.steps)
         """Whether the tokens of a path matter to its rows."""
         self._stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
+        self.guides = [step for step in self.steps if step.guides]
+        """Steps that know something of what comes before there are scores."""
         self.stateful = bool(self._stateful)
         """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
         self.chance: Chance = Noise(0) if chance is None else chance
@@ -191,10 +193,18 @@ class Law:
         if math.isnan(highest) or highest == FORBIDDEN:
             raise self._complaint(row, path)
 
-    def forced(self) -> Sequence[int]:
-        """Tokens that come next whatever the scores are, as far as the steps of the law know."""
-        found = (step.forced(self.prefix()) for step in self.steps if step.reads_prefix)
+    def forced(self, path: Sequence[int] = ()) -> Sequence[int]:
+        """Tokens that come after `path` whatever the scores are, as far as the steps of the law know."""
+        found = (step.forced(self._place(path)) for step in self.guides)
         return next((tokens for tokens in found if tokens), ())
+
+    def may_follow(self, token: int, path: Sequence[int] = ()) -> bool:
+        """Whether the steps of the law know nothing against a token after `path`, whatever its score is."""
+        return all(step.may_follow(self._place(path), token) for step in self.guides)
+
+    def _place(self, path: Sequence[int]) -> Prefix:
+        """Of a path whose rows nobody has seen yet."""
+        return Prefix(self, path, self._states)
 
     # What steps ask
 

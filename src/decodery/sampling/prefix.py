@@ -33,9 +33,14 @@ class Joined(Sequence[int]):
     @overload
     def __getitem__(self, place: slice) -> list[int]: ...
     def __getitem__(self, place: int | slice) -> int | list[int]:
+        length = len(self._text)
         if isinstance(place, slice):
-            return [self[index] for index in range(len(self))[place]]
-        place, length = range(len(self))[place], len(self._text)
+            wanted = range(length + len(self._path))[place]
+            if wanted.step == 1:  # which most are
+                after = (max(wanted.start - length, 0), max(wanted.stop - length, 0))
+                return [*self._text[wanted.start : wanted.stop], *self._path[slice(*after)]]
+            return [self[index] for index in wanted]
+        place = range(length + len(self._path))[place]
         return self._text[place] if place < length else self._path[place - length]
 
 

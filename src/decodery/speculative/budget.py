@@ -7,7 +7,7 @@ maximises expected tokens per second on the measured cost curve is verified, dow
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from decodery.engine.cost import CostCurve
@@ -128,4 +128,17 @@ def within(draft: Draft, depth: int, stop_ids: frozenset[int]) -> Draft:
             kept.append(node)
             if draft.tokens[node] not in stop_ids:
                 alive.add(node)
+    return draft.select(kept)
+
+
+def lawful(draft: Draft, may_follow: Callable[[int, Sequence[int]], bool]) -> Draft:
+    """The draft without nodes whose token may not follow the path above, (token, path), and without what hangs on these. Of a
+    draft that was not drawn at random: there, what is left out would change the law."""
+    kept: list[int] = []
+    paths: dict[int, list[int]] = {ROOT: []}
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        above = paths.get(parent)
+        if above is not None and may_follow(token, above):
+            kept.append(node)
+            paths[node] = [*above, token]
     return draft.select(kept)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from decodery.engine.method import Decoding, Method
 from decodery.errors import ScoresNotNumbers
 from decodery.models.forward import Attend, Forward, Tree
-from decodery.speculative.budget import Acceptance, best_path, within, worthwhile
+from decodery.speculative.budget import Acceptance, best_path, lawful, within, worthwhile
 from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
 from decodery.speculative.pace import Laps, Pace
 
@@ -83,6 +83,8 @@ class Drafter(ABC):
 
     taps: tuple[int, ...] = ()
     """Layers whose hidden rows it wants to see of each verified node."""
+    guided: bool = False
+    """Whether its drafts heed what the law forces and forbids; those of others are put right."""
     rank: int = 0
     """So many likeliest tokens of each verified node are all it wants to know of the scores; 0: it wants the scores."""
     watch_prompt: Callable[[Sequence[int], Scores], None] | None = None
@@ -182,13 +184,16 @@ def speculate(
         depth = min(request.remaining - 1, sequence.owner.room(cached, len(request.tokens)))
         if stability is not None and len(pending) >= stability.rows:
             depth = 0
-        forced = request.law.forced()[:depth] if takes_any and depth > 0 else ()
+        guides = bool(request.law.guides) and not drafter.guided
+        forced = request.law.forced()[:depth] if guides and takes_any and depth > 0 else ()
         if laps is not None and not laps.begin(request.company):
             depth = 0
         proposal: Any = drafter.propose(request.tokens, depth) if depth > 0 and not forced else EMPTY
         proposed: Draft = (yield from proposal) if isinstance(proposal, Generator) else proposal
         proposed = within(proposed, depth, request.stop_ids)
         random = proposed.siblings is not Siblings.DETERMINISTIC
+        if guides and not random:
+            proposed = lawful(proposed, request.law.may_follow)
         acceptance = alone if random else shared
         # 2. Keep what is worth its rows. A tree below a long prompt never is: all the prompt's rows would need a mask.
         if sequence.owner.chains_only and not random and not proposed.is_chain:

@@ -53,6 +53,8 @@ class Step(ABC):
     """Whether it leaves the rows that it is given as they are, and returns others. In front it saves the law a copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
+    guides: ClassVar[bool] = False
+    """Whether it knows without a row what must come or may not, see `forced` and `may_follow`."""
     greedy_only: ClassVar[str] = ""
     """Why it is a rule of greedy decoding, and no law to sample from; empty: it is one."""
 
@@ -65,6 +67,10 @@ class Step(ABC):
         """Tokens of which only the first may come next, then only the second, and so on, as far as this step sees. Speculation
         drafts them."""
         return ()
+
+    def may_follow(self, prefix: Prefix, token: int) -> bool:
+        """Whether a token may come next, as far as this step sees. Speculation drafts no others."""
+        return True
 
     @classmethod
     def settings(cls) -> tuple[Setting, ...]:

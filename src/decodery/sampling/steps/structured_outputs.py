@@ -43,6 +43,7 @@ class StructuredOutputs(Step):
     name = "structured_outputs"
     place = 30
     reads_prefix = True
+    guides = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         compiled = self._compiled
@@ -62,6 +63,10 @@ class StructuredOutputs(Step):
 
     def forced(self, prefix: Prefix) -> Sequence[int]:
         return self._compiled.forced(_output(prefix))
+
+    def may_follow(self, prefix: Prefix, token: int) -> bool:
+        compiled, output = self._compiled, _output(prefix)
+        return compiled.may_end(output) if token in prefix.stop_ids else compiled.may_follow(output, token)
 
     @property
     def _compiled(self) -> Compiled:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from decodery.engine.cost import CONTEXT_STEP, CostCurve
-from decodery.speculative.cascade.sources import Answer, Mixture, Source, Tail, level
-from decodery.speculative.draft import Draft
+from decodery.speculative.cascade.sources import CERTAIN, Answer, Mixture, Source, Tail, level
+from decodery.speculative.draft import ROOT, Draft
+
+if TYPE_CHECKING:
+    from decodery.sampling.law import Law
 
 AHEAD = 4
 """What a further node costs is averaged over the next so many: curves have steps."""
@@ -44,11 +47,15 @@ class Candidate(NamedTuple):
 class Growing:
     """A tree while it grows: its nodes, and the tokens that could become the next one.
 
-    chances: how often tokens of each level of sureness were right.
+    chances: how often tokens of each level of sureness were right. law: whose steps know what must follow a node or may not;
+    None: they know nothing.
     """
 
-    def __init__(self, sources: Sequence[Source], mixture: Mixture, chances: Sequence[float]):
+    def __init__(self, sources: Sequence[Source], mixture: Mixture, chances: Sequence[float], law: Law | None = None):
         self._sources, self._mixture, self._chances = sources, mixture, chances
+        self._law = law if law is not None and law.guides else None
+        self._paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+        """The tokens down to each node, where a law is asked about them."""
         self.answers: dict[int, list[Answer]] = {}
         """What the sources said after each node that was looked at."""
         self._tokens: list[int] = []
@@ -64,15 +71,28 @@ class Growing:
         """Ask the sources what follows a node, which is reached with such a chance, and keep the candidates that are reached at
         least with the chance `floor`."""
         answers = self.answers[node] = []
+        if self._law is not None and (forced := self._law.forced(self._paths[node])):
+            self._found += 1
+            certain = Candidate(-reached, self._found, forced[0], node, CERTAIN, tail, depth + 1)
+            heapq.heappush(self._candidates, certain)
+            return
         for source in self._sources:
             source.answers(tail, answers)
         chances, candidates = self._chances, self._candidates
-        for token, own in self._mixture.law(answers, floor / (4 * reached)):
+        likely = self._mixture.law(answers, floor / (4 * reached))
+        for token, own in likely if self._law is None else self._lawful(self._law, node, likely):
             kind = level(own)
             chance = reached * chances[kind]
             if chance >= floor:
                 self._found += 1
                 heapq.heappush(candidates, Candidate(-chance, self._found, token, node, kind, tail, depth + 1))
+
+    def _lawful(self, law: Law, node: int, likely: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Those of these tokens and chances that may follow a node; others leave them their chances."""
+        path = self._paths[node]
+        kept = [(token, chance) for token, chance in likely if law.may_follow(token, path)]
+        rest = 1.0 - sum(chance for _, chance in likely) + sum(chance for _, chance in kept)
+        return [(token, min(1.0, chance / rest)) for token, chance in kept]
 
     def best(self) -> Candidate | None:
         """Take out the candidate that is the likeliest to be reached; None where there is none left."""
@@ -83,6 +103,8 @@ class Growing:
         self._tokens.append(candidate.token)
         self._parents.append(candidate.parent)
         self._kinds.append(candidate.kind)
+        if self._law is not None:
+            self._paths[len(self._tokens) - 1] = (*self._paths[candidate.parent], candidate.token)
         return len(self._tokens) - 1
 
     def draft(self) -> Draft:

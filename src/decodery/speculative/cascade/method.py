@@ -149,7 +149,7 @@ class CascadeDrafter(Drafter):
         self._most, self._depth = nodes, depth
         self._prices = Prices(cost, nodes)
         self._rest = Rest()
-        self.rank = RECYCLED
+        self.rank, self.guided = RECYCLED, True
         self._copied = next((source for source in sources if isinstance(source, Copied)), None)
         self._recycled = next((source for source in sources if isinstance(source, Recycled)), None)
         self._answers: dict[int, list[Answer]] = {}
@@ -158,11 +158,11 @@ class CascadeDrafter(Drafter):
     def propose(self, tokens: Sequence[int], depth: int) -> Draft:
         if self._copied is not None:
             self._copied.read(tokens)
-        if not self._rest.over():
-            return EMPTY
         request = self._request
+        if not self._rest.over() and not (request.law.guides and request.law.forced()):
+            return EMPTY
         price = self._prices.at(request.company, len(request.tokens))
-        growing = Growing(self._sources, self._mixture, self._right.chances())
+        growing = Growing(self._sources, self._mixture, self._right.chances(), request.law)
         self._answers = growing.answers
         deepest, stops, chains_only = min(depth, self._depth), request.stop_ids, request.host.network.chains_only
         # floor: nodes that are reached less often do not pay. expected: tokens of the round.

@@ -188,6 +188,8 @@ class Mixture:
 
 
 LEVELS = 20
+CERTAIN = LEVELS
+"""The level of what must follow by the law."""
 
 
 def level(chance: float) -> int:
@@ -213,4 +215,4 @@ class Sureness(Acceptance):
 
     def chances(self) -> list[float]:
         """The chance of each level."""
-        return [self.chance(kind) for kind in self._counts]
+        return [self.chance(kind) for kind in range(LEVELS)]
