@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from letter_constraints import Signs, over_letters
 
 import decodery
-from decodery.errors import BadSetting, ConstraintFailed
+from decodery.errors import BadSetting, ConstraintFailed, ScoresNotNumbers
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.structured import grammars
 from decodery.sampling.structured.constraint import constraint_of
@@ -164,6 +164,63 @@ def test_tokens_that_must_come() -> None:
     assert compiled.forced((1,)) == []  # which breaks it
     for tokens in ((), (0,), (5, 1)):
         assert allowed(compiled, tokens) == ({compiled.forced(tokens)[0]}, False)
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, "abc(a|b)cc", "(ab|abc)(cc|c)", "abcabc|abcab[ab]"])
+def test_one_token_is_allowed_as_all_are(pattern: str) -> None:
+    """Without the set of all, before it is known and after."""
+    known = over_letters(len(WORDS), WORDS, regex=pattern)
+    for length in range(4):
+        for tokens in product(range(END), repeat=length):
+            if known.broken(tokens):
+                continue
+            follows, _ = allowed(known, tokens)
+            fresh = over_letters(len(WORDS), WORDS, regex=pattern)
+            assert {token for token in range(END + 1) if fresh.allows(tokens, token)} == follows
+            assert {token for token in range(END + 1) if known.allows(tokens, token)} == follows
+    with pytest.raises(ConstraintFailed, match="does not keep to structured_outputs"):
+        over_letters(len(WORDS), WORDS, regex="ab").allows((2,), 0)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_rows_of_every_kind_are_masked_alike(size: int) -> None:
+    words = (*WORDS[: size - 1], "<end>")
+    compiled = over_letters(size, words, regex="(ab|c)*")
+    for tokens in ((), (0,), (0, 1)):
+        may, may_end = compiled.allowed(tokens)
+        for row in (torch.arange(float(size)), torch.arange(float(size)).bfloat16(), torch.zeros(size, 2)[:, 0]):
+            expected = row.clone().masked_fill(~may, -torch.inf)
+            assert compiled.forbid(row, tokens) is may_end
+            assert torch.equal(row, expected)
+
+
+def test_the_likeliest_token_is_looked_at_alone() -> None:
+    """Where it may come nothing else is masked; where not, the likeliest of those that may come is taken."""
+    compiled = over_letters(len(WORDS), WORDS, regex="(ab|c)*")
+    found = Law(LawSettings(structured_outputs=compiled), [1, 2], [END])
+    row = torch.tensor([5.0, 9.0, 5.0, 1.0, 0.0, 0.0, 5.0, 2.0])
+    assert found.likeliest(row) == 0, "the first of those with the most"
+    row[END] = 9.5
+    assert found.likeliest(row) == END
+    assert found.likeliest(row, (0,)) == 1, "the output may not end there"
+    assert found.likeliest(row, (1,)) == END, "behind a rejected draft anything may come"
+    assert compiled._start.follows is not None
+    assert compiled._places[0,].follows is not None
+    quick = over_letters(len(WORDS), WORDS, regex="(ab|c)*")
+    Law(LawSettings(structured_outputs=quick), [1, 2], [END]).likeliest(row, (2,))
+    assert quick._places[2,].follows is None
+    other = Law(LawSettings(structured_outputs=compiled, repetition_penalty=2.0), [6, 2], [END])
+    assert other.likeliest(torch.tensor([5.0, 0, 6.0, 0, 0, 0, 0, 0])) == 0, "another step has a say"
+    with pytest.raises(ConstraintFailed, match="no token ends the output"):
+        Law(LawSettings(structured_outputs=over_letters(8, WORDS, regex="ab")), [1], []).likeliest(row, (3,))
+    with pytest.raises(ScoresNotNumbers):
+        found.likeliest(torch.full((8,), torch.nan))
+
+
+def test_steps_that_do_more_than_forbid_do_not_tell_of_one_token() -> None:
+    law = Law(LawSettings(repetition_penalty=2.0), [1])
+    with pytest.raises(ValueError, match="repetition_penalty does more than to forbid"):
+        law.steps[0].allows(law.prefix(), 3)
 
 
 class Counting(TabularScorer):

@@ -60,6 +60,7 @@ class Law:
         self._stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
         self.guides = [step for step in self.steps if step.guides]
         """Steps that know something of what comes before there are scores."""
+        self._only_forbids = bool(self.steps) and all(step.only_forbids for step in self.steps)
         self.stateful = bool(self._stateful)
         """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
         self.chance: Chance = Noise(0) if chance is None else chance
@@ -183,6 +184,11 @@ class Law:
 
     def likeliest(self, row: Float[Tensor, "vocabulary"], path: Sequence[int] = ()) -> int:
         """The token of the highest processed score, the lowest id among equals. Raises ScoresNotNumbers where there is none."""
+        if self._only_forbids:  # where the likeliest token may come, nobody needs to look at the others
+            token = likeliest(row)
+            prefix, score = self.prefix(path), float(row[token])
+            if score > FORBIDDEN and all(step.allows(prefix, token) for step in self.steps):
+                return token
         scores = self.scores(row, path)
         token = likeliest(scores)
         self.check(float(scores[token]), row, path)

@@ -53,6 +53,8 @@ class Step(ABC):
     """Whether it leaves the rows that it is given as they are, and returns others. In front it saves the law a copy."""
     keeps_argmax: ClassVar[bool] = False
     """Whether the highest score stays where it is. Greedy decoding leaves such steps out."""
+    only_forbids: ClassVar[bool] = False
+    """Whether it leaves the scores that it does not forbid as they are. Then `allows` tells of one token."""
     guides: ClassVar[bool] = False
     """Whether it knows without a row what must come or may not, see `forced` and `may_follow`."""
     greedy_only: ClassVar[str] = ""
@@ -62,6 +64,10 @@ class Step(ABC):
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         """Processed scores [n, vocabulary] float32. rows: [n, vocabulary], which may be changed in place; what is forbidden is
         at minus infinity. prefixes: what stands before each row."""
+
+    def allows(self, prefix: Prefix, token: int) -> bool:
+        """Of a step that only forbids: whether it leaves the score of a token as it is. Raises what `apply` does."""
+        raise ValueError(f"{self.name} does more than to forbid tokens")
 
     def forced(self, prefix: Prefix) -> Sequence[int]:
         """Tokens of which only the first may come next, then only the second, and so on, as far as this step sees. Speculation

@@ -43,7 +43,7 @@ class StructuredOutputs(Step):
     name = "structured_outputs"
     place = 30
     reads_prefix = True
-    guides = True
+    guides = only_forbids = True
 
     def apply(self, rows: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         compiled = self._compiled
@@ -51,15 +51,28 @@ class StructuredOutputs(Step):
             output = _output(prefix)
             if prefix.drafted and compiled.broken(output):
                 continue  # a draft that is rejected; nothing is asked of what would follow it
-            allowed, ends = compiled.allowed(output)
-            if ends and not prefix.stop_ids and not bool(allowed.any()):
-                raise ConstraintFailed(
-                    "structured_outputs is complete, and no token ends the output; give stop_token_ids, or leave ignore_eos "
-                    "out."
-                )
-            allowed[prefix.stop_ids] = ends
-            row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
+            if not prefix.stop_ids:
+                self._check_goes_on(output)
+            stops = row[prefix.stop_ids]
+            ends = compiled.forbid(row, output)
+            row[prefix.stop_ids] = stops if ends else FORBIDDEN
         return rows
+
+    def allows(self, prefix: Prefix, token: int) -> bool:
+        compiled, output = self._compiled, _output(prefix)
+        if prefix.drafted and compiled.broken(output):
+            return True
+        if not prefix.stop_ids:
+            self._check_goes_on(output)
+        return compiled.may_end(output) if token in prefix.stop_ids else compiled.allows(output, token)
+
+    def _check_goes_on(self, output: tuple[int, ...]) -> None:
+        """Raise ConstraintFailed where nothing may follow an output that no token ends."""
+        allowed, ends = self._compiled.allowed(output)
+        if ends and not bool(allowed.any()):
+            raise ConstraintFailed(
+                "structured_outputs is complete, and no token ends the output; give stop_token_ids, or leave ignore_eos out."
+            )
 
     def forced(self, prefix: Prefix) -> Sequence[int]:
         return self._compiled.forced(_output(prefix))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np, torch
 from decodery.errors import BadSetting, ConstraintFailed, reason
+from decodery.sampling.forbidding import FORBIDDEN, on_cpu
 from decodery.sampling.structured.constraint import Constraint
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
 
@@ -92,15 +95,45 @@ class Compiled:
         """What may come after these tokens of the output: bool [vocabulary], end tokens aside, and whether it may end there.
         Where bytes must come, these are their usual tokens alone, not every token that begins them.
         Raises ConstraintFailed where the tokens break the constraint, or where the grammar becomes too large there."""
+        place = self._looked_at(tokens)
+        bits = np.unpackbits(place.follows, bitorder="little")[: self._vocabulary]
+        return torch.from_numpy(bits.view(np.bool_)), place.ends
+
+    def allows(self, tokens: tuple[int, ...], token: int) -> bool:
+        """Whether `allowed` names a token; where only this is asked, nothing else is looked at. Raises ConstraintFailed where the
+        tokens break the constraint."""
+        place = self._unbroken(tokens)
+        if place.follows is not None:
+            return bool(place.follows[token >> 3] >> (token & 7) & 1)
+        if token in self._marks or place.matcher.validate_tokens([token]) != 1:
+            return False
+        forced = place.matcher.compute_ff_tokens()
+        return not forced or token == forced[0]
+
+    def forbid(self, row: Float[Tensor, "vocabulary"], tokens: tuple[int, ...]) -> bool:
+        """Forbid in a row, in place, what `allowed` does not name. Whether the output may end there. Raises ConstraintFailed as
+        it does."""
+        place = self._looked_at(tokens)
+        if on_cpu(row) and row.dtype == torch.float32 and row.is_contiguous() and len(row) == 8 * len(place.follows):
+            # In a table of bytes there is more than twice as fast as with a mask of bools.
+            eights = row.numpy().reshape(-1, 8)
+            eights += np.take(_penalties(), place.follows, axis=0)
+        else:
+            allowed, _ = self.allowed(tokens)
+            row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
+        return place.ends
+
+    def _unbroken(self, tokens: tuple[int, ...]) -> Place:
         place = self._place(tokens)
         if place.broken:
             raise ConstraintFailed(f"the output does not keep to structured_outputs: {place.broken}.")
+        return place
+
+    def _looked_at(self, tokens: tuple[int, ...]) -> Place:
+        place = self._unbroken(tokens)
         if place.follows is None:
             self._look(place, tokens)
-        bits = np.unpackbits(place.follows, bitorder="little")[: self._vocabulary]
-        found = torch.from_numpy(bits.view(np.bool_))
-        found[self._marks] = False  # llguidance lets its own end token come where the text may end
-        return found, place.ends
+        return place
 
     def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
         """Whether a token may come after these; of bytes that must come, every token that begins them."""
@@ -145,7 +178,16 @@ class Compiled:
             )
         if matcher.is_stopped():
             mask = bytes(-(-self._vocabulary // 8))
-        place.follows = np.frombuffer(mask, np.uint8)
+        place.follows = np.frombuffer(mask, np.uint8)[: -(-self._vocabulary // 8)].copy()
+        for mark in self._marks:  # llguidance lets its own end token come where the text may end
+            place.follows[mark >> 3] &= ~(1 << (mark & 7)) & 255
+
+
+@cache
+def _penalties() -> Any:
+    """By the bits of a byte, the first one lowest: what is added to eight scores, float32 [256, 8]."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.where(bits > 0, np.float32(0), np.float32(FORBIDDEN))
 
 
 def _first_line(matcher: LLMatcher) -> str:
