@@ -152,8 +152,15 @@ def test_langchain_is_told_what_is_refused(chat: Any) -> None:
 
     with pytest.raises(openai.BadRequestError, match="temperature"):
         chat(temperature=-1).invoke("hello")
-    with pytest.raises(openai.BadRequestError, match="tools is not offered"):
-        chat().bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke("hello")
+
+
+def test_langchain_s_tools_are_called(chat: Any) -> None:
+    colour = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"]}
+    tool = {"type": "function", "function": {"name": "paint", "parameters": {**colour, "additionalProperties": False}}}
+    bound = chat(max_tokens=300, extra_body={"stop_token_ids": [256]}).bind_tools([tool], tool_choice="paint")
+    [call] = bound.invoke("paint it").tool_calls
+    assert call["name"] == "paint"
+    assert call["args"]["colour"] in ("red", "green")
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decodery.engine import registry
-from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod
+from decodery.errors import BadParameter, BadSetting, MethodUnavailable, UnknownMethod
+from decodery.sampling.structured.constraint import constraint_of
 from decodery.serving.failures import Failure, bad_field
 from decodery.serving.fields import CHAT, COMPLETIONS, EVENTS, RESPONSES, Route
+from decodery.tools import Tools
 
 DEFAULT_TEMPERATURE = 1.0
 """OpenAI's; that of `decodery.load(...).generate` is 0."""
@@ -22,7 +24,8 @@ LOGPROBS = "message.output_text.logprobs"
 @dataclass(frozen=True)
 class AskedText:
     """What a request asks for. prompts: texts, conversations or lists of token ids. settings: as they were given, by the
-    route's fields. logprobs: alternatives per token; None: no log probabilities. own: the route's other fields."""
+    route's fields. logprobs: alternatives per token; None: no log probabilities. own: the route's other fields. tools: what the
+    model may call; None: the request speaks of none."""
 
     route: Route
     prompts: list[Any]
@@ -30,6 +33,7 @@ class AskedText:
     own: Mapping[str, Any] = field(default_factory=dict)
     logprobs: int | None = None
     include_usage: bool = False
+    tools: Tools | None = None
 
     @property
     def model(self) -> str | None:
@@ -113,7 +117,27 @@ def read(route: Route, body: Mapping[str, Any]) -> AskedText:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
     if own.get("stream_options") and not own.get("stream"):
         raise bad_field("stream_options", "stream_options goes with stream=true.")
-    return AskedText(route, prompts, settings, own, logprobs, usage)
+    tools = _tools(own, settings)
+    return AskedText(route, prompts, settings, own, logprobs, usage, tools)
+
+
+def _tools(own: Mapping[str, Any], settings: dict[str, Any]) -> Tools | None:
+    """What the model may call; the constraint that calls are is put among the settings."""
+    if not own.get("tools"):
+        if own.get("tool_choice", "auto") not in ("auto", "none"):
+            raise bad_field("tool_choice", "tool_choice names a tool, and there are no tools.")
+        return None
+    try:
+        choice = Tools.of(own["tools"], own.get("tool_choice"), own.get("parallel_tool_calls"))
+        wanted = choice.constraint()
+        constraint_of("tools", wanted)
+    except BadSetting as error:
+        raise bad_field("tool_choice" if str(error).startswith("tool_choice") else "tools", str(error)) from None
+    if wanted is not None:
+        if other := next((name for name in ("structured_outputs", "response_format") if name in settings), None):
+            raise bad_field(other, f"{other} and calls of tools do not go together; give tool_choice='none'.")
+        settings["structured_outputs"] = wanted
+    return choice
 
 
 def _check_method(spec: str | None) -> None:

@@ -97,7 +97,7 @@ STREAM_OPTIONS = BodyField(JsonObject(), "`include_usage`: the last event tells 
 RETURN_TOKEN_IDS = BodyField(Flag(), "Give the token ids of prompt and text.")
 
 NO_TOOLS: Mapping[str, NotOffered] = {
-    "tools": NotOffered(([],), "calls of tools are not read out of the text; describe the tools in the prompt."),
+    "tools": NotOffered(([],), "/v1/chat/completions calls tools."),
     "tool_choice": NotOffered(("auto", "none")),
     "parallel_tool_calls": NotOffered((True, False)),
 }
@@ -120,11 +120,10 @@ NOT_OFFERED: Mapping[str, NotOffered] = {
 }
 NOT_IN_CHAT: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
-    **NO_TOOLS,
     "reasoning_effort": NotOffered(("none",)),
     "audio": NotOffered(),
-    "function_call": NotOffered(("auto", "none")),
-    "functions": NotOffered(([],)),
+    "function_call": NotOffered(("auto", "none"), "use tool_choice."),
+    "functions": NotOffered(([],), "use tools."),
     "modalities": NotOffered((["text"],)),
     "prediction": NotOffered(),
     "verbosity": NotOffered(),
@@ -275,6 +274,15 @@ CHAT = Route(
         "logprobs": BodyField(Flag(), "Tell the log probability of each token."),
         "top_logprobs": BodyField(Whole(0, 20), "So many alternatives per token; needs logprobs."),
         "return_token_ids": RETURN_TOKEN_IDS,
+        "tools": BodyField(
+            Anything(type="array", items={"type": "object"}),
+            "Functions that the model may call, with name, description and parameters; calls fit their schemas.",
+        ),
+        "tool_choice": BodyField(
+            Anything(anyOf=[{"enum": ["auto", "none", "required"]}, {"type": "object"}]),
+            "auto: text or calls; required: a call; none: no call; or a function by its name.",
+        ),
+        "parallel_tool_calls": BodyField(Flag(), "Whether there may be several calls; default true."),
     },
     NOT_IN_CHAT,
     without=("logprobs", "echo"),

@@ -18,6 +18,7 @@ from decodery.serving.admission import Gate
 from decodery.serving.configuration import ServerConfiguration
 from decodery.serving.engine_thread import EngineThread
 from decodery.serving.failures import Failure
+from decodery.tools import Tools
 
 log = logging.getLogger("decodery.serving")
 
@@ -74,9 +75,12 @@ class ServedModel:
         """It is unloaded: let its memory go, whoever still holds this object."""
         del self.lm, self.engine
 
-    async def tokens(self, prompt: Any, method: str | None = None) -> list[int]:
-        """Token ids of a prompt, read as the method reads it, on a worker thread, one prompt at a time. Raises BadPrompt."""
+    async def tokens(self, prompt: Any, method: str | None = None, tools: Tools | None = None) -> list[int]:
+        """Token ids of a prompt, read as the method reads it, on a worker thread, one prompt at a time. tools: on offer in it.
+        Raises BadPrompt."""
         async with self._reading:
+            if tools is not None:
+                return await asyncio.to_thread(tools.prompt, self.lm, prompt, method)
             return await asyncio.to_thread(self.lm.tokenize, prompt, None, method)
 
     async def unused(self) -> None:

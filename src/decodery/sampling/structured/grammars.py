@@ -100,8 +100,8 @@ class Compiled:
         return torch.from_numpy(bits.view(np.bool_)), place.ends
 
     def allows(self, tokens: tuple[int, ...], token: int) -> bool:
-        """Whether `allowed` names a token; where only this is asked, nothing else is looked at. Raises ConstraintFailed where the
-        tokens break the constraint."""
+        """Whether `allowed` names a token; where only this is asked, nothing else is looked at. Raises ConstraintFailed where
+        the tokens break the constraint."""
         place = self._unbroken(tokens)
         if place.follows is not None:
             return bool(place.follows[token >> 3] >> (token & 7) & 1)
