@@ -163,6 +163,35 @@ def test_langchain_s_tools_are_called(chat: Any) -> None:
     assert call["args"]["colour"] in ("red", "green")
 
 
+def test_instructor(server: Running) -> None:
+    """A class of Pydantic by a call of a function, and by a schema."""
+    instructor = pytest.importorskip("instructor")
+    from typing import Literal
+
+    from pydantic import BaseModel, ConfigDict
+
+    class Paint(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        colour: Literal["red", "green"]
+        coats: Literal[1, 2]
+
+    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
+        client = instructor.from_openai(server.client(), mode=mode)
+        found = client.chat.completions.create(
+            model="toy",
+            messages=[{"role": "user", "content": "Paint it."}],
+            response_model=Paint,
+            max_tokens=400,
+            logit_bias={"9": -100, "10": -100, "13": -100, "32": -100},  # or it writes white space without end
+            max_retries=0,
+            temperature=1.0,
+            seed=2,
+            extra_body={"stop_token_ids": [256]},
+        )
+        assert found.colour in ("red", "green")
+        assert found.coats in (1, 2)
+
+
 @pytest.fixture(autouse=True)
 def idle(server: Running) -> Iterator[None]:
     yield

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from decodery.cli import canvas_view, tree_view
+from decodery.cli import canvas_view, jobs, tree_view
 from decodery.cli.console import (
-    Counter,
     check_writable,
-    notice,
-    output,
     print_json,
     print_line,
     remark,
@@ -34,14 +29,12 @@ from decodery.cli.options import (
     with_seed,
 )
 from decodery.cli.outcome import Outcome
-from decodery.cli.prompts import Line, as_conversation, read_lines, read_prompt, read_tools
-from decodery.errors import BadInput, BadPrompt, BadSetting, NotEnoughMemory
+from decodery.cli.prompts import as_conversation, read_lines, read_prompt, read_tools
+from decodery.errors import BadInput, BadSetting
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
     from decodery.replies import Reply
-
-INTERRUPTED = 130
 
 
 @with_option_groups
@@ -59,6 +52,19 @@ def generate(
         ),
     ] = None,
     batch_size: Annotated[int, Option("--batch-size", help="Lines of --prompts decoded together.")] = 8,
+    into: Annotated[
+        Path | None,
+        Option(
+            "--output",
+            metavar="FILE",
+            help="Add the results of --prompts to a file; what is there already is not decoded again.",
+        ),
+    ] = None,
+    ray: Annotated[
+        bool,
+        Option("--ray", help="With --output: decode on a Ray cluster, the one that is there or one on this machine."),
+    ] = False,
+    workers: Annotated[int | None, Option("--workers", help="With --ray: how many workers.", show_default="1")] = None,
     chat: Annotated[bool, Option("--chat", help="The prompt is what a user says to the model.")] = False,
     system: Annotated[str | None, Option("--system", metavar="TEXT", help="System message; implies --chat.")] = None,
     tools: Annotated[
@@ -104,6 +110,12 @@ def generate(
     """
     if batch_size < 1:
         raise BadSetting(f"--batch-size must be at least 1, not {batch_size}.")
+    if into is not None and prompts is None:
+        raise BadSetting("--output keeps the results of --prompts; give both.")
+    if (ray and into is None) or (workers is not None and not ray):
+        raise BadSetting("--ray goes with --output FILE, and --workers with --ray.")
+    if workers is not None and workers < 1:
+        raise BadSetting(f"--workers must be at least 1, not {workers}.")
     if logprobs is not None and not as_json and prompts is None:
         raise BadSetting("--logprobs needs --json; plain text has no place for them.")
     if (show or show_html is not None) and (as_json or prompts is not None):
@@ -127,9 +139,12 @@ def generate(
             raise BadInput("--prompts brings its own prompts; give no other prompt with it.")
         lines = read_lines(prompts)
         named = check_early(method, values)
+        lines = jobs.conversations(lines, chat, system, callable_tools)
+        if ray and into is not None:
+            jobs.many_on_ray(model.given(), str(prompts), lines, named, values, batch_size, into, workers or 1)
+            return
         lm = model.load()
-        lines = [replace(line, tools=line.tools or callable_tools) for line in lines]
-        _many(lm, str(prompts), lines, named, values, batch_size, chat, system)
+        jobs.many(lm, str(prompts), lines, named, values, batch_size, into)
         return
     asked = as_conversation(read_prompt(prompt, file), chat, system)
     named = check_early(method, values)
@@ -188,7 +203,7 @@ def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, setti
     if live.drafted:
         remark(legend())
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(jobs.INTERRUPTED)
     return replies
 
 
@@ -205,7 +220,7 @@ def _one_tree(lm: LanguageModel, prompt: Any, method: str | None, settings: dict
         remark(statistic(reply.stats.as_dict(), reply.method, str(reply.exactness)))
     if interrupted:
         remark("interrupted; the texts above are what there was.")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(jobs.INTERRUPTED)
 
 
 def _one_canvas(
@@ -234,7 +249,7 @@ def _one_canvas(
     print_line(visible(reply.text))
     remark(caption)
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(jobs.INTERRUPTED)
 
 
 def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any]) -> list[Reply]:
@@ -249,110 +264,5 @@ def _one_as_json(lm: LanguageModel, prompt: Any, method: str | None, settings: d
     for reply in replies:
         print_json(Outcome.of(reply).as_dict(lm))
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(jobs.INTERRUPTED)
     return replies
-
-
-def _many(
-    lm: LanguageModel,
-    source: str,
-    lines: list[Line],
-    method: str | None,
-    settings: dict[str, Any],
-    batch_size: int,
-    chat: bool,
-    system: str | None,
-) -> None:
-    """Results in the order of the lines, as soon as the batch of a line is done."""
-    checked = [_admitted(lm, source, line, method, settings, chat, system) for line in lines]
-    done = 0
-    failed = False
-    with Counter(shown=not output().is_terminal) as counter:
-        counter("lines", done, len(checked))
-        for batch in _batches(checked, batch_size):
-            results, interrupted = _decoded(lm, source, batch, method, settings)
-            for line, result in zip(batch, results, strict=True):
-                failed |= "error" in result[0]
-                for entry in result:
-                    print_json({"line": line.number, **line.labels, **entry})
-            if interrupted:
-                notice(f"interrupted after {done} of {len(checked)} lines; those of the last batch are not finished.")
-                raise typer.Exit(INTERRUPTED)
-            done += len(batch)
-            counter("lines", done, len(checked))
-    if failed:
-        raise typer.Exit(2)
-
-
-def _admitted(
-    lm: LanguageModel,
-    source: str,
-    line: Line,
-    method: str | None,
-    settings: dict[str, Any],
-    chat: bool,
-    system: str | None,
-) -> Line:
-    """The line with its final prompt, or with the reason why it cannot be decoded, which is told at once."""
-    if not line.error:
-        line = replace(line, prompt=as_conversation(line.prompt, chat, system))
-        try:
-            if line.tools:  # each line has its own
-                line = replace(line, prompt=lm.tokenize(line.prompt, line.tools, method))
-            # Checks everything and starts nothing until it is iterated. An error that is not the prompt's own is
-            # one of the whole command.
-            lm.stream(line.prompt, method, **settings)
-        except (BadPrompt, NotEnoughMemory) as error:
-            line = replace(line, error=str(error))
-    if line.error:
-        notice(f"{source}, line {line.number}: {line.error}", style="red")
-    return line
-
-
-def _batches(lines: list[Line], batch_size: int) -> Iterator[list[Line]]:
-    """Runs of lines with at most `batch_size` good ones."""
-    batch: list[Line] = []
-    for line in lines:
-        batch.append(line)
-        if sum(not line.error for line in batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _decoded(
-    lm: LanguageModel, source: str, batch: list[Line], method: str | None, settings: dict[str, Any]
-) -> tuple[list[list[dict[str, Any]]], bool]:
-    """What to print for each line of a batch (an object per sample, or one with the error), and whether it was cut short."""
-    prompts = [line.prompt for line in batch if not line.error]
-    replies: list[Reply] = []
-    interrupted = False
-    if prompts:
-        stream = lm.stream(prompts, method, **settings)
-        try:
-            for _ in stream:
-                pass
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception:
-            replies = stream.replies()
-            if all(reply.error is None for reply in replies):
-                raise  # not one request's own
-        replies = stream.replies()
-    samples_each = len(replies) // max(1, len(prompts))
-    results: list[list[dict[str, Any]]] = []
-    for line in batch:
-        if line.error:
-            results.append([{"error": line.error}])
-            continue
-        samples, replies = replies[:samples_each], replies[samples_each:]
-        broken = next((reply.error for reply in samples if reply.error is not None), None)
-        if broken is not None:
-            reason = str(broken) or type(broken).__name__
-            notice(f"{source}, line {line.number}: {reason}", style="red")
-            results.append([{"error": reason}])
-            continue
-        numbers = [{"sample": place} for place in range(len(samples))] if len(samples) > 1 else [{}]
-        results.append([number | Outcome.of(reply).as_dict(lm) for number, reply in zip(numbers, samples, strict=True)])
-    return results, interrupted

@@ -20,7 +20,8 @@ from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
 from decodery.cli.counterfactual import counterfactual
-from decodery.cli.generate import INTERRUPTED, generate
+from decodery.cli.generate import generate
+from decodery.cli.jobs import INTERRUPTED
 from decodery.cli.methods import methods
 from decodery.cli.pull import pull
 from decodery.cli.race import race

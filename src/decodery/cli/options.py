@@ -7,13 +7,14 @@ themselves, with the same sentences for everybody.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
 import secrets
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -24,6 +25,7 @@ from typer import Option
 from decodery._lazy import without_collection
 from decodery.cli.console import Bars, output, print_line
 from decodery.engine.settings import declared
+from decodery.errors import BadInput
 from decodery.sampling.law_settings import LawSettings
 from decodery.sampling.settings import ANY_VOCABULARY, Setting, settings_of
 from decodery.sampling.steps import step_settings
@@ -115,10 +117,28 @@ class ModelOptions:
         ),
     ] = None
 
+    def given(self) -> dict[str, Any]:
+        """The arguments of `decodery.load`."""
+        names = ("dtype", "device", "threads", "fast", "quantize", "kv_budget", "prefill_chunk")
+        return {"name": self.model, **{name: getattr(self, name) for name in names}}
+
     def load(self, *, dtype: str | None = None) -> LanguageModel:
         """The model; fetched first where need be. dtype: what "auto" means to the verb."""
         with Bars(f"loading {self.model}") as progress, without_collection():
             return load(self.model, dtype if dtype and self.dtype == "auto" else self.dtype, self, progress)
+
+
+@contextlib.contextmanager
+def needs(what: str, extra: str) -> Iterator[None]:
+    """Around imports of packages that come with an extra. Raises BadInput, which names it, where one is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("decodery"):
+            raise
+        raise BadInput(
+            f"{what} needs {error.name}, which is not installed; install it with pip install 'decodery[{extra}]'."
+        ) from None
 
 
 def load(name: str, dtype: str, options: ModelOptions, progress: Bars) -> LanguageModel:

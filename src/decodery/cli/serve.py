@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from typer import Option
 
 from decodery.cli.console import notice, print_line
-from decodery.cli.options import with_option_groups
+from decodery.cli.options import needs, with_option_groups
 from decodery.errors import BadInput
 from decodery.serving.configuration import ServerConfiguration, kinds, read_file
 
@@ -58,6 +58,17 @@ def serve(
     config: Annotated[
         Path | None, Option("--config", metavar="FILE", help="A TOML file with any of these options; options here win.")
     ] = None,
+    ray: Annotated[
+        bool,
+        Option("--ray", help="Serve by replicas on a Ray cluster: the one that is there, or else one on this machine."),
+    ] = False,
+    replicas: Annotated[
+        int | None, Option("--replicas", help="With --ray: how many replicas.", show_default="1")
+    ] = None,
+    autoscale: Annotated[
+        str | None,
+        Option("--autoscale", metavar="MIN:MAX", help="With --ray: so many replicas as requests need, such as 1:4."),
+    ] = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print the whole configuration as such a file, and end.")
     ] = False,
@@ -76,13 +87,29 @@ def serve(
     if print_config:
         print_line(configuration.as_toml().rstrip("\n"))
         return
+    if not ray and (replicas is not None or autoscale is not None):
+        raise BadInput("--replicas and --autoscale are of --ray.")
+    if replicas is not None and autoscale is not None:
+        raise BadInput("give --replicas or --autoscale, not both.")
+    scale = None if autoscale is None else _scale(autoscale)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported, if it ever is
-    try:
+
+    def ready(address: str) -> None:
+        notice(f"decodery serves {', '.join(configuration.names)} at {address}")
+
+    if ray:
+        with needs("decodery serve --ray", "serve,ray"):
+            from decodery.integrations.ray import run as run_on_ray
+        run_on_ray(configuration, replicas=1 if replicas is None else replicas, autoscale=scale, ready=ready)
+        return
+    with needs("decodery serve", "serve"):
         from decodery.serving.server import serve as run
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("decodery"):
-            raise
-        raise BadInput(
-            f"decodery serve needs {error.name}, which is not installed; install it with pip install 'decodery[serve]'."
-        ) from None
-    run(configuration, lambda address: notice(f"decodery serves {', '.join(configuration.names)} at {address}"))
+    run(configuration, ready)
+
+
+def _scale(text: str) -> tuple[int, int]:
+    """The fewest and the most replicas. Raises BadInput."""
+    fewest, colon, most = text.partition(":")
+    if not colon or not fewest.isdecimal() or not most.isdecimal():
+        raise BadInput(f"--autoscale takes the fewest and the most replicas, such as 1:4, not {text!r}.")
+    return int(fewest), int(most)
