@@ -50,11 +50,11 @@ def by_hand(rows: Sequence[Tensor], alpha: float, exchanged: bool) -> tuple[int,
 @pytest.mark.parametrize(
     ("spec", "depths", "alpha"),
     [
-        ("dola", (2,), 0.1),
-        ("dola(layers=high)", (3, 5), 0.1),
-        ("dola(layers=1+4+5, alpha=0.02)", (1, 4, 5), 0.02),
-        ("dola(layers=1+4+5, alpha=0.02, divergence=code)", (1, 4, 5), 0.02),
-        ("dola(layers=3, alpha=0.6)", (3,), 0.6),
+        ("dola(norm=True)", (2,), 0.1),
+        ("dola(layers=high, norm=True)", (3, 5), 0.1),
+        ("dola(layers=1+4+5, alpha=0.02, norm=True)", (1, 4, 5), 0.02),
+        ("dola(layers=1+4+5, alpha=0.02, divergence=code, norm=True)", (1, 4, 5), 0.02),
+        ("dola(layers=3, alpha=0.6, norm=True)", (3,), 0.6),
     ],
 )
 def test_it_is_what_its_definition_says(spec: str, depths: tuple[int, ...], alpha: float) -> None:
@@ -100,13 +100,13 @@ def test_without_the_norm_it_is_that_of_transformers(fast: str, layers: tuple[in
     with torch.no_grad():  # a final norm that changes something
         model.model.norm.weight.mul_(torch.linspace(0.3, 3.0, len(model.model.norm.weight)))
     lm = decodery.wrap(model, byte_level_tokenizer(), name="tiny", fast=fast)
-    target = f"dola(layers={'+'.join(map(str, layers))}, norm=False, divergence=code)"
+    target = f"dola(layers={'+'.join(map(str, layers))}, divergence=code)"
     differ = 0
     for seed in range(3):
         prompt = random_ids(9, seed)
         found, normed = (
             lm.generate(prompt, "autoregressive", max_new_tokens=16, ignore_eos=True, target=spec).token_ids
-            for spec in (target, target.replace("norm=False, ", ""))
+            for spec in (target, target.replace("divergence", "norm=True, divergence"))
         )
         assert found == theirs(model, prompt, 16, layers)
         differ += found != normed

@@ -30,8 +30,8 @@ class ContrastedLayers(Target):
     """log p(last layer) - log p(earlier layer), over the tokens that have at least alpha of the last layer's largest
     probability. The earlier layer is chosen at each position: the candidate whose law differs most from the last layer's.
 
-    Layers are read through the network's final norm and head, in the pass that is made anyway; or through the head alone, as in
-    the official code and transformers.
+    Layers are read through the network's head, in the pass that is made anyway: by itself, as in the paper, the official code
+    and transformers, or behind the final norm.
     """
 
     name: ClassVar[str] = "dola"
@@ -51,7 +51,7 @@ class ContrastedLayers(Target):
         "how laws differ: Jensen and Shannon's divergence, or what the official code computes, with its arguments exchanged",
         choices=("paper", "code"),
     )
-    norm: bool = parameter(True, "earlier layers go through the final norm too, as the last one does, before the head")
+    norm: bool = parameter(False, "earlier layers go through the final norm too, as the last one does, before the head")
 
     @property
     def norms_taps(self) -> bool:
