@@ -12,36 +12,53 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
+    from jaxtyping import Float32, Float64, Int64
 
 AT_ONCE = 6144
-"""Keys times entries that are worked on together: so many numbers and their table's rows stay in a processor's cache."""
+"""Keys times entries that are worked on together: so many numbers, for each token of a block, stay in a processor's cache."""
 
 
-def simple(costs: Float32[np.ndarray, "u n"], text: Int64[np.ndarray, "m"], block: int) -> float:
-    """The least sum of costs over `block` successive tokens beside as many successive entries, which go round about."""
-    length = costs.shape[1]
-    sums = np.zeros(length)
-    if block == len(text):
-        # What entry the text begins at: sums[j] = Σ_i costs[text[i], i + j].
-        for place, token in enumerate(text):
-            _add_turned(sums, costs[token], place % length)
-        return float(sums.min())
-    best = np.inf
+def simple(
+    tables: Sequence[Float32[np.ndarray, "u n"]], text: Int64[np.ndarray, "m"], block: int
+) -> Float64[np.ndarray, "keys"]:
+    """Of each key's table the least sum of costs over `block` successive tokens beside as many successive entries, which go round
+    about."""
+    return np.concatenate([_simple(portion, text, block) for portion in _portions(tables)])
+
+
+def _simple(
+    tables: Sequence[Float32[np.ndarray, "u n"]], text: Int64[np.ndarray, "m"], block: int
+) -> Float64[np.ndarray, "keys"]:
+    keys, length = len(tables), tables[0].shape[1]
+    costs = _side_by_side(tables)
+    sums, best = np.zeros(length * keys), np.full(keys, np.inf)
+    # sums[j]: over the block so far, were the whole text to begin at entry j.
     for place, token in enumerate(text):
-        _add_turned(sums, costs[token], place % length)
+        _add_turned(sums, costs[token], place % length * keys)
         if place >= block:
-            _add_turned(sums, -costs[text[place - block]], (place - block) % length)
+            _add_turned(sums, -costs[text[place - block]], (place - block) % length * keys)
         if place >= block - 1:
-            best = min(best, float(sums.min()))
+            np.minimum(best, sums.reshape(length, keys).min(axis=0), out=best)
     return best
 
 
-def _add_turned(sums: np.ndarray, row: np.ndarray, by: int) -> None:
-    """sums[j] += row[(j + by) mod length]."""
+def _add_turned(sums: Float64[np.ndarray, "lanes"], row: Float32[np.ndarray, "lanes"], by: int) -> None:
+    """sums[j] += row[(j + by) mod lanes]."""
     sums[: len(row) - by] += row[by:]
     if by:
         sums[len(row) - by :] += row[:by]
+
+
+def _portions(tables: Sequence[Float32[np.ndarray, "u n"]]) -> list[Sequence[Float32[np.ndarray, "u n"]]]:
+    size = max(1, AT_ONCE // tables[0].shape[1])
+    return [tables[start : start + size] for start in range(0, len(tables), size)]
+
+
+def _side_by_side(tables: Sequence[Float32[np.ndarray, "u n"]]) -> Float32[np.ndarray, "u lanes"]:
+    """Tables of several keys as one, of entry and key: entry j + 1 of all keys stands `keys` numbers after entry j."""
+    if len(tables) == 1:
+        return tables[0]
+    return np.stack(tables, axis=2).reshape(len(tables[0]), -1)
 
 
 def edit(
@@ -53,20 +70,16 @@ def edit(
     All keys and first entries go through the table of the recursion together, and a row of it at a time: first what leaves out
     nothing or a token, for all columns, then what leaves out an entry, column by column.
     """
-    length = tables[0].shape[1]
-    size = max(1, AT_ONCE // length)
-    found = [_edit(tables[start : start + size], text, block, gap) for start in range(0, len(tables), size)]
-    return np.concatenate(found)
+    return np.concatenate([_edit(portion, text, block, gap) for portion in _portions(tables)])
 
 
 def _edit(
     tables: Sequence[Float32[np.ndarray, "u n"]], text: Int64[np.ndarray, "m"], block: int, gap: float
 ) -> Float32[np.ndarray, "keys"]:
     keys, length = len(tables), tables[0].shape[1]
-    turned = np.arange(length + block - 1) % length
-    # [token, entry and key]: entry j + 1 of all keys stands `keys` numbers after entry j.
-    costs = np.ascontiguousarray(np.stack(tables, axis=2)[:, turned]).reshape(len(tables[0]), -1)
     lanes = length * keys
+    beside = _side_by_side(tables)
+    costs = np.concatenate([beside, beside[:, : (block - 1) * keys]], axis=1)  # beyond the end, from the beginning
     windows = np.lib.stride_tricks.sliding_window_view(costs, lanes, axis=1)[:, ::keys]
     border = np.float32(gap) * np.arange(block + 1, dtype=np.float32)
     best = np.full(keys, np.inf, np.float32)

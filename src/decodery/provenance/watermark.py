@@ -101,8 +101,8 @@ def detect(
     resamples: int | None = None,
     seed: int = 0,
     significance: float = SIGNIFICANCE,
-    probabilities: Sequence[float] | None = None,
-    nulls: Sequence[float] | None = None,
+    probabilities: Sequence[float] | Float64[np.ndarray, "m"] | None = None,
+    nulls: Sequence[float] | Float64[np.ndarray, "n"] | None = None,
     tell: Tell | None = None,
 ) -> Detection:
     """Look for the mark of a key in a text.
@@ -110,8 +110,8 @@ def detect(
     text: token ids, without the prompt and without special tokens before it. statistic: "edit" lets tokens be put in and left
     out, "simple" takes neither; None: edit, unless the text is so long that it would take minutes. block: so many successive
     tokens are to fit, wherever they stand; None: all of them; fewer find a mark in a part of the text, at some cost in power.
-    gap: cost of leaving out a token or an entry; None: 0 for exp and 0.4 for its, as published. resamples: fresh keys; None: 199;
-    0: none, where the simple statistic of an exp key has a bound without. seed: of the fresh keys. significance: largest
+    gap: cost of leaving out a token or an entry; None: 0 for exp and 0.4 for its, as published. resamples: fresh keys; None:
+    199; 0: none, where the simple statistic of an exp key has a bound without. seed: of the fresh keys. significance: largest
     p-value that is a detection. probabilities: of the tokens under the model that may have written them. nulls: values of the
     same statistic of texts without a mark (`reference`), in place of fresh keys; they must have been made with the same
     length, block and gap. tell: is told of progress, as (label, done, total).
@@ -153,7 +153,7 @@ def _align(
     seed: int,
     level: float,
     likely: Float64[np.ndarray, "m"] | None,
-    nulls: Sequence[float] | None,
+    nulls: Sequence[float] | Float64[np.ndarray, "n"] | None,
     tell: Tell | None,
 ) -> Detection:
     size = len(tokens)
@@ -173,7 +173,7 @@ def _align(
     fresh = RESAMPLES if resamples is None else _count("resamples", resamples, 0)
     different, text = np.unique(np.asarray(tokens), return_inverse=True)
     own = costs(key, different)
-    value = simple(own, text, block) if statistic == "simple" else float(edit([own], text, block, cost)[0])
+    value = float(_statistic(statistic, [own], text, block, cost)[0])
     bound = None
     if statistic == "simple" and isinstance(key, ExponentialKey):
         # Any block beside any entries is a sum of independent exponential numbers: of Gamma's law, whatever the tokens.
@@ -231,16 +231,22 @@ def reference(
     gap: float | None = None,
     seed: int = 0,
 ) -> Float64[np.ndarray, "texts"]:
-    """Values of a statistic for texts without a mark, each beside a fresh key of this one's shape: the nulls of texts of the same
-    length, to be made once for a large study. p-values by them are approximate, since a text under test has other tokens."""
-    found = []
-    for number, given in enumerate(texts):
+    """Values of a statistic for texts without a mark, each beside a fresh key of this one's shape: the nulls of texts of the
+    same length, to be made once for a large study. p-values by them are approximate, since a text under test has other tokens."""
+    found, draws = [], _draws(seed)
+    for given in texts:
         different, text = np.unique(np.asarray(_tokens(given, key)), return_inverse=True)
-        table = fresh_costs(key, len(different), seed, number)
-        size = len(text) if block is None else block
-        cost = GAPS[key.scheme] if gap is None else gap
-        found.append(simple(table, text, size) if statistic == "simple" else float(edit([table], text, size, cost)[0]))
+        size, cost = len(text) if block is None else block, GAPS[key.scheme] if gap is None else gap
+        found.append(_statistic(statistic, [fresh_costs(key, len(different), draws)], text, size, cost)[0])
     return np.array(found)
+
+
+def _statistic(
+    name: str, tables: Sequence[Float32[np.ndarray, "u n"]], text: Int64[np.ndarray, "m"], block: int, gap: float
+) -> Float64[np.ndarray, "keys"]:
+    if name == "simple":
+        return simple(tables, text, block)
+    return edit(tables, text, block, gap).astype(np.float64)
 
 
 def costs(key: SequenceKey, tokens: Int64[np.ndarray, "u"]) -> Float32[np.ndarray, "u length"]:
@@ -258,14 +264,19 @@ def costs(key: SequenceKey, tokens: Int64[np.ndarray, "u"]) -> Float32[np.ndarra
     return found
 
 
-def fresh_costs(key: SequenceKey, count: int, seed: int, number: int) -> Float32[np.ndarray, "count length"]:
-    """The same for a fresh random key and so many different tokens. Which they are does not matter: their numbers, and their ranks
-    among all tokens, are drawn from the same laws."""
-    draws = np.random.Generator(np.random.Philox(key=Noise(seed).key(number, Stage.ORDER, ("fresh key",))))
+def fresh_costs(
+    key: SequenceKey, count: int, draws: np.random.Generator
+) -> Float32[np.ndarray, "count length"]:
+    """The same for a fresh random key and so many different tokens. Which they are does not matter: their numbers, and their
+    ranks among all tokens, are drawn from the same laws."""
     if isinstance(key, ExponentialKey):
         return -draws.standard_exponential((count, key.length), dtype=np.float32)
     ranks = draws.choice(key.vocabulary, count, replace=False) / key.vocabulary
     return np.abs(draws.random(key.length)[None, :] - ranks[:, None]).astype(np.float32)
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=Noise(seed).key(0, Stage.ORDER, ("fresh keys",))))
 
 
 def _resampled(
@@ -281,19 +292,17 @@ def _resampled(
     tell: Tell | None,
 ) -> tuple[Float64[np.ndarray, "resamples"], Float64[np.ndarray, "resamples"] | None]:
     """The statistic of the text beside fresh keys, and the simple one, where the text's own probabilities are to be judged."""
-    values, aligned = np.empty(resamples), np.empty(resamples)
-    judged = statistic == "simple" or likely is not None
-    step = max(1, AT_ONCE // key.length) if statistic == "edit" else 1
+    values, aligned, draws = [], [], _draws(seed)
+    step = max(1, AT_ONCE // key.length)
     for start in range(0, resamples, step):
-        numbers = range(start, min(start + step, resamples))
-        tables = [fresh_costs(key, count, seed, number) for number in numbers]
-        if judged:
-            aligned[numbers.start : numbers.stop] = [simple(table, text, block) for table in tables]
-        if statistic == "edit":
-            values[numbers.start : numbers.stop] = edit(tables, text, block, gap)
+        end = min(start + step, resamples)
+        tables = [fresh_costs(key, count, draws) for _ in range(start, end)]
+        values.append(_statistic(statistic, tables, text, block, gap))
+        if likely is not None:
+            aligned.append(values[-1] if statistic == "simple" else simple(tables, text, block))
         if tell is not None:
-            tell("fresh keys", numbers.stop, resamples)
-    return (aligned if statistic == "simple" else values), (aligned if likely is not None else None)
+            tell("fresh keys", end, resamples)
+    return np.concatenate(values), np.concatenate(aligned) if aligned else None
 
 
 def _expected(key: SequenceKey, likely: Float64[np.ndarray, "m"], block: int) -> float:
@@ -328,7 +337,7 @@ def _tokens(text: Sequence[int], key: WatermarkKey) -> list[int]:
     return tokens
 
 
-def _probabilities(given: Sequence[float], count: int) -> Float64[np.ndarray, "m"]:
+def _probabilities(given: Sequence[float] | Float64[np.ndarray, "m"], count: int) -> Float64[np.ndarray, "m"]:
     likely = np.asarray(given, np.float64)
     if likely.shape != (count,) or not ((likely > 0) & (likely <= 1)).all():
         raise BadSetting(f"probabilities must be {count} numbers above 0 and at most 1, one a token.")
