@@ -191,8 +191,23 @@ def test_a_rule_of_greedy_decoding_refuses_a_temperature() -> None:
 MARK: dict[str, Any] = {"scheme": "kgw", "key": 3, "vocabulary": 100}
 BAD: dict[str, list[Any]] = {
     "watermark": [
-        *("key.json", 5, [MARK], {}, {"scheme": "kgw"}, {**MARK, "scheme": "mark"}, {**MARK, "length": 3}, {**MARK, "key": -1}),
-        *({**MARK, "vocabulary": 99}, {**MARK, "share": 0}, {**MARK, "share": 1.0}, {**MARK, "share": 0.001}, {**MARK, "bias": 0}),
+        *(
+            "key.json",
+            5,
+            [MARK],
+            {},
+            {"scheme": "kgw"},
+            {**MARK, "scheme": "mark"},
+            {**MARK, "length": 3},
+            {**MARK, "key": -1},
+        ),
+        *(
+            {**MARK, "vocabulary": 99},
+            {**MARK, "share": 0},
+            {**MARK, "share": 1.0},
+            {**MARK, "share": 0.001},
+            {**MARK, "bias": 0},
+        ),
         *({**MARK, "window": 0}, {**MARK, "key": True}, {"scheme": "kgw", "key": 3}, {"scheme": ["kgw"]}),
     ],
     "typical_p": [*NOT_NUMBERS, 0, 1.1],

@@ -72,7 +72,9 @@ def test_text_of_laws_of_one_token_is_undetectable_and_not_detected(scheme: type
         seen = detect(text, key, statistic="simple", significance=0.01, probabilities=[1.0] * 12)
         found.append(seen.p_value)
         assert seen.verdict == ("undetectable" if seen.p_value > 0.01 else "detected")
-        assert seen.potential == 0 and seen.reachable is not None and seen.reachable > 0.01
+        assert seen.potential == 0
+        assert seen.reachable is not None
+        assert seen.reachable > 0.01
         assert ("none could be" in seen.sentence) is (seen.verdict == "undetectable")
     assert spread(found, 199) > FALSE_ALARM
 
@@ -197,12 +199,14 @@ def test_a_surprising_text_without_a_mark_is_not_detected_and_might_have_been(sc
     key = scheme(4, V, 64)
     text = unmarked(laws(60, V, 3.0, 11), 3)
     seen = detect(text, key, probabilities=[0.05] * 60)
-    assert seen.verdict == "not detected" and seen.reachable == 0.005
+    assert seen.verdict == "not detected"
+    assert seen.reachable == 0.005
     assert seen.potential == pytest.approx(0.95)
     assert "would show it" in seen.sentence
     assert "shows none in any case" in detect(text, key).sentence
     without_keys = detect(text, ExponentialKey(4, V, 64), statistic="simple", resamples=0, probabilities=[0.05] * 60)
-    assert without_keys.reachable is not None and without_keys.reachable < 1e-9
+    assert without_keys.reachable is not None
+    assert without_keys.reachable < 1e-9
 
 
 # What is refused, and told
@@ -251,8 +255,10 @@ def test_the_seed_decides_the_fresh_keys_and_progress_is_told() -> None:
     key, text, seen = InverseKey(1, V, 32), list(range(20)), []
     one = detect(text, key, seed=1, tell=lambda label, done, total: seen.append((label, done, total)))
     assert one == detect(text, key, seed=1) != detect(text, key, seed=2)
-    assert seen[-1] == ("fresh keys", 199, 199) and all(label == "fresh keys" for label, _, _ in seen)
-    assert one.gap == 0.4 and detect(text, ExponentialKey(1, V, 32)).gap == 0.0
+    assert seen[-1] == ("fresh keys", 199, 199)
+    assert all(label == "fresh keys" for label, _, _ in seen)
+    assert one.gap == 0.4
+    assert detect(text, ExponentialKey(1, V, 32)).gap == 0.0
     assert detect(text, key, gap=0.1).value != one.value
     assert one.as_dict()["verdict"] == one.verdict
 

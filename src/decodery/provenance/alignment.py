@@ -1,7 +1,7 @@
 """How well a text fits the entries of a key, at the best place of both (Kuditipudi et al. 2023, section 2.4 and algorithm 3).
 
-A table says what a token costs beside an entry: costs[token, entry], tokens being the text's different ones, numbered. Lower sums
-mean more of a mark.
+A table says what a token costs beside an entry: costs[token, entry], tokens being the text's different ones, numbered. Lower
+sums mean more of a mark.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ AT_ONCE = 6144
 def simple(
     tables: Sequence[Float32[np.ndarray, "u n"]], text: Int64[np.ndarray, "m"], block: int
 ) -> Float64[np.ndarray, "keys"]:
-    """Of each key's table the least sum of costs over `block` successive tokens beside as many successive entries, which go round
-    about."""
+    """Of each key's table the least sum of costs over `block` successive tokens beside as many successive entries, which go
+    round about."""
     return np.concatenate([_simple(portion, text, block) for portion in _portions(tables)])
 
 

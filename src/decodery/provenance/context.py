@@ -1,7 +1,7 @@
 """Marks that go by the last tokens: what they add up to, and how likely that is by chance.
 
-The first tokens of a text, whose context the prompt holds in part, are left out, and so is what stands there a second time: what
-is counted is independent for every text that does not depend on the key.
+The first tokens of a text, whose context the prompt holds in part, are left out, and so is what stands there a second time:
+what is counted is independent for every text that does not depend on the key.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Found:
 
 
 def look_up(tokens: Sequence[int], key: WatermarkKey, resamples: int, seed: int) -> Found:
-    """Of a gumbel key the sum of -log(1 - number), Gamma's law by chance; of a kgw key the share of green tokens, whose number is
-    binomial; of a synthid key the weighted mean of the bits, beside fresh ones.
+    """Of a gumbel key the sum of -log(1 - number), Gamma's law by chance; of a kgw key the share of green tokens, whose number
+    is binomial; of a synthid key the weighted mean of the bits, beside fresh ones.
 
     Raises Refused where the text has no token with a whole context.
     """

@@ -33,15 +33,15 @@ GAPS = {ExponentialKey.scheme: 0.0, InverseKey.scheme: 0.4}
 RESAMPLES = 199
 SIGNIFICANCE = 0.01
 MOST_CELLS = 1e8
-"""Cells of the recursion for one key up to which the edit statistic is taken where none is named: some 15 seconds with 199 keys."""
+"""Cells of the recursion for one key up to which the edit statistic is taken where none is named: some 15 seconds, 199 keys."""
 
 Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found. scheme: of the key. statistic: edit, simple, or context for keys that go by the last tokens. value: of the
-    statistic; of sequence keys lower means more of a mark, otherwise higher. p_value: how likely at most a text that does not
+    """What was found. scheme: of the key. statistic: edit, simple, or context for keys that go by the last tokens. value: of
+    the statistic; of sequence keys lower means more of a mark, otherwise higher. p_value: how likely at most a text that does not
     depend on the key fits it as well. tokens: of the text. counted: how many of them the statistic is about. block, gap: as
     `detect` has them, of sequence keys. resamples: fresh keys of the permutation test; 0: the law of the statistic is known.
     seed: what the fresh keys follow from. bound: a p-value without fresh keys, where there is one: that of the best place times
@@ -232,7 +232,7 @@ def reference(
     seed: int = 0,
 ) -> Float64[np.ndarray, "texts"]:
     """Values of a statistic for texts without a mark, each beside a fresh key of this one's shape: the nulls of texts of the
-    same length, to be made once for a large study. p-values by them are approximate, since a text under test has other tokens."""
+    same length, to be made once for a large study. p-values by them are approximate: a text under test has other tokens."""
     found, draws = [], _draws(seed)
     for given in texts:
         different, text = np.unique(np.asarray(_tokens(given, key)), return_inverse=True)
@@ -264,9 +264,7 @@ def costs(key: SequenceKey, tokens: Int64[np.ndarray, "u"]) -> Float32[np.ndarra
     return found
 
 
-def fresh_costs(
-    key: SequenceKey, count: int, draws: np.random.Generator
-) -> Float32[np.ndarray, "count length"]:
+def fresh_costs(key: SequenceKey, count: int, draws: np.random.Generator) -> Float32[np.ndarray, "count length"]:
     """The same for a fresh random key and so many different tokens. Which they are does not matter: their numbers, and their
     ranks among all tokens, are drawn from the same laws."""
     if isinstance(key, ExponentialKey):
