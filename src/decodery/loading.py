@@ -133,7 +133,8 @@ def load(
 
 
 def load_tokenizer(name: str | Path, progress: store.Progress | None = None) -> Any:
-    """The tokenizer of a model, as `load` reads it, without its weights. Raises UnknownModel, DownloadFailed, ModelNotReadable."""
+    """The tokenizer of a model, as `load` reads it, without its weights. Raises UnknownModel, DownloadFailed,
+    ModelNotReadable."""
     folder = store.resolve(str(name), progress=progress)
     base = adapters.base_folder(folder, progress) or folder
     try:

@@ -41,8 +41,8 @@ Tell = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Detection:
     """What was found. scheme: of the key. statistic: edit, simple, or context for keys that go by the last tokens. value: of
-    the statistic; of sequence keys lower means more of a mark, otherwise higher. p_value: how likely at most a text that does not
-    depend on the key fits it as well. tokens: of the text. counted: how many of them the statistic is about. block, gap: as
+    the statistic; of sequence keys lower means more of a mark, otherwise higher. p_value: how likely at most a text that does
+    not depend on the key fits it as well. tokens: of the text. counted: how many of them the statistic is about. block, gap: as
     `detect` has them, of sequence keys. resamples: fresh keys of the permutation test; 0: the law of the statistic is known.
     seed: what the fresh keys follow from. bound: a p-value without fresh keys, where there is one: that of the best place times
     the number of places. potential: one less the mean probability of the tokens, where it was given; reachable: the p-value of
