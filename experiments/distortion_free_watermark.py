@@ -204,8 +204,8 @@ def changes(settings: Settings) -> Study:
     about = (
         f"{settings.changed} of these texts of {settings.tokens} tokens: how many are found (p of 0.01 or less) after they "
         f"were decoded and tokenised again, after {settings.share:.0%} of the tokens were left out, put in or exchanged at "
-        f"random, and after {settings.paraphraser}, a base model, was shown two paraphrases and then the text; edit distance: of "
-        "its tokens, as a share."
+        f"random, and after {settings.paraphraser}, a base model, was shown two paraphrases and then the text; edit "
+        "distance: of its tokens, as a share."
     )
     items = beginnings(settings.changed, settings.seed)
     return Study(about, items, [arm(*way) for way in ways()], figures, claims, "mark", lm)
