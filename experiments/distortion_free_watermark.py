@@ -36,9 +36,10 @@ REWRITE = (
 class Settings:
     model: str = "smollm2-135m"
     paraphraser: str = "gemma3-270m"
-    texts: int = 40
-    changed: int = 32
-    unmarked: int = 200
+    texts: int = 32
+    changed: int = 20
+    decoded: int = 12
+    unmarked: int = 80
     short: int = 40
     tokens: int = 80
     share: float = 0.2
@@ -214,7 +215,7 @@ def changes(settings: Settings) -> Study:
 def speculation(settings: Settings) -> Study:
     """The same texts however they are decoded."""
     lm = loaded(settings.model)
-    others = beginnings(settings.changed, settings.seed)
+    others = beginnings(settings.decoded, settings.seed)
 
     @once_per_item
     def alone(item: Beginning) -> list[Reply]:
@@ -345,9 +346,9 @@ EXPERIMENT = Experiment(
     settings=Settings(),
     studies={
         "power": power,
-        "changes": changes,
-        "speculation": speculation,
-        "unmarked": unmarked,
         "quality": quality,
+        "changes": changes,
+        "unmarked": unmarked,
+        "speculation": speculation,
     },
 )

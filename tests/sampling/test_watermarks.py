@@ -314,6 +314,30 @@ def test_keys_that_cannot_be_read(tmp_path: Path) -> None:
     assert "123456" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "name", "least", "most"),
+    [
+        ("exp", "key", 0, 2**63 - 1),
+        ("exp", "vocabulary", 2, 2**31),
+        ("its", "length", 2, 2**16),
+        ("gumbel", "window", 1, 64),
+        ("synthid", "layers", 1, 64),
+    ],
+)
+def test_fields_have_bounds(scheme: str, name: str, least: int, most: int) -> None:
+    given = {"scheme": scheme, "key": 1, "vocabulary": 40}
+    for value in (least, most):
+        assert getattr(key_of({**given, name: value}), name) == value
+    for value in (least - 1, most + 1):
+        with pytest.raises(BadSetting, match=f"watermark: {name} must be at least {least} and at most {most}"):
+            key_of({**given, name: value})
+    with pytest.raises(BadSetting, match="a share of 1 of 40 tokens is none of them, or all"):
+        GreenKey(1, 40, share=1.0)
+    with pytest.raises(BadSetting, match=r"a share of 0\.02 of 40"):
+        GreenKey(1, 40, share=0.02)
+    assert (GreenKey(1, 40, share=0.025).greens, GreenKey(1, 40, share=0.99).greens) == (1, 39)
+
+
 def test_keys_as_published() -> None:
     assert (ExponentialKey(1, 4).length, InverseKey(1, 4).longest, ContextKey(1, 4).window) == (256, 256, 4)
     assert (GreenKey(1, 100).greens, GreenKey(1, 100).bias, GreenKey(1, 100).window) == (25, 2.0, 1)
