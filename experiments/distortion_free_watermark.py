@@ -1,4 +1,4 @@
-"""Watermarks: in how few tokens a mark is found, what it survives, what it costs, and that nothing is found where there is none."""
+"""Watermarks: in how few tokens a mark is found, what it survives, what it costs, and what is found where there is none."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def power(settings: Settings) -> Study:
         PublishedClaim("exp is stronger than its", "found", "exp, edit", "its, edit"),
     ]
     about = (
-        f"{settings.texts} continuations of first sentences of stories at a temperature of 1, a key of 256 entries (or a window "
-        "as published) each; permutation tests with 199 fresh keys, whose least p is 0.005. found: p of 0.01 or less."
+        f"{settings.texts} continuations of first sentences of stories at a temperature of 1, a key of 256 entries (or a "
+        "window as published) each; permutation tests with 199 fresh keys, whose least p is 0.005. found: p of 0.01 or less."
     )
     items = beginnings(settings.texts, settings.seed)
     return Study(about, items, [arm(*way) for way in ways()], figures, claims, "mark", lm)

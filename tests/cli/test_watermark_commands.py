@@ -99,7 +99,7 @@ def test_greedy_text_is_undetectable(
     monkeypatch.setattr(toy, "tokenize", lambda prompt: list(b"a cat sat"))
     (tmp_path / "greedy.txt").write_text("as the tokens say")
     result = command("detect", str(tmp_path / "greedy.txt"), "--key", key, "--with-model", "--prompt", "a cat sat")
-    assert result.out.startswith("undetectable\nNo mark was found, and none could be")
+    assert result.out.startswith("undetectable\nNo mark can be found: the text is too predictable")
     assert "likeliest at a temperature of 0.02, potential 0.01 a token; with the mark p = 1" in result.out
 
 

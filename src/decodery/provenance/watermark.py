@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 STATISTICS = ("edit", "simple")
 GAPS = {ExponentialKey.scheme: 0.0, InverseKey.scheme: 0.4}
 """What leaving out a token or an entry costs, as published."""
+CHANCE = 0.5
+"""From this p-value of marked text on, what is found is chance."""
 RESAMPLES = 199
 SIGNIFICANCE = 0.01
 MOST_CELLS = 1e8
@@ -66,7 +68,10 @@ class Detection:
 
     @property
     def verdict(self) -> str:
-        """detected, not detected, or undetectable: with its own probabilities the text could not have shown the mark."""
+        """detected, not detected, or undetectable: with these probabilities the text could not show the mark. That goes before a
+        small p-value, which is chance then, where a marked text would have none either."""
+        if self.reachable is not None and self.reachable > CHANCE:
+            return "undetectable"
         if self.p_value <= self.significance:
             return "detected"
         hidden = self.reachable is not None and self.reachable > self.significance
@@ -78,7 +83,7 @@ class Detection:
         if self.verdict == "detected":
             return "The text carries the mark of this key."
         if self.verdict == "undetectable":
-            return "No mark was found, and none could be: the text is too predictable or too short to show one."
+            return "No mark can be found: the text is too predictable or too short to show one."
         if self.reachable is None:
             return (
                 "No mark was found. Predictable text, such as greedy decoding's, shows none in any case; the model's own "
