@@ -337,7 +337,9 @@ EXPERIMENT = Experiment(
     title="Distortion-free watermarks",
     source="arXiv 2307.15593",
     measures=(
-        "decodery.provenance",
+        "decodery.provenance.alignment",
+        "decodery.provenance.context",
+        "decodery.provenance.watermark",
         "decodery.sampling.watermarks",
         "decodery.sampling.chance.watermark",
         "decodery.sampling.chance.keyed",

@@ -68,8 +68,8 @@ class Detection:
 
     @property
     def verdict(self) -> str:
-        """detected, not detected, or undetectable: with these probabilities the text could not show the mark. That goes before a
-        small p-value, which is chance then, where a marked text would have none either."""
+        """detected, not detected, or undetectable: with these probabilities the text could not show the mark. Where a marked
+        text's own p-value would be chance, a small one is chance, too."""
         if self.reachable is not None and self.reachable > CHANCE:
             return "undetectable"
         if self.p_value <= self.significance:
