@@ -209,6 +209,17 @@ def test_a_surprising_text_without_a_mark_is_not_detected_and_might_have_been(sc
     assert without_keys.reachable < 1e-9
 
 
+def test_what_a_text_could_show_is_judged_by_its_sum() -> None:
+    """Also where the text itself is judged by alignment."""
+    for scheme in SCHEMES:
+        key, text = scheme(4, V, 40), unmarked(laws(12, V, 3.0, 12), 3)
+        found = [detect(text, key, statistic=one, probabilities=[0.55] * 12) for one in ("edit", "simple")]
+        assert found[0].reachable == found[1].reachable
+        assert found[0].value != found[1].value
+        assert found[0].reachable is not None
+        assert 0.005 < found[0].reachable < 1
+
+
 # What is refused, and told
 
 
@@ -229,7 +240,8 @@ def test_a_surprising_text_without_a_mark_is_not_detected_and_might_have_been(sc
         (BadSetting, "98 resamples reach no p-value of 0.01; take at least 99", {"resamples": 98}),
         (BadSetting, "significance must be above 0", {"significance": 0.0}),
         (BadSetting, "probabilities must be 20 numbers above 0", {"probabilities": [0.5] * 19}),
-        (BadSetting, "probabilities must be", {"probabilities": [0.0] * 20}),
+        (BadSetting, "probabilities must be", {"probabilities": [0.0, *[0.5] * 19]}),
+        (BadSetting, "probabilities must be", {"probabilities": [*[0.5] * 19, 1.5]}),
         (BadSetting, "nulls must be at least one", {"nulls": []}),
         (BadSetting, "leave resamples and probabilities out", {"nulls": [0.0] * 99, "resamples": 99}),
         (BadSetting, "leave resamples and probabilities out", {"nulls": [0.0] * 99, "probabilities": [0.5] * 20}),
