@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import scipy.stats
 import torch
 from marked_texts import laws, unmarked
 
+from decodery.engine.settings import Settings
 from decodery.errors import Refused
 from decodery.provenance.context import _number
 from decodery.provenance.watermark import detect
@@ -22,7 +24,7 @@ from decodery.sampling import Law, LawSettings, Noise, Stage
 from decodery.sampling.chance import Keyed
 from decodery.sampling.noise import unrolled
 from decodery.sampling.watermarks.keys import ContextKey, GreenKey, TournamentKey, WatermarkKey
-from decodery.testing import scripted_language_model
+from decodery.testing import goodness_of_fit, scripted_language_model
 from decodery.testing.scorers import TabularScorer
 
 FALSE_ALARM = 1e-3
@@ -193,6 +195,21 @@ def test_what_is_forbidden_wins_nothing_and_contexts_that_come_again_leave_the_l
     short = Law(LawSettings(temperature=1.0, watermark=TournamentKey(5, 6, window=4)), [2])
     assert not torch.allclose(short.probabilities(row), row.softmax(0))
     assert not torch.allclose(short.probabilities(row, path=[2]), row.softmax(0))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_the_joint_law_of_a_text_with_tournaments_is_the_model_s(window: int) -> None:
+    """Over keys, also where contexts come again within the text, which would meet the same bits."""
+    scorer = TabularScorer(3, order=None, seed=3)
+    lm, counts = scripted_language_model(scorer), Counter[tuple[int, ...]]()
+    for secret in range(250):
+        reply = lm.generate(
+            [0, 1, 2], "autoregressive", temperature=1.0, max_new_tokens=4, seed=secret,
+            watermark=TournamentKey(secret, 3, window, layers=8),
+        )  # fmt: skip
+        counts[tuple(reply.token_ids)] += 1
+    law = scorer.joint([0, 1, 2], 4, Settings(temperature=1.0))
+    assert goodness_of_fit(counts, law).p_value > FALSE_ALARM
 
 
 @pytest.mark.parametrize("key", [GreenKey(3, 4), TournamentKey(3, 4, window=2)], ids=lambda key: key.scheme)
