@@ -108,10 +108,7 @@ def load(
         known = Known(folder)
         if precision is not None:
             known.expect()
-        if foreign or base != folder:
-            tokenizer = read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
-        else:
-            tokenizer = known.tokenizer(partial(read_tokenizer, tokenizer_folder(folder)))
+        tokenizer = _tokenizer(folder, base, foreign, known)
         # After the tokenizer, whose reading takes memory that is free again then.
         found = None if precision is None else known.network(label, precision, quantize)
         if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
@@ -133,6 +130,25 @@ def load(
     if isinstance(network, NativeNetwork):
         network.complete = complete
     return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits)
+
+
+def load_tokenizer(name: str | Path, progress: store.Progress | None = None) -> Any:
+    """The tokenizer of a model, as `load` reads it, without its weights. Raises UnknownModel, DownloadFailed,
+    ModelNotReadable."""
+    folder = store.resolve(str(name), progress=progress)
+    base = adapters.base_folder(folder, progress) or folder
+    try:
+        return _tokenizer(folder, base, masked_diffusion.is_foreign(masked_diffusion.read_config(base)), Known(folder))
+    except DecoderyError:
+        raise
+    except Exception as error:
+        raise ModelNotReadable(f"the tokenizer of {name} cannot be read from {folder}: {reason(error)}.") from error
+
+
+def _tokenizer(folder: Path, base: Path, foreign: bool, known: Known) -> Any:
+    if foreign or base != folder:
+        return read_tokenizer(folder if has_tokenizer(folder) else base, foreign)
+    return known.tokenizer(partial(read_tokenizer, tokenizer_folder(folder)))
 
 
 def wrap(

@@ -18,6 +18,7 @@ from decodery.sampling import DEFAULT_ORDER, LawSettings
 from decodery.sampling.chance import Arithmetic, GumbelRace, Keyed, LowDiscrepancy
 from decodery.sampling.steps import default_order
 from decodery.sampling.structured.constraint import constraint_of
+from decodery.sampling.watermarks.keys import GreenKey
 from decodery.targets.guidance import Guidance
 
 VOCABULARY = 100
@@ -102,6 +103,9 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("mirostat", 2, 2),
     ("dynatemp_range", 0.5, 0.5),
     ("momentum_alpha", 0.2, 0.2),
+    ("watermark", None, None),
+    ("watermark", {"scheme": "kgw", "key": 3, "vocabulary": 100, "bias": 1}, GreenKey(3, 100, bias=1.0)),
+    ("watermark", GreenKey(3, 100), GreenKey(3, 100)),
     ("chance", "gumbel", GumbelRace()),
     ("chance", "keyed(key=7, window=0, race=False)", Keyed(7, 0, False)),
     ("chance", Arithmetic(), Arithmetic()),
@@ -184,7 +188,28 @@ def test_a_rule_of_greedy_decoding_refuses_a_temperature() -> None:
         of(momentum_alpha=0.2, temperature=1.0)
 
 
+MARK: dict[str, Any] = {"scheme": "kgw", "key": 3, "vocabulary": 100}
 BAD: dict[str, list[Any]] = {
+    "watermark": [
+        *(
+            "key.json",
+            5,
+            [MARK],
+            {},
+            {"scheme": "kgw"},
+            {**MARK, "scheme": "mark"},
+            {**MARK, "length": 3},
+            {**MARK, "key": -1},
+        ),
+        *(
+            {**MARK, "vocabulary": 99},
+            {**MARK, "share": 0},
+            {**MARK, "share": 1.0},
+            {**MARK, "share": 0.001},
+            {**MARK, "bias": 0},
+        ),
+        *({**MARK, "window": 0}, {**MARK, "key": True}, {"scheme": "kgw", "key": 3}, {"scheme": ["kgw"]}),
+    ],
     "typical_p": [*NOT_NUMBERS, 0, 1.1],
     "typical_min_keep": [*NOT_INTEGERS, None, 0],
     "top_n_sigma": [*NOT_NUMBERS, -1],

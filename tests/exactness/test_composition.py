@@ -85,6 +85,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "momentum_longest": {"momentum_alpha": 0.02, "momentum_longest": 2},
     "momentum_resistance": {"momentum_alpha": 0.2, "momentum_resistance": [0.0, 9.0]},
     "momentum_ends_resist": {"momentum_alpha": 0.2, "momentum_ends_resist": True, "stop_token_ids": [2]},
+    "watermark": {"watermark": {"scheme": "kgw", "key": 7, "vocabulary": VOCABULARY}},
     "structured_outputs": {"structured_outputs": {"regex": "(c?[^c-k])*c?"}},
     "order": {"order": ["temperature", *(step for step in default_order()[::-1] if step != "temperature")]},
     "chance": {"chance": "gumbel"},

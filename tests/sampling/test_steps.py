@@ -26,6 +26,7 @@ from decodery.sampling.prefix import Joined, Prefix
 from decodery.sampling.settings import Real, setting
 from decodery.sampling.steps import PRESETS, StatefulStep, Step, default_order, register, steps, unregister
 from decodery.sampling.steps.top_p import TopP
+from decodery.sampling.watermarks.keys import GreenKey
 from decodery.testing import enumerate_outcomes, exact_outputs, scripted_language_model, total_variation
 from decodery.testing.scorers import TabularScorer
 
@@ -64,6 +65,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "mirostat": {"mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.5},
     "dynamic_temperature": {"dynatemp_range": 0.7},
     "momentum_decoding": {"momentum_alpha": 0.2},
+    "watermark": {"watermark": GreenKey(7, VOCABULARY)},
     "structured_outputs": {"structured_outputs": over_letters(VOCABULARY, regex="([^AB][^DE])*")},
 }
 ALL = sorted(steps())

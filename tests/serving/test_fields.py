@@ -90,6 +90,7 @@ ACTING: Mapping[str, Any] = {
     "momentum_resistance": [0.0, 9.0],
     "momentum_ends_resist": True,
     "structured_outputs": {"regex": "[0-9]{4}"},
+    "watermark": {"scheme": "exp", "key": 7, "vocabulary": 260},
 }
 """Setting of the registry -> a value that changes the text, or what is told of it."""
 REPEATING: Mapping[str, Any] = {"temperature": 0.5, "allowed_token_ids": [70, 71, 72], "max_tokens": 24}

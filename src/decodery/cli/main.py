@@ -20,6 +20,7 @@ from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
 from decodery.cli.counterfactual import counterfactual
+from decodery.cli.detect import detect
 from decodery.cli.generate import generate
 from decodery.cli.jobs import INTERRUPTED
 from decodery.cli.methods import methods
@@ -30,6 +31,7 @@ from decodery.cli.serve import serve
 from decodery.cli.suite import suite
 from decodery.cli.train import SETTINGS as TRAIN
 from decodery.cli.train import train
+from decodery.cli.watermark import watermark
 from decodery.errors import DecoderyError
 
 BAD_INPUT = 2
@@ -61,6 +63,8 @@ def decodery(
 app.command("run")(run)
 app.command("generate")(generate)
 app.command("counterfactual")(counterfactual)
+app.command("watermark")(watermark)
+app.command("detect")(detect)
 app.command("serve")(serve)
 app.command("methods")(methods)
 app.add_typer(models.app, name="models")

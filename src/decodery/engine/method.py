@@ -128,7 +128,9 @@ def admit(method: Method, request: Request) -> None:
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)
-    source = request.settings.chance
+    source = request.settings.source
+    if source.plain_only and not method.exactness.same_tokens:
+        raise Refused(f"{method.name} does not run with {source.name}: {source.plain_only}.")
     drawn = method.exactness is Exactness.IDENTICAL_TO_SAMPLING and not request.law.greedy
     beside = NEXT_TOKENS not in method.needs or drawn
     if source.target_only and beside:

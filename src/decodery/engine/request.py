@@ -178,7 +178,7 @@ class Request:
         assert settings.seed is not None
         given = settings.seed if seed is None else seed
         text = self.tokens if text is None else text
-        return settings.chance.chance(DrawnSample(given, self.sample, settings.n, text, len(self.prompt)))
+        return settings.source.chance(DrawnSample(given, self.sample, settings.n, text, len(self.prompt)))
 
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""

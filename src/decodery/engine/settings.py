@@ -12,7 +12,7 @@ from typing import Any
 from decodery.engine.target import Target, Targets
 from decodery.errors import BadSetting, near
 from decodery.plain import plain
-from decodery.sampling.chance import Addressed, Chances, Source, sources
+from decodery.sampling.chance import Addressed, Chances, Source, Watermarked, sources
 from decodery.sampling.law_settings import LawSettings
 from decodery.sampling.settings import (
     Callables,
@@ -27,6 +27,7 @@ from decodery.sampling.settings import (
     settings_of,
 )
 from decodery.sampling.steps import step_settings, steps
+from decodery.sampling.watermarks.keys import WatermarkKey
 
 
 @dataclass(frozen=True, init=False)
@@ -88,6 +89,12 @@ class Settings(LawSettings):
         metavar="SPEC",
     )
 
+    @property
+    def source(self) -> Source:
+        """Where random draws come from: `chance`, or the watermark, where it is one of the draws."""
+        key: WatermarkKey | None = self.watermark
+        return Watermarked(key) if key is not None and key.drawn else self.chance
+
     @classmethod
     def of(cls, values: Mapping[str, Any], vocabulary: int) -> Settings:
         """Check and build settings from names as a user gives them.
@@ -135,9 +142,27 @@ def _check_together(settings: Settings, given: Mapping[str, Any]) -> None:
         if step.greedy_only and settings.temperature > 0 and getattr(settings, first.name) != first.neutral:
             raise BadSetting(f"{first.name} goes with temperature=0 alone: {step.greedy_only}.")
     settings.active_steps()
-    reason = settings.chance.refuses_samples(settings.n)
+    _check_watermark(settings, given)
+    reason = settings.source.refuses_samples(settings.n)
     if reason is not None:
-        raise BadSetting(f"chance {settings.chance.name} does not run with n={settings.n}: {reason}.")
+        named = settings.source.name if settings.source is not settings.chance else f"chance {settings.chance.name}"
+        raise BadSetting(f"{named} does not run with n={settings.n}: {reason}.")
+
+
+def _check_watermark(settings: Settings, given: Mapping[str, Any]) -> None:
+    """Raise BadSetting where a watermark could not be found again."""
+    key: WatermarkKey | None = settings.watermark
+    if key is None:
+        return
+    if settings.temperature == 0 and key.greedy:
+        raise BadSetting(f"watermark {key.scheme} needs a temperature above 0: {key.greedy}.")
+    if key.drawn and "chance" in given:
+        raise BadSetting(f"chance and watermark {key.scheme} both say where draws come from; give one of them.")
+    if key.longest is not None and settings.max_new_tokens > key.longest:
+        raise BadSetting(
+            f"the watermark has {key.longest} entries, and max_new_tokens is {settings.max_new_tokens}: a longer text would "
+            "spend some twice, and no longer have the model's law; ask for fewer tokens, or make a longer key."
+        )
 
 
 def declared() -> dict[str, Setting]:

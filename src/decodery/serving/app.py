@@ -101,6 +101,9 @@ def _telling(app: FastAPI, service: Service) -> None:
     async def method(request: Request) -> Response:
         return Json(await service.settle(request))
 
+    async def detect(request: Request) -> Response:
+        return Json(await service.detect(request))
+
     async def embeddings(request: Request) -> Response:
         raise Failure(404, "this server makes no embeddings; its models write text.", code="not_found")
 
@@ -118,6 +121,7 @@ def _telling(app: FastAPI, service: Service) -> None:
     _add(app, "GET", "/v1/decodery/methods", listed_methods)
     _add(app, "GET", "/v1/decodery/settings", listed_settings)
     _add(app, "POST", "/v1/decodery/method", method)
+    _add(app, "POST", "/v1/decodery/detect", detect)
     _add(app, "POST", "/v1/decodery/check", partial(experiments.check, service=service))
     _add(app, "POST", "/v1/embeddings", embeddings)
     _add(app, "POST", "/tokenize", tokenize)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from decodery.engine.memory import parse_size
 from decodery.engine.registry import methods
 from decodery.errors import BadPrompt
-from decodery.serving import page
+from decodery.serving import detection, page
 from decodery.serving.asked import read, read_json
 from decodery.serving.chat import ChatShape
 from decodery.serving.completions import CompletionShape
@@ -198,6 +198,13 @@ class Service:
         body = await self._body(request)
         _only(body, ("name", "values"), "/v1/decodery/method")
         return page.settled(body.get("name"), body.get("values", {}))
+
+    async def detect(self, request: Request) -> dict[str, Any]:
+        """What `decodery detect` says of a text."""
+        body = await self._body(request)
+        _only(body, ("model", *detection.FIELDS), "/v1/decodery/detect")
+        async with self._model(body) as model:
+            return await asyncio.to_thread(detection.detected, body, model.lm)
 
     async def detokenize(self, request: Request) -> dict[str, Any]:
         """vLLM's /detokenize."""

@@ -21,6 +21,7 @@ from decodery.sampling.chance.replay import Replay as Replay
 from decodery.sampling.chance.structural import PlacedNoise as PlacedNoise
 from decodery.sampling.chance.structural import Structural as Structural
 from decodery.sampling.chance.structural import posterior_gumbels as posterior_gumbels
+from decodery.sampling.chance.watermark import Watermarked as Watermarked
 
 for _file in pkgutil.iter_modules(__path__):
     for _value in list(vars(importlib.import_module(f"{__name__}.{_file.name}")).values()):

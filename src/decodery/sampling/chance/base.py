@@ -42,6 +42,9 @@ class Source(ABC):
     target_only: ClassVar[str] = ""
     """Why it cannot be spent on anything but the target's own tokens, from left to right; empty: it can. Methods whose
     drafts are drawn at random, and those that fill canvases, are refused with this reason."""
+    plain_only: ClassVar[str] = ""
+    """Why every token must be drawn as plain sampling draws it; empty: it need not. Methods that do not promise plain
+    decoding's very tokens are refused with this reason, as they would leave its purpose out without a word."""
 
     @abstractmethod
     def chance(self, sample: DrawnSample) -> Chance:

@@ -1,0 +1,1 @@
+"""Whose text it is: marks that are found again."""
