@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from decodery._version import __version__
-from decodery.cli import models
+from decodery.cli import audit, models
 from decodery.cli.acceptance import acceptance
 from decodery.cli.bench import bench
 from decodery.cli.check import check
@@ -69,6 +69,7 @@ app.command("check")(check)
 app.command("bench")(bench)
 app.command("suite")(suite)
 app.command("acceptance")(acceptance)
+app.add_typer(audit.app, name="audit")
 app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(
