@@ -16,6 +16,7 @@ from typer import Option
 from decodery._version import __version__
 from decodery.cli import audit, models
 from decodery.cli.acceptance import acceptance
+from decodery.cli.attribute import attribute
 from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
@@ -70,6 +71,7 @@ app.command("bench")(bench)
 app.command("suite")(suite)
 app.command("acceptance")(acceptance)
 app.add_typer(audit.app, name="audit")
+app.command("attribute")(attribute)
 app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(
