@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from decodery._version import __version__
-from decodery.cli import audit, models
+from decodery.cli import audit, models, traps
 from decodery.cli.acceptance import acceptance
 from decodery.cli.attribute import attribute
 from decodery.cli.bench import bench
@@ -72,6 +72,7 @@ app.command("suite")(suite)
 app.command("acceptance")(acceptance)
 app.add_typer(audit.app, name="audit")
 app.command("attribute")(attribute)
+app.add_typer(traps.app, name="traps")
 app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(
