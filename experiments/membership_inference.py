@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decodery.audit.discontinuity import WINDOWS, Window, window_sweep
+from decodery.audit.discontinuity import WINDOWS, DateWindow, window_sweep
 from decodery.audit.evidence import ScoreOptions
 from decodery.audit.fine_tuning import FineTuning, fine_tuned
 from decodery.audit.items import AuditText, randomised
@@ -210,7 +210,7 @@ def dates(settings: Settings) -> Study:
     cutoff = datetime.date.fromisoformat(settings.cutoff)
 
     @cache
-    def sweep() -> tuple[Window, ...]:
+    def sweep() -> tuple[DateWindow, ...]:
         return window_sweep(changes(settings), cutoff)
 
     def arm(place: int, months: int) -> Arm:

@@ -23,7 +23,7 @@ WINDOWS = (1, 3, 6, 12)
 
 
 @dataclass(frozen=True)
-class Window:
+class DateWindow:
     """A window. shift: None where there are too few texts for the test of words."""
 
     months: int
@@ -44,19 +44,19 @@ class Jump:
 
 def window_sweep(
     items: Sequence[AuditText], cutoff: datetime.date, windows: Sequence[int] = WINDOWS
-) -> tuple[Window, ...]:
+) -> tuple[DateWindow, ...]:
     """The test of words in each window that has texts on both sides."""
     found = []
     for months in windows:
         try:
             near = around(items, cutoff, months)
         except BadInput:
-            found.append(Window(months, 0, 0, None))
+            found.append(DateWindow(months, 0, 0, None))
             continue
         members = [item.member for item in near]
         count, texts = sum(members), [item.text for item in near]
         enough = min(count, len(near) - count) >= FOLDS
-        found.append(Window(months, count, len(near) - count, shift_test(texts, members) if enough else None))
+        found.append(DateWindow(months, count, len(near) - count, shift_test(texts, members) if enough else None))
     return tuple(found)
 
 

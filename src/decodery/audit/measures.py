@@ -17,8 +17,8 @@ Measure = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number with its interval."""
+class MeasuredRate:
+    """An area or a share of true positives, with its interval."""
 
     value: float
     low: float
@@ -55,8 +55,8 @@ def _by_score(weights: Array, scores: Array, members: Array) -> tuple[Array, Arr
     )
 
 
-def measured(measure: Measure, scores: Array, members: Array, level: float = 0.95, draws: int = 1000) -> Measured:
+def measured(measure: Measure, scores: Array, members: Array, level: float = 0.95, draws: int = 1000) -> MeasuredRate:
     """A measure with its percentile interval by the bootstrap over texts. level: of the interval."""
     drawn = measure(resamples(len(scores), draws), scores, members)
     low, high = np.nanpercentile(drawn[1:], (50 * (1 - level), 50 * (1 + level)))
-    return Measured(float(drawn[0]), float(low), float(high))
+    return MeasuredRate(float(drawn[0]), float(low), float(high))

@@ -17,7 +17,7 @@ import numpy as np
 from decodery.audit.discontinuity import Jump, jump
 from decodery.audit.evidence import Evidence, ScoreOptions, Tell, silent
 from decodery.audit.items import AuditText
-from decodery.audit.measures import Measured, auc, measured, true_positives
+from decodery.audit.measures import MeasuredRate, auc, measured, true_positives
 from decodery.audit.needed import statistics
 from decodery.audit.scores import SCORES, chosen_scores
 from decodery.audit.shift import FOLDS, LEVEL, SEED, UNUSABLE, ShiftTest, shift_test
@@ -43,11 +43,11 @@ class ScoreResult:
     documents, where texts are parts of some. jump: at the cut-off, where there is one."""
 
     name: str
-    auc: Measured
-    caught: Mapping[float, Measured]
+    auc: MeasuredRate
+    caught: Mapping[float, MeasuredRate]
     p: float
     adjusted: float
-    documents: Measured | None = None
+    documents: MeasuredRate | None = None
     jump: Jump | None = None
 
 
@@ -175,7 +175,7 @@ def mann_whitney(scores: Array, members: Array) -> float:
     return float(mannwhitneyu(scores[members == 1], scores[members == 0], alternative="greater").pvalue)
 
 
-def document_votes(scores: Array, members: Array, documents: Sequence[str], seed: int = SEED) -> Measured | None:
+def document_votes(scores: Array, members: Array, documents: Sequence[str], seed: int = SEED) -> MeasuredRate | None:
     """The area of documents by the share of their parts that are called members, by a threshold that others gave.
 
     The threshold calls most parts of the other folds' documents right; five folds, so that each document is judged by a

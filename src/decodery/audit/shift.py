@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decodery.audit.measures import Measured, auc, measured
+from decodery.audit.measures import MeasuredRate, auc, measured
 from decodery.audit.needed import statistics
 from decodery.errors import BadInput, reason
 from decodery.evaluation.intervals import Array
@@ -42,7 +42,7 @@ class ShiftTest:
     """auc: of the out-of-fold probabilities, with the interval of `LEVEL`. words: those looked at most, most first.
     probabilities: [n], of being a member, by classifiers that did not see the text."""
 
-    auc: Measured
+    auc: MeasuredRate
     words: tuple[ShiftWord, ...]
     probabilities: Array
 

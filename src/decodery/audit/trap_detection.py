@@ -14,7 +14,7 @@ import numpy as np
 
 from decodery.audit.evidence import AT_ONCE, Tell, silent
 from decodery.audit.formulas import least_likely
-from decodery.audit.measures import Measured, auc, measured
+from decodery.audit.measures import MeasuredRate, auc, measured
 from decodery.audit.traps import MEMBER, TWIN, Trap, opening
 from decodery.errors import BadInput
 from decodery.evaluation.intervals import Array
@@ -33,7 +33,7 @@ class TrapCell:
     repetitions: int
     members: int
     twins: int
-    areas: Mapping[str, Measured]
+    areas: Mapping[str, MeasuredRate]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrapReport:
     model: str
     reference: str
     cells: tuple[TrapCell, ...]
-    buckets: Mapping[int, Measured]
+    buckets: Mapping[int, MeasuredRate]
     rank: Mapping[int, float]
     bucket_correlation: float | None
     values: Mapping[str, Array]
@@ -148,7 +148,7 @@ def report_of(model: str, reference: str, traps: Sequence[Trap], values: Mapping
     if not twins.any() or twins.all():
         raise BadInput("detection needs members and twins; the file has one of them alone.")
 
-    def area(name: str, chosen: Array) -> Measured:
+    def area(name: str, chosen: Array) -> MeasuredRate:
         return measured(auc, -values[name][chosen], (~twins[chosen]).astype(float))
 
     cells, rank = [], {}

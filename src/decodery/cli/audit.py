@@ -34,8 +34,8 @@ from decodery.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from decodery.audit.discontinuity import Window
-    from decodery.audit.measures import Measured
+    from decodery.audit.discontinuity import DateWindow
+    from decodery.audit.measures import MeasuredRate
     from decodery.audit.membership import MembershipReport
 
 app = typer.Typer(invoke_without_command=True)
@@ -126,7 +126,7 @@ def membership(
     given = [() if path is None else building.read_texts(path) for path in (shots, member_shots, background, probe)]
     from decodery.audit.discontinuity import window_sweep
 
-    windows: tuple[Window, ...] = ()
+    windows: tuple[DateWindow, ...] = ()
     if date is not None:
         windows = window_sweep(items, date)
         items = building.around(items, date, window)
@@ -187,7 +187,7 @@ def _at_least_one(counts: dict[str, int]) -> None:
             raise BadInput(f"{name} must be at least 1, not {count}.")
 
 
-def _window(window: Window) -> dict[str, object]:
+def _window(window: DateWindow) -> dict[str, object]:
     area = None if window.shift is None else window.shift.auc
     return {
         "months": window.months,
@@ -197,11 +197,11 @@ def _window(window: Window) -> dict[str, object]:
     }
 
 
-def _area(found: Measured | None) -> str:
+def _area(found: MeasuredRate | None) -> str:
     return "" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-def _show(report: MembershipReport, windows: Sequence[Window]) -> None:
+def _show(report: MembershipReport, windows: Sequence[DateWindow]) -> None:
     style = {"membership": "bold green", "no sign of membership": "bold"}.get(report.verdict, "bold red")
     print_table(("verdict", "why"), [(Text(report.verdict, style=style), report.reason)])
     print_line()

@@ -16,7 +16,7 @@ from decodery.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from decodery.audit.measures import Measured
+    from decodery.audit.measures import MeasuredRate
     from decodery.audit.trap_detection import TrapReport
 
 app = typer.Typer(invoke_without_command=True)
@@ -196,7 +196,7 @@ def _told(as_json: bool, told: dict[str, int]) -> None:
         print_line(", ".join(f"{name}: {count}" for name, count in told.items()))
 
 
-def _area(found: Measured) -> str:
+def _area(found: MeasuredRate) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
