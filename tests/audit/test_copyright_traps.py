@@ -412,3 +412,7 @@ def test_a_model_without_a_beginning_or_an_end_is_refused() -> None:
     lm.stop_ids = ()
     with pytest.raises(BadInput, match="no token that texts begin with"):
         opening(lm)
+
+
+def test_the_defaults_are_those_of_the_scaled_recipe() -> None:
+    assert TrapRecipe() == TrapRecipe(25, 80, 5, 5, 99, 0.5, 4.0, 0.5, 0.2, True, 128, 20, (1, 4, 16, 64), 0)

@@ -14,6 +14,8 @@ import torch
 from tiny_models import byte_level_tokenizer, make_model, random_ids, reference_logits
 
 import decodery
+from decodery.audit import baselines
+from decodery.audit import faithfulness as faithfulness_module
 from decodery.audit.attribution import WAYS, attribute, replacer_of
 from decodery.audit.baselines import ATTENTION, Inside, occlusion, random_weights, shares
 from decodery.audit.faithfulness import distance, faithfulness
@@ -587,3 +589,10 @@ def test_what_cannot_be_attributed_is_refused() -> None:
         replacer_of("unifrom", tiny())
     with pytest.raises(BadInput, match="needs the folder"):
         replacer_of("masked", tiny())
+
+
+def test_the_defaults_are_the_papers_sizes() -> None:
+    assert (faithfulness_module.DRAWS, baselines.PATH) == (10, 50)
+    assert ReagentSettings() == ReagentSettings(
+        replaced=0.3, tolerance=3, kept=0.3, least=3, steps=300, chains=5, votes=2, seed=0
+    )
