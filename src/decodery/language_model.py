@@ -90,10 +90,12 @@ class LanguageModel:
             yield
 
     def scheduler(self, prefix_cache: int | str = 0, watched: bool = True) -> Scheduler:
-        """A scheduler within this model's budget, for programs that keep submitting requests, such as a server. See `working`.
+        """A scheduler within this model's budget, for programs that keep submitting requests, such as a server. See
+        `working`.
 
-        watched: somebody reads tokens as they come, so that running requests must not wait long while others' prompts are read.
-        prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text ("500MB").
+        watched: somebody reads tokens as they come, so that running requests must not wait long while others' prompts are
+        read. prefix_cache: memory, within the budget, for the beginnings of prompts that are over, as bytes or text
+        ("500MB").
         """
         size = parse_size("prefix_cache", prefix_cache) if prefix_cache else 0
         scheduling = dataclasses.replace(self.scheduling, prefix_cache=size, watched=watched)
@@ -123,13 +125,13 @@ class LanguageModel:
         """Decode a prompt, or a list of prompts as one packed batch.
 
         prompt: a string, a conversation, token ids, or a list of any of these; [] is a list of none. method: a name,
-        "name(key=value)", or a Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or a
-        list. tools: what conversations may call, see `tokenize`. settings: see `Settings`.
+        "name(key=value)", or a Method; for a list of prompts also a list; None: `default_method`. seed: an integer, None, or
+        a list. tools: what conversations may call, see `tokenize`. settings: see `Settings`.
         Returns a Reply; with `n` > 1 a list of replies per prompt; for a list of prompts a list of what each gives. The `n`
         texts of a prompt are independent samples, unless the method decides them together (`Method.together`).
         Raises BadPrompt, BadSetting, BadParameter, UnknownMethod, MethodUnavailable, Refused or NotEnoughMemory before work
-        starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later raises
-        its own error; within a batch it becomes the `error` of its reply alone.
+        starts. Requests that do not fit into the KV budget together run one after the other. A request that fails later
+        raises its own error; within a batch it becomes the `error` of its reply alone.
         """
         batch = is_batch(prompt)
         requests = self._requests(prompt, method, seed, tools, settings)
@@ -230,17 +232,26 @@ class LanguageModel:
         results = [task.value if task.error is None else task.error for task in tasks]
         return results if batch else results[0]
 
-    def score(self, texts: Any, prompt: Prompt | None = None, *, top: int = 0, taps: Sequence[int] = ()) -> Any:
+    def score(
+        self,
+        texts: Any,
+        prompt: Prompt | None = None,
+        *,
+        top: int = 0,
+        taps: Sequence[int] = (),
+        moments: bool = False,
+    ) -> Any:
         """The log probability of every token of given texts; nothing is decoded.
 
         texts: a string or token ids, or a list of these, which share passes. prompt: what stands before each of them, in any
         form that `generate` takes; it is scored once. Without it a text's first token has nothing before it, and so no
         probability. top: how many of the likeliest tokens to tell at each place. taps: layers whose hidden rows of the text's
-        tokens are wanted (`POST_NORM`: those that enter the head).
+        tokens are wanted (`POST_NORM`: those that enter the head). moments: tell the entropy of the law that each token is
+        drawn from, and the standard deviation of the log probability under it.
         Returns a Scored, or a list of them. Raises BadPrompt, which names the text, BadSetting, Refused or NotEnoughMemory
         before work starts, and ScoresNotNumbers.
         """
-        return scoring.score(self, texts, prompt, top, taps)
+        return scoring.score(self, texts, prompt, top, taps, moments)
 
     def chat(self, messages: str | Sequence[Message], **arguments: Any) -> Reply:
         """Answer a conversation, or a single user message. Arguments as for `generate`."""
@@ -350,9 +361,9 @@ class LanguageModel:
         """Token ids of a prompt: a text with the tokenizer's usual special tokens, a conversation with its template.
 
         Contents of messages may be lists of parts {"type": "text", "text": …}; assistants may call tools and tools answer.
-        tools: what may be called, as JSON schemas or documented functions. method: reads the prompt as this method does, which
-        matters for one that reads marked sets: the token ids, a LaidOutPrompt, then say how they are read, to any method and to
-        `score`.
+        tools: what may be called, as JSON schemas or documented functions. method: reads the prompt as this method does,
+        which matters for one that reads marked sets: the token ids, a LaidOutPrompt, then say how they are read, to any
+        method and to `score`.
         Raises BadPrompt where it is empty or malformed, the tokenizer has no tokens for it, or the model's chat template is
         missing or does not read all of it.
         """

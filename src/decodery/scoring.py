@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 512
 """Rows of scores that are asked for at a time, of all texts together; each needs a vocabulary of floats."""
+MOMENTS_AT_ONCE = 16
+"""Rows whose moments are summed together, in float64."""
 
 
 class Reading(Host, Protocol):
@@ -56,7 +58,9 @@ class Scored:
     character has all of it. logprobs: [n] float32, of each token after those before it, natural, of the raw scores; NaN for a
     first token that has nothing before it. top_ids, top_logprobs: [n, k] int64 and float32, the likeliest tokens at each place,
     likeliest first; at such a first place -1 and NaN. hidden: layer -> [n, hidden] in the network's dtype, the row of each
-    token itself. prompt_tokens: how many stood before the text.
+    token itself. prompt_tokens: how many stood before the text. entropies, deviations: [n] float64, of the law that each token
+    is drawn from: its entropy in nats, and the standard deviation under it of the log probability, whose mean is minus the
+    entropy; NaN at such a first place. None where they were not asked for.
     """
 
     text: str
@@ -67,6 +71,8 @@ class Scored:
     top_logprobs: Float[Tensor, "n k"] = field(repr=False)
     hidden: Mapping[int, Tensor] = field(repr=False)
     prompt_tokens: int = 0
+    entropies: Float[Tensor, "n"] | None = field(default=None, repr=False)
+    deviations: Float[Tensor, "n"] | None = field(default=None, repr=False)
 
     @property
     def log_probability(self) -> float:
@@ -83,7 +89,7 @@ class _Read:
     scores: Tensor
 
 
-def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -> Any:
+def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any, moments: bool = False) -> Any:
     """See `LanguageModel.score`."""
     batch = is_batch(texts)
     top, taps = _checked(lm, top, taps)
@@ -99,7 +105,7 @@ def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -
         known = _read_prompt(lm, scheduler, before, layout, read) if before else None
         tasks = [
             Task(
-                _scored(lm.network, tokens, known, top, taps, name),
+                _scored(lm.network, tokens, known, top, taps, moments, name),
                 [(lm.network, len(before) + len(tokens))],
                 lm.cost,
             )
@@ -112,7 +118,8 @@ def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any) -
     for tokens, task in zip(read, tasks, strict=True):
         assert task.value is not None
         text, spans = _spelled(lm.tokenizer, before, tokens)
-        results.append(Scored(text, tokens, spans, *task.value, len(before)))
+        logprobs, ids, values, hidden, spread = task.value
+        results.append(Scored(text, tokens, spans, logprobs, ids, values, hidden, len(before), *spread))
     return results if batch else results[0]
 
 
@@ -196,12 +203,13 @@ def _read_prompt(
 
 
 def _scored(
-    network: Scorer, tokens: list[int], prompt: _Read | None, top: int, taps: tuple[int, ...], name: str
-) -> Asking[tuple[Tensor, Tensor, Tensor, dict[int, Tensor]]]:
-    """Of one text: the log probabilities, the likeliest tokens with theirs, and hidden rows, as in `Scored`."""
+    network: Scorer, tokens: list[int], prompt: _Read | None, top: int, taps: tuple[int, ...], moments: bool, name: str
+) -> Asking[tuple[Tensor, Tensor, Tensor, dict[int, Tensor], tuple[Tensor | None, Tensor | None]]]:
+    """Of one text: the log probabilities, the likeliest tokens with theirs, hidden rows, and the moments, as in `Scored`."""
     logprobs = torch.full((len(tokens),), torch.nan)
     ids, values = torch.full((len(tokens), top), -1), torch.full((len(tokens), top), torch.nan)
     hidden: dict[int, list[Tensor]] = {tap: [] for tap in taps}
+    spread = torch.full((2, len(tokens)), torch.nan, dtype=torch.float64) if moments else None
 
     def take(rows: Tensor, first: int) -> None:
         """Raw scores [m, vocabulary], the first of them after all tokens before number `first`."""
@@ -216,6 +224,8 @@ def _scored(
         if top:
             best = top_ids(rows, top)
             ids[places], values[places] = best.cpu(), (rows.gather(1, best) - total).cpu()
+        if spread is not None:
+            spread[:, places] = _moments(rows).cpu()
 
     behind = 0 if prompt is None else len(prompt.tokens)
     whole = network.border is not None and behind + len(tokens) > network.border
@@ -237,7 +247,21 @@ def _scored(
             take(scores.logits, start + asked.start + 1 - skipped)
         for tap, rows in scores.hidden.items():
             hidden[tap].append(rows[max(skipped - start, 0) :].cpu())
-    return logprobs, ids, values, {tap: torch.cat(rows) for tap, rows in hidden.items()}
+    told = {tap: torch.cat(rows) for tap, rows in hidden.items()}
+    return logprobs, ids, values, told, (None, None) if spread is None else (spread[0], spread[1])
+
+
+def _moments(rows: Tensor) -> Tensor:
+    """Of raw scores [m, vocabulary]: the entropies, and the standard deviations of the log probability, [2, m] float64."""
+    parts = []
+    for piece in torch.split(rows, MOMENTS_AT_ONCE):
+        law = piece.double().log_softmax(1)
+        shares = law.exp()
+        law = law.masked_fill(shares == 0, 0.0)  # what cannot come does not count
+        mean = (shares * law).sum(1, keepdim=True)
+        # About the mean, in two steps: the difference of two means of squares loses what a sharp law has.
+        parts.append(torch.stack((-mean[:, 0], (shares * (law - mean).square()).sum(1).sqrt())))
+    return torch.cat(parts, 1)
 
 
 def _spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[str, list[tuple[int, int]]]:

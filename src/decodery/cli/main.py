@@ -14,8 +14,9 @@ import typer
 from typer import Option
 
 from decodery._version import __version__
-from decodery.cli import models
+from decodery.cli import audit, models, traps
 from decodery.cli.acceptance import acceptance
+from decodery.cli.attribute import attribute
 from decodery.cli.bench import bench
 from decodery.cli.check import check
 from decodery.cli.console import notice
@@ -74,6 +75,9 @@ app.command("check")(check)
 app.command("bench")(bench)
 app.command("suite")(suite)
 app.command("acceptance")(acceptance)
+app.add_typer(audit.app, name="audit")
+app.command("attribute")(attribute)
+app.add_typer(traps.app, name="traps")
 app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(

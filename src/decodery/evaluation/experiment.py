@@ -40,15 +40,18 @@ class Arm:
 @dataclass(frozen=True)
 class Figure:
     """A column: a mean over items of what is called `of`; the ratio of totals where there is a `per`; the median where it is
-    `middle`. share: each item says yes (1) or no (0), so that the interval is Wilson's, and items that all say the same decide
-    no claim. against: an arm; the figure is then this arm's over that one's. derive: instead of all that, a function of a
-    look-up (arm, figure's name -> [draws + 1]) and the arm's name. form, unit: how a number is written."""
+    `middle`. share: each item says yes (1) or no (0), so that the interval is Wilson's, and items that all say the same
+    decide no claim. statistic: instead of a mean, a function of the items' weights [draws + 1, items] and of what is called
+    `of` and `per` [items], which gives [draws + 1]. against: an arm; the figure is then this arm's over that one's. derive:
+    instead of all that, a function of a look-up (arm, figure's name -> [draws + 1]) and the arm's name. form, unit: how a
+    number is written."""
 
     name: str
     of: str = ""
     per: str = ""
     middle: bool = False
     share: bool = False
+    statistic: Callable[[Array, Array, Array], Array] | None = None
     against: str = ""
     derive: Callable[[Callable[[str, str], Array], str], Array] | None = None
     form: str = ".2f"
@@ -57,7 +60,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class PublishedClaim:
-    """What a source says: that a figure of one arm is above that of another, or above a number; below, where it is not `above`.
+    """What a source says: that a figure of one arm is above that of another, or above a number; below, where it is not
+    `above`.
 
     every: the figure is a yes (1) or no (0) of each item, and all must be yes; `than` says nothing then.
     """
@@ -85,8 +89,9 @@ class Study:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment. slug: names its file here and its results. measures: modules or packages whose code the figures depend on.
-    settings: sizes and seeds with their defaults; every field is an option of the command. studies: by name of their tables.
+    """An experiment. slug: names its file here and its results. measures: modules or packages whose code the figures depend
+    on. settings: sizes and seeds with their defaults; every field is an option of the command. studies: by name of their
+    tables.
     """
 
     slug: str
@@ -147,6 +152,8 @@ class Outcomes:
     def _plain(self, arm: str, figure: Figure) -> Array:
         counted = self._column(arm, figure.of)
         there = np.isfinite(counted)
+        if figure.statistic is not None:
+            return figure.statistic(self.weights[:, there], counted[there], self._column(arm, figure.per)[there])
         weights = self.weights * there
         if figure.middle:
             return np.array([_median(counted, row) for row in weights])
