@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from decodery.errors import BadSetting, near
 
 OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 """What vLLM lets stand beside a JSON schema."""
+UNFORCED = '%llguidance {"no_forcing": true}'
+"""What tells llguidance not to choose the tokens of bytes that must come."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class Constraint:
 
     def __str__(self) -> str:
         return self.given
+
+    @property
+    def unforced(self) -> Constraint:
+        """The same texts, in any tokens. Otherwise llguidance lets bytes that must come be their usual tokens alone, which is
+        another set of token sequences and another mass."""
+        grammar = self.grammar
+        if grammar.lstrip().startswith("{"):
+            [part] = json.loads(grammar)["grammars"]
+            grammar = part.get("lark_grammar") or f"start: %json {json.dumps(part['json_schema'])}"
+        return replace(self, grammar=f"{grammar}\n{UNFORCED}\n")
 
 
 def constraint_of(name: str, value: Any) -> Constraint | None:
