@@ -80,21 +80,21 @@ def test_the_first_text_is_masking_s() -> None:
 def test_texts_come_to_have_the_model_s_law(spec: str) -> None:
     """Fixture A of the card at the size of a test: what is drawn late never enters the dead end."""
     lm = model()
-    replies = run(lm, 1, spec, n=500)
+    replies = run(lm, 1, spec, n=300)
     assert all(re.fullmatch("a{5}|b[ab]{4}", said(reply)) and reply.finish_reason == "stop" for reply in replies)
     late = Counter(map(said, replies[100:]))
     assert goodness_of_fit(late, POSTERIOR).p_value > 0.001
     assert told(replies)["mass_bound"] == pytest.approx(MASS, abs=1e-6)
-    assert told(replies)["draws"] == 500
+    assert told(replies)["draws"] == 300
 
 
 def test_weights_are_unbiased_from_the_first_draw_on() -> None:
     """The mean over tries of a weight is P(L), within four standard errors; of late draws each is P(L)."""
     lm = model()
-    for number in (0, 2):
-        weights = [run(lm, seed, f"{NAME}(keep=request, warmup={number})")[0].weight for seed in range(250)]
+    for number in (0, 3):
+        weights = [run(lm, seed, f"{NAME}(keep=request, warmup={number})")[0].weight for seed in range(120)]
         found = np.array(weights, float)
-        assert abs(found.mean() - MASS) < 4 * found.std() / math.sqrt(250) + 1e-9
+        assert abs(found.mean() - MASS) < 4 * found.std() / math.sqrt(120) + 1e-9
     late = run(lm, 0, f"{NAME}(warmup=200)", n=5)
     assert [reply.weight for reply in late] == pytest.approx([MASS] * 5, abs=1e-6)
     texts = told(late)["texts"]
@@ -105,13 +105,13 @@ def test_weights_are_unbiased_from_the_first_draw_on() -> None:
 def test_the_bound_falls_over_requests() -> None:
     """Never below P(L), and each request begins where the last has ended."""
     lm, before = model(), 1.0
-    for seed in range(60):
+    for seed in range(30):
         details = told(run(lm, seed))
         assert details["mass_bound_before"] == before
         assert MASS - 1e-6 <= details["mass_bound"] <= before
         assert (details["draws_before"], details["draws"]) == (seed, seed + 1)
         before = details["mass_bound"]
-    assert before < 0.6
+    assert before < 0.7
 
 
 def test_what_is_kept_is_told_apart() -> None:
@@ -225,19 +225,19 @@ def test_a_place_off_the_known_ones_is_scored_with_all_before_it() -> None:
 def test_places_that_are_not_learned_about_are_masked() -> None:
     """With one place nothing is learned, with all of them the dead end is."""
     lm = model()
-    few = Counter(map(said, run(lm, 0, f"{NAME}(keep=request, nodes=1)", n=400)))
-    assert few[DEAD_END] / 400 == pytest.approx(0.45, abs=0.1)
-    assert Counter(map(said, run(lm, 0, f"{NAME}(keep=request)", n=400)))[DEAD_END] < 20
+    few = Counter(map(said, run(lm, 0, f"{NAME}(keep=request, nodes=1)", n=200)))
+    assert few[DEAD_END] / 200 == pytest.approx(0.45, abs=0.1)
+    assert Counter(map(said, run(lm, 0, f"{NAME}(keep=request)", n=200)))[DEAD_END] < 15
 
 
 def test_warm_up_comes_before_what_is_given() -> None:
     lm = model()
     [reply] = run(lm, 0, f"{NAME}(keep=request, warmup=37, at_once=5)")
     assert told([reply])["draws"] == 38
-    seeds = range(60)
+    seeds = range(40)
     cold = sum(said(run(lm, seed, f"{NAME}(keep=request)")[0]) == DEAD_END for seed in seeds)
     warm = sum(said(run(lm, seed, f"{NAME}(keep=request, warmup=20)")[0]) == DEAD_END for seed in seeds)
-    assert cold > 15
+    assert cold > 9
     assert warm < 3
 
 

@@ -75,6 +75,11 @@ class Tries:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[Trie, list[Any]]] = OrderedDict()
 
+    @property
+    def latest(self) -> Trie:
+        """The one that was used last."""
+        return next(reversed(self._kept.values()))[0]
+
     def of(self, request: Request, law: Law, constraint: Compiled, disk: bool) -> Trie:
         """The trie of a request. disk: from a file, where none is in memory."""
         key = identity(request, law, constraint)

@@ -16,7 +16,7 @@ from decodery.testing.goodness import goodness_of_fit, total_variation
 if TYPE_CHECKING:
     from decodery.constraints.grammar_aligned_decoding import GrammarAlignedDecoding
 
-SINGLE, LEARNING, JUDGED = 30, 400, 600
+SINGLE, LEARNING, JUDGED = 20, 300, 500
 """Requests of one draw each, whose bounds are compared; draws that follow, to learn; and draws whose law is judged."""
 PLACES = 100
 """More than the language has."""
