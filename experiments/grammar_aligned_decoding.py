@@ -319,7 +319,7 @@ def likelihood(settings: Settings) -> Study:
 
 
 EXPERIMENT = Experiment(
-    "grammar-aligned-decoding",
+    "grammar_aligned_decoding",
     "Grammar-aligned decoding: laws and likelihoods",
     "Park et al., Grammar-Aligned Decoding, NeurIPS 2024, arXiv 2405.21047",
     ("experiments.grammar_aligned_decoding", "decodery.constraints", "decodery.sampling.structured"),
