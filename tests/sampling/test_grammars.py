@@ -379,7 +379,7 @@ FREE = (
 @pytest.mark.parametrize(("given", "beginning"), FREE)
 def test_what_must_come_may_come_in_any_tokens(given: dict[str, Any], beginning: str) -> None:
     """Every token that begins what must come may be the next; and the texts are the same ones."""
-    words = (*"abc{}[]\":1, ", "ab", "bc", "abc", '{"', '["', "<end>")
+    words = (*'abc{}[]":1, ', "ab", "bc", "abc", '{"', '["', "<end>")
     end = len(words) - 1
     compiled = over_letters(len(words), words, **given)
     free = compiled.unforced

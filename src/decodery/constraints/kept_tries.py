@@ -47,25 +47,28 @@ def identity(request: Request, law: Law, constraint: Compiled) -> str:
         "model": [network.name, network.fingerprint(), str(network.dtype)],
         "target": None if target is None else target.spec(),
         "prompt": request.prompt,
-        "grammar": constraint.constraint.grammar,
+        "constraint": constraint.constraint.identity,
         "law": [repr(step) for step in law.steps],
-        "functions": [id(one) for one in _functions(request)],
+        "functions": [id(one) for one in request.settings.processors if not isinstance(one, NamedProcessor)],
         "ends": sorted(request.stop_ids),
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
 def _functions(request: Request) -> list[Any]:
-    """Processors that only this process knows."""
-    return [one for one in request.settings.processors if not isinstance(one, NamedProcessor)]
+    """Code that only this process knows."""
+    constraint: Compiled | None = request.settings.structured_outputs
+    rule = None if constraint is None else constraint.constraint.rule
+    own = [one for one in request.settings.processors if not isinstance(one, NamedProcessor)]
+    return [*own, *(() if rule is None or rule.told else rule.code)]
 
 
 def admit_disk(request: Request, name: str) -> None:
     """Raise Refused where the law of a request cannot be told from others after this process."""
     if _functions(request):
         raise Refused(
-            f"{name} keeps no trie on disk beside processors that are functions, since nobody could tell later what they did; "
-            "use keep=memory."
+            f"{name} keeps no trie on disk beside functions of this process, since nobody could tell later what they did; "
+            "use keep=memory, or register them by name."
         )
 
 

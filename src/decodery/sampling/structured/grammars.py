@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np, torch
@@ -40,19 +42,29 @@ class Place:
 
 
 class Grammars:
-    """The compiled grammars of a model. vocabulary: how many tokens it scores."""
+    """The compiled grammars of a model. vocabulary: how many tokens it scores. silent: its special tokens."""
 
-    def __init__(self, tokenizer: LLTokenizer, vocabulary: int):
-        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+    def __init__(self, tokenizer: LLTokenizer, vocabulary: int, silent: Sequence[int] = ()):
+        self.tokenizer, self.vocabulary, self.silent = tokenizer, vocabulary, tuple(silent)
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
 
     @classmethod
     def of(cls, speller: Speller) -> Grammars:
         """Those of a model. Raises BadSetting where the bytes of its tokens are not known."""
-        return cls(_tokens(speller), speller.size)
+        return cls(_tokens(speller), speller.size, getattr(speller.tokenizer, "all_special_ids", None) or ())
+
+    @cached_property
+    def said(self) -> Sequence[bytes]:
+        """The bytes of every token."""
+        return [bytes(self.tokenizer.decode_bytes([token])) for token in range(self.vocabulary)]
 
     def compiled(self, constraint: Constraint) -> Compiled:
         """A constraint over these tokens. Raises BadSetting where it cannot be compiled, or no token can begin it."""
+        if constraint.rule is not None:
+            from decodery.sampling.structured.ruled import Ruled
+
+            plain = replace(constraint, rule=None)
+            return Ruled(constraint, self, self.compiled(plain) if plain.grammar else None)
         found = self._compiled.get(constraint.grammar)
         if found is None:
             found = Compiled(constraint, self)
