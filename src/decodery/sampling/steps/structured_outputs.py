@@ -34,7 +34,8 @@ class StructuredOutputs(Step):
         None,
         Constraints(),
         'What the output must be: {"json": a schema}, {"json_object": true}, {"regex": …}, {"choice": [texts]} or '
-        '{"grammar": Lark or GBNF}, and {"rule": a registered one}; OpenAI\'s response_format; in Python a type or functions, too.',
+        '{"grammar": Lark or GBNF}, and {"rule": a registered one}; OpenAI\'s response_format; in Python a type or functions, '
+        "too.",
         aliases=("response_format",),
         option=("--structured-outputs",),
         metavar="JSON",
