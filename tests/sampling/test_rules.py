@@ -21,7 +21,7 @@ from decodery.engine.settings import Settings, schema
 from decodery.errors import BadSetting, ConstraintFailed, Refused
 from decodery.evaluation.weights_check import LANGUAGE, dead_end_model, masses
 from decodery.sampling.settings import Whole, setting
-from decodery.sampling.structured import rules
+from decodery.sampling.structured import ruled, rules
 from decodery.sampling.structured.constraint import Constraint, constraint_of
 from decodery.sampling.structured.grammars import Compiled, Grammars
 from decodery.sampling.structured.rules import TextRule, register_rule
@@ -69,7 +69,7 @@ def of(value: Any) -> Constraint:
 
 
 def over_words(value: Any, words: tuple[str, ...] = WORDS) -> Compiled:
-    return Grammars.of(Signs(len(words), words)).compiled(of(value))
+    return ruled.compiled(Grammars.of(Signs(len(words), words)), of(value))
 
 
 def follows(compiled: Compiled, tokens: tuple[int, ...]) -> tuple[set[int], bool]:
@@ -82,21 +82,21 @@ def follows(compiled: Compiled, tokens: tuple[int, ...]) -> tuple[set[int], bool
 def test_a_rule_allows_what_a_grammar_of_the_same_texts_allows(pattern: str, beside: bool) -> None:
     """Beside a grammar, too, of which it then takes a part."""
     value: dict[str, Any] = {"rule": Matches(pattern)}
-    ruled = over_words({**value, "regex": "[abc]*"} if beside else value)
+    both = over_words({**value, "regex": "[abc]*"} if beside else value)
     free = over_words({"regex": pattern}).unforced
     seen = 0
     for length in range(4):
         for tokens in product(range(END), repeat=length):
-            assert bool(ruled.broken(tokens)) == bool(free.broken(tokens))
+            assert bool(both.broken(tokens)) == bool(free.broken(tokens))
             if free.broken(tokens):
                 continue
             seen += 1
-            assert follows(ruled, tokens) == follows(free, tokens)
+            assert follows(both, tokens) == follows(free, tokens)
             for token in range(END + 1):
-                assert ruled.may_follow(tokens, token) == (token in follows(free, tokens)[0])
-            assert ruled.may_end(tokens) == free.may_end(tokens)
+                assert both.may_follow(tokens, token) == (token in follows(free, tokens)[0])
+            assert both.may_end(tokens) == free.may_end(tokens)
     assert seen > 5
-    assert ruled.forced(()) == []
+    assert both.forced(()) == []
 
 
 def test_a_grammar_and_a_rule_hold_together() -> None:
@@ -139,7 +139,7 @@ def test_characters_of_several_tokens() -> None:
     signs: Any = Signs(5)
     signs.tokenizer = tokens
     signs.encode = lambda text: []
-    compiled = Grammars.of(signs).compiled(of({"predicate": lambda text: text in ("", "é")}))
+    compiled = ruled.compiled(Grammars.of(signs), of({"predicate": lambda text: text in ("", "é")}))
     assert follows(compiled, ()) == ({0}, True)  # "éx" is no
     assert follows(compiled, (0,)) == ({1}, False)
     assert follows(compiled, (0, 1)) == ({0}, True)
@@ -244,6 +244,10 @@ def test_worth_needs_a_method_that_weighs() -> None:
                 Refused, match=f"{method} does not run with the .*, which says how much a text is worth"
             ):
                 lm.generate([0], method, structured_outputs=value, temperature=1.0)
+    same: Any = lm.generate(
+        [0], "autoregressive", structured_outputs={"regex": "a*"}, temperature=1.0, max_new_tokens=5
+    )
+    assert set(same.text) <= {"a", "c"}
     with pytest.raises(Refused, match="weighs all texts alike, and the potential worth does not"):
         lm.generate([0], "awrs(proper_weights=False)", structured_outputs={"potential": worth}, temperature=1.0)
 

@@ -35,7 +35,7 @@ Choice = tuple["NDArray[np.int64]", "NDArray[np.float64]"]
 
 
 @dataclass
-class Draw:
+class DrawnText:
     """A text being drawn. path: its places in the trie, as far as this has room. log_weight: logarithm of its probability under
     the model over that of drawing it. dead: no token may follow, and it may not end."""
 
@@ -47,8 +47,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class GrammarAlignedDecoding(Method):
-    """Draw under structured_outputs with each token weighed by how much of the model's mass the texts behind it were found to
-    keep. The first draw for a prompt is what masking gives; the more are drawn, the nearer they come to the model's own law
+    """Draw under structured_outputs with each token weighed by how much of the model's mass the texts behind it were found
+    to keep. The first draw for a prompt is what masking gives; the more are drawn, the nearer they come to the model's own law
     among the valid texts."""
 
     name: ClassVar[str] = "grammar-aligned-decoding"
@@ -109,7 +109,7 @@ class GrammarAlignedDecoding(Method):
             trie = tries.of(request, first.law, constraint, self.keep == "disk")
         details = request.statistics.details
         details.update(draws_before=trie.draws, mass_bound_before=trie.root.bound, reused=0, dead=0)
-        learned, kept = 0, list[Draw]()
+        learned, kept = 0, list[DrawnText]()
         tried, dead = {"warm-up": 0, "given": 0}, 0
         while len(kept) < request.n:
             part, left = (
@@ -156,10 +156,10 @@ class GrammarAlignedDecoding(Method):
         row: Tensor,
         constraint: Compiled | None,
         index: Index,
-    ) -> Asking[Draw]:
-        """Draw a text. first: the output without tokens. prompt: the sequence that holds the prompt, and row: its scores
+    ) -> Asking[DrawnText]:
+        """DrawnText a text. first: the output without tokens. prompt: the sequence that holds the prompt, and row: its scores
         [vocabulary]."""
-        draw = Draw(first.fork())
+        draw = DrawnText(first.fork())
         output, sequence = draw.output, prompt.fork()
         node = None if constraint is None else trie.root
         reuse = self.reuse and not request.reads_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from decodery.errors import BadSetting, near
-from decodery.sampling.structured.rules import FUNCTIONS, Rule, TextRule, rule_of
+from decodery.sampling.structured.rules import FUNCTIONS, AskedRule, TextRule, rule_of
 
 OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 """What vLLM lets stand beside a JSON schema."""
@@ -29,7 +29,7 @@ class Constraint:
     kind: str
     given: str
     grammar: str
-    rule: Rule | None = None
+    rule: AskedRule | None = None
 
     def __str__(self) -> str:
         return self.given

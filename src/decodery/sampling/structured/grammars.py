@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,8 @@ class Grammars:
         return [bytes(self.tokenizer.decode_bytes([token])) for token in range(self.vocabulary)]
 
     def compiled(self, constraint: Constraint) -> Compiled:
-        """A constraint over these tokens. Raises BadSetting where it cannot be compiled, or no token can begin it."""
-        if constraint.rule is not None:
-            from decodery.sampling.structured.ruled import Ruled
-
-            plain = replace(constraint, rule=None)
-            return Ruled(constraint, self, self.compiled(plain) if plain.grammar else None)
+        """The grammar of a constraint over these tokens; `ruled.compiled` knows rules, too. Raises BadSetting where it cannot
+        be compiled, or no token can begin it."""
         found = self._compiled.get(constraint.grammar)
         if found is None:
             found = Compiled(constraint, self)

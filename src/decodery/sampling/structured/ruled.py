@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.sampling.structured.grammars import Grammars
-    from decodery.sampling.structured.rules import Rule
+    from decodery.sampling.structured.rules import AskedRule
 
 
 @dataclass(eq=False, slots=True)
@@ -40,7 +40,7 @@ class Ruled(Compiled):
         assert constraint.rule is not None
         self.constraint, self._grammars, self._grammar = constraint, grammars, grammar
         self._vocabulary = grammars.vocabulary
-        self.rule: Rule = constraint.rule
+        self.rule: AskedRule = constraint.rule
         self._marks = sorted({*grammars.tokenizer.eos_tokens, *grammars.silent})
         self._reached: OrderedDict[tuple[int, ...], Reached] = OrderedDict({(): Reached("", b"")})
         if not self.rule.begins(""):
@@ -140,6 +140,15 @@ class Ruled(Compiled):
                         raise self.rule.not_closed(place.text + part, place.text + whole)
                 return False
         return True
+
+
+def compiled(grammars: Grammars, constraint: Constraint) -> Compiled:
+    """A constraint over the tokens of a model. Raises BadSetting where no text keeps to it."""
+    if constraint.rule is None:
+        return grammars.compiled(constraint)
+    # What is kept of a grammar must know of no rule: others ask for the same grammar without one.
+    grammar = grammars.compiled(replace(constraint, rule=None)) if constraint.grammar else None
+    return Ruled(constraint, grammars, grammar)
 
 
 def _decoded(said: bytes) -> tuple[str, bytes] | None:

@@ -80,7 +80,7 @@ def register_rule(cls: type[TextRule]) -> type[TextRule]:
 
 
 @dataclass(frozen=True)
-class Rule:
+class AskedRule:
     """A rule that is asked with care: whatever its code does wrong ends the request with one sentence.
 
     told: it as JSON, from which the same rule can be made again; empty where it is code of this process alone.
@@ -162,7 +162,7 @@ class Rule:
             ) from error
 
 
-def rule_of(name: str, given: Mapping[str, Any]) -> Rule | None:
+def rule_of(name: str, given: Mapping[str, Any]) -> AskedRule | None:
     """The rule among the words of a constraint; None where there is none. name: of the setting. Raises BadSetting."""
     functions = {word: given[word] for word in FUNCTIONS if given.get(word) is not None}
     for word, function in functions.items():
@@ -173,13 +173,13 @@ def rule_of(name: str, given: Mapping[str, Any]) -> Rule | None:
             )
     asked = given.get("rule")
     if asked is None:
-        return Rule(FunctionRule(**functions)) if functions else None
+        return AskedRule(FunctionRule(**functions)) if functions else None
     if functions:
         raise BadSetting(f"{name} has a rule and a {next(iter(functions))}; a rule says all of that itself.")
     if isinstance(asked, TextRule):
-        return Rule(asked, _told(asked))
+        return AskedRule(asked, _told(asked))
     made = REGISTRY.made(f"{name}.rule", asked, 1 << 62)
-    return Rule(made, _told(made))
+    return AskedRule(made, _told(made))
 
 
 def _told(rule: TextRule) -> str:

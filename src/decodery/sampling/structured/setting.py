@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from decodery.sampling.settings import ValueKind
 from decodery.sampling.structured.constraint import Constraint, constraint_of
 from decodery.sampling.structured.grammars import Compiled, Grammars
+from decodery.sampling.structured.ruled import compiled
 from decodery.sampling.structured.rules import REGISTRY
 
 if TYPE_CHECKING:
@@ -52,4 +53,4 @@ class Constraints(ValueKind):
         if not isinstance(value, Constraint):
             return value
         grammars = speller.remember("grammars", lambda: Grammars.of(speller))
-        return grammars.compiled(value)
+        return compiled(grammars, value)
