@@ -157,7 +157,7 @@ class GrammarAlignedDecoding(Method):
         constraint: Compiled | None,
         index: Index,
     ) -> Asking[DrawnText]:
-        """DrawnText a text. first: the output without tokens. prompt: the sequence that holds the prompt, and row: its scores
+        """Draw a text. first: the output without tokens. prompt: the sequence that holds the prompt, and row: its scores
         [vocabulary]."""
         draw = DrawnText(first.fork())
         output, sequence = draw.output, prompt.fork()
