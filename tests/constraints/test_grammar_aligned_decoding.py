@@ -300,6 +300,7 @@ def test_greedy_takes_the_likeliest_of_what_is_drawn_from() -> None:
     [learned] = run(lm, 0, f"{NAME}(keep=request, warmup=40)", temperature=0.0)
     assert said(learned) == "baaaa"
     assert learned.weight == 1.0
+    assert told([learned])["places"] > 30  # what comes before is drawn
 
 
 def test_texts_in_any_tokens() -> None:

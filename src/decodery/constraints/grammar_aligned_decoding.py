@@ -120,7 +120,10 @@ class GrammarAlignedDecoding(Method):
             # The first that is given draws at the addresses of plain decoding.
             indices: list[Index] = [number if part == "given" else (part, number) for number in numbers]
             draws = yield from together(
-                [self._draw(request, trie, first, sequence, scores.logits[0], constraint, index) for index in indices]
+                [
+                    self._draw(request, trie, first, sequence, scores.logits[0], constraint, index, part)
+                    for index in indices
+                ]
             )
             for draw in draws:
                 trie.learn(draw.path)
@@ -156,6 +159,7 @@ class GrammarAlignedDecoding(Method):
         row: Tensor,
         constraint: Compiled | None,
         index: Index,
+        part: str,
     ) -> Asking[DrawnText]:
         """Draw a text. first: the output without tokens. prompt: the sequence that holds the prompt, and row: its scores
         [vocabulary]."""
@@ -187,7 +191,7 @@ class GrammarAlignedDecoding(Method):
             draw.log_weight += math.log(left)
             place = (
                 int(weights.argmax())
-                if request.law.greedy
+                if request.law.greedy and part == "given"
                 else output.noise.choose(torch.from_numpy(weights), output.position, Stage.TARGET, index)
             )
             if node is not None:
