@@ -407,6 +407,13 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "radius": drawn(0.0, 0.5, "text=abcdef"),
         "reading": drawn("steps", "pass", "text=abcdef"),
     },
+    "GrammarAlignedDecoding": {
+        "warmup": constrained(0, 8),
+        "keep": constrained("memory", "disk"),
+        "at_once": constrained(1, 3, "warmup=9"),
+        "nodes": constrained(1, 100, "warmup=8"),
+        "reuse": constrained(True, False, "warmup=8"),
+    },
     "AdaptiveWeightedRejection": {
         "particles": constrained(2, 4),
         "ess_threshold": constrained(0.0, 1.0),

@@ -71,7 +71,7 @@ def test_what_is_told_gives_the_same_again() -> None:
         ({}, "this holds none of them"),
         (
             {"regex": "a", "json": SCHEMA},
-            "takes one of json, json_object, regex, choice, grammar, not json and regex together",
+            "takes one of json, json_object, regex, choice, grammar, rule, not json and regex together",
         ),
         ({"regexp": "a"}, "holds 'regexp'; did you mean regex?"),
         ({"regex": "(a"}, "unclosed group"),

@@ -419,3 +419,42 @@ def test_real_tokens() -> None:
     told = json.loads(replies[0].text)
     assert set(told) == {"name", "age"}
     assert isinstance(told["age"], int)
+
+
+FREE = (
+    ({"json": {"type": "object", "properties": {"ab": {"type": "integer"}}, "required": ["ab"]}}, '{"ab'),
+    ({"json": {"const": "abc"}, "disable_any_whitespace": True}, '"abc"'),
+    ({"json": {"type": "array", "items": {"const": "ab"}, "minItems": 1}, "whitespace_pattern": "c?"}, '["ab'),
+    ({"regex": "abcc"}, "abcc"),
+    ({"choice": ["abc"]}, "abc"),
+    ({"grammar": 'start: "abc"'}, "abc"),
+    ({"grammar": '%llguidance {"no_forcing": false}\nstart: "abc"'}, "abc"),
+    ({"grammar": 'root ::= "abc"'}, "abc"),
+)
+
+
+@pytest.mark.parametrize(("given", "beginning"), FREE)
+def test_what_must_come_may_come_in_any_tokens(given: dict[str, Any], beginning: str) -> None:
+    """Every token that begins what must come may be the next; and the texts are the same ones."""
+    words = (*'abc{}[]":1, ', "ab", "bc", "abc", '{"', '["', "<end>")
+    end = len(words) - 1
+    compiled = over_letters(len(words), words, **given)
+    free = compiled.unforced
+    assert str(free) == str(compiled)
+    assert free.unforced is not compiled
+    place, tokens = 0, ()
+    while place < len(beginning):
+        rest = beginning[place:]
+        fitting = {token for token in range(end) if rest.startswith(words[token])}
+        follows = set(free.allowed(tokens)[0].nonzero()[:, 0].tolist())
+        assert fitting <= follows
+        assert follows == {token for token in range(end) if compiled.may_follow(tokens, token)}
+        assert free.may_end(tokens) == compiled.may_end(tokens)
+        tokens, place = (*tokens, words.index(rest[0])), place + 1
+
+
+def test_forcing_leaves_out_ways_to_write_a_text() -> None:
+    """So it is another law than that of all tokens."""
+    compiled = over_letters(len(WORDS), WORDS, regex="abc")
+    assert allowed(compiled.unforced, ())[0] == {0, 3, 5}
+    assert allowed(compiled, ())[0] == {5}

@@ -86,7 +86,7 @@ def test_functions_stay_as_they_are() -> None:
 
 
 def test_one_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named, "_KNOWN", dict(named._KNOWN))
+    monkeypatch.setattr(named.REGISTRY, "known", dict(named.REGISTRY.known))
 
     @named.register_processor
     @dataclass(frozen=True)

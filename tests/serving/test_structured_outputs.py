@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 import pytest
 from serving_models import Running
+
+from decodery.sampling.settings import Whole, setting
+from decodery.sampling.structured import rules
 
 SCHEMA = {
     "type": "object",
@@ -100,3 +104,42 @@ def test_what_cannot_be_kept_to_is_refused_by_name(server: Running, given: Any, 
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         server.client().chat.completions.create(model="toy", messages=SAID, extra_body={"structured_outputs": given})
     assert caught.value.param == "structured_outputs"
+
+
+def test_no_code_comes_over_the_network(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered rule by its name, and nothing else that would be code."""
+    monkeypatch.setattr(rules.REGISTRY, "known", dict(rules.REGISTRY.known))
+    rules.register_rule(FewWords)
+    client = server.client()
+    answer = client.chat.completions.create(
+        model="toy",
+        messages=SAID,
+        temperature=1.0,
+        seed=4,
+        max_tokens=12,
+        extra_body={"structured_outputs": {"regex": "[a-z ]+", "rule": {"name": "few-words", "most": 1}}, **END},
+    )
+    assert " " not in (answer.choices[0].message.content or "").strip()
+    refused: list[tuple[Any, str]] = [
+        ({"predicate": "lambda text: True"}, "name a registered rule instead"),
+        ({"rule": "os.system"}, "there is no rule 'os.system'"),
+        ({"potential": "len"}, "name a registered rule instead"),
+        ({"rule": {"name": "few-words", "most": "__import__('os')"}}, "most must be a whole number"),
+    ]
+    for given, message in refused:
+        with pytest.raises(openai.BadRequestError, match=re.escape(message)):
+            client.chat.completions.create(
+                model="toy", messages=SAID, max_tokens=5, extra_body={"structured_outputs": given, **END}
+            )
+
+
+@dataclass(frozen=True)
+class FewWords(rules.TextRule):
+    """At most so many words."""
+
+    most: int = setting(None, Whole(1), "Most words.")
+
+    name = "few-words"
+
+    def begins(self, text: str) -> bool:
+        return len(text.split()) <= self.most

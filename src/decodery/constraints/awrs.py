@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from decodery.engine.method import Decoding, Exactness, Method, parameter
 from decodery.errors import BadParameter, ConstraintFailed, Refused
 from decodery.models.forward import Forward, Rows
 from decodery.sampling.noise import Stage
+from decodery.sampling.structured.ruled import Ruled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,8 @@ class Particle:
     output: Output
     sequence: CachedSequence | None
     log_weight: float = 0.0
+    promise: float = 0.0
+    """Logarithm of what the critic says of it, which is a part of its weight until it has ended."""
 
     @property
     def live(self) -> bool:
@@ -46,7 +49,7 @@ class Particle:
     def fork(self) -> Particle:
         """Another one that goes on from here."""
         sequence = self.sequence.fork() if self.sequence is not None else None
-        return Particle(self.output.fork(), sequence, self.log_weight)
+        return Particle(self.output.fork(), sequence, self.log_weight, self.promise)
 
 
 class At:
@@ -78,6 +81,7 @@ class AdaptiveWeightedRejection(Method):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     family: ClassVar[str] = "constraints"
     together: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
 
     particles: int = parameter(8, "texts that are drawn side by side", low=1, high=MOST)
     ess_threshold: float = parameter(
@@ -118,6 +122,10 @@ class AdaptiveWeightedRejection(Method):
         source = request.settings.chance
         if source.target_only:
             raise Refused(f"{self.name} does not run with chance {source.name}: {source.target_only}.")
+        constraint: Compiled | None = request.settings.structured_outputs
+        rule = None if constraint is None else constraint.constraint.rule
+        if rule is not None and rule.weighs and not self.proper_weights:
+            raise Refused(f"{self.name} with proper_weights=False weighs all texts alike, and {rule.called} does not.")
         if request.law.greedy:
             raise Refused(f"{self.name} draws its texts, and at temperature 0 all are one; set a temperature.")
         if request.n > self.particles:
@@ -202,7 +210,23 @@ class AdaptiveWeightedRejection(Method):
         particle.log_weight += math.log(found.weight)
         if output.commit([found.token], row[None], rounds=0):
             particle.sequence = None
+        if isinstance(constraint, Ruled) and constraint.rule.weighs:
+            self._valued(particle, constraint, request.stop_ids)
         return found.questions
+
+    def _valued(self, particle: Particle, constraint: Ruled, stop_ids: Collection[int]) -> None:
+        """Put what a beginning promises in the place of what it promised a token before, and of a text that has ended what it
+        is worth. So the weight of a text is unbiased whatever the critic says, which only steers the drawing anew; without that
+        it is not asked."""
+        tokens = tuple(particle.output.new_tokens)
+        if tokens and tokens[-1] in stop_ids:
+            tokens = tokens[:-1]
+        if particle.output.finish_reason is not None:
+            particle.log_weight += logarithm(constraint.weight(tokens)) - particle.promise
+        elif self.ess_threshold > 0:
+            promise = logarithm(constraint.promise(tokens))
+            particle.log_weight += promise - particle.promise
+            particle.promise = promise
 
     def _scarce(self, particles: Sequence[Particle]) -> bool:
         """Whether few texts carry most of the weight: the square of its sum over the sum of its squares is how many."""
@@ -224,6 +248,11 @@ class AdaptiveWeightedRejection(Method):
             return
         chosen = drawn_by_weight(request, particles, "stratified", request.n, (1,))
         request.conclude([(particles[number].output.fork(), math.exp(mean)) for number in chosen])
+
+
+def logarithm(worth: float) -> float:
+    """That of 0 is minus infinity."""
+    return math.log(worth) if worth > 0 else -math.inf
 
 
 def drawn_by_weight(

@@ -78,6 +78,8 @@ class Method(Declared, ABC):
     refuses: ClassVar[Mapping[str, str]] = {}
     """Settings it cannot honour -> the reason; asking for one is an error before work starts."""
 
+    weighs: ClassVar[bool] = False
+    """Whether it weighs texts, and so can honour what a constraint says of how much each is worth."""
     together: ClassVar[bool] = False
     """It decides all `n` texts of a prompt together: `decode` is handed one request for them, works on forks of its output, and
     gives `request.n` of them to `request.conclude`. Otherwise each text is a request of its own."""
@@ -128,6 +130,13 @@ def admit(method: Method, request: Request) -> None:
     reason = refusal(method, request.settings)
     if reason is not None:
         raise Refused(reason)
+    constraint = request.settings.structured_outputs
+    rule = None if constraint is None else constraint.constraint.rule
+    if rule is not None and rule.weighs and not method.weighs:
+        raise Refused(
+            f"{method.name} does not run with {rule.called}, which says how much a text is worth, since it weighs no texts; "
+            "awrs does."
+        )
     source = request.settings.source
     if source.plain_only and not method.exactness.same_tokens:
         raise Refused(f"{method.name} does not run with {source.name}: {source.plain_only}.")

@@ -42,6 +42,7 @@ BUILT_IN = {
     "counterfactual-generation": "decodery.search.counterfactual_generation:CounterfactualGeneration",
     "soft-thinking": "decodery.search.soft_thinking.method:SoftThinking",
     "awrs": "decodery.constraints.awrs:AdaptiveWeightedRejection",
+    "grammar-aligned-decoding": "decodery.constraints.grammar_aligned_decoding:GrammarAlignedDecoding",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
     "qmcpy": "decodery.search.qmcpy:LowDiscrepancyEstimate",

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from decodery.constraints.awrs import AdaptiveWeightedRejection
+from decodery.constraints.grammar_aligned_decoding import GrammarAlignedDecoding
 from decodery.engine.method import Method, refusal
 from decodery.engine.registry import method as as_method
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting, Refused
+from decodery.evaluation.aligned_check import aligned_parts
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
@@ -102,6 +104,8 @@ def check_method(
             parts = tries_parts(lm, chosen, ids, seed, source, tell)
         elif isinstance(chosen, AdaptiveWeightedRejection):
             parts = weights_parts(chosen, seed, tell)
+        elif isinstance(chosen, GrammarAlignedDecoding):
+            parts = aligned_parts(chosen, significance, seed, tell)
         else:
             parts = _usual_parts(lm, chosen, ids, max_new_tokens, samples, significance, seed, tell, source)
     passed = all(part.passed is not False for part in parts)

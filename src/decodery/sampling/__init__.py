@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from decodery.sampling.steps.base import StatefulStep as StatefulStep
     from decodery.sampling.steps.base import Step as Step
     from decodery.sampling.steps.base import register as register
+    from decodery.sampling.structured.rules import TextRule as TextRule
+    from decodery.sampling.structured.rules import register_rule as register_rule
 
 _LAZY = {
     "DEFAULT_ORDER": "law",
@@ -34,6 +36,8 @@ _LAZY = {
     "Prefix": "prefix",
     "NamedProcessor": "processors",
     "register_processor": "processors",
+    "TextRule": "structured.rules",
+    "register_rule": "structured.rules",
     "Setting": "settings",
     "setting": "settings",
     "StatefulStep": "steps.base",

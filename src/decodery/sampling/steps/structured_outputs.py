@@ -1,5 +1,5 @@
 """The output keeps to a JSON schema, a regular expression, a grammar or a choice (vLLM's structured_outputs, OpenAI's
-response_format)."""
+response_format), or to a rule of code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class StructuredOutputs(Step):
         None,
         Constraints(),
         'What the output must be: {"json": a schema}, {"json_object": true}, {"regex": …}, {"choice": [texts]} or '
-        '{"grammar": Lark or GBNF}; OpenAI\'s response_format; in Python a type, too.',
+        '{"grammar": Lark or GBNF}, and {"rule": a registered one}; OpenAI\'s response_format; in Python a type or functions, '
+        "too.",
         aliases=("response_format",),
         option=("--structured-outputs",),
         metavar="JSON",

@@ -5,40 +5,65 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from decodery.errors import BadSetting, near
+from decodery.sampling.structured.rules import FUNCTIONS, AskedRule, TextRule, rule_of
 
 OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 """What vLLM lets stand beside a JSON schema."""
+UNFORCED = '%llguidance {"no_forcing": true}'
+"""What tells llguidance not to choose the tokens of bytes that must come."""
 
 
 @dataclass(frozen=True)
 class Constraint:
     """What the whole output must be.
 
-    kind: "json", "regex", "choice" or "grammar". given: the setting as JSON, from which the same constraint can be read again.
-    grammar: llguidance's own form of it.
+    kind: "json", "regex", "choice", "grammar" or "rule". given: the setting as JSON, from which the same constraint can be read
+    again, but for code of this process. grammar: llguidance's own form of it; empty where there is a rule alone. rule: what is
+    asked beside.
     """
 
     kind: str
     given: str
     grammar: str
+    rule: AskedRule | None = None
 
     def __str__(self) -> str:
         return self.given
+
+    @property
+    def identity(self) -> str:
+        """Tells it from others, in this process."""
+        if self.rule is None:
+            return self.grammar
+        own = self.rule.told or " ".join(str(id(one)) for one in self.rule.code)
+        return f"{self.grammar}\0{own}"
+
+    @property
+    def unforced(self) -> Constraint:
+        """The same texts, in any tokens. Otherwise llguidance lets bytes that must come be their usual tokens alone, which is
+        another set of token sequences and another mass."""
+        grammar = self.grammar
+        if grammar.lstrip().startswith("{"):
+            [part] = json.loads(grammar)["grammars"]
+            grammar = part.get("lark_grammar") or f"start: %json {json.dumps(part['json_schema'])}"
+        return replace(self, grammar=f"{grammar}\n{UNFORCED}\n")
 
 
 def constraint_of(name: str, value: Any) -> Constraint | None:
     """The constraint that a value of the setting `name` asks for; None where it asks for any text.
 
     value: OpenAI's `response_format`; an object with one of vLLM's `structured_outputs` (json, json_object, regex, choice,
-    grammar, and the options of json); a class of Pydantic or another Python type, whose JSON schema is meant. Raises
-    BadSetting, also for what the grammar engine does not read, which it names.
+    grammar, and the options of json), with a rule beside it or alone (`rules.py`); a class of Pydantic or another Python type,
+    whose JSON schema is meant; a `TextRule`. Raises BadSetting, also for what the grammar engine does not read, which it names.
     """
     if value is None or isinstance(value, Constraint):
         return value
+    if isinstance(value, TextRule):
+        value = {"rule": value}
     if not isinstance(value, Mapping):
         value = {"json": _schema_of_type(name, value)}
     if set(value) == {"format"} and isinstance(value["format"], Mapping):  # /v1/responses has it within `text`
@@ -47,12 +72,19 @@ def constraint_of(name: str, value: Any) -> Constraint | None:
     if given is None:
         return None
     kinds = [kind for kind in _READ if given.get(kind) not in (None, False)]
-    others = sorted(set(given) - {*_READ, *OPTIONS})
+    known = (*_READ, "rule", *FUNCTIONS, *OPTIONS)
+    others = sorted(set(given) - {*known})
     if others:
-        raise BadSetting(f"{name} holds {others[0]!r}; {near(others[0], (*_READ, *OPTIONS))}")
-    if len(kinds) != 1:
+        raise BadSetting(f"{name} holds {others[0]!r}; {near(others[0], known)}")
+    rule = rule_of(name, given)
+    if len(kinds) > 1 or (not kinds and rule is None):
         found = f"not {' and '.join(kinds)} together" if kinds else "and this holds none of them"
-        raise BadSetting(f"{name} takes one of {', '.join(_READ)}, {found}.")
+        raise BadSetting(f"{name} takes one of {', '.join((*_READ, 'rule'))}, {found}.")
+    beside: dict[str, Any] = {} if rule is None else {"rule": json.loads(rule.told) if rule.told else rule.called}
+    if not kinds:
+        if idle := [option for option in OPTIONS if given.get(option) not in (None, False)]:
+            raise BadSetting(f"{name} holds {idle[0]}, which acts only together with json, not with a rule.")
+        return Constraint("rule", json.dumps(beside, ensure_ascii=False), "", rule)
     [kind] = kinds
     options = {option: given[option] for option in OPTIONS if given.get(option) not in (None, False)}
     if options and not kind.startswith("json"):
@@ -61,8 +93,8 @@ def constraint_of(name: str, value: Any) -> Constraint | None:
         given[kind] = _schema(name, given[kind])
     grammar = _READ[kind](name, given[kind], options)
     _check(name, kind, grammar)
-    told = json.dumps({kind: given[kind], **options}, ensure_ascii=False)
-    return Constraint("json" if kind == "json_object" else kind, told, grammar)
+    told = json.dumps({kind: given[kind], **options, **beside}, ensure_ascii=False)
+    return Constraint("json" if kind == "json_object" else kind, told, grammar, rule)
 
 
 def _check(name: str, kind: str, grammar: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np, torch
@@ -43,19 +44,25 @@ class Place:
 
 
 class Grammars:
-    """The compiled grammars of a model. vocabulary: how many tokens it scores."""
+    """The compiled grammars of a model. vocabulary: how many tokens it scores. silent: its special tokens."""
 
-    def __init__(self, tokenizer: LLTokenizer, vocabulary: int):
-        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+    def __init__(self, tokenizer: LLTokenizer, vocabulary: int, silent: Sequence[int] = ()):
+        self.tokenizer, self.vocabulary, self.silent = tokenizer, vocabulary, tuple(silent)
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
 
     @classmethod
     def of(cls, speller: Speller) -> Grammars:
         """Those of a model. Raises BadSetting where the bytes of its tokens are not known."""
-        return cls(_tokens(speller), speller.size)
+        return cls(_tokens(speller), speller.size, getattr(speller.tokenizer, "all_special_ids", None) or ())
+
+    @cached_property
+    def said(self) -> Sequence[bytes]:
+        """The bytes of every token."""
+        return [bytes(self.tokenizer.decode_bytes([token])) for token in range(self.vocabulary)]
 
     def compiled(self, constraint: Constraint) -> Compiled:
-        """A constraint over these tokens. Raises BadSetting where it cannot be compiled, or no token can begin it."""
+        """The grammar of a constraint over these tokens; `ruled.compiled` knows rules, too. Raises BadSetting where it cannot
+        be compiled, or no token can begin it."""
         found = self._compiled.get(constraint.grammar)
         if found is None:
             found = Compiled(constraint, self)
@@ -73,7 +80,7 @@ class Compiled:
     def __init__(self, constraint: Constraint, grammars: Grammars):
         from llguidance import LLMatcher
 
-        self.constraint = constraint
+        self.constraint, self._grammars = constraint, grammars
         self._vocabulary, self._marks = grammars.vocabulary, list(grammars.tokenizer.eos_tokens)
         start = Place(LLMatcher(grammars.tokenizer, constraint.grammar, log_level=0))
         if start.matcher.is_error():
@@ -134,6 +141,11 @@ class Compiled:
         if place.follows is None:
             self._look(place, tokens)
         return place
+
+    @property
+    def unforced(self) -> Compiled:
+        """The same constraint, of which bytes that must come may come in any tokens."""
+        return self._grammars.compiled(self.constraint.unforced)
 
     def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
         """Whether a token may come after these; of bytes that must come, every token that begins them."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from decodery.sampling.settings import ValueKind
 from decodery.sampling.structured.constraint import Constraint, constraint_of
 from decodery.sampling.structured.grammars import Compiled, Grammars
+from decodery.sampling.structured.ruled import compiled
+from decodery.sampling.structured.rules import REGISTRY
 
 if TYPE_CHECKING:
     from decodery.sampling.settings import Speller
@@ -28,6 +30,7 @@ class Constraints(ValueKind):
                 "regex": {"type": "string"},
                 "choice": {"type": "array", "items": {"type": "string"}},
                 "grammar": {"type": "string"},
+                "rule": REGISTRY.schema(),
                 "disable_any_whitespace": {"type": "boolean"},
                 "disable_additional_properties": {"type": "boolean"},
                 "whitespace_pattern": {"type": "string"},
@@ -50,4 +53,4 @@ class Constraints(ValueKind):
         if not isinstance(value, Constraint):
             return value
         grammars = speller.remember("grammars", lambda: Grammars.of(speller))
-        return grammars.compiled(value)
+        return compiled(grammars, value)
