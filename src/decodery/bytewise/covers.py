@@ -46,17 +46,6 @@ class ByteLaw:
         return 1.0 - self.total
 
 
-@dataclass(frozen=True)
-class Cover:
-    """A token that begins with what `left` leaves of the text. mass: its share of the text's probability. skipped: how many of its
-    bytes belong to the text."""
-
-    left: Left
-    token: int
-    mass: float
-    skipped: int
-
-
 @dataclass(eq=False)
 class Left:
     """A left encoding: the tokens of its parent and one more.
@@ -81,6 +70,17 @@ class Left:
             found.append(node)
             node = node.parent  # type: ignore[assignment]
         return found[::-1]
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Tokens [n] after a left encoding that go beyond the text, and their shares [n] of the text's probability. skipped: how many
+    of their bytes belong to the text."""
+
+    left: Left
+    tokens: NDArray[np.int64]
+    masses: NDArray[np.float64]
+    skipped: int
 
 
 class Covers:
@@ -172,23 +172,23 @@ class Covers:
                 own += math.exp(left.log_mass - most)
         return most + math.log(own) if own > 0 else -math.inf
 
-    def tokens(self) -> list[Cover]:
-        """All tokens that may come next and go beyond the text, special ones too, with their shares of the text's probability: a
-        token after the last left encoding, or one that begins with the end of the text."""
+    def beyond(self) -> list[Beyond]:
+        """All tokens that may come next and go beyond the text, special ones too: after a left encoding of all of it, or beginning
+        with the end of the text. Their shares are those of the covers that end with them."""
         length, vocabulary, found = len(self.text), self.vocabulary, []
         whole = self.log_mass()
         for left in self.lefts:
-            weight = math.exp(left.log_mass - whole)
             assert left.tokens is not None
             assert left.specials is not None
+            weight = math.exp(left.log_mass - whole)
             start, stop = vocabulary.range(bytes(self.text[left.end :]))
-            longer = vocabulary.next_bytes(start, stop, length - left.end) > 0
-            for place in np.flatnonzero(longer & (left.tokens[start:stop] > 0)):
-                token = int(vocabulary.order[start + place])
-                found.append(Cover(left, token, weight * float(left.tokens[start + place]), length - left.end))
+            own = left.tokens[start:stop] * (vocabulary.next_bytes(start, stop, length - left.end) > 0)
+            there = np.flatnonzero(own)
+            tokens, masses = vocabulary.order[start:stop][there], own[there] * weight
             if left.end == length:
-                for place in np.flatnonzero(left.specials > 0):
-                    found.append(Cover(left, int(vocabulary.special[place]), weight * float(left.specials[place]), 0))
+                tokens = np.concatenate([tokens, vocabulary.special])
+                masses = np.concatenate([masses, left.specials * weight])
+            found.append(Beyond(left, tokens, masses, length - left.end))
         return found
 
     def _shift(self, length: int) -> float:

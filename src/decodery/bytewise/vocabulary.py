@@ -98,6 +98,16 @@ class ByteVocabulary:
         """What tokens say together."""
         return b"".join(self.said[token] for token in ids)
 
+    def spell(self, said: bytes) -> list[int]:
+        """Tokens that say some bytes, as few as one after the other can be: the longest first."""
+        found: list[int] = []
+        while said:
+            length = next(n for n in range(len(said), 0, -1) if said[:n] in self.tokens)
+            own = self.tokens[said[:length]]
+            found.append(self.byte_tokens[said[0]] if length == 1 else own[0])
+            said = said[length:]
+        return found
+
     def place(self, ids: Sequence[int]) -> Place:
         """The place after the tokens of a prompt."""
         found = START

@@ -41,6 +41,7 @@ BUILT_IN = {
     "ariel": "decodery.search.ariel:Ariel",
     "counterfactual-generation": "decodery.search.counterfactual_generation:CounterfactualGeneration",
     "soft-thinking": "decodery.search.soft_thinking.method:SoftThinking",
+    "byte-level-probabilities": "decodery.bytewise.byte_level_probabilities:ByteLevelProbabilities",
     "awrs": "decodery.constraints.awrs:AdaptiveWeightedRejection",
     "beam-search": "decodery.search.beam_search:BeamSearch",
     "best-of-n": "decodery.search.best_of_n:BestOfN",
