@@ -120,11 +120,20 @@ class ByteMixture:
             row[self._end] = mixed[256]
         return torch.from_numpy(row.astype(np.float32))
 
+    def possible(self, length: int | None = None) -> bool:
+        """Whether all models give the text some probability, as far as `length` bytes behind the prompt. Once it is scored."""
+        return all(reader.possible(length) for reader in self.readers)
+
     def extend(self, tokens: Sequence[int]) -> None:
         """The text goes on with tokens of the target: of bytes, and a special one at the end at most."""
         said = self.vocabulary.bytes_of(tokens)
         for reader in self.readers:
             reader.extend(said)
+
+    def cut(self, length: int) -> None:
+        """Keep `length` bytes behind what was settled last."""
+        for reader in self.readers:
+            reader.cut(reader.settled + length)
 
     def settle(self) -> None:
         """Nothing of the text so far will be taken back."""

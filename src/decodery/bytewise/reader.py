@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ class ByteReader:
         """Whose rows the cache has behind the head."""
         self.forwards = 0
         """How often the network was asked."""
+        self.settled = 0
+        """How many bytes behind the prompt had been read at the last `settle`."""
 
     @property
     def read(self) -> bytes:
@@ -81,13 +84,14 @@ class ByteReader:
     def cut(self, length: int) -> None:
         """Go back to `length` bytes behind the prompt. Not before the last `settle`."""
         self.covers.cut(self.begun + length)
-        kept = set(self.covers.lefts)
-        self._keep([left for left in self._rows if left in kept or self._is_before(left, kept)])
+        needed = {node for left in self.covers.lefts for node in left.path()}
+        self._keep([left for left in self._rows if left in needed])
 
     def settle(self) -> None:
         """Nothing of the text so far will be taken back: forget what cannot go on."""
         covers = self.covers
         covers.settle()
+        self.settled = len(self.read)
         needed = {node for left in covers.lefts for node in left.path()}
         if len(self._rows) - sum(left in needed for left in self._rows) < SLACK:
             return
@@ -119,6 +123,10 @@ class ByteReader:
         """What may come after `length` bytes behind the prompt; None: after all."""
         return self.covers.law(None if length is None else self.begun + length)
 
+    def possible(self, length: int | None = None) -> bool:
+        """Whether the text has some probability, as far as `length` bytes behind the prompt."""
+        return self.covers.log_mass(None if length is None else self.begun + length) > -math.inf
+
     def restart(self, left: Left, token: int) -> ByteReader:
         """The text after a left encoding that ends where it does, and then a special token: whatever comes begins anew."""
         path = set(left.path())
@@ -134,9 +142,6 @@ class ByteReader:
         self._keep([one for one in self._rows if one in path])
         return self.sequence
 
-    def _is_before(self, left: Left, kept: set[Left]) -> bool:
-        return any(left in one.path() for one in kept)
-
     def _keep(self, lefts: list[Left]) -> None:
         if len(lefts) == len(self._rows):
             return
@@ -149,9 +154,6 @@ class ByteReader:
         """Each left encoding sees the head, those that it goes on from, and itself."""
         sequence, start = self.sequence, len(self.head)
         rows = {left: start + place for place, left in enumerate([*self._rows, *fresh])}
-        chain = all(left.parent in (before, None) for left, before in zip(fresh, [None, *fresh], strict=False))
-        if chain and not self._rows and fresh[0].parent not in rows:
-            return Forward(sequence, [left.token for left in fresh])
         mask = torch.zeros(len(fresh), start + len(rows), dtype=torch.bool)
         mask[:, :start] = True
         base, positions = sequence.positions[start - 1], []

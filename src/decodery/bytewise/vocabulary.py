@@ -78,15 +78,17 @@ class ByteVocabulary:
         vocabulary = cls(known.bytes, byte_pairs(known, state, backend, name))
         for text in SAMPLES:
             ids = backend.encode(text, add_special_tokens=False).ids
-            fault = vocabulary.fault(ids, text)
+            written = backend.decode(ids)
+            said = vocabulary.bytes_of(ids).decode(errors="replace")
+            fault = "" if said.lstrip() == written.lstrip() else f"its tokens say {written!r} and not {said!r}"
+            # Signs that it has no tokens for are dropped, and others come together that are never side by side.
+            fault = fault or (vocabulary.fault(ids) if written.lstrip() == text.lstrip() else "")
             if fault:
                 raise MethodUnavailable(f"bytes: the tokenizer of {name} is not understood: {fault}.")
         return vocabulary
 
-    def fault(self, ids: Sequence[int], text: str | None = None) -> str:
-        """What is wrong with the tokens that a tokenizer made of a text, by what is understood of it; empty where nothing is."""
-        if text is not None and (said := self.bytes_of(ids)) != text.encode() and said.lstrip() != text.encode().lstrip():
-            return f"its tokens of {text!r} say {said!r}"
+    def fault(self, ids: Sequence[int]) -> str:
+        """What is wrong with tokens that a tokenizer made of a text, by what is understood of it; empty where nothing is."""
         place = START
         for number, token in enumerate(ids):
             if self.said[token] and not self.encoding.allows(place, token):

@@ -33,6 +33,7 @@ BUILT_IN = {
     ),
     "spectr": "decodery.speculative.spectr:Spectr",
     "optimal-multi-draft": "decodery.speculative.optimal_multi_draft:OptimalMultiDraft",
+    "byte-draft-model": "decodery.speculative.byte_draft_model:ByteDraftModel",
     "swift": "decodery.speculative.swift.method:Swift",
     "del": "decodery.speculative.del_.method:DynamicExit",
     "contrastive-search": "decodery.search.contrastive_search:ContrastiveSearch",
