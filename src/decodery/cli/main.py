@@ -22,6 +22,7 @@ from decodery.cli.console import notice
 from decodery.cli.counterfactual import counterfactual
 from decodery.cli.generate import INTERRUPTED, generate
 from decodery.cli.methods import methods
+from decodery.cli.next_byte import next_byte
 from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
@@ -60,6 +61,7 @@ def decodery(
 app.command("run")(run)
 app.command("generate")(generate)
 app.command("counterfactual")(counterfactual)
+app.command("next-byte")(next_byte)
 app.command("serve")(serve)
 app.command("methods")(methods)
 app.add_typer(models.app, name="models")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from decodery.engine.memory import parse_size
 from decodery.engine.registry import methods
-from decodery.errors import BadPrompt
+from decodery.errors import BadPrompt, ConstraintFailed, MethodUnavailable, Refused
 from decodery.serving import page
 from decodery.serving.asked import read, read_json
 from decodery.serving.chat import ChatShape
@@ -192,6 +192,27 @@ class Service:
             if _flag(body, "return_token_strs", False):
                 told["token_strs"] = [model.lm.tokenizer.decode([token]) for token in ids]
             return told
+
+    async def next_byte(self, request: Request) -> dict[str, Any]:
+        """What a model says of the byte after a prompt: see `LanguageModel.next_byte`."""
+        body = await self._body(request)
+        _only(body, ("model", "prompt", "messages", "top", "fast"), "/v1/decodery/next_byte")
+        prompt: Any = body.get("prompt")
+        if (prompt is None) == (body.get("messages") is None):
+            raise bad_field("prompt", "give prompt, a text, or messages, a conversation.")
+        if prompt is not None and not isinstance(prompt, str):
+            raise bad_field("prompt", "prompt must be a text.")
+        top, fast = body.get("top", 10), _flag(body, "fast", False)
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= 256:
+            raise bad_field("top", "top must be a number of bytes, 1 to 256.")
+        async with self._model(body) as model:
+            asked = body["messages"] if prompt is None else prompt
+            try:
+                found = await asyncio.to_thread(model.lm.next_byte, asked, fast=fast)
+            except (BadPrompt, Refused, MethodUnavailable, ConstraintFailed) as error:
+                raise bad_field("messages" if prompt is None else "prompt", str(error)) from None
+            likeliest = [{"byte": byte[0], "probability": value} for byte, value in found.top(top) if value > 0]
+            return {"next": likeliest, "end": found.end, "leak": found.leak, "forwards": found.forwards}
 
     async def settle(self, request: Request) -> dict[str, Any]:
         """How a method is written with some values of its parameters, and which of them act."""

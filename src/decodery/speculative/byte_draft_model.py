@@ -109,6 +109,7 @@ class ByteDraftModel(Method):
         laws: dict[int, Tensor] = {}
         depth = min(self.length, request.remaining - 1)
         law = request.law.drafting
+        silent = drafter.vocabulary.special.tolist()
         while len(tokens) < depth:
             yield from drafter.score()
             if not drafter.possible():
@@ -116,13 +117,18 @@ class ByteDraftModel(Method):
             row = drafter.row()
             if law.greedy:
                 token = law.likeliest(row, tokens)
+                if token in silent:
+                    break
             else:
-                laws[len(tokens) - 1] = law.probabilities(row, tokens)
+                # Without the end, before anything is drawn: to stop where an end was drawn would bend the law.
+                own = law.probabilities(row, tokens)
+                own[silent] = 0
+                if not float(own.sum()) > 0:
+                    break
+                laws[len(tokens) - 1] = own / own.sum()
                 token = request.noise.choose(
                     laws[len(tokens) - 1], request.position + len(tokens), Stage.DRAFT, path=tokens
                 )
-            if not drafter.vocabulary.said[token]:
-                break
             tokens.append(token)
             drafter.extend([token])
         if law.greedy:
