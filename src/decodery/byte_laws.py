@@ -21,6 +21,7 @@ from decodery.models.kinds import Kind
 from decodery.prompts import Prompt
 from decodery.scoring import Reading
 
+
 class Running(Reading, Protocol):
     """A language model, as far as bytes need it."""
 
@@ -35,10 +36,10 @@ PIECE = 64
 class NextByte:
     """What a model says of the byte after a prompt, whatever tokens the prompt ends in.
 
-    probabilities: [256] float64, of each byte; end: of the end of the text, or of a special token. They sum up to 1. leak: the mass
-    that the model gives to tokens which its tokenizer would not have made there, and which was left out. lefts: the encodings of
-    beginnings of the prompt that tokens go on from, shortest first, with their log probabilities relative to the first, natural.
-    forwards: how often the network was asked.
+    probabilities: [256] float64, of each byte; end: of the end of the text, or of a special token. They sum up to 1. leak: the
+    mass that the model gives to tokens which its tokenizer would not have made there, and which was left out. lefts: the
+    encodings of beginnings of the prompt that tokens go on from, shortest first, with their log probabilities relative to the
+    first, natural. forwards: how often the network was asked.
     """
 
     probabilities: Float[Tensor, "256"] = field(repr=False)
@@ -57,9 +58,10 @@ class NextByte:
 class ScoredBytes:
     """What a model says of a given text of n bytes.
 
-    text: the bytes. logprobs: [n] float64, of each after those before it, natural; every row sums up to 1. leaks: [n] float64, the
-    mass that was left out before each. log_probability: the logarithm of the probability that what follows the prompt begins with
-    the text, as the sum over all covers says: that of the logprobs less what leaked. forwards: how often the network was asked.
+    text: the bytes. logprobs: [n] float64, of each after those before it, natural; every row sums up to 1. leaks: [n] float64,
+    the mass that was left out before each. log_probability: the logarithm of the probability that what follows the prompt
+    begins with the text, as the sum over all covers says: that of the logprobs less what leaked. forwards: how often the
+    network was asked.
     """
 
     text: bytes
@@ -93,7 +95,9 @@ def next_byte(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: 
     return NextByte(found, float(1 - found.sum()), mixture.leak, lefts, mixture.forwards)
 
 
-def score_bytes(lm: Running, text: str | bytes, prompt: Prompt | bytes, models: Sequence[str], fast: bool) -> ScoredBytes:
+def score_bytes(
+    lm: Running, text: str | bytes, prompt: Prompt | bytes, models: Sequence[str], fast: bool
+) -> ScoredBytes:
     """See `LanguageModel.score_bytes`."""
     said = text.encode() if isinstance(text, str) else bytes(text)
     if not said:
@@ -101,7 +105,9 @@ def score_bytes(lm: Running, text: str | bytes, prompt: Prompt | bytes, models: 
     mixture = _mixture(lm, _readers(lm, prompt, models, fast), models)
     total = len(said) + max(len(reader.head) + len(reader.covers.text) for reader in mixture.readers)
     if total > lm.network.context:
-        raise BadPrompt(f"prompt and text may have {total} tokens together, and {lm.name} a context of {lm.network.context}.")
+        raise BadPrompt(
+            f"prompt and text may have {total} tokens together, and {lm.name} a context of {lm.network.context}."
+        )
     logprobs, leaks = torch.empty(len(said), dtype=torch.float64), torch.empty(len(said), dtype=torch.float64)
 
     def score() -> Asking[None]:
@@ -112,7 +118,10 @@ def score_bytes(lm: Running, text: str | bytes, prompt: Prompt | bytes, models: 
             yield from mixture.score()
             for place, byte in enumerate(piece):
                 row = mixture.row(start + place)
-                logprobs[start + place], leaks[start + place] = float(row[mixture.vocabulary.byte_tokens[byte]]), mixture.leak
+                logprobs[start + place], leaks[start + place] = (
+                    float(row[mixture.vocabulary.byte_tokens[byte]]),
+                    mixture.leak,
+                )
             for reader in mixture.readers:
                 reader.extend(piece[-1:])
                 reader.settle()
@@ -124,7 +133,9 @@ def score_bytes(lm: Running, text: str | bytes, prompt: Prompt | bytes, models: 
 def _readers(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: bool) -> list[ByteReader]:
     """A reader of the prompt for each model. Raises what `LanguageModel.next_byte` raises."""
     if Kind.MASKED_POSITIONS in lm.network.kinds:
-        raise Refused(f"{lm.name} is a masked-diffusion model, which gives no byte a probability after those before it.")
+        raise Refused(
+            f"{lm.name} is a masked-diffusion model, which gives no byte a probability after those before it."
+        )
     if lm.network.chains_only:
         raise Refused(f"bytes need trees of tokens, and {lm.name} keeps a cache of its own for each text.")
     more = b""
@@ -143,7 +154,9 @@ def _readers(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: b
     for name in models:
         other = companion(lm, name, "bytes")
         theirs = prompt_of(lm, ids, other)
-        readers.append(ByteReader(ByteVocabulary.of(other), other.network.new_sequence(), theirs, more or behind(lm, ids), fast))
+        readers.append(
+            ByteReader(ByteVocabulary.of(other), other.network.new_sequence(), theirs, more or behind(lm, ids), fast)
+        )
     return readers
 
 

@@ -242,11 +242,13 @@ class LanguageModel:
         """
         return scoring.score(self, texts, prompt, top, taps)
 
-    def next_byte(self, prompt: Prompt | bytes, *, models: Sequence[str] = (), fast: bool = False) -> byte_laws.NextByte:
+    def next_byte(
+        self, prompt: Prompt | bytes, *, models: Sequence[str] = (), fast: bool = False
+    ) -> byte_laws.NextByte:
         """What the model says of the byte after a prompt: exactly, over all ways in which tokens may cover its end.
 
-        prompt: in any form that `generate` takes, or bytes, whose last sign may be incomplete. models: names of further models, of
-        any tokenizers: the mean of what they say. fast: leave out nothing, see the method byte-level-probabilities.
+        prompt: in any form that `generate` takes, or bytes, whose last sign may be incomplete. models: names of further models,
+        of any tokenizers: the mean of what they say. fast: leave out nothing, see the method byte-level-probabilities.
         Raises BadPrompt, Refused or MethodUnavailable before work starts, and ConstraintFailed where the model gives the prompt
         no probability.
         """

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from decodery.evaluation.byte_languages import ByteLanguage, PairTokenizer, spaced, two_letters
 
 from decodery.bytewise.covers import Covers
 from decodery.bytewise.encodings import START
 from decodery.bytewise.reader import ByteReader, split
 from decodery.bytewise.vocabulary import ByteVocabulary
 from decodery.errors import BadPrompt, ConstraintFailed, MethodUnavailable
+from decodery.evaluation.byte_languages import ByteLanguage, PairTokenizer, spaced, two_letters
 from decodery.testing import SmallLanguageModel
 
 
@@ -101,8 +101,8 @@ def test_streamed_and_from_scratch_agree() -> None:
 
 
 def test_the_tokens_of_the_prompt_alone_are_wrong() -> None:
-    """After the token a, b cannot come, for ab is a token; the text ab is common all the same. And the encoding of the text alone,
-    without covers, is not its probability."""
+    """After the token a, b cannot come, for ab is a token; the text ab is common all the same. And the encoding of the text
+    alone, without covers, is not its probability."""
     language = two_letters(7)
     lm, masses = language.model(), beginnings(language.law())
     a, b = (language.tokenizer.get_vocab()[sign] for sign in "ab")
@@ -151,7 +151,9 @@ def test_two_left_encodings_at_a_run_of_spaces() -> None:
             left = tuple(language.tokenizer.encode(text[:cut], add_special_tokens=False))
             for token, share in language._follow.get(left, {}).items():
                 said = vocabulary.said[token]
-                kept = language.tokenizer.encode((vocabulary.bytes_of(left) + said).decode(errors="ignore"), add_special_tokens=False)
+                kept = language.tokenizer.encode(
+                    (vocabulary.bytes_of(left) + said).decode(errors="ignore"), add_special_tokens=False
+                )
                 if said.startswith(text[cut:].encode()) and said and tuple(kept) == (*left, token):
                     own = math.prod(language._follow[left[:place]][one] for place, one in enumerate(left))
                     naive += own * share

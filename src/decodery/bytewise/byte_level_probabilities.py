@@ -36,8 +36,8 @@ class ByteLevelProbabilities(Method):
     name: ClassVar[str] = "byte-level-probabilities"
     title: ClassVar[str] = "Exact byte-level probabilities"
     paper: ClassVar[str] = (
-        "Phan et al., Exact Byte-Level Probabilities from Tokenized Language Models for FIM-Tasks and Model Ensembles, ICLR 2025, "
-        "arXiv 2410.09303; Hayase et al., arXiv 2506.14123"
+        "Phan et al., Exact Byte-Level Probabilities from Tokenized Language Models for FIM-Tasks and Model Ensembles, "
+        "ICLR 2025, arXiv 2410.09303; Hayase et al., arXiv 2506.14123"
     )
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     family: ClassVar[str] = "bytes"
@@ -87,7 +87,7 @@ class ByteLevelProbabilities(Method):
             given = []
         if len(given) != count or any(not (weight > 0 and math.isfinite(weight)) for weight in given):
             raise BadParameter(
-                f"{self.name}: weights are {count} positive numbers with + between them, the model's first, not {self.weights!r}."
+                f"{self.name}: weights are {count} positive numbers joined by +, the model's first, not {self.weights!r}."
             )
         return [weight / sum(given) for weight in given]
 
@@ -172,8 +172,9 @@ class Way:
 
 
 def covering(reader: ByteReader, size: int) -> tuple[Tensor, dict[int, list[Way]]]:
-    """The law of what is written first behind a prompt, as raw scores [size] float32 over tokens, and for each token the covers that
-    begin with it. Of a token that begins within the prompt only the rest is written, as the usual token of its bytes."""
+    """The law of what is written first behind a prompt, as raw scores [size] float32 over tokens, and for each token the
+    covers that begin with it. Of a token that begins within the prompt only the rest is written, as the usual token of its
+    bytes."""
     vocabulary = reader.vocabulary
     masses = torch.zeros(size, dtype=torch.float64)
     ways: dict[int, list[Way]] = {}
@@ -212,12 +213,12 @@ def check_bytes(request: Request, name: str) -> None:
     silent = sorted(byte for byte in wanted if vocabulary.byte_tokens[byte] < 0)
     if silent:
         raise MethodUnavailable(
-            f"{name}: {request.host.network.name} has no token of its own for the byte {silent[0]}, which some of its tokens hold."
+            f"{name}: {request.host.network.name} has no token for the byte {silent[0]} alone, which some of its tokens hold."
         )
 
 
 def extra_rows(host: Host) -> int:
-    """Rows of a cache beside those of prompt and bytes: of left encodings that may still go on, or that are not tidied up yet."""
+    """Rows of a cache beside those of prompt and bytes: of left encodings that may go on, or are not tidied up yet."""
     return SLACK + ROOM + 2 * ByteVocabulary.of(host).longest
 
 
@@ -232,4 +233,3 @@ def _certain(token: int, size: int) -> Tensor:
     row = torch.full((size,), -math.inf)
     row[token] = 0.0
     return row
-

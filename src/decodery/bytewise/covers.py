@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class ByteLaw:
     """What may come after some bytes.
 
-    masses: [256] of each next byte, and specials: [s] of each special token, as shares of the text's own probability. They sum up
-    to 1 less `leak`: what the model gives to tokens that its tokenizer would never have made there.
+    masses: [256] of each next byte, and specials: [s] of each special token, as shares of the text's own probability. They sum
+    up to 1 less `leak`: what the model gives to tokens that its tokenizer would never have made there.
     """
 
     masses: NDArray[np.float64]
@@ -50,9 +50,9 @@ class ByteLaw:
 class Left:
     """A left encoding: the tokens of its parent and one more.
 
-    end: how many bytes of the text it says. place: what may follow. log_mass: the logarithm of its probability, relative to that of
-    the root; known with its parent's scores. tokens: [n] the probabilities of the tokens that may follow, in the order of the
-    vocabulary's bytes; specials: [s] those of special tokens; both once it has been scored.
+    end: how many bytes of the text it says. place: what may follow. log_mass: the logarithm of its probability, relative to
+    that of the root; known with its parent's scores. tokens: [n] the probabilities of the tokens that may follow, in the order
+    of the vocabulary's bytes; specials: [s] those of special tokens; both once it has been scored.
     """
 
     end: int
@@ -74,8 +74,8 @@ class Left:
 
 @dataclass(frozen=True)
 class Beyond:
-    """Tokens [n] after a left encoding that go beyond the text, and their shares [n] of the text's probability. skipped: how many
-    of their bytes belong to the text."""
+    """Tokens [n] after a left encoding that go beyond the text, and their shares [n] of the text's probability. skipped: how
+    many of their bytes belong to the text."""
 
     left: Left
     tokens: NDArray[np.int64]
@@ -84,8 +84,8 @@ class Beyond:
 
 
 class Covers:
-    """The covers of a text that grows byte by byte. place: where it begins. fast: leave the tokens that could not have come in, as
-    the paper's faster variant does."""
+    """The covers of a text that grows byte by byte. place: where it begins. fast: leave the tokens that could not have come
+    in, as the paper's faster variant does."""
 
     def __init__(self, vocabulary: ByteVocabulary, place: Place, fast: bool = False):
         self.vocabulary, self.fast = vocabulary, fast
@@ -135,7 +135,7 @@ class Covers:
         self.lefts = [left for left in self.lefts if left.end == len(self.text) or self._goes_on(left)]
 
     def law(self, length: int | None = None) -> ByteLaw:
-        """What may come after the first `length` bytes; None: after all. Raises ConstraintFailed where the text is impossible."""
+        """What may come after the first `length` bytes; None: after all. Raises ConstraintFailed where it is impossible."""
         length = len(self.text) if length is None else length
         masses = np.zeros(256)
         specials = np.zeros(len(self.vocabulary.special))
@@ -173,8 +173,8 @@ class Covers:
         return most + math.log(own) if own > 0 else -math.inf
 
     def beyond(self) -> list[Beyond]:
-        """All tokens that may come next and go beyond the text, special ones too: after a left encoding of all of it, or beginning
-        with the end of the text. Their shares are those of the covers that end with them."""
+        """All tokens that may come next and go beyond the text, special ones too: after a left encoding of all of it, or
+        beginning with the end of the text. Their shares are those of the covers that end with them."""
         length, vocabulary, found = len(self.text), self.vocabulary, []
         whole = self.log_mass()
         for left in self.lefts:

@@ -1,4 +1,4 @@
-"""Which tokens a tokenizer may have made of a text so far, whatever comes: the covers of the text are put together from them."""
+"""Which tokens a tokenizer may have made of a text so far, whatever comes: covers are put together from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,9 +32,10 @@ PIECES = 3
 class Place:
     """After some tokens: what of them decides on what may follow.
 
-    last: the token before, -1 at the beginning of a text. parts: of the tokens from the beginning of a piece on, what each says
-    by stand-ins; tokens that share a sign are one. joins: of each part but the first, whether it could stay apart within a piece.
-    partial: the bytes of a sign that is not complete. suffix: the last bytes, as far as they may begin an added token.
+    last: the token before, -1 at the beginning of a text. parts: of the tokens from the beginning of a piece on, what each
+    says by stand-ins; tokens that share a sign are one. joins: of each part but the first, whether it could stay apart within
+    a piece. partial: the bytes of a sign that is not complete. suffix: the last bytes, as far as they may begin an added
+    token.
     """
 
     last: int = -1
@@ -91,8 +92,8 @@ class Fixed:
 class BytePairs:
     """Byte pair encoding behind a pre-tokenizer, with added tokens that are taken out of a text first.
 
-    spelled: what the tokens say. model: the description of the encoding in a tokenizer's file. splits: the pre-tokenizer; None where
-    there is none.
+    spelled: what the tokens say. model: the description of the encoding in a tokenizer's file. splits: the pre-tokenizer; None
+    where there is none.
     """
 
     def __init__(self, spelled: Spelled, model: Mapping[str, Any], splits: Splits | None):
@@ -154,7 +155,9 @@ class BytePairs:
             found[token] &= self._lacks(place.partial + self._bytes[token])
         for rest in self._rests(place):
             start = bisect_left(self._words, rest)
-            stop = bisect_left(self._words, rest[:-1] + bytes([rest[-1] + 1]), start)  # rest is text, so no byte of it is 255
+            stop = bisect_left(
+                self._words, rest[:-1] + bytes([rest[-1] + 1]), start
+            )  # rest is text, so no byte of it is 255
             found[self._ordered[start:stop]] = False
         return found
 
@@ -180,9 +183,7 @@ class BytePairs:
     def _may_meet(self, left: int, right: int) -> bool:
         return left < 0 or self.merges.may_meet(left, right)
 
-    def _around(
-        self, parts: tuple[str, ...], joins: tuple[bool, ...]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _around(self, parts: tuple[str, ...], joins: tuple[bool, ...]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Of each token, whether it may come behind a split, and whether within the last piece: bool [vocabulary] both."""
         assert self._splits is not None
         if (parts, joins) not in self._tables:
@@ -196,9 +197,7 @@ class BytePairs:
         table = self._tables[parts, joins]
         return table[self._group_of, 0], table[self._group_of, 1]
 
-    def _shortened(
-        self, parts: tuple[str, ...], joins: tuple[bool, ...]
-    ) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    def _shortened(self, parts: tuple[str, ...], joins: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
         """Without the pieces before the last ones."""
         assert self._splits is not None
         if len(parts) <= PIECES:
@@ -310,12 +309,16 @@ def _signs_with(beginning: bytes) -> int:
 
 
 def byte_pairs(spelled: Spelled, state: Mapping[str, Any], backend: Any, name: str) -> BytePairs:
-    """The encoding of a tokenizer of the package `tokenizers`. state: its description. Raises MethodUnavailable where it is of a
-    kind whose encodings are not known here."""
+    """The encoding of a tokenizer of the package `tokenizers`. state: its description. Raises MethodUnavailable where it is of
+    a kind whose encodings are not known here."""
     model = state["model"]
-    odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges") if model.get(key)]
+    odd = [
+        key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges") if model.get(key)
+    ]
     if odd:
-        raise MethodUnavailable(f"bytes: {name} has a tokenizer with {odd[0]}, whose encodings are not understood here.")
+        raise MethodUnavailable(
+            f"bytes: {name} has a tokenizer with {odd[0]}, whose encodings are not understood here."
+        )
     splits = None
     if state["pre_tokenizer"] is not None and backend.pre_tokenizer is not None:
         splits = Splits(backend.pre_tokenizer, json.dumps(state["pre_tokenizer"]))

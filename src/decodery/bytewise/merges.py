@@ -1,9 +1,9 @@
 """Byte pair encoding read backwards: which tokens may stand side by side.
 
-A sequence of tokens within one pre-token is what the tokenizer makes of its bytes if and only if every adjacent pair is: merges
-happen where two tokens meet, in the order of their ranks, so a border that lasts does not depend on what is farther away. So the
-rule is one of pairs: at no time of the two tokens' making may their last and first parts have been merged. Phan et al., ICLR
-2025, arXiv 2410.09303; Hayase et al., arXiv 2506.14123.
+A sequence of tokens within one pre-token is what the tokenizer makes of its bytes if and only if every adjacent pair is:
+merges happen where two tokens meet, in the order of their ranks, so a border that lasts does not depend on what is farther
+away. So the rule is one of pairs: at no time of the two tokens' making may their last and first parts have been merged. Phan
+et al., ICLR 2025, arXiv 2410.09303; Hayase et al., arXiv 2506.14123.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KEPT = 512
 class Merges:
     """The merges of a vocabulary.
 
-    vocabulary: written token -> id. merges: pairs of written tokens, in the order of their ranks; the written tokens must be the
-    two parts side by side, as they are without prefixes of continued words.
+    vocabulary: written token -> id. merges: pairs of written tokens, in the order of their ranks; the written tokens must be
+    the two parts side by side, as they are without prefixes of continued words.
     """
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]):
@@ -103,9 +103,7 @@ class Merges:
             self.parts[token, 0], self.parts[token, 1] = self._left[here], self._right[here]
             self.born[token], self.reachable[token] = self._rank[here], True
 
-    def _apart(
-        self, left: NDArray[np.int64], right: NDArray[np.int64], limit: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    def _apart(self, left: NDArray[np.int64], right: NDArray[np.int64], limit: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pairs of tokens [n] stay apart until the rank `limit` [n]: back in time, merge by merge, no merge across the
         border comes before the one that was undone last. Among merges of one rank the leftmost is first."""
         one, other, limit = left.copy(), right.copy(), limit.copy()

@@ -29,7 +29,9 @@ def companion(host: Host, name: str, asker: str) -> Host:
     """Another model of next tokens, of any tokenizer whose bytes are known. Raises MethodUnavailable."""
     other = host.companion(name)
     if Kind.NEXT_TOKEN not in other.network.kinds:
-        raise MethodUnavailable(f"{asker}: {other.network.name} is {other.network.kinds.words}, and bytes need a causal one.")
+        raise MethodUnavailable(
+            f"{asker}: {other.network.name} is {other.network.kinds.words}, and bytes need a causal one."
+        )
     ByteVocabulary.of(other)
     return other
 
@@ -69,9 +71,9 @@ def behind(host: Host, prompt: Sequence[int]) -> bytes:
 class ByteMixture:
     """The next-byte law of models that read the same text.
 
-    host: the target, whose tokens stand for bytes. readers: of each model; the first one's special tokens are the target's own where
-    it is alone and `own`. ends: of each reader, which of its special tokens end a text. weights: of each, summing up to 1. mean:
-    what is averaged.
+    host: the target, whose tokens stand for bytes. readers: of each model; the first one's special tokens are the target's own
+    where it is alone and `own`. ends: of each reader, which of its special tokens end a text. weights: of each, summing up to
+    1. mean: what is averaged.
     """
 
     def __init__(
@@ -100,8 +102,8 @@ class ByteMixture:
         yield from together([reader.score() for reader in self.readers])
 
     def row(self, length: int | None = None) -> Tensor:
-        """Log probabilities of the next byte or special token as raw scores [vocabulary] float32 of the target, all other tokens at
-        minus infinity. length: after so many bytes behind the prompt; None: after all."""
+        """Log probabilities of the next byte or special token as raw scores [vocabulary] float32 of the target, all other
+        tokens at minus infinity. length: after so many bytes behind the prompt; None: after all."""
         row = np.full(self._size, -math.inf)
         laws = [reader.law(length) for reader in self.readers]
         self.leak = sum(law.leak for law in laws) / len(laws)
@@ -110,7 +112,9 @@ class ByteMixture:
                 row[self.vocabulary.special] = np.log(laws[0].specials / laws[0].total)
                 row[self._tokens] = np.log(laws[0].masses[self._bytes] / laws[0].total)
                 return torch.from_numpy(row.astype(np.float32))
-            shares = [self._share(law.masses, law.specials[end].sum()) for law, end in zip(laws, self._ends, strict=True)]
+            shares = [
+                self._share(law.masses, law.specials[end].sum()) for law, end in zip(laws, self._ends, strict=True)
+            ]
             if self._mean == GEOMETRIC:
                 mixed = sum(weight * np.log(share) for weight, share in zip(self._weights, shares, strict=True))
             else:

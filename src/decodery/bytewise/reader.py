@@ -23,8 +23,8 @@ ROOM = 4
 
 
 def split(vocabulary: ByteVocabulary, prompt: Sequence[int], more: bytes = b"") -> int:
-    """How many first tokens of a prompt stay whatever comes: no token goes across their end. What is behind is open, and read as
-    bytes. One token at least, since nothing comes before the first.
+    """How many first tokens of a prompt stay whatever comes: no token goes across their end. What is behind is open, and read
+    as bytes. One token at least, since nothing comes before the first.
 
     more: bytes behind the prompt. Raises BadPrompt where there is no token.
     """

@@ -41,7 +41,7 @@ def state_of(host: Host) -> Mapping[str, Any] | None:
     name = host.network.name
     if state["model"]["type"] != "BPE":
         raise MethodUnavailable(
-            f"bytes: {name} has a tokenizer of the kind {state['model']['type']}; the encodings of byte pairs (BPE) are understood."
+            f"bytes: {name} has a tokenizer of the kind {state['model']['type']}; byte pairs (BPE) are understood."
         )
     for step in _normalizers(state["normalizer"]):
         if step["type"] not in NORMALIZERS or (step["type"] == "Replace" and step["pattern"] != {"String": " "}):
@@ -107,7 +107,9 @@ def _by_description(host: Host, state: Mapping[str, Any]) -> Spelled:
 def _normalizers(state: Any) -> list[Any]:
     if state is None:
         return []
-    return [step for one in state["normalizers"] for step in _normalizers(one)] if state["type"] == "Sequence" else [state]
+    return (
+        [step for one in state["normalizers"] for step in _normalizers(one)] if state["type"] == "Sequence" else [state]
+    )
 
 
 def _has(state: Any, kind: str) -> bool:

@@ -1,9 +1,9 @@
 """Where a pre-tokenizer may split a text whose continuation is not known yet.
 
-A pre-tokenizer with look-ahead, such as GPT-2's expression, splits a run of spaces before its last one where a letter follows, and
-leaves it whole at the end of a text. So whether tokens are the beginning of what a tokenizer gives cannot be seen from their own
-text alone: they are tried with several continuations. What a pre-tokenizer does depends on kinds of signs, so texts are tried with
-one sign for all of a kind, and each outcome is kept.
+A pre-tokenizer with look-ahead, such as GPT-2's expression, splits a run of spaces before its last one where a letter follows,
+and leaves it whole at the end of a text. So whether tokens are the beginning of what a tokenizer gives cannot be seen from
+their own text alone: they are tried with several continuations. What a pre-tokenizer does depends on kinds of signs, so texts
+are tried with one sign for all of a kind, and each outcome is kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class Splits:
         self._ranges = not plain.isascii() or re.search(r"\\[ux]", patterns) is not None
         """Whether signs beyond ASCII are told apart by more than their category."""
         properties = set(re.findall(r"\\[pP]\{\^?(\w+)\}", patterns))
-        self._coarse = _kinds(described) <= {"Sequence", "Split", "ByteLevel"} and properties <= {"L", "N"} and r"\w" not in patterns
+        self._coarse = (
+            _kinds(described) <= {"Sequence", "Split", "ByteLevel"}
+            and properties <= {"L", "N"}
+            and r"\w" not in patterns
+        )
         """Whether letters, numbers and spaces are all that is told apart."""
         named = set(plain) - set(SYNTAX if self._coarse else "") | set(CONTRACTIONS)
         self._named = named | ({sign.swapcase() for sign in named} if "(?i" in patterns else set())
@@ -76,8 +80,8 @@ class Splits:
     def _around(self, before: tuple[str, ...], joins: tuple[bool, ...], text: str) -> tuple[bool, bool]:
         """Whether a text [stand-ins] may come after tokens behind a split, and whether it may go on with their last piece.
 
-        before: of each token its text as stand-ins, the first beginning a piece. joins: of each but the first, whether it may stay
-        a token of its own within a piece. A split must come before those that may not, and none within a token.
+        before: of each token its text as stand-ins, the first beginning a piece. joins: of each but the first, whether it may
+        stay a token of its own within a piece. A split must come before those that may not, and none within a token.
         """
         split = joined = False
         places, whole = [0], 0
@@ -115,7 +119,7 @@ class Splits:
             kind = unicodedata.category(sign)
             if self._coarse and not (sign.isspace() or self._ranges):
                 kind = "Ll" if kind[0] == "L" else "Nd" if kind[0] == "N" else "Po"
-            plain = sign in self._named or kind not in STAND_INS or sign.isspace() and sign.isascii()
+            plain = sign in self._named or kind not in STAND_INS or (sign.isspace() and sign.isascii())
             if plain or (self._ranges and not sign.isascii()):
                 self._stands[sign] = sign
             else:
@@ -128,7 +132,7 @@ def completions(partial: bytes) -> Iterable[str]:
     lead = partial[0]
     length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
     missing = length - len(partial)
-    steps = range(0, 64) if missing <= 2 else range(0, 64, 8)
+    steps = range(64) if missing <= 2 else range(0, 64, 8)
     tails: list[bytes] = [b""]
     for place in range(missing):
         chosen: Sequence[int] = steps if place == 0 else range(0, 64, 8) if missing > 1 else steps
@@ -143,7 +147,9 @@ def completions(partial: bytes) -> Iterable[str]:
 def _patterns(state: Any) -> list[str]:
     """The expressions and strings in the description of a pre-tokenizer."""
     if isinstance(state, dict):
-        own = [value for key, value in state.items() if key in ("Regex", "String", "content") and isinstance(value, str)]
+        own = [
+            value for key, value in state.items() if key in ("Regex", "String", "content") and isinstance(value, str)
+        ]
         return own + [found for value in state.values() for found in _patterns(value)]
     return [found for value in state for found in _patterns(value)] if isinstance(state, list) else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ class ByteVocabulary:
     """The tokens of a model as bytes.
 
     said: [vocabulary] the bytes of each token, empty for special ones. order: [n] the tokens that say something and that the
-    tokenizer makes, by their bytes. special: [s] those that say nothing, which end a text or stand between texts. encoding: which
-    of them may follow which.
+    tokenizer makes, by their bytes. special: [s] those that say nothing, which end a text or stand between texts. encoding:
+    which of them may follow which.
     """
 
     def __init__(self, said: Sequence[bytes], encoding: Encoding):
@@ -67,11 +68,11 @@ class ByteVocabulary:
         known = spelled(host, state)
         if state is None:
             words = sorted(own for own in known.bytes if own)
-            for one, other in zip(words, words[1:], strict=False):
+            for one, other in itertools.pairwise(words):
                 if other.startswith(one):
                     raise MethodUnavailable(
-                        f"bytes: the tokenizer of {name} is none of the package tokenizers, and its token {one!r} begins {other!r}: "
-                        "how it splits texts is not known."
+                        f"bytes: the tokenizer of {name} is none of the package tokenizers, and its token {one!r} begins "
+                        f"{other!r}: how it splits texts is not known."
                     )
             return cls(known.bytes, Fixed(len(known.bytes)))
         backend = host.tokenizer.backend_tokenizer  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ def next_byte(
     chat: Annotated[bool, Option("--chat", help="The prompt is what a user says.")] = False,
     top: Annotated[int, Option("--top", help="So many of the likeliest bytes.")] = 10,
     models: Annotated[
-        str | None, Option("--models", metavar="NAMES", help="Further models, of any tokenizers, with commas: their mean.")
+        str | None,
+        Option("--models", metavar="NAMES", help="Further models, of any tokenizers, with commas: their mean."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,6 +36,9 @@ def next_byte(
         told = [{"byte": byte[0], "probability": value} for byte, value in likeliest]
         print_json({"next": told, "end": found.end, "leak": found.leak, "forwards": found.forwards})
         return
-    rows = [(str(byte[0]), repr(byte.decode("latin-1")) if byte[0] < 128 else "", f"{value:.4f}") for byte, value in likeliest]
+    rows = [
+        (str(byte[0]), repr(byte.decode("latin-1")) if byte[0] < 128 else "", f"{value:.4f}")
+        for byte, value in likeliest
+    ]
     print_table(("byte>", "sign", "probability>"), [*rows, ("end", "", f"{found.end:.4f}")])
     print_line(f"{found.leak:.2g} of the mass was on tokens that cannot come there.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from decodery._lazy import np
 
@@ -45,8 +45,8 @@ class PairTokenizer:
         else:
             self.backend_tokenizer.decoder = decoders.Fuse()
         self.backend_tokenizer.add_special_tokens([AddedToken(BEGIN, special=True), AddedToken(END, special=True)])
-        self.bos_token_id = self.backend_tokenizer.token_to_id(BEGIN)
-        self.eos_token_id = self.backend_tokenizer.token_to_id(END)
+        vocabulary: dict[str, int] = self.backend_tokenizer.get_vocab()
+        self.bos_token_id, self.eos_token_id = vocabulary[BEGIN], vocabulary[END]
         self.all_special_ids = [self.bos_token_id, self.eos_token_id]
 
     def __len__(self) -> int:
@@ -93,7 +93,12 @@ class ByteLanguage:
         """The probability of each text."""
         return {
             text.encode(): float(
-                np.prod([self._follow[ids[:place]][token] for place, token in enumerate((*ids, self.tokenizer.eos_token_id))])
+                np.prod(
+                    [
+                        self._follow[ids[:place]][token]
+                        for place, token in enumerate((*ids, self.tokenizer.eos_token_id))
+                    ]
+                )
             )
             for text, ids in self.encodings.items()
         }

@@ -34,7 +34,7 @@ class ByteDraftModel(Method):
     name: ClassVar[str] = "byte-draft-model"
     title: ClassVar[str] = "Drafts verified in bytes"
     paper: ClassVar[str] = (
-        "Phan et al., ICLR 2025, arXiv 2410.09303 (laws of bytes); Leviathan et al., ICML 2023, arXiv 2211.17192 (the rejection rule)"
+        "Phan et al., ICLR 2025, arXiv 2410.09303 (laws of bytes); Leviathan et al., ICML 2023, arXiv 2211.17192 (rejection)"
     )
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     family: ClassVar[str] = "speculative"
@@ -73,7 +73,7 @@ class ByteDraftModel(Method):
             request.drafted(draft.tokens, draft.parents)
             target.extend(draft.tokens)
             yield from target.score()
-            rows = []
+            rows: list[Tensor] = []
             for length in range(len(draft) + 1):
                 # Behind a byte that the target does not give, which is refused, nobody looks.
                 rows.append(target.row(done + length) if target.possible(done + length) else rows[-1])
