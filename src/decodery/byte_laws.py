@@ -82,7 +82,7 @@ class ScoredBytes:
 def next_byte(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: bool) -> NextByte:
     """See `LanguageModel.next_byte`."""
     readers = _readers(lm, prompt, models, fast)
-    mixture = _mixture(lm, readers, models)
+    mixture = _mixture(lm, readers)
     lm.run(mixture.score())
     row = mixture.row().double().exp()
     found = torch.zeros(256, dtype=torch.float64)
@@ -102,7 +102,7 @@ def score_bytes(
     said = text.encode() if isinstance(text, str) else bytes(text)
     if not said:
         raise BadPrompt("the text is empty; give at least one byte.")
-    mixture = _mixture(lm, _readers(lm, prompt, models, fast), models)
+    mixture = _mixture(lm, _readers(lm, prompt, models, fast))
     total = len(said) + max(len(reader.head) + len(reader.covers.text) for reader in mixture.readers)
     if total > lm.network.context:
         raise BadPrompt(
@@ -160,6 +160,5 @@ def _readers(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: b
     return readers
 
 
-def _mixture(lm: Running, readers: list[ByteReader], models: Sequence[str]) -> ByteMixture:
-    ends = [lm.stop_ids, *(lm.companion(name).stop_ids for name in models)]
-    return ByteMixture(lm, readers, ends, [1 / len(readers)] * len(readers), ARITHMETIC)
+def _mixture(lm: Running, readers: list[ByteReader]) -> ByteMixture:
+    return ByteMixture(lm, readers, [1 / len(readers)] * len(readers), ARITHMETIC)

@@ -114,12 +114,11 @@ class ByteLevelProbabilities(Method):
         if self.until == BOUNDARY:
             yield from self._to_the_boundary(request, reader)
             return
-        readers, ends = [reader], [request.stop_ids]
+        readers = [reader]
         for name in self.named():
             other = companion(request.host, name, self.name)
             readers.append(member(request, other, self.fast))
-            ends.append(frozenset(other.stop_ids))
-        mixture = ByteMixture(request.host, readers, ends, self.shares(), self.mean)
+        mixture = ByteMixture(request.host, readers, self.shares(), self.mean)
         told = Leaks(request)
         while True:
             yield from mixture.score()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from decodery.bytewise.covers import ByteLaw
     from decodery.engine.asking import Asking
     from decodery.engine.host import Host
 
@@ -72,7 +73,7 @@ class ByteMixture:
     """The next-byte law of models that read the same text.
 
     host: the target, whose tokens stand for bytes. readers: of each model; the first one's special tokens are the target's own
-    where it is alone and `own`. ends: of each reader, which of its special tokens end a text. weights: of each, summing up to
+    where it is alone and `own`; else all special tokens count as the end. weights: of each, summing up to
     1. mean: what is averaged.
     """
 
@@ -80,14 +81,12 @@ class ByteMixture:
         self,
         host: Host,
         readers: Sequence[ByteReader],
-        ends: Sequence[Sequence[int]],
         weights: Sequence[float] = (1.0,),
         mean: str = ARITHMETIC,
         own: bool = True,
     ):
         self.vocabulary = ByteVocabulary.of(host)
         self.readers = list(readers)
-        self._ends = [np.isin(one.vocabulary.special, list(end)) for one, end in zip(readers, ends, strict=True)]
         self._weights, self._mean, self._size = weights, mean, host.network.vocabulary
         self._alone = own and len(readers) == 1
         self._end = next(iter(sorted(host.stop_ids)), -1)
@@ -112,9 +111,7 @@ class ByteMixture:
                 row[self.vocabulary.special] = np.log(laws[0].specials / laws[0].total)
                 row[self._tokens] = np.log(laws[0].masses[self._bytes] / laws[0].total)
                 return torch.from_numpy(row.astype(np.float32))
-            shares = [
-                self._share(law.masses, law.specials[end].sum()) for law, end in zip(laws, self._ends, strict=True)
-            ]
+            shares = [self._share(law) for law in laws]
             if self._mean == GEOMETRIC:
                 mixed = sum(weight * np.log(share) for weight, share in zip(self._weights, shares, strict=True))
             else:
@@ -155,10 +152,11 @@ class ByteMixture:
         """How often the models were asked, all together."""
         return sum(reader.forwards for reader in self.readers)
 
-    def _share(self, masses: NDArray[np.float64], end: float) -> NDArray[np.float64]:
-        found = np.append(masses, end if self._end >= 0 else 0.0)
+    def _share(self, law: ByteLaw) -> NDArray[np.float64]:
+        found = np.append(law.masses, law.specials.sum() if self._end >= 0 else 0.0)
         found[:256][[byte for byte in range(256) if self.vocabulary.byte_tokens[byte] < 0]] = 0.0
-        return found / found.sum()
+        shares: NDArray[np.float64] = found / found.sum()
+        return shares
 
 
 def _whole(data: bytes) -> bytes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np
 from decodery.bytewise.encodings import START, Encoding, Fixed, Place, byte_pairs
@@ -56,11 +57,13 @@ class ByteVocabulary:
     def of(cls, host: Host) -> ByteVocabulary:
         """That of a model, found out once. Raises MethodUnavailable where its tokenizer is of a kind that is not understood, or
         where what is understood differs from what it does."""
-        place = (None, "byte vocabulary")
-        if place not in host.memory:
-            host.memory[place] = cls._read(host)
-        known: ByteVocabulary = host.memory[place]
-        return known
+        if host.tokenizer is None:
+            raise MethodUnavailable(f"bytes: {host.network.name} has no tokenizer that could say what its tokens are.")
+        known = _KNOWN.setdefault(host.tokenizer, {})
+        place = host.network.vocabulary, tuple(host.stop_ids)
+        if place not in known:
+            known[place] = cls._read(host)
+        return known[place]
 
     @classmethod
     def _read(cls, host: Host) -> ByteVocabulary:
@@ -160,3 +163,7 @@ class ByteVocabulary:
     def _single(self, byte: bytes, first: NDArray[np.bool_]) -> int:
         own = self.tokens.get(byte, [])
         return next((token for token in own if first[token]), own[0] if own else -1)
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], ByteVocabulary]] = weakref.WeakKeyDictionary()
+"""Tokenizer -> what is known of it, by the vocabulary and the end tokens of a model."""

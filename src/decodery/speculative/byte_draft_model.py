@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery._lazy import torch
-from decodery.bytewise.byte_level_probabilities import check_bytes, companion, extra_rows, member
-from decodery.bytewise.mixture import ByteMixture
+from decodery.bytewise.byte_level_probabilities import check_bytes, extra_rows, member
+from decodery.bytewise.mixture import ByteMixture, companion
 from decodery.bytewise.reader import ByteReader
 from decodery.bytewise.vocabulary import ByteVocabulary
 from decodery.engine.method import Decoding, Exactness, Method, parameter
@@ -63,7 +63,7 @@ class ByteDraftModel(Method):
         vocabulary = ByteVocabulary.of(request.host)
         sequence = request.new_sequence()
         yield from request.score_prompt(sequence)
-        target = ByteMixture(request.host, [ByteReader(vocabulary, sequence, request.prompt)], [request.stop_ids])
+        target = ByteMixture(request.host, [ByteReader(vocabulary, sequence, request.prompt)])
         drafter = self._drafter(request)
         leaks: list[float] = []
         details = request.statistics.details
@@ -100,7 +100,7 @@ class ByteDraftModel(Method):
     def _drafter(self, request: Request) -> ByteMixture:
         """The draft model, behind the committed text."""
         other = companion(request.host, self.draft, self.name)
-        return ByteMixture(request.host, [member(request, other, False)], [other.stop_ids], own=False)
+        return ByteMixture(request.host, [member(request, other, False)], own=False)
 
     def _draft(self, request: Request, drafter: ByteMixture) -> Asking[Draft]:
         """Bytes drawn one after the other from the draft model's law, processed as the target's is; its likeliest in greedy
