@@ -13,11 +13,11 @@ from decodery.bytewise.byte_level_probabilities import ByteLevelProbabilities
 from decodery.bytewise.mixture import behind, prompt_of
 from decodery.bytewise.reader import ByteReader
 from decodery.bytewise.vocabulary import ByteVocabulary
+from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, BadPrompt, ConstraintFailed, MethodUnavailable, Refused
 from decodery.evaluation.byte_languages import spaced, two_letters
 from decodery.evaluation.bytes_check import LANGUAGES, _enumerated, expected, language_and_model
 from decodery.evaluation.check import check_method
-from decodery.engine.registry import method as as_method
 from decodery.testing import SmallLanguageModel, toy_diffusion_model, toy_language_model
 from decodery.testing.scorers import TabularScorer
 
@@ -52,11 +52,13 @@ def test_check_decides_it() -> None:
 
 
 def test_one_pass_a_byte() -> None:
-    """One forward for what stays of the prompt, one for what is open at its end, and one for each further byte; with drafts one for
-    several bytes."""
+    """One forward for what stays of the prompt, one for what is open at its end, and one for each further byte; with drafts
+    one for several bytes."""
     _, lm, prompt = language_and_model("two letters")
     for seed in range(6):
-        reply: Any = lm.generate(prompt, method="byte-level-probabilities", temperature=1.0, max_new_tokens=16, seed=seed)
+        reply: Any = lm.generate(
+            prompt, method="byte-level-probabilities", temperature=1.0, max_new_tokens=16, seed=seed
+        )
         written = len(reply.token_ids)  # the end too
         assert reply.stats.details["byte_forwards"] == reply.stats.forwards <= 1 + written
         assert 0 <= abs(reply.stats.details["leak"]) < 1e-6
@@ -122,7 +124,9 @@ def test_what_is_told_of_the_next_byte() -> None:
     language, lm, prompt = language_and_model("two letters")
     found = lm.next_byte(prompt)
     assert float(found.probabilities.sum()) + found.end == pytest.approx(1)
-    assert [byte for byte, value in found.top(2)] == sorted((b"a", b"b"), key=lambda b: -float(found.probabilities[b[0]]))
+    assert [byte for byte, value in found.top(2)] == sorted(
+        (b"a", b"b"), key=lambda b: -float(found.probabilities[b[0]])
+    )
     assert len(found.top(300)) == 256
     assert [ids for ids, _ in found.lefts] == [[language.tokenizer.bos_token_id], prompt]
     assert found.lefts[0][1] == 0 > found.lefts[1][1]
@@ -132,7 +136,7 @@ def test_prompts_in_bytes_may_end_inside_a_sign() -> None:
     _, lm, _ = language_and_model("look-ahead")
     found = lm.next_byte(b"a\xc3")
     assert float(found.probabilities[0xA9]) == pytest.approx(1)
-    assert lm.next_byte("a".encode()).top(3) == lm.next_byte("a").top(3)
+    assert lm.next_byte(b"a").top(3) == lm.next_byte("a").top(3)
     for wrong in (b"\xc3", b"\xa9a", b""):
         with pytest.raises(BadPrompt, match="UTF-8"):
             lm.next_byte(wrong)
@@ -181,26 +185,38 @@ def test_special_tokens_begin_anew() -> None:
 def test_leaks_are_told() -> None:
     """A model that does not know its tokenizer gives mass to tokens that cannot come; it is left out and told."""
     language = two_letters(2)
-    lm = SmallLanguageModel(TabularScorer(len(language.tokenizer), order=2), language.tokenizer, [language.tokenizer.eos_token_id])
+    lm = SmallLanguageModel(
+        TabularScorer(len(language.tokenizer), order=2), language.tokenizer, [language.tokenizer.eos_token_id]
+    )
     lm.companions["other"] = lm
     for spec in ("byte-level-probabilities", "byte-draft-model(draft=other)"):
         reply: Any = lm.generate("a", method=spec, temperature=1.0, seed=2, max_new_tokens=12)
         assert reply.stats.details["most_leak"] >= reply.stats.details["leak"] > 0.01
     assert lm.next_byte("a").leak > 0.001
-    fast: Any = lm.generate("a", method="byte-level-probabilities(fast=True)", temperature=1.0, seed=2, max_new_tokens=12)
+    fast: Any = lm.generate(
+        "a", method="byte-level-probabilities(fast=True)", temperature=1.0, seed=2, max_new_tokens=12
+    )
     assert fast.stats.details["leak"] < reply.stats.details["leak"]
 
 
 def test_logprobs_and_stop_strings_are_those_of_bytes() -> None:
     _, lm, prompt = language_and_model("look-ahead")
-    reply: Any = lm.generate(prompt, method="byte-level-probabilities", temperature=1.0, seed=1, max_new_tokens=4, logprobs=2)
+    reply: Any = lm.generate(
+        prompt, method="byte-level-probabilities", temperature=1.0, seed=1, max_new_tokens=4, logprobs=2
+    )
     first = lm.next_byte(prompt)
     byte = ByteVocabulary.of(lm).said[reply.token_ids[0]]
     own = float(first.probabilities[byte[0]]) if byte else first.end
     assert reply.logprobs[0].raw == pytest.approx(math.log(own), abs=1e-4)
     for until in ("end", "boundary"):
         healed: Any = lm.generate(
-            prompt, method=f"byte-level-probabilities(until={until})", temperature=1.0, seed=5, max_new_tokens=6, logprobs=0, stop=["é"]
+            prompt,
+            method=f"byte-level-probabilities(until={until})",
+            temperature=1.0,
+            seed=5,
+            max_new_tokens=6,
+            logprobs=0,
+            stop=["é"],
         )
         assert "é" not in healed.text
 

@@ -42,7 +42,7 @@ def prompt_of(host: Host, prompt: Sequence[int], other: Host) -> list[int]:
 
     Bytes at its end that are no whole sign are left out; see `behind`. Raises BadPrompt where nothing is left.
     """
-    vocabulary, ours, theirs = ByteVocabulary.of(host), Tokens(host), Tokens(other)  # type: ignore[arg-type]
+    vocabulary, ours, theirs = ByteVocabulary.of(host), Tokens(host), Tokens(other)
     shared = {written: token for token, written in theirs.written().items() if not ByteVocabulary.of(other).said[token]}
     found, said = theirs.begin(), b""
     for token in [*prompt, -1]:
@@ -111,11 +111,12 @@ class ByteMixture:
                 row[self.vocabulary.special] = np.log(laws[0].specials / laws[0].total)
                 row[self._tokens] = np.log(laws[0].masses[self._bytes] / laws[0].total)
                 return torch.from_numpy(row.astype(np.float32))
-            shares = [self._share(law) for law in laws]
+            shares = np.stack([self._share(law) for law in laws])
+            weights = np.array(self._weights)[:, None]
             if self._mean == GEOMETRIC:
-                mixed = sum(weight * np.log(share) for weight, share in zip(self._weights, shares, strict=True))
+                mixed = (weights * np.log(shares)).sum(0)
             else:
-                mixed = np.log(sum(weight * share for weight, share in zip(self._weights, shares, strict=True)))
+                mixed = np.log((weights * shares).sum(0))
         row[self._tokens] = mixed[self._bytes]
         if self._end >= 0:
             row[self._end] = mixed[256]
