@@ -175,8 +175,7 @@ class Service:
             prompt, name = body.get("prompt"), "prompt"
             if prompt is None:
                 name, prompt = "messages", body["messages"]
-                if not isinstance(prompt, list) or not prompt or not all(isinstance(one, dict) for one in prompt):
-                    raise bad_field(name, "messages must be a list of at least one message.")
+                _check_messages(prompt)
                 if "add_special_tokens" in body:
                     raise bad_field("add_special_tokens", "the chat template decides on special tokens.")
             elif not isinstance(prompt, str):
@@ -202,6 +201,8 @@ class Service:
             raise bad_field("prompt", "give prompt, a text, or messages, a conversation.")
         if prompt is not None and not isinstance(prompt, str):
             raise bad_field("prompt", "prompt must be a text.")
+        if prompt is None:
+            _check_messages(body["messages"])
         top, fast = body.get("top", 10), _flag(body, "fast", False)
         if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= 256:
             raise bad_field("top", "top must be a number of bytes, 1 to 256.")
@@ -253,6 +254,12 @@ class Service:
 
 
 TOKENIZER_INFO = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+
+
+def _check_messages(messages: Any) -> None:
+    """Raise Failure unless these are messages."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise bad_field("messages", "messages must be a list of at least one message.")
 
 
 def _shutting_down() -> Failure:

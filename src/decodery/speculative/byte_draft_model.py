@@ -16,7 +16,6 @@ from decodery.models.kinds import Kind
 from decodery.sampling.noise import Stage
 from decodery.speculative.draft import Draft, Siblings, chain
 from decodery.speculative.loop import ProcessedLaws
-from decodery.speculative.verifiers import verifier_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +59,8 @@ class ByteDraftModel(Method):
         return [(request.network, rows), (network, min(rows + rows // 2, network.context))]
 
     def decode(self, request: Request) -> Decoding:
+        from decodery.speculative.verifiers import verifier_for
+
         vocabulary = ByteVocabulary.of(request.host)
         sequence = request.new_sequence()
         yield from request.score_prompt(sequence)
