@@ -14,11 +14,15 @@ from decodery.bytewise.mixture import behind, prompt_of
 from decodery.bytewise.reader import ByteReader
 from decodery.bytewise.vocabulary import ByteVocabulary
 from decodery.engine.registry import method as as_method
+from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, BadPrompt, ConstraintFailed, MethodUnavailable, Refused
 from decodery.evaluation.byte_languages import spaced, two_letters
-from decodery.evaluation.bytes_check import LANGUAGES, _enumerated, expected, language_and_model
+from decodery.evaluation.bytes_check import LANGUAGES, _enumerated, as_bytes, expected, language_and_model
 from decodery.evaluation.check import check_method
+from decodery.models.forward import Forward, Rows
 from decodery.testing import SmallLanguageModel, toy_diffusion_model, toy_language_model
+from decodery.testing.goodness import total_variation
+from decodery.testing.outputs import exact_outputs
 from decodery.testing.scorers import TabularScorer
 
 SPECS = [
@@ -236,6 +240,29 @@ def test_a_long_text_forgets_what_is_over() -> None:
     found = reader.law()
     assert np.allclose(found.masses / found.total, fresh.probabilities.numpy(), atol=1e-4)
     assert reader.sequence.length <= 5 + 22 * 4 + 8
+
+
+def test_at_a_certain_boundary_bytes_and_tokens_agree() -> None:
+    """Of a model of bytes every boundary is certain: the law of the next byte is that of the next token, and nothing leaks."""
+    lm = toy_language_model()
+    for text in ("hello 5", "a", "naïve "):
+        ids = lm.tokenize(text)
+
+        def ask(ids: list[int] = ids) -> Any:
+            scores = yield Forward(lm.network.new_sequence(), ids, logits=Rows.LAST)
+            return scores.logits[0].double().softmax(0)
+
+        law, found = lm.run(ask()), lm.next_byte(text)
+        assert 0.5 * float((law[:256] - found.probabilities).abs().sum()) < abs(found.leak) + 1e-4
+        assert found.leak == pytest.approx(0, abs=1e-9)
+        assert found.end == pytest.approx(float(law[256:].sum()), abs=1e-6)
+    language, small, _ = language_and_model("look-ahead")
+    law = language.law()
+    prompt = [language.tokenizer.bos_token_id]
+    texts: Any = as_bytes(
+        small, exact_outputs(small, "autoregressive", prompt, Settings(temperature=1.0, max_new_tokens=16, seed=0))
+    )
+    assert total_variation(texts, law) < 1e-3
 
 
 def test_what_is_refused() -> None:

@@ -113,10 +113,8 @@ class ByteMixture:
                 return torch.from_numpy(row.astype(np.float32))
             shares = np.stack([self._share(law) for law in laws])
             weights = np.array(self._weights)[:, None]
-            if self._mean == GEOMETRIC:
-                mixed = (weights * np.log(shares)).sum(0)
-            else:
-                mixed = np.log((weights * shares).sum(0))
+            geometric = self._mean == GEOMETRIC
+            mixed = (weights * np.log(shares)).sum(0) if geometric else np.log((weights * shares).sum(0))
         row[self._tokens] = mixed[self._bytes]
         if self._end >= 0:
             row[self._end] = mixed[256]
