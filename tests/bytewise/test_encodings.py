@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,7 @@ def looking_ahead(pattern: str) -> Backed:
 
 LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SMOL = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CASES = {
+CASES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "pieces": (pieces, ["a", "b", " ", " a", " ab", "aa", "é", "éa", "\n", "\n\n", "  ", "<b>", "<", ">"]),
     "gpt-2": (lambda: spaced(1).tokenizer, ["a", " ", "  ", " a", " aa", "é", "éa", "\n", "'", "s", "5", "!"]),
     "smollm": (lambda: looking_ahead(SMOL), ["a", " ", "  ", " a", "é", "\n", "'", "'s", "s", "re", "'re", "5", "!"]),
@@ -151,7 +152,7 @@ def test_what_is_misunderstood_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
             return SimpleNamespace(ids=[token for sign in text for token in self._backend.encode(sign).ids])
 
     monkeypatch.setattr("decodery.bytewise.vocabulary.SAMPLES", ("aa",))
-    tokenizer = spaced(1).tokenizer
+    tokenizer: Any = spaced(1).tokenizer
     tokenizer.backend_tokenizer = Apart(tokenizer.backend_tokenizer)
     with pytest.raises(MethodUnavailable, match=r"is not understood: it puts token .* behind b'a'"):
         vocabulary_of(tokenizer)

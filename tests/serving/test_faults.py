@@ -193,12 +193,14 @@ GOOD = {
     "/detokenize": {"tokens": [104]},
     "/v1/decodery/next_byte": {"prompt": "hi"},
 }
-NAMES = {
-    route.path: sorted({*route.fields, *route.settings(), *route.not_offered} - {"max_tokens"})
-    for route in (CHAT, COMPLETIONS, RESPONSES)
-} | {"/tokenize": ["messages", "add_special_tokens", "return_token_strs"], "/detokenize": ["tokens", "model"]} | {
-    "/v1/decodery/next_byte": ["messages", "top", "fast", "model"]
-}
+NAMES = (
+    {
+        route.path: sorted({*route.fields, *route.settings(), *route.not_offered} - {"max_tokens"})
+        for route in (CHAT, COMPLETIONS, RESPONSES)
+    }
+    | {"/tokenize": ["messages", "add_special_tokens", "return_token_strs"], "/detokenize": ["tokens", "model"]}
+    | {"/v1/decodery/next_byte": ["messages", "top", "fast", "model"]}
+)
 
 
 @st.composite
