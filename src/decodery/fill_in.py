@@ -19,13 +19,13 @@ MARKS = (
 SUFFIX_FIRST, PREFIX_FIRST = "suffix-prefix-middle", "prefix-suffix-middle"
 
 
-class Filling(Host, Protocol):
+class FillIn(Host, Protocol):
     """A language model, as far as a prompt to fill in needs it."""
 
     name: str
 
 
-def fill_prompt(lm: Filling, prefix: str, suffix: str, layout: str) -> list[int]:
+def fill_prompt(lm: FillIn, prefix: str, suffix: str, layout: str) -> list[int]:
     """See `LanguageModel.fill_prompt`."""
     if layout not in (SUFFIX_FIRST, PREFIX_FIRST):
         raise BadSetting(f"layout must be {SUFFIX_FIRST} or {PREFIX_FIRST}, not {layout!r}.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decodery._lazy import np
-from decodery.bytewise.encodings import Place
+from decodery.bytewise.encodings import Border
 from decodery.errors import ConstraintFailed
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Left:
     end: int
     token: int
     parent: Left | None
-    place: Place
+    place: Border
     log_mass: float = 0.0
     tokens: NDArray[np.float64] | None = None
     specials: NDArray[np.float64] | None = None
@@ -87,7 +87,7 @@ class Covers:
     """The covers of a text that grows byte by byte. place: where it begins. fast: leave the tokens that could not have come
     in, as the paper's faster variant does."""
 
-    def __init__(self, vocabulary: ByteVocabulary, place: Place, fast: bool = False):
+    def __init__(self, vocabulary: ByteVocabulary, place: Border, fast: bool = False):
         self.vocabulary, self.fast = vocabulary, fast
         self.root = Left(0, -1, None, place)
         self.text = bytearray()

@@ -29,7 +29,7 @@ PIECES = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class Border:
     """After some tokens: what of them decides on what may follow.
 
     last: the token before, -1 at the beginning of a text. parts: of the tokens from the beginning of a piece on, what each
@@ -45,7 +45,7 @@ class Place:
     suffix: bytes = b""
 
 
-START = Place()
+START = Border()
 
 
 class Encoding(Protocol):
@@ -53,19 +53,19 @@ class Encoding(Protocol):
 
     reachable: NDArray[np.bool_]
 
-    def after(self, place: Place, token: int) -> Place:
+    def after(self, place: Border, token: int) -> Border:
         """The place after one more token."""
         ...
 
-    def follows(self, place: Place) -> NDArray[np.bool_]:
+    def follows(self, place: Border) -> NDArray[np.bool_]:
         """Which tokens may come there, bool [vocabulary]: whether some continuation makes the tokenizer put them there."""
         ...
 
-    def allows(self, place: Place, token: int) -> bool:
+    def allows(self, place: Border, token: int) -> bool:
         """Whether one token may come there: the same for less."""
         ...
 
-    def may_end(self, place: Place) -> bool:
+    def may_end(self, place: Border) -> bool:
         """Whether the tokens are those of their text, if nothing follows."""
         ...
 
@@ -76,16 +76,16 @@ class Fixed:
     def __init__(self, vocabulary: int):
         self.reachable = np.ones(vocabulary, dtype=bool)
 
-    def after(self, place: Place, token: int) -> Place:
+    def after(self, place: Border, token: int) -> Border:
         return place
 
-    def follows(self, place: Place) -> NDArray[np.bool_]:
+    def follows(self, place: Border) -> NDArray[np.bool_]:
         return self.reachable
 
-    def allows(self, place: Place, token: int) -> bool:
+    def allows(self, place: Border, token: int) -> bool:
         return True
 
-    def may_end(self, place: Place) -> bool:
+    def may_end(self, place: Border) -> bool:
         return True
 
 
@@ -120,14 +120,14 @@ class BytePairs:
         """Tokens that the tokenizer never makes of a text, though they say something."""
         return [token for token, said in enumerate(self._bytes) if said and not self.reachable[token]]
 
-    def after(self, place: Place, token: int) -> Place:
+    def after(self, place: Border, token: int) -> Border:
         if token in self._added:
-            return Place(suffix=self._bytes[token])
+            return Border(suffix=self._bytes[token])
         suffix = (b"" if place.last < 0 else place.suffix) + self._bytes[token]
         suffix = suffix[-self._longest :] if self._longest else b""
         text, partial = _whole_signs(place.partial + self._bytes[token])
         if self._splits is None:
-            return Place(token, partial=partial, suffix=suffix)
+            return Border(token, partial=partial, suffix=suffix)
         written = self._splits.written(text)
         if place.partial:
             parts, joins = (*place.parts[:-1], place.parts[-1] + written), place.joins
@@ -136,9 +136,9 @@ class BytePairs:
         else:
             parts, joins = (written,), ()
         parts, joins = self._shortened(parts, joins)
-        return Place(token, parts, joins, partial, suffix)
+        return Border(token, parts, joins, partial, suffix)
 
-    def follows(self, place: Place) -> NDArray[np.bool_]:
+    def follows(self, place: Border) -> NDArray[np.bool_]:
         found = self.reachable.copy()
         joined = np.ones(self._size, dtype=bool)
         if place.last >= 0:
@@ -161,7 +161,7 @@ class BytePairs:
             found[self._ordered[start:stop]] = False
         return found
 
-    def allows(self, place: Place, token: int) -> bool:
+    def allows(self, place: Border, token: int) -> bool:
         said = self._bytes[token]
         if not self.reachable[token] or any(said.startswith(rest) for rest in self._rests(place)):
             return False
@@ -175,7 +175,7 @@ class BytePairs:
         found = [self._splits.around(place.parts, place.joins, text) for text in self._groups[self._group_of[token]]]
         return any(split or (join and joined) for split, join in found)
 
-    def may_end(self, place: Place) -> bool:
+    def may_end(self, place: Border) -> bool:
         return self._splits is None or bool(place.partial) or self._splits.whole(place.parts, place.joins)
 
     # What follows from the pre-tokenizer
@@ -246,7 +246,7 @@ class BytePairs:
         self._words = [own for own, _ in ordered]
         self._ordered = np.array([token for _, token in ordered])
 
-    def _rests(self, place: Place) -> set[bytes]:
+    def _rests(self, place: Border) -> set[bytes]:
         """What would complete an added token which the text before has begun: no token may begin with it."""
         if not place.suffix or not self._beginnings:
             return set()

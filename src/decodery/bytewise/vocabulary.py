@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np
-from decodery.bytewise.encodings import START, Encoding, Fixed, Place, byte_pairs
+from decodery.bytewise.encodings import START, Encoding, Fixed, Border, byte_pairs
 from decodery.bytewise.spelling import spelled, state_of
 from decodery.engine.vocabularies import SAMPLES
 from decodery.errors import MethodUnavailable
@@ -51,7 +51,7 @@ class ByteVocabulary:
         first = encoding.follows(START)
         self.byte_tokens = [self._single(bytes([byte]), first) for byte in range(256)]
         """Of each byte the token that says it, -1 where there is none."""
-        self._follows: OrderedDict[Place, NDArray[np.bool_]] = OrderedDict()
+        self._follows: OrderedDict[Border, NDArray[np.bool_]] = OrderedDict()
 
     @classmethod
     def of(cls, host: Host) -> ByteVocabulary:
@@ -114,18 +114,18 @@ class ByteVocabulary:
             said = said[length:]
         return found
 
-    def place(self, ids: Sequence[int]) -> Place:
+    def place(self, ids: Sequence[int]) -> Border:
         """The place after the tokens of a prompt."""
         found = START
         for token in ids[-BEFORE:]:
             found = self.after(found, token)
         return found
 
-    def after(self, place: Place, token: int) -> Place:
+    def after(self, place: Border, token: int) -> Border:
         """The place after one more token; a special one begins anew."""
         return self.encoding.after(place, token) if self.said[token] else START
 
-    def follows(self, place: Place) -> NDArray[np.bool_]:
+    def follows(self, place: Border) -> NDArray[np.bool_]:
         """Which tokens may come at a place, bool [vocabulary]."""
         if place not in self._follows:
             self._follows[place] = self.encoding.follows(place)
