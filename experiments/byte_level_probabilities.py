@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -31,10 +32,10 @@ class Settings:
     model: str = "smollm2-135m"
     other: str = "gemma3-270m"
     small: str = "stories-twin"
-    cuts: int = 120
-    texts: int = 24
-    bytes: int = 160
-    written: int = 64
+    cuts: int = 64
+    texts: int = 8
+    bytes: int = 80
+    written: int = 32
     seed: int = 0
 
 
@@ -191,6 +192,7 @@ def ensembles(settings: Settings) -> Study:
         "all three": (first, (second, third)),
     }
 
+    @cache
     def bits(text: str, name: str, others: tuple[str, ...]) -> float:
         host = names[name]
         for other in others:

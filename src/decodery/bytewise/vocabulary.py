@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from decodery._lazy import np
-from decodery.bytewise.encodings import START, Encoding, Fixed, Border, byte_pairs
+from decodery.bytewise.encodings import START, Border, Encoding, Fixed, byte_pairs
 from decodery.bytewise.spelling import spelled, state_of
 from decodery.engine.vocabularies import SAMPLES
 from decodery.errors import MethodUnavailable
