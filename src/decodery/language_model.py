@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decodery import scoring
+from decodery import byte_laws, fill_in, scoring
 from decodery.conversations import Message, Tool
 from decodery.engine.background import Background
 from decodery.engine.cost import CostCurve, calibrated
@@ -252,6 +252,33 @@ class LanguageModel:
         before work starts, and ScoresNotNumbers.
         """
         return scoring.score(self, texts, prompt, top, taps, moments)
+
+    def next_byte(
+        self, prompt: Prompt | bytes, *, models: Sequence[str] = (), fast: bool = False
+    ) -> byte_laws.NextByte:
+        """What the model says of the byte after a prompt: exactly, over all ways in which tokens may cover its end.
+
+        prompt: in any form that `generate` takes, or bytes, whose last sign may be incomplete. models: names of further models,
+        of any tokenizers: the mean of what they say. fast: leave out nothing, see the method byte-level-probabilities.
+        Raises BadPrompt, Refused or MethodUnavailable before work starts, and ConstraintFailed where the model gives the prompt
+        no probability.
+        """
+        return byte_laws.next_byte(self, prompt, models, fast)
+
+    def score_bytes(
+        self, text: str | bytes, prompt: Prompt | bytes, *, models: Sequence[str] = (), fast: bool = False
+    ) -> byte_laws.ScoredBytes:
+        """The log probability of every byte of a text behind a prompt. Other arguments and errors as for `next_byte`."""
+        return byte_laws.score_bytes(self, text, prompt, models, fast)
+
+    def fill_prompt(self, prefix: str, suffix: str, layout: str = fill_in.SUFFIX_FIRST) -> list[int]:
+        """Token ids of a prompt whose continuation is the text between two others, for models trained to fill in.
+
+        layout: "suffix-prefix-middle", where the prefix stands last and the text goes on with it, so that its last word may go
+        on, too (decode with byte-level-probabilities(until=boundary)), or "prefix-suffix-middle". Raises MethodUnavailable
+        where the tokenizer has no marks for it, BadPrompt and BadSetting.
+        """
+        return fill_in.fill_prompt(self, prefix, suffix, layout)
 
     def chat(self, messages: str | Sequence[Message], **arguments: Any) -> Reply:
         """Answer a conversation, or a single user message. Arguments as for `generate`."""

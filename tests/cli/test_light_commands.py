@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-VERBS = ("run", "generate", "serve", "methods", "models", "pull", "race", "check", "bench", "acceptance", "train")
+VERBS = (
+    "run",
+    "generate",
+    "serve",
+    "methods",
+    "models",
+    "pull",
+    "race",
+    "check",
+    "bench",
+    "acceptance",
+    "train",
+    "next-byte",
+)
 
 
 @pytest.mark.parametrize(

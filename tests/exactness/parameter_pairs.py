@@ -96,6 +96,11 @@ def drawn(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "drawn ends")
 
 
+def in_bytes(one: object, other: object, beside: str = "") -> Pair:
+    """Seen at a temperature of 1 on a model whose tokens cover each other, and which does not know its tokenizer."""
+    return Pair(one, other, beside, "bytes")
+
+
 DRAFT = "draft=other"
 SEARCH = "bypass=False, context_window=4"
 DELIMITERS = "delimiters=0+6+7+8, block_length=4"
@@ -435,6 +440,14 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "confidence": drawn(0.9, 0.95, "samples=16"),
         "kernel": drawn(False, True, "samples=16"),
     },
+    "ByteLevelProbabilities": {
+        "until": in_bytes("end", "boundary"),
+        "fast": in_bytes(False, True),
+        "models": in_bytes("", "other"),
+        "weights": in_bytes("", "9+1", "models=other"),
+        "mean": in_bytes("probabilities", "logarithms", "models=other"),
+    },
+    "ByteDraftModel": {"draft": in_bytes("other", "another"), "length": in_bytes(1, 4, "draft=other")},
     "SelfConsistency": {
         "answer": drawn("text", "letter"),
         "votes": drawn("equal", "likelihood", "answer=text"),

@@ -24,6 +24,7 @@ from decodery.engine.parameters import Parameter
 from decodery.engine.registry import BUILT_IN, find
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, DecoderyError
+from decodery.evaluation.byte_languages import PairTokenizer, two_letters
 from decodery.models.scorer import Scorer
 from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.del_.exits import ExitAdapters
@@ -38,6 +39,7 @@ from decodery.testing import (
     toy_diffusion_model,
     toy_language_model,
 )
+from decodery.testing.scorers import TabularScorer
 
 VOCABULARY = 24
 PROMPTS = [
@@ -47,6 +49,7 @@ PROMPTS = [
     [1, 2, 3, 20, 5, 6, 20, 8, 9, 20, 1, 2, 3, 21, 5, 6, 21, 8, 9],
 ]
 TEXTS: dict[str, list[Any]] = {
+    "bytes": ["a", "ab", "aba", "b"],
     "network": ["a short text, a short text"],
     "warm network": ["a short text, a short text"],
     "sets": ["which one? <|start_2d|>a long one<|split_2d|>b<|end_2d|> say which one"],
@@ -132,6 +135,16 @@ def _clauses() -> SmallLanguageModel:
     return lm
 
 
+def _bytes() -> SmallLanguageModel:
+    """Tokens of byte pairs, a model that gives mass to those which cannot come, and companions of single bytes."""
+    tokenizer, single = two_letters(1).tokenizer, PairTokenizer("ab", [])
+    lm = SmallLanguageModel(TabularScorer(len(tokenizer)), tokenizer, [tokenizer.eos_token_id])
+    for place, name in enumerate(("other", "another")):
+        scorer = TabularScorer(len(single), seed=place + 1, name=name)
+        lm.companions[name] = SmallLanguageModel(scorer, single, [single.eos_token_id])
+    return lm
+
+
 def _thresholds() -> SmallLanguageModel:
     """Thresholds of it have been learned."""
     lm = _story()
@@ -150,6 +163,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "ends": (_story, GREEDY | ENDS),
     "drawn ends": (_story, SAMPLED | ENDS),
     "constrained": (_story, SAMPLED | ENDS | {"structured_outputs": {"regex": "(c?[^c-k])*c?"}}),
+    "bytes": (_bytes, SAMPLED),
     "one token": (_story, SAMPLED | {"max_new_tokens": 1}),
     "deep": (lambda: _story(layers=7), GREEDY),
     "long": (lambda: _story(layers=7), GREEDY | {"max_new_tokens": 48}),

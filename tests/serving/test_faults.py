@@ -191,11 +191,16 @@ GOOD = {
     RESPONSES.path: {"input": "hi", "max_output_tokens": 2},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [104]},
+    "/v1/decodery/next_byte": {"prompt": "hi"},
 }
-NAMES = {
-    route.path: sorted({*route.fields, *route.settings(), *route.not_offered} - {"max_tokens"})
-    for route in (CHAT, COMPLETIONS, RESPONSES)
-} | {"/tokenize": ["messages", "add_special_tokens", "return_token_strs"], "/detokenize": ["tokens", "model"]}
+NAMES = (
+    {
+        route.path: sorted({*route.fields, *route.settings(), *route.not_offered} - {"max_tokens"})
+        for route in (CHAT, COMPLETIONS, RESPONSES)
+    }
+    | {"/tokenize": ["messages", "add_special_tokens", "return_token_strs"], "/detokenize": ["tokens", "model"]}
+    | {"/v1/decodery/next_byte": ["messages", "top", "fast", "model"]}
+)
 
 
 @st.composite

@@ -155,6 +155,36 @@ def test_tokens_there_and_back(server: Running) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+def test_the_next_byte(server: Running) -> None:
+    told = post(server, {"prompt": "hi", "top": 3}, "/v1/decodery/next_byte").json()
+    found = server.lm().next_byte("hi")
+    assert [one["byte"] for one in told["next"]] == [byte[0] for byte, _ in found.top(3)]
+    assert told["next"][0]["probability"] == pytest.approx(found.top(1)[0][1], abs=1e-6)
+    assert told["end"] == pytest.approx(found.end, abs=1e-6)
+    assert told["forwards"] == found.forwards
+    assert told["leak"] == pytest.approx(found.leak, abs=1e-6)
+    talk = {"messages": [{"role": "user", "content": "hi"}], "fast": True}
+    assert len(post(server, talk, "/v1/decodery/next_byte").json()["next"]) == 10
+    for body, param in (
+        ({}, "prompt"), ({"prompt": 1}, "prompt"), ({"prompt": "a", "messages": []}, "prompt"), ({"prompt": ""}, "prompt"),
+        ({"prompt": "a", "top": 0}, "top"), ({"prompt": "a", "top": True}, "top"), ({"prompt": "a", "fast": 1}, "fast"),
+        ({"prompt": "a", "more": 1}, "more"), ({"messages": [1]}, "messages"),
+        ({"prompt": "a", "model": "diffusion-stories"}, "prompt"),
+    ):  # fmt: skip
+        answer = post(server, body, "/v1/decodery/next_byte")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_texts_in_bytes_over_http(server: Running) -> None:
+    body = {"prompt": "hi", "max_tokens": 6, "temperature": 0, "method": "byte-level-probabilities"}
+    told = post(server, body, "/v1/completions").json()
+    plain = post(server, {**body, "method": "autoregressive"}, "/v1/completions").json()
+    # Of single bytes as tokens the two are the same.
+    assert told["choices"][0]["text"] == plain["choices"][0]["text"]
+    lent = post(server, {**body, "method": "byte-level-probabilities(models=elsewhere)"}, "/v1/completions")
+    assert lent.status_code == 400
+
+
 def test_methods_are_those_of_the_registry(server: Running) -> None:
     told = httpx.get(server.address + "/v1/decodery/methods").json()["data"]
     assert told == json.loads(json.dumps([info.as_dict() for info in registry.methods()]))

@@ -25,6 +25,7 @@ from decodery.cli.detect import detect
 from decodery.cli.generate import generate
 from decodery.cli.jobs import INTERRUPTED
 from decodery.cli.methods import methods
+from decodery.cli.next_byte import next_byte
 from decodery.cli.pull import pull
 from decodery.cli.race import race
 from decodery.cli.run import run
@@ -66,6 +67,7 @@ app.command("generate")(generate)
 app.command("counterfactual")(counterfactual)
 app.command("watermark")(watermark)
 app.command("detect")(detect)
+app.command("next-byte")(next_byte)
 app.command("serve")(serve)
 app.command("methods")(methods)
 app.add_typer(models.app, name="models")

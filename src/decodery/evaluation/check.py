@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from decodery.bytewise.byte_level_probabilities import ByteLevelProbabilities
 from decodery.constraints.awrs import AdaptiveWeightedRejection
 from decodery.constraints.grammar_aligned_decoding import GrammarAlignedDecoding
 from decodery.engine.method import Method, refusal
@@ -20,6 +21,7 @@ from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.errors import BadSetting, Refused
 from decodery.evaluation.aligned_check import aligned_parts
+from decodery.evaluation.bytes_check import bytes_parts, expected
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
 from decodery.evaluation.sampled_law import law_parts
@@ -32,6 +34,7 @@ from decodery.models.kinds import Kind
 from decodery.replies import Reply
 from decodery.sampling.chance import Source
 from decodery.search.tries import TryingMethod
+from decodery.speculative.byte_draft_model import ByteDraftModel
 
 PLAIN = "autoregressive"
 TIE = 1e-4
@@ -102,6 +105,8 @@ def check_method(
         # Of those that decide among texts that differ there is nothing to see greedily, and no law is promised.
         if isinstance(chosen, TryingMethod) and not chosen.exactness.same_law:
             parts = tries_parts(lm, chosen, ids, seed, source, tell)
+        elif isinstance(chosen, ByteLevelProbabilities | ByteDraftModel):
+            parts = bytes_parts(chosen, samples, significance, seed, tell, expected(chosen))
         elif isinstance(chosen, AdaptiveWeightedRejection):
             parts = weights_parts(chosen, seed, tell)
         elif isinstance(chosen, GrammarAlignedDecoding):

@@ -18,6 +18,7 @@ FAMILIES = {
     "speculative": "drafts are verified, several tokens a pass",
     "diffusion": "canvases of a masked-diffusion model are filled",
     "search": "several texts are decided together",
+    "bytes": "texts are drawn byte by byte, whatever the tokens are",
     "constraints": "texts keep to a grammar by more than masking",
 }
 """What the families do."""

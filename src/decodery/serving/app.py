@@ -110,6 +110,9 @@ def _telling(app: FastAPI, service: Service) -> None:
     async def tokenize(request: Request) -> Response:
         return Json(await service.tokenize(request))
 
+    async def next_byte(request: Request) -> Response:
+        return Json(await service.next_byte(request))
+
     async def detokenize(request: Request) -> Response:
         return Json(await service.detokenize(request))
 
@@ -125,6 +128,7 @@ def _telling(app: FastAPI, service: Service) -> None:
     _add(app, "POST", "/v1/decodery/check", partial(experiments.check, service=service))
     _add(app, "POST", "/v1/embeddings", embeddings)
     _add(app, "POST", "/tokenize", tokenize)
+    _add(app, "POST", "/v1/decodery/next_byte", next_byte)
     _add(app, "POST", "/detokenize", detokenize)
     _add(app, "GET", "/tokenizer_info", tokenizer_info)
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from decodery.engine.memory import parse_size
 from decodery.engine.registry import methods
-from decodery.errors import BadPrompt
+from decodery.errors import BadPrompt, ConstraintFailed, MethodUnavailable, Refused
 from decodery.serving import detection, page
 from decodery.serving.asked import read, read_json
 from decodery.serving.chat import ChatShape
@@ -175,8 +175,7 @@ class Service:
             prompt, name = body.get("prompt"), "prompt"
             if prompt is None:
                 name, prompt = "messages", body["messages"]
-                if not isinstance(prompt, list) or not prompt or not all(isinstance(one, dict) for one in prompt):
-                    raise bad_field(name, "messages must be a list of at least one message.")
+                _check_messages(prompt)
                 if "add_special_tokens" in body:
                     raise bad_field("add_special_tokens", "the chat template decides on special tokens.")
             elif not isinstance(prompt, str):
@@ -192,6 +191,29 @@ class Service:
             if _flag(body, "return_token_strs", False):
                 told["token_strs"] = [model.lm.tokenizer.decode([token]) for token in ids]
             return told
+
+    async def next_byte(self, request: Request) -> dict[str, Any]:
+        """What a model says of the byte after a prompt: see `LanguageModel.next_byte`."""
+        body = await self._body(request)
+        _only(body, ("model", "prompt", "messages", "top", "fast"), "/v1/decodery/next_byte")
+        prompt: Any = body.get("prompt")
+        if (prompt is None) == (body.get("messages") is None):
+            raise bad_field("prompt", "give prompt, a text, or messages, a conversation.")
+        if prompt is not None and not isinstance(prompt, str):
+            raise bad_field("prompt", "prompt must be a text.")
+        if prompt is None:
+            _check_messages(body["messages"])
+        top, fast = body.get("top", 10), _flag(body, "fast", False)
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= 256:
+            raise bad_field("top", "top must be a number of bytes, 1 to 256.")
+        async with self._model(body) as model:
+            asked = body["messages"] if prompt is None else prompt
+            try:
+                found = await asyncio.to_thread(model.lm.next_byte, asked, fast=fast)
+            except (BadPrompt, Refused, MethodUnavailable, ConstraintFailed) as error:
+                raise bad_field("messages" if prompt is None else "prompt", str(error)) from None
+            likeliest = [{"byte": byte[0], "probability": value} for byte, value in found.top(top) if value > 0]
+            return {"next": likeliest, "end": found.end, "leak": found.leak, "forwards": found.forwards}
 
     async def settle(self, request: Request) -> dict[str, Any]:
         """How a method is written with some values of its parameters, and which of them act."""
@@ -239,6 +261,12 @@ class Service:
 
 
 TOKENIZER_INFO = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+
+
+def _check_messages(messages: Any) -> None:
+    """Raise Failure unless these are messages."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise bad_field("messages", "messages must be a list of at least one message.")
 
 
 def _shutting_down() -> Failure:

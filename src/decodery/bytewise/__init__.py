@@ -1,0 +1,1 @@
+"""What any model says of bytes."""
