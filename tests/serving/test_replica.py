@@ -12,7 +12,7 @@ import serving_models
 from starlette.responses import Response, StreamingResponse
 
 from decodery.serving.configuration import ServerConfiguration
-from decodery.serving.replica import ATTEMPTS, Asked, Replica, answered, key_of, ranked
+from decodery.serving.replica import ATTEMPTS, Forwarded, Replica, answered, key_of, ranked
 
 HEADERS = [(b"host", b"127.0.0.1:1"), (b"content-type", b"application/json")]
 
@@ -21,8 +21,8 @@ def body(**more: Any) -> bytes:
     return json.dumps({"prompt": "hello", "max_tokens": 6, "temperature": 0, **more}).encode()
 
 
-def asked(text: bytes, path: str = "/v1/completions", verb: str = "POST") -> Asked:
-    return Asked(verb, path, b"", HEADERS, text, key_of(text))
+def asked(text: bytes, path: str = "/v1/completions", verb: str = "POST") -> Forwarded:
+    return Forwarded(verb, path, b"", HEADERS, text, key_of(text))
 
 
 class TestChoice:
@@ -109,7 +109,7 @@ def values(**changes: Any) -> dict[str, Any]:
     return {name: getattr(configuration, name) for name in configuration.__dataclass_fields__}
 
 
-def run(replica: Replica, *questions: Asked) -> list[list[Any]]:
+def run(replica: Replica, *questions: Forwarded) -> list[list[Any]]:
     async def all_of_them() -> list[list[Any]]:
         try:
             return [[piece async for piece in replica.answer(question)] for question in questions]

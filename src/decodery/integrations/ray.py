@@ -24,7 +24,7 @@ from starlette.responses import Response
 from decodery.engine.memory import parse_size
 from decodery.errors import BadSetting
 from decodery.serving.configuration import ServerConfiguration
-from decodery.serving.replica import Asked, Replica, answered, key_of, ranked, refusal
+from decodery.serving.replica import Forwarded, Replica, answered, key_of, ranked, refusal
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]  # where ray is not installed
@@ -32,7 +32,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # where ray is not ins
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """Groups of replicas, the first choice first."""
-        asked = next((one for one in getattr(pending_request, "args", ()) if isinstance(one, Asked)), None)
+        asked = next((one for one in getattr(pending_request, "args", ()) if isinstance(one, Forwarded)), None)
         if asked is None or not asked.key:
             return [candidate_replicas]
         names = [str(replica.replica_id.unique_id) for replica in candidate_replicas]
@@ -51,7 +51,7 @@ class Front:
         body = await request.body()
         if len(body) > self._most_body:
             return Response(refusal(f"a body may have {self._most_body} bytes."), 413, media_type="application/json")
-        asked = Asked(
+        asked = Forwarded(
             request.method,
             request.url.path,
             request.scope["query_string"],

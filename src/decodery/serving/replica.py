@@ -26,7 +26,7 @@ DIED: Mapping[str, Any] = {
 }
 
 
-class Asked(NamedTuple):
+class Forwarded(NamedTuple):
     """A request over HTTP. key: which replica it had best be given to; empty: any."""
 
     verb: str
@@ -68,7 +68,7 @@ class Replica:
             self._starting = asyncio.create_task(self._service.start())
         await asyncio.shield(self._starting)
 
-    async def answer(self, asked: Asked) -> AsyncGenerator[Any, None]:
+    async def answer(self, asked: Forwarded) -> AsyncGenerator[Any, None]:
         """First the status and the headers, then the body, piece by piece."""
         await self.check_health()
         told: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
