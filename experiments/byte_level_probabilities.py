@@ -176,7 +176,7 @@ def passes(settings: Settings) -> Study:
 
 
 def ensembles(settings: Settings) -> Study:
-    lm = loaded(settings.model, dtype="float32")
+    lm = loaded(settings.model)
     names = {
         settings.model: lm,
         settings.other: lm.companion(settings.other),
