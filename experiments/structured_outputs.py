@@ -49,6 +49,7 @@ class Settings:
     schemas: int = 20
     tokens: int = 96
     peers: bool = True
+    seed: int = 0
 
 
 def read(file: str, most: int) -> list[Any]:
@@ -95,7 +96,7 @@ def by_method(lm: LanguageModel, method: str, settings: Settings, schema: Any) -
             masks[0] += time.perf_counter() - begun
             masks[1] += len(rows)
 
-    given: dict[str, Any] = {"structured_outputs": {"json": schema}, "session": "experiment"}
+    given: dict[str, Any] = {"structured_outputs": {"json": schema}, "session": "experiment", "seed": settings.seed}
     StructuredOutputs.apply = timed  # type: ignore[method-assign]
     try:
         reply: Any = lm.generate(asked(schema), method, max_new_tokens=settings.tokens, **given)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import decodery
 from decodery.cli.jobs import LineDecoder, Results
 from decodery.cli.prompts import Line
 from decodery.errors import BadInput
@@ -121,10 +120,10 @@ def test_refused_jobs(command: Any, arguments: tuple[str, ...], said: str) -> No
 
 def test_lines_are_decoded_elsewhere(monkeypatch: pytest.MonkeyPatch, toy: Any) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(decodery, "load", lambda **model: given.append(model) or toy)
+    monkeypatch.setattr("decodery.loading.load", lambda **model: given.append(model) or toy)
     decode = LineDecoder({"name": "m", "dtype": "auto"}, "file", "prompt-lookup", {"max_new_tokens": 3, "seed": 1})
     lines = [Line(7, "hello", labels={"id": "a"}), Line(9, error="it is empty")]
-    result = decode({"line": [pickle.dumps(line) for line in lines]})
+    result = decode({"item": [pickle.dumps(line) for line in lines]})
     assert given == [{"name": "m", "dtype": "auto"}]
     assert result["number"] == [7, 9]
     [[first], [second]] = [json.loads(entries) for entries in result["results"]]

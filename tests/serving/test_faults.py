@@ -59,7 +59,7 @@ def server() -> Iterator[Running]:
             running.wait_idle()
     finally:
         del registry._classes["test-raising"]
-        del named._KNOWN["test-not-numbers"]  # type: ignore[attr-defined]
+        del named.REGISTRY.known["test-not-numbers"]
 
 
 def post(server: Running, body: Any, path: str = "/v1/completions") -> httpx.Response:

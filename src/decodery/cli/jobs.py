@@ -124,17 +124,17 @@ def many_on_ray(
     """The same on workers of Ray Data. This process alone writes, so that no line stands there twice, whatever dies. model:
     what `decodery.load` is given."""
     with needs("decodery generate --ray", "ray"):
-        from decodery.integrations.ray_jobs import decode_lines
+        from decodery.integrations.ray_jobs import done_by_workers
+    arguments = {"model": model, "source": source, "method": method, "settings": settings}
     failed = False
     with Results(into, settings.get("n", 1)) as results, Counter(shown=True) as counter:
         left = [line for line in lines if line.number not in results.done]
         before = len(results.done)
         counter("lines", len(lines) - len(left), len(lines))
-        for number, entries in decode_lines(
-            model, source, left, method, settings, workers=workers, batch_size=batch_size
-        ):
+        for row in done_by_workers(LineDecoder, arguments, left, workers=workers, batch_size=batch_size):
+            entries = json.loads(row["results"])
             failed |= "error" in entries[0]
-            results.write(number, entries)
+            results.write(int(row["number"]), entries)
             counter("lines", len(lines) - len(left) + len(results.done) - before, len(lines))
     if failed:
         raise typer.Exit(2)
@@ -225,14 +225,14 @@ class LineDecoder:
     """Decodes batches of lines somewhere else, such as on a worker of Ray Data. model: what `decodery.load` is given."""
 
     def __init__(self, model: Mapping[str, Any], source: str, method: str | None, settings: Mapping[str, Any]):
-        import decodery
+        from decodery import loading
 
-        self._lm = decodery.load(**model)
+        self._lm = loading.load(**model)
         self._source, self._method, self._settings = source, method, dict(settings)
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """rows: under `line` pickled lines. Gives their numbers and their results, as JSON."""
-        lines: list[Line] = [pickle.loads(given) for given in rows["line"]]
+        """rows: under `item` pickled lines. Gives their numbers and their results, as JSON."""
+        lines: list[Line] = [pickle.loads(given) for given in rows["item"]]
         checked = [admitted(self._lm, self._source, line, self._method, self._settings) for line in lines]
         told, _ = decoded(self._lm, self._source, checked, self._method, self._settings)
         return {"number": [line.number for line in lines], "results": [json.dumps(entries) for entries in told]}
