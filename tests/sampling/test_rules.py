@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from letter_constraints import Signs
 
 from decodery.engine.settings import Settings, schema
@@ -419,3 +420,24 @@ def test_settings_take_a_rule() -> None:
     value = Settings.of({"structured_outputs": {"predicate": len}}, 9).structured_outputs
     assert (value.kind, value.grammar) == ("rule", "")
     assert value.rule.called == "the predicate len"
+
+
+@pytest.mark.parametrize("more", [{}, {"regex": "(ab|c)*"}])
+def test_one_token_and_rows_are_judged_as_all_tokens_are(more: dict[str, Any]) -> None:
+    """What greedy decoding asks of the likeliest token, and what forbids the others."""
+    given = {"rule": Matches("(ab|c)(ab|c)?"), **more}
+    known, seen = over_words(given), 0
+    for length in range(3):
+        for tokens in product(range(END), repeat=length):
+            if known.broken(tokens):
+                with pytest.raises(ConstraintFailed, match="does not keep to structured_outputs"):
+                    over_words(given).allows(tokens, 0)
+                continue
+            allowed, ends = known.allowed(tokens)
+            asked = over_words(given)
+            assert [asked.allows(tokens, token) for token in range(len(WORDS))] == allowed.tolist()
+            row = torch.arange(8.0)
+            assert asked.forbid(row, tokens) is ends
+            assert torch.equal(row.isfinite(), allowed)
+            seen += 1
+    assert seen > 5

@@ -14,7 +14,7 @@ from decodery.sampling.forbidding import FORBIDDEN, on_cpu
 from decodery.sampling.structured.constraint import Constraint
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
 
@@ -126,14 +126,12 @@ class Compiled:
             eights = row.numpy().reshape(-1, 8)
             eights += np.take(_penalties(), place.follows, axis=0)
         else:
-            allowed, _ = self.allowed(tokens)
-            row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
+            mask(row, self.allowed(tokens)[0])
         return place.ends
 
     def _unbroken(self, tokens: tuple[int, ...]) -> Place:
         place = self._place(tokens)
-        if place.broken:
-            raise ConstraintFailed(f"the output does not keep to structured_outputs: {place.broken}.")
+        check_unbroken(place.broken)
         return place
 
     def _looked_at(self, tokens: tuple[int, ...]) -> Place:
@@ -193,6 +191,17 @@ class Compiled:
         place.follows = np.frombuffer(mask, np.uint8)[: -(-self._vocabulary // 8)].copy()
         for mark in self._marks:  # llguidance lets its own end token come where the text may end
             place.follows[mark >> 3] &= ~(1 << (mark & 7)) & 255
+
+
+def check_unbroken(broken: str) -> None:
+    """Raise ConstraintFailed where something is wrong with the tokens of an output."""
+    if broken:
+        raise ConstraintFailed(f"the output does not keep to structured_outputs: {broken}.")
+
+
+def mask(row: Float[Tensor, "vocabulary"], allowed: Bool[Tensor, "vocabulary"]) -> None:
+    """Forbid in a row, in place, what is not allowed."""
+    row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
 
 
 @cache

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
-from decodery.errors import BadSetting, ConstraintFailed
-from decodery.sampling.forbidding import FORBIDDEN
+from decodery.errors import BadSetting
 from decodery.sampling.structured.constraint import Constraint
-from decodery.sampling.structured.grammars import MOST_PLACES, Compiled
+from decodery.sampling.structured.grammars import MOST_PLACES, Compiled, check_unbroken, mask
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -80,14 +79,13 @@ class Ruled(Compiled):
 
     def forbid(self, row: Float[Tensor, "vocabulary"], tokens: tuple[int, ...]) -> bool:
         allowed, ends = self.allowed(tokens)
-        row.masked_fill_(~allowed.to(row.device), FORBIDDEN)
+        mask(row, allowed)
         return ends
 
     def _kept_to(self, tokens: tuple[int, ...]) -> Reached:
         """Raises ConstraintFailed where the tokens break the constraint."""
         place = self._at(tokens)
-        if place.broken:
-            raise ConstraintFailed(f"the output does not keep to structured_outputs: {place.broken}.")
+        check_unbroken(place.broken)
         return place
 
     def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
