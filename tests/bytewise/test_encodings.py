@@ -130,6 +130,16 @@ def test_bytes_for_signs_without_a_token() -> None:
     assert vocabulary.spell("aü".encode()) == [vocabulary.tokens[b"a"][-1], first, u_umlaut]
 
 
+def test_a_space_that_is_written_as_another_sign_needs_no_token_of_its_byte() -> None:
+    """The token of the byte 0x20 never comes: " a" would have a second encoding, and be counted twice."""
+    vocabulary = vocabulary_of(pieces())
+    place = vocabulary.place([])
+    for byte, comes in ((0x20, False), (ord("a"), False), (ord("z"), True)):
+        assert vocabulary.said[byte] == bytes([byte])
+        assert bool(vocabulary.follows(place)[byte]) is comes
+        assert vocabulary.encoding.allows(place, byte) is comes
+
+
 def test_signs_that_begin_with_some_bytes() -> None:
     assert set(completions(b"\xc3")) == {chr(number) for number in range(0xC0, 0x100)}
     assert "…" in set(completions(b"\xe2\x80"))

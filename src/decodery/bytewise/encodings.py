@@ -256,11 +256,10 @@ class BytePairs:
     # What follows from tokens of single bytes for signs that have none
 
     def _known_signs(self, vocabulary: Mapping[str, int]) -> dict[bytes, int]:
-        """Beginning of a sign -> how many signs with it have a token."""
+        """Beginning of a sign -> how many signs with it have a token; a space counts where it is written as another sign."""
         counts: dict[bytes, int] = {}
-        for written in vocabulary:
-            if len(written) == 1:
-                sign = written.encode(errors="ignore")
+        for written, token in vocabulary.items():
+            for sign in {written.encode(errors="ignore"), self._bytes[token]} if len(written) == 1 else ():
                 for length in range(1, len(sign) + 1):
                     counts[sign[:length]] = counts.get(sign[:length], 0) + 1
         return counts
