@@ -111,18 +111,18 @@ def _checked(message: Message) -> dict[str, Any]:
     """A message as templates expect it; arguments of tool calls as objects. Raises BadPrompt."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str | list | None):
-        raise BadPrompt(f"a message has a role and a content, both strings; this one is {_shown(message)}.")
+        raise BadPrompt(f"a message has a role and a content, both strings; this one is {shown(message)}.")
     result = {**message, "content": content}
     calls = message.get("tool_calls")
     if calls is not None and (role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls))):
         raise BadPrompt(
             "tool_calls is a list of calls of an assistant, each with a function that has a name and arguments; "
-            f"this message is {_shown(message)}."
+            f"this message is {shown(message)}."
         )
     if calls:
         result["tool_calls"] = [_with_arguments(call) for call in calls]
     elif content is None:
-        raise BadPrompt(f"a message without tool_calls has a content, a string; this one is {_shown(message)}.")
+        raise BadPrompt(f"a message without tool_calls has a content, a string; this one is {shown(message)}.")
     else:
         result.pop("tool_calls", None)
     if isinstance(content, list):
@@ -131,7 +131,7 @@ def _checked(message: Message) -> dict[str, Any]:
             if isinstance(part, Mapping) and kind not in (None, "text"):
                 raise BadPrompt(f"a content is text here; this one has a part of the type {kind!r}.")
             if kind is None or not isinstance(part.get("text"), str):
-                raise BadPrompt(f'a part of a content is {{"type": "text", "text": …}}; this one is {_shown(part)}.')
+                raise BadPrompt(f'a part of a content is {{"type": "text", "text": …}}; this one is {shown(part)}.')
         if not content:
             raise BadPrompt("a content in parts has at least one part; this one has none.")
     return result
@@ -167,7 +167,7 @@ def _checked_tools(tools: Sequence[Tool] | None) -> list[Tool] | None:
     for tool in tools:
         if not (isinstance(tool, Mapping) and _tool_name(tool)) and not inspect.isroutine(tool):
             raise BadPrompt(
-                f"a tool is a JSON schema with the name of a function, or a function; this is {_shown(tool)}."
+                f"a tool is a JSON schema with the name of a function, or a function; this is {shown(tool)}."
             )
     return [dict(tool) if isinstance(tool, Mapping) else tool for tool in tools] or None
 
@@ -201,6 +201,7 @@ def _called(call: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "name": name}} if "function" in call else {**call, "name": name}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, most: int = 200) -> str:
+    """A value for a message, its first signs."""
     text = repr(dict(value) if isinstance(value, Mapping) else value)
-    return text if len(text) <= 200 else text[:200] + "…"
+    return text if len(text) <= most else text[:most] + "…"

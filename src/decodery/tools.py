@@ -12,8 +12,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from decodery.conversations import shown
 from decodery.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ For each call, write a JSON object with the name of the function and its argumen
 </tool_call>"""
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of arguments, as the models saw them; white space that may be anything invites small models to write nothing else."""
+
+
+_shown = partial(shown, most=100)
 
 
 @dataclass(frozen=True)
@@ -181,11 +186,6 @@ def _opening(function: Mapping[str, Any]) -> str:
 def _said(text: str) -> str:
     """A text in a grammar."""
     return json.dumps(text)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "…"
 
 
 def _text(content: Any) -> str:

@@ -5,7 +5,6 @@ Source: Meeus et al., arXiv 2402.09363, section 4: copies before random words, o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from decodery.audit.traps import MEMBER, Trap
 from decodery.errors import BadInput
+from decodery.text_files import read_records, write_records
 
 SPACE = " "
 
@@ -105,22 +105,13 @@ def contexts(texts: Sequence[str], injections: Sequence[Injection]) -> dict[str,
 
 def write_injections(path: Path, injections: Sequence[Injection]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in injections), "utf-8")
+    write_records(path, map(asdict, injections))
 
 
 def read_injections(path: Path) -> list[Injection]:
     """Raises BadInput, which names the line."""
-    found = []
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as text in UTF-8 ({type(error).__name__}).") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry: dict[str, Any] = json.loads(line)
-            found.append(Injection(int(entry["document"]), str(entry["trap"]), tuple(map(int, entry["positions"]))))
-        except (ValueError, TypeError, KeyError):
-            raise BadInput(f"line {number} of {path} is no record that decodery traps inject wrote.") from None
-    return found
+
+    def made(entry: dict[str, Any]) -> Injection:
+        return Injection(int(entry["document"]), str(entry["trap"]), tuple(map(int, entry["positions"])))
+
+    return read_records(path, made, "record that decodery traps inject wrote")

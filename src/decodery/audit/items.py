@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from decodery.errors import BadInput
+from decodery.text_files import numbered_lines, write_records
 
 WORDS, PIECES = 200, 25
 """Words of a sequence, and how many sequences of a document are looked at: the paper's."""
@@ -67,15 +68,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
 
 def _entries(path: Path, form: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Number, name and content of each line that is not empty."""
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not a text file in UTF-8 (byte {error.start}).") from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         where = f"line {number} of {path}"
         try:
             entry = json.loads(line)
@@ -88,8 +81,7 @@ def _entries(path: Path, form: str) -> Iterator[tuple[int, str, dict[str, Any]]]
 
 def write_items(path: Path, items: Sequence[AuditText]) -> None:
     """The file that `read_items` reads."""
-    told = [{"text": item.text, "member": item.member, "document": item.document} for item in items]
-    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in told), "utf-8")
+    write_records(path, ({"text": item.text, "member": item.member, "document": item.document} for item in items))
 
 
 def randomised(texts: Sequence[str], seed: int = 0) -> list[AuditText]:

@@ -24,6 +24,9 @@ class MeasuredRate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
 
 def auc(weights: Array, scores: Array, members: Array) -> Array:
     """The chance that a member has the higher score of the two, ties ½: [draws]. NaN where one class has no weight."""

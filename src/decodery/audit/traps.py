@@ -9,17 +9,17 @@ repository; where that leaves out the space behind a trap, one is put there.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from decodery.audit.evidence import Tell, silent
 from decodery.errors import BadInput
+from decodery.text_files import read_records, write_records
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -170,23 +170,13 @@ def jaccard(one: set[int], other: set[int]) -> float:
 
 def write_traps(path: Path, traps: Sequence[Trap]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(asdict(trap), ensure_ascii=False) + "\n" for trap in traps), "utf-8")
+    write_records(path, map(asdict, traps))
 
 
 def read_traps(path: Path) -> list[Trap]:
     """Raises BadInput, which names the line."""
-    found = []
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as text in UTF-8 ({type(error).__name__}).") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry: dict[str, Any] = json.loads(line)
-            trap = Trap(**{**entry, "ids": tuple(map(int, entry["ids"]))})
-        except (ValueError, TypeError, KeyError):
-            raise BadInput(f"line {number} of {path} is no trap that decodery traps make wrote.") from None
-        found.append(trap)
-    return found
+    return read_records(
+        path,
+        lambda entry: Trap(**{**entry, "ids": tuple(map(int, entry["ids"]))}),
+        "trap that decodery traps make wrote",
+    )

@@ -198,7 +198,7 @@ def _window(window: DateWindow) -> dict[str, object]:
 
 
 def _area(found: MeasuredRate | None) -> str:
-    return "" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return "" if found is None else str(found)
 
 
 def _show(report: MembershipReport, windows: Sequence[DateWindow]) -> None:

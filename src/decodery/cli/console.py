@@ -209,17 +209,6 @@ BYTE_ORDER_MARK = "\ufeff"
 """What some editors and shells begin a text with; it is no part of it."""
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8; raises BadInput where it cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not a text file in UTF-8 (byte {error.start}).") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadInput(f"{path} cannot be read: {reason}.") from None
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around writing a file: what goes wrong becomes BadInput."""

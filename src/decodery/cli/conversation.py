@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decodery.cli.console import read_text, write_text
+from decodery.cli.console import write_text
 from decodery.cli.options import with_seed
 from decodery.cli.outcome import Outcome
 from decodery.errors import BadInput, BadSetting
+from decodery.text_files import read_text
 
 if TYPE_CHECKING:
     from decodery.engine.events import Event

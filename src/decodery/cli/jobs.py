@@ -53,13 +53,14 @@ class Results(AbstractContextManager["Results"]):
         *lines, _ = self.path.read_text("utf-8", errors="replace").split("\n")
         for place, text in enumerate(lines):
             try:
-                number = int(json.loads(text)["line"])
+                entry = json.loads(text)
+                number = int(entry["line"])
             except (ValueError, KeyError, TypeError):
                 raise BadInput(
                     f"line {place + 1} of {self.path} is no result of a job; give --output another file."
                 ) from None
             entries.setdefault(number, []).append(text)
-            if "error" in json.loads(text):
+            if "error" in entry:
                 failed.add(number)
         self.done = {number for number, told in entries.items() if len(told) == (1 if number in failed else samples)}
         return "".join(f"{text}\n" for number, told in entries.items() if number in self.done for text in told)

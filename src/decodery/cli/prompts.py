@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decodery.cli.console import BYTE_ORDER_MARK, read_text
+from decodery.cli.console import BYTE_ORDER_MARK
 from decodery.errors import BadInput, BadPrompt
+from decodery.text_files import read_text
 
 STANDARD_INPUT = "-"
 SETTINGS = frozenset(

@@ -157,7 +157,7 @@ def race(
             _result(lanes, asked, described, values)
             for asked, lanes in zip(prompts.values(), races.values(), strict=True)
         ]
-        print_json(results[0] if given else {"races": results, "speed_up": _speed_up_of_all(races.values())})
+        print_json(results[0] if given else {"races": results, "speed_up": _speed_up(_together(races.values()))})
         return
     _summary(console, races, described, values)
 
@@ -236,9 +236,9 @@ def _speed_up(lanes: list[Lane]) -> float:
     return other.tokens_per_second / plain.tokens_per_second if plain.tokens_per_second else 0.0
 
 
-def _speed_up_of_all(races: Collection[list[Lane]]) -> float:
-    """Of the tokens per second of several races together."""
-    return _speed_up([_joined([lanes[place] for lanes in races]) for place in (0, 1)])
+def _together(races: Collection[list[Lane]]) -> list[Lane]:
+    """Several races as one."""
+    return [_joined([lanes[place] for lanes in races]) for place in (0, 1)]
 
 
 def _joined(lanes: list[Lane]) -> Lane:
@@ -278,7 +278,7 @@ def _result(lanes: list[Lane], prompt: str, described: dict[str, Any], settings:
 def _summary(
     console: Console, races: dict[str, list[Lane]], described: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    together = [_joined([lanes[place] for lanes in races.values()]) for place in (0, 1)]
+    together = _together(races.values())
     told = {**races, "all of them": together} if len(races) > 1 else races
     rows: list[tuple[str | Text, ...]] = []
     for label, lanes in told.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,11 @@ from typer import Argument, Option
 from decodery.cli.console import Counter, check_writable, print_json, print_line, print_table, writing
 from decodery.cli.options import JsonOption, ModelOptions, SeedOption, print_remarks, with_option_groups
 from decodery.errors import BadInput
+from decodery.text_files import write_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from decodery.audit.measures import MeasuredRate
     from decodery.audit.trap_detection import TrapReport
 
 app = typer.Typer(invoke_without_command=True)
@@ -186,7 +185,7 @@ def detect(
 
 def _write(path: Path, texts: Sequence[str]) -> None:
     with writing(path):
-        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), "utf-8")
+        write_records(path, ({"text": text} for text in texts))
 
 
 def _told(as_json: bool, told: dict[str, int]) -> None:
@@ -196,24 +195,20 @@ def _told(as_json: bool, told: dict[str, int]) -> None:
         print_line(", ".join(f"{name}: {count}" for name, count in told.items()))
 
 
-def _area(found: MeasuredRate) -> str:
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
-
-
 def _show(report: TrapReport) -> None:
     names = list(report.values)
     print_table(
         ("tokens", "copies>", "traps>", "twins>", *names),
         [
             (str(cell.length), str(cell.repetitions), str(cell.members), str(cell.twins),
-             *(_area(cell.areas[name]) for name in names))
+             *(str(cell.areas[name]) for name in names))
             for cell in report.cells
         ],
     )  # fmt: skip
     print_line()
     print_table(
         ("bucket of perplexity", "ratio, all copies"),
-        [(str(bucket), _area(area)) for bucket, area in report.buckets.items()],
+        [(str(bucket), str(area)) for bucket, area in report.buckets.items()],
     )
     ranks = [f"{value:+.2f} for {length} tokens" for length, value in report.rank.items()]
     print_remarks(

@@ -24,7 +24,9 @@ from starlette.responses import Response
 from decodery.engine.memory import parse_size
 from decodery.errors import BadSetting
 from decodery.serving.configuration import ServerConfiguration
-from decodery.serving.replica import Forwarded, Replica, answered, key_of, ranked, refusal
+from decodery.serving.failures import Failure
+from decodery.serving.replica import Forwarded, Replica, answered, key_of, ranked
+from decodery.serving.transport import read_body, refused
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]  # where ray is not installed
@@ -48,9 +50,10 @@ class Front:
 
     async def __call__(self, request: Request) -> Response:
         """The answer of any route of the server."""
-        body = await request.body()
-        if len(body) > self._most_body:
-            return Response(refusal(f"a body may have {self._most_body} bytes."), 413, media_type="application/json")
+        try:
+            body = await read_body(request, self._most_body) if request.method == "POST" else b""
+        except Failure as failure:
+            return refused(failure)
         asked = Forwarded(
             request.method,
             request.url.path,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from decodery.conversations import shown
 from decodery.engine.settings import aliases, declared
 from decodery.errors import BadSetting, near
 from decodery.sampling.settings import ANY_VOCABULARY, Flag, Text, ValueKind, Whole
@@ -256,10 +258,7 @@ def _with_extras(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, **extras}
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "…"
-
+_shown = partial(shown, most=100)
 
 CHAT = Route(
     "/v1/chat/completions",

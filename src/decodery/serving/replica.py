@@ -13,17 +13,18 @@ from starlette.responses import Response, StreamingResponse
 
 from decodery.serving.app import make_app
 from decodery.serving.configuration import ServerConfiguration
+from decodery.serving.failures import Failure
 from decodery.serving.served_models import Load
 from decodery.serving.service import Service
 from decodery.serving.shapes import frame
+from decodery.serving.transport import refused
 
 BEGINNING = 512
 """Signs of a body's prompt by which a replica is chosen."""
 ATTEMPTS = 4
 """Replicas that a request is given to, one after the other where they die."""
-DIED: Mapping[str, Any] = {
-    "error": {"message": "the replica that wrote this has died.", "type": "server_error", "code": "replica_died"}
-}
+DIED = Failure(503, "the replica that wrote this has died.", code="replica_died")
+NOBODY = Failure(503, "no replica lives that could answer; ask again.")
 
 
 class Forwarded(NamedTuple):
@@ -132,7 +133,7 @@ async def answered(ask: Callable[[], AsyncIterator[Any]], dead: type[Exception])
             return Response(b"".join([piece async for piece in pieces]), status, kept)
         except dead:
             continue
-    return Response(refusal("no replica lives that could answer; ask again."), 503, media_type="application/json")
+    return refused(NOBODY)
 
 
 async def _streamed(pieces: AsyncIterator[bytes], dead: type[Exception]) -> AsyncIterator[bytes]:
@@ -140,9 +141,4 @@ async def _streamed(pieces: AsyncIterator[bytes], dead: type[Exception]) -> Asyn
         async for piece in pieces:
             yield piece
     except dead:
-        yield frame(DIED)
-
-
-def refusal(message: str) -> bytes:
-    """The body of an error, as OpenAI writes it."""
-    return json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}}).encode()
+        yield frame(DIED.as_dict())
