@@ -50,7 +50,7 @@ def told(reply: Reply) -> dict[str, float]:
 
 
 def bodies(settings: Settings) -> Study:
-    lm = loaded(settings.model, dtype="float32")
+    lm = loaded(settings.model)
     items = list(functions(settings.functions))
     others = [f for f in functions(settings.learned_from, examples=False) if f not in items]
     observed = observe(lm, [(f.prompt, f.solution) for f in others], lambda done, total: None)

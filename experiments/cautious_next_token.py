@@ -60,7 +60,7 @@ def told(reply: Reply, problem: Problem) -> dict[str, float]:
 
 
 def sums(settings: Settings) -> Study:
-    lm = loaded(settings.model, dtype="float32")
+    lm = loaded(settings.model)
     items = problems(settings.problems, settings.seed)
 
     def arm(name: str, spec: str, temperature: float) -> Arm:

@@ -73,7 +73,7 @@ def beginnings(count: int, tokens: int, seed: int) -> list[Beginning]:
 
 def distances(settings: Settings, beside: bool = False) -> Study:
     name = settings.beside if beside else settings.model
-    lm, hot = loaded(name, dtype="float32"), max(settings.temperatures)
+    lm, hot = loaded(name), max(settings.temperatures)
 
     def run(item: Beginning, temperature: float, sampler: str, spec: str) -> Reply:
         reply: Reply = lm.generate(
@@ -144,7 +144,7 @@ FIELD = re.compile(r"occupation: ([^,\n]+), income: ([\d,]+)")
 
 
 def audit(settings: Settings, beside: bool = False) -> Study:
-    lm = loaded(settings.beside if beside else settings.model, dtype="float32")
+    lm = loaded(settings.beside if beside else settings.model)
     tokens = {sex: lm.encode(f" {sex}") for sex in ("male", "female")}
 
     def person(number: int, sex: str, noise: str) -> str:
@@ -200,7 +200,7 @@ def audit(settings: Settings, beside: bool = False) -> Study:
 
 
 def cost(settings: Settings) -> Study:
-    lm = loaded(settings.model, dtype="float32")
+    lm = loaded(settings.model)
     plain = "multinomial"
     sources = {plain: "addressed", "by token": "structural", "by rank": "structural(noise=rank)"}
 

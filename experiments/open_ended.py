@@ -101,7 +101,7 @@ def writing(
 def prompts_of(asked: Writing) -> tuple[LanguageModel, list[Question]]:
     """The model, and the prompts that it continues."""
     others = [Question(f"varied-{place}", "varied", (text,)) for place, text in enumerate(varied_prompts(asked.more))]
-    return loaded(asked.model, dtype="float32"), [*questions_of(asked), *others]
+    return loaded(asked.model), [*questions_of(asked), *others]
 
 
 @cache

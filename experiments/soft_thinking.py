@@ -53,7 +53,7 @@ def thought(lm: LanguageModel, item: Beginning, spec: str, settings: Settings, *
 
 
 def one_thread(settings: Settings, beside: bool = False) -> Study:
-    lm = loaded(settings.beside if beside else settings.model, dtype="float32")
+    lm = loaded(settings.beside if beside else settings.model)
     items: list[Threads] = []
     for item in texts(settings):
         reply = thought(lm, item, f"soft-thinking(noise=vanilla, steps={settings.steps})", settings)
@@ -92,7 +92,7 @@ def one_thread(settings: Settings, beside: bool = False) -> Study:
 
 
 def traces(settings: Settings, beside: bool = False) -> Study:
-    lm = loaded(settings.beside if beside else settings.model, dtype="float32")
+    lm = loaded(settings.beside if beside else settings.model)
 
     @once_per_item
     def greedy(item: Beginning) -> list[str]:
@@ -123,7 +123,7 @@ def traces(settings: Settings, beside: bool = False) -> Study:
 
 
 def lens(settings: Settings, beside: bool = False) -> Study:
-    lm = loaded(settings.beside if beside else settings.model, dtype="float32")
+    lm = loaded(settings.beside if beside else settings.model)
 
     @once_per_item
     def read(item: Beginning) -> list[tuple[float, float]]:
@@ -157,7 +157,7 @@ def lens(settings: Settings, beside: bool = False) -> Study:
 
 
 def sums(settings: Settings) -> Study:
-    lm = loaded(settings.model, dtype="float32")
+    lm = loaded(settings.model)
 
     def arm(label: str, spec: str, **law: Any) -> Arm:
         def measure(problem: Problem) -> Mapping[str, float]:

@@ -103,7 +103,7 @@ def matched(rows: Tensor) -> float:
 
 
 def kept_sets(settings: Settings) -> Study:
-    lm, items = loaded(settings.model, dtype="float32"), recorded(settings)
+    lm, items = loaded(settings.model), recorded(settings)
 
     @cache
     def rows_of(place: int) -> Tensor:

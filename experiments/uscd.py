@@ -35,7 +35,7 @@ def rows_behind(lm: LanguageModel, prompt: Sequence[int], solution: Sequence[int
 
 
 def solutions(settings: Settings) -> Study:
-    lm, items = loaded(settings.model, dtype="float32"), list(functions(settings.functions))
+    lm, items = loaded(settings.model), list(functions(settings.functions))
 
     def arm(name: str, target: UncertaintyAwareContrast, lame: str | None = None) -> Arm:
         def measure(function: Function) -> Mapping[str, float]:

@@ -221,7 +221,8 @@ def test_heads_of_any_layer(network: NativeNetwork) -> None:
         with torch.inference_mode():
             alone = network.model.get_output_embeddings()(rows.hidden[layer]).float()
         assert float((bare - alone).square().mean().sqrt()) < 0.03 * float(alone.std())
-        assert torch.equal(network.head(some, normed=False)(rows.hidden[layer]), bare[:, some])
+        few = network.head(some, normed=False)(rows.hidden[layer])
+        assert float((few - bare[:, some]).abs().max()) < 0.05 * float(bare.std())
     assert torch.equal(network.head()(rows.hidden[3]), rows.logits)
 
 

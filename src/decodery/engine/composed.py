@@ -215,7 +215,8 @@ class ComposedNetwork(Scorer):
         if self.taps:
             asked = list(forward.logit_rows())
             places = [asked[place] for place in common]
-            rows += [self._tap_head(first.hidden[tap][places]).float() for tap in self.taps]
+            joined = torch.cat([first.hidden[tap][places] for tap in self.taps])
+            rows += self._tap_head(joined).float().chunk(len(self.taps))
         logits[common] = self.target.combine([first.logits[common], *rows])
         return Scores(logits, hidden)
 

@@ -92,16 +92,17 @@ class ContrastedLayers(Target):
 
     def chosen(self, last: Float[Tensor, "n vocabulary"], earlier: Sequence[Tensor]) -> Tensor:
         """Which of the earlier layers, given all log probabilities, is contrasted in each row: [n]."""
-        return torch.stack([self._difference(last, each) for each in earlier]).argmax(dim=0)
+        shares = last.exp()
+        return torch.stack([self._difference(last, shares, each) for each in earlier]).argmax(dim=0)
 
-    def _difference(self, one: Tensor, other: Tensor) -> Tensor:
-        middle = torch.logaddexp(one, other) - log(2)
+    def _difference(self, one: Tensor, shares: Tensor, other: Tensor) -> Tensor:
+        """How far two laws are from each other, [n]; shares: the probabilities of the first, all else log probabilities
+        [n, vocabulary]. What has no probability adds nothing."""
+        others = other.exp()
+        middles = (shares + others) / 2
+        middle = middles.log()
         if self.divergence == "code":
-            return (_relative(middle, one) + _relative(middle, other)) / 2
-        return (_relative(one, middle) + _relative(other, middle)) / 2
-
-
-def _relative(one: Tensor, other: Tensor) -> Tensor:
-    """The relative entropy of `one` to `other`, [n], both [n, vocabulary] log probabilities."""
-    terms = one.exp() * (one - other)
-    return torch.where(one.isneginf(), 0.0, terms).sum(dim=-1)
+            terms = middles * (2 * middle - one - other)
+        else:
+            terms = shares * (one - middle) + others * (other - middle)
+        return terms.nan_to_num(nan=0.0, posinf=torch.inf).sum(dim=-1) / 2

@@ -85,6 +85,7 @@ class PassStruct(Structure):
         ("normed", c_void_p),
         ("wanted", c_int64),
         ("want", c_void_p),
+        ("bare", c_int64),
         ("logits", c_void_p),
         ("ranked", c_int64),
         ("ranked_ids", c_void_p),

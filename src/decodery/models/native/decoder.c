@@ -180,8 +180,14 @@ static void head(const Work_space *w, const Own *own) {
     const Model *m = w->model;
     const Pass *pass = w->pass;
     int64_t depth = m->hidden / DEPTH, blocks = m->vocabulary / TILE;
-    for (int64_t i = 0; i < pass->wanted; i++)
-        normalise(w->rows + pass->want[i] * m->hidden, m->final_norm, m->hidden, m->epsilon, own->normed + i * m->hidden);
+    for (int64_t i = 0; i < pass->wanted; i++) {
+        const bf16 *from = w->rows + pass->want[i] * m->hidden;
+        bf16 *to = own->normed + i * m->hidden;
+        if (pass->bare)
+            memcpy(to, from, (size_t)m->hidden * sizeof *to);
+        else
+            normalise(from, m->final_norm, m->hidden, m->epsilon, to);
+    }
     Rows rows = enter(own->normed, m->hidden, pass->wanted, m->head, depth, own->room);
     for (int64_t next; (next = piece()) * 4 < blocks;) {
         int64_t block = next * 4, together = least(4, blocks - block), count = together * TILE;

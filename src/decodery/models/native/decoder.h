@@ -62,6 +62,7 @@ typedef struct {
     bf16 *normed;                     /* where to leave the rows after the final norm [rows, hidden], or NULL */
     int64_t wanted;                   /* rows whose logits are asked */
     const int64_t *want;              /* [wanted] */
+    int64_t bare;                     /* 1 where these rows enter the head as they are, without the final norm */
     float *logits;                    /* [wanted, vocabulary]; NULL where rows are ranked */
     int64_t ranked;                   /* so many likeliest tokens of each wanted row are told; or 0 */
     int64_t *ranked_ids;              /* [wanted, ranked] likeliest first, the lower id among equals */

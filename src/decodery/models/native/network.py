@@ -277,11 +277,12 @@ class NativeNetwork(KeyValueNetwork):
 
     def head(self, tokens: Tensor | None = None, normed: bool = True) -> Head:
         some = None
-        if tokens is not None or not normed:
+        if tokens is not None:
             from decodery.models.blocks import product
 
-            ids = torch.arange(self.vocabulary) if tokens is None else tokens
-            some = product(self._rows(self._model.head, ids), None if self._head_bias is None else self._head_bias[ids])
+            some = product(
+                self._rows(self._model.head, tokens), None if self._head_bias is None else self._head_bias[tokens]
+            )
 
         @torch.inference_mode()
         def head(rows: Tensor) -> Tensor:
@@ -296,6 +297,7 @@ class NativeNetwork(KeyValueNetwork):
                 input=rows.data_ptr(),
                 wanted=rows.shape[0],
                 want=want.buffer_info()[0],
+                bare=int(not normed),
                 logits=logits.data_ptr(),
             )
             self._call_native(asked)
