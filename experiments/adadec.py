@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from decodery.engine.method import Method, parameter
-from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, Values
+from decodery.evaluation.programs import ProgramTask, load_tasks
 from decodery.evaluation.typicality import typicality
 from decodery.replies import Reply
 from decodery.search.adadec import AdaptiveDecoding
 from decodery.training.adadec_threshold import learn, observe
 from decodery.training.library_texts import Function, functions
+from experiments.programs import FORWARDS_PER_TOKEN, PASSED, ROWS_PER_TOKEN, written
 from experiments.texts import loaded
 
 
 @dataclass(frozen=True)
 class Settings:
+    """Sizes. problems: a file of tasks in HumanEval's or MBPP's form; empty for decodery's own. answer: most tokens of one."""
+
     model: str = "smollm2-135m"
     functions: int = 100
     learned_from: int = 150
     tokens: int = 96
+    problems: str = ""
+    tasks: int = 164
+    answer: int = 160
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,39 @@ def bodies(settings: Settings) -> Study:
     return Study(about, items, arms, figures, claims, lm=lm)
 
 
+def tasks(settings: Settings) -> Study:
+    """Published tasks: whether what is written passes their tests, and how likely it is."""
+    lm = loaded(settings.model)
+    items = load_tasks(Path(settings.problems) if settings.problems else None)[: settings.tasks]
+
+    def arm(name: str, spec: str) -> Arm:
+        def measure(task: ProgramTask) -> Values:
+            return written(lm, task, settings.answer, spec)
+
+        return Arm(name, measure)
+
+    # Without a threshold it is the one that was learned for this model.
+    arms = [
+        arm("greedy", "autoregressive"),
+        arm("AdaDec", "adadec"),
+        arm("three beams", "beam-search(beams=3, length_penalty=0)"),
+    ]
+    claims = [
+        PublishedClaim("more of its answers pass than of greedy decoding's", "pass@1", "AdaDec", "greedy"),
+        PublishedClaim("in fewer rows than beam search", "rows/token", "AdaDec", "three beams", above=False),
+    ]
+    about = (
+        f"{len(items)} tasks of {Path(settings.problems).name or 'the set that ships with decodery'}; answers of at most "
+        f"{settings.answer} tokens are run with their tests."
+    )
+    return Study(about, items, arms, [PASSED, FORWARDS_PER_TOKEN, ROWS_PER_TOKEN], claims, lm=lm)
+
+
 EXPERIMENT = Experiment(
     slug="adadec",
     title="AdaDec",
     source="arXiv 2506.08980",
     measures=("decodery.search.adadec", "decodery.training.adadec_threshold"),
     settings=Settings(),
-    studies={"bodies": bodies},
+    studies={"bodies": bodies, "tasks": tasks},
 )

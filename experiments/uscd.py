@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
+from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study, Values
+from decodery.evaluation.programs import ProgramTask, load_tasks
 from decodery.language_model import LanguageModel
 from decodery.models.forward import Forward
-from decodery.targets.uscd import UncertaintyAwareContrast, without_doctests
+from decodery.targets.uscd import UncertaintyAwareContrast, without_assertions, without_doctests
 from decodery.training.library_texts import Function, functions
+from experiments.programs import PASSED, ROWS_PER_TOKEN, written
 from experiments.texts import loaded
 
 PUBLISHED, GENEROUS, ALWAYS = 0.895, 0.626, 1.001
+FIGURES = [
+    Figure("log likelihood/token", "likelihood", per="possible"),
+    Figure("impossible", "impossible", per="tokens", form=".1%"),
+    Figure("contrasted", "contrasted", per="tokens", form=".0%"),
+    Figure("no examples", "without examples", form=".0%"),
+]
+CLAIMS = [
+    PublishedClaim("USCD is better than contrasting always", "log likelihood/token", f"USCD, {PUBLISHED:g}", "always"),
+    PublishedClaim("and than the standard prompt alone", "log likelihood/token", f"USCD, {PUBLISHED:g}", "never"),
+]
 
 
 @dataclass(frozen=True)
 class Settings:
+    """Sizes. problems: a file of tasks in HumanEval's or MBPP's form; empty for decodery's own. answer: most tokens of one."""
+
     model: str = "smollm2-135m"
     functions: int = 100
     tokens: int = 96
+    answer: int = 160
+    problems: str = ""
+    tasks: int = 164
+    seed: int = 0
     unrelated: str = "Once upon a time there was a king who had three daughters."
 
 
@@ -34,26 +53,33 @@ def rows_behind(lm: LanguageModel, prompt: Sequence[int], solution: Sequence[int
     return scores.logits
 
 
+def scored(
+    lm: LanguageModel, target: UncertaintyAwareContrast, prompt: str, solution: Sequence[int], lame: str
+) -> Values:
+    """What a contrast says of a solution behind its prompt."""
+    own = rows_behind(lm, lm.encode(prompt), solution)
+    away = rows_behind(lm, lm.encode(lame), solution)
+    laws = target.combine([own, away]).double().log_softmax(dim=-1)
+    likely = laws.gather(1, torch.tensor(solution)[:, None])[:, 0]
+    there = likely.isfinite()
+    return {
+        "tokens": float(len(solution)),
+        "possible": float(there.sum()),
+        "impossible": float((~there).sum()),
+        "likelihood": float(likely[there].sum()),
+        "contrasted": float(target.unsure(own).sum()),
+        "without examples": float(lame == prompt),
+    }
+
+
 def solutions(settings: Settings) -> Study:
     lm, items = loaded(settings.model), list(functions(settings.functions))
 
     def arm(name: str, target: UncertaintyAwareContrast, lame: str | None = None) -> Arm:
-        def measure(function: Function) -> Mapping[str, float]:
+        def measure(function: Function) -> Values:
             solution = lm.encode(function.solution)[: settings.tokens]
             other = without_doctests(function.prompt) if lame is None else lame
-            own = rows_behind(lm, lm.encode(function.prompt), solution)
-            away = rows_behind(lm, lm.encode(other), solution)
-            laws = target.combine([own, away]).double().log_softmax(dim=-1)
-            likely = laws.gather(1, torch.tensor(solution)[:, None])[:, 0]
-            there = likely.isfinite()
-            return {
-                "tokens": float(len(solution)),
-                "possible": float(there.sum()),
-                "impossible": float((~there).sum()),
-                "likelihood": float(likely[there].sum()),
-                "contrasted": float(target.unsure(own).sum()),
-                "without examples": float(other == function.prompt),
-            }
+            return scored(lm, target, function.prompt, solution, other)
 
         return Arm(name, measure)
 
@@ -65,16 +91,9 @@ def solutions(settings: Settings) -> Study:
         arm("USCD, 0.4", UncertaintyAwareContrast(rho=0.4)),
         arm("unrelated lame prompt", UncertaintyAwareContrast(rho=PUBLISHED), settings.unrelated),
     ]
-    figures = [
-        Figure("log likelihood/token", "likelihood", per="possible"),
-        Figure("impossible", "impossible", per="tokens", form=".1%"),
-        Figure("contrasted", "contrasted", per="tokens", form=".0%"),
-        Figure("no examples", "without examples", form=".0%"),
-    ]
     name = f"USCD, {PUBLISHED:g}"
     claims = [
-        PublishedClaim("USCD is better than contrasting always", "log likelihood/token", name, "always"),
-        PublishedClaim("and than the standard prompt alone", "log likelihood/token", name, "never"),
+        *CLAIMS,
         PublishedClaim("the examples are what counts", "log likelihood/token", name, "unrelated lame prompt"),
     ]
     about = (
@@ -82,7 +101,40 @@ def solutions(settings: Settings) -> Study:
         "tokens that the contrast leaves no probability, which the likelihood leaves out. no examples: functions "
         "whose lame prompt is the prompt."
     )
-    return Study(about, items, arms, figures, claims, arms_are="contrast", lm=lm)
+    return Study(about, items, arms, FIGURES, claims, arms_are="contrast", lm=lm)
+
+
+def tasks(settings: Settings) -> Study:
+    """Published tasks: how likely their solutions are, and whether what is written passes their tests."""
+    lm = loaded(settings.model)
+    items = load_tasks(Path(settings.problems) if settings.problems else None)[: settings.tasks]
+    doctests = any(">>>" in task.prompt for task in items)
+
+    def arm(name: str, rho: float, lame: str | None = None) -> Arm:
+        target = UncertaintyAwareContrast(
+            rho=rho, lame=lame or "", **({} if doctests or lame else {"remove": "assertions"})
+        )
+
+        def measure(task: ProgramTask) -> Values:
+            own = without_doctests(task.prompt) if doctests else without_assertions(task.prompt)
+            solution = lm.encode(task.solution)[: settings.tokens]
+            told = scored(lm, target, task.prompt, solution, own if lame is None else lame)
+            return told | written(lm, task, settings.answer, target=target.spec())
+
+        return Arm(name, measure)
+
+    arms = [
+        arm("never", -1.0),
+        arm("always", ALWAYS),
+        arm(f"USCD, {PUBLISHED:g}", PUBLISHED),
+        arm("unrelated lame prompt", PUBLISHED, settings.unrelated),
+    ]
+    about = (
+        f"{len(items)} tasks of {Path(settings.problems).name or 'the set that ships with decodery'}; their published "
+        f"solutions are scored (at most {settings.tokens} tokens), and greedy answers of at most {settings.answer} tokens run with their "
+        "tests. rows: of both prompts."
+    )
+    return Study(about, items, arms, [PASSED, *FIGURES, ROWS_PER_TOKEN], CLAIMS, arms_are="contrast", lm=lm)
 
 
 EXPERIMENT = Experiment(
@@ -91,5 +143,5 @@ EXPERIMENT = Experiment(
     source="arXiv 2409.05923",
     measures=("decodery.targets.uscd",),
     settings=Settings(),
-    studies={"solutions": solutions},
+    studies={"solutions": solutions, "tasks": tasks},
 )
