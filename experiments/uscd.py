@@ -131,8 +131,8 @@ def tasks(settings: Settings) -> Study:
     ]
     about = (
         f"{len(items)} tasks of {Path(settings.problems).name or 'the set that ships with decodery'}; their published "
-        f"solutions are scored (at most {settings.tokens} tokens), and greedy answers of at most {settings.answer} tokens run with their "
-        "tests. rows: of both prompts."
+        f"solutions are scored (at most {settings.tokens} tokens), and greedy answers of at most {settings.answer} tokens run "
+        "with their tests. rows: of both prompts."
     )
     return Study(about, items, arms, [PASSED, *FIGURES, ROWS_PER_TOKEN], CLAIMS, arms_are="contrast", lm=lm)
 

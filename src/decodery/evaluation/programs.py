@@ -25,8 +25,8 @@ INDENT = "   "
 @dataclass(frozen=True)
 class ProgramTask:
     """A task. prompt: what the model continues; solution: the published continuation; tests: what is run behind prompt and
-    continuation, and raises where it is wrong; stops: where an answer ends; start: how it begins, which is given, so that a model that was taught to talk does not answer
-    with prose."""
+    continuation, and raises where it is wrong; stops: where an answer ends; start: how it begins, which is given, so that a
+    model that was taught to talk does not answer with prose."""
 
     name: str
     prompt: str
