@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from decodery.evaluation.experiment import Figure, Values
+from decodery.evaluation.experiment import Figure
 from decodery.evaluation.programs import ProgramTask
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply

@@ -101,6 +101,9 @@ def test_an_answer_ends_before_what_is_not_indented() -> None:
     assert task.run("    return 1\n\ndef f():\n    return 2").passed
     assert task.run("    return 1\nprint(1/0)").passed
     assert not task.run("    return 2\n# return 1").passed
+    assert task.run("    return 1\nclass A:\n    1/0\nprint(1/0)").passed
+    assert not task.run("\nprint(1)\n    return 1").passed
+    assert ProgramTask("none", "x = 1", "", "assert x == 1").run("\nprint(1/0)").passed
 
 
 def test_published_forms_are_read(tmp_path: Path) -> None:
