@@ -16,7 +16,7 @@ FORWARDS_PER_TOKEN = Figure("forwards/token", "written forwards", per="written")
 
 def written(
     lm: LanguageModel, task: ProgramTask, tokens: int, method: Any = "autoregressive", **settings: Any
-) -> Values:
+) -> dict[str, float]:
     """What became of an answer of at most so many tokens."""
     prompt = lm.encode(task.prompt + task.start)
     reply: Reply = lm.generate(prompt, method, max_new_tokens=tokens, stop=list(task.stops), **settings)

@@ -111,9 +111,10 @@ def tasks(settings: Settings) -> Study:
     doctests = any(">>>" in task.prompt for task in items)
 
     def arm(name: str, rho: float, lame: str | None = None) -> Arm:
-        target = UncertaintyAwareContrast(
-            rho=rho, lame=lame or "", **({} if doctests or lame else {"remove": "assertions"})
-        )
+        if lame:
+            target = UncertaintyAwareContrast(rho=rho, lame=lame)
+        else:
+            target = UncertaintyAwareContrast(rho=rho, remove="doctests" if doctests else "assertions")
 
         def measure(task: ProgramTask) -> Values:
             own = without_doctests(task.prompt) if doctests else without_assertions(task.prompt)

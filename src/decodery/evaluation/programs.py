@@ -56,8 +56,8 @@ def load_tasks(path: Path | None = None) -> list[ProgramTask]:
 def _task(entry: dict[str, Any]) -> ProgramTask:
     name = str(entry["task_id"])
     if "canonical_solution" in entry:
-        tests = f"{entry['test']}\n\ncheck({entry['entry_point']})"
-        return ProgramTask(name, entry["prompt"], entry["canonical_solution"], tests)
+        checked = f"{entry['test']}\n\ncheck({entry['entry_point']})"
+        return ProgramTask(name, entry["prompt"], entry["canonical_solution"], checked)
     tests = [str(test) for test in entry["test_list"]]
     # As Fried et al. 2022 (InCoder) ask: the words of the task and its first test as the docstring of a file.
     prompt = f'"""\n{entry["text"]}\n{tests[0]}\n"""\n'
