@@ -120,7 +120,7 @@ def tasks(settings: Settings) -> Study:
             own = without_doctests(task.prompt) if doctests else without_assertions(task.prompt)
             solution = lm.encode(task.solution)[: settings.tokens]
             told = scored(lm, target, task.prompt, solution, own if lame is None else lame)
-            return told | written(lm, task, settings.answer, target=target.spec())
+            return {**told, **written(lm, task, settings.answer, target=target.spec())}
 
         return Arm(name, measure)
 
