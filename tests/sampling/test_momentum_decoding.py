@@ -9,6 +9,7 @@ import pytest
 import torch
 from law_cases import FORBIDDEN, law_of, rows
 
+from decodery.evaluation.text_quality import momentum_labels
 from decodery.sampling.steps.momentum_decoding import MomentumDecoding
 from decodery.testing import ScriptedScorer, scripted_language_model, story_scorer
 
@@ -113,6 +114,21 @@ def test_end_tokens_meet_no_resistance_unless_asked_for() -> None:
     law = law_of([0, 0, 1], [0], temperature=0.0, momentum_alpha=0.2)
     assert law.likeliest(row) == 0
     assert law_of([0, 0, 1], [0], temperature=0.0, momentum_alpha=0.2, momentum_ends_resist=True).likeliest(row) == 2
+
+
+def test_tokens_between_turns_meet_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chat the tokens between its turns come again and again, and no text repeats itself by them."""
+    lm = scripted_language_model(ScriptedScorer(lambda text: [5.0, 4.95, 0.0, 0.0], 4))
+    monkeypatch.setattr(type(lm.tokenizer), "all_special_ids", [0], raising=False)
+    prompt = [0, 0, 0, 2]
+
+    def first(**settings: Any) -> int:
+        return int(lm.generate(prompt, "autoregressive", max_new_tokens=1, momentum_alpha=0.2, **settings).token_ids[0])
+
+    assert first() == 0
+    assert first(momentum_ends_resist=True) == 1
+    assert momentum_labels(lm, prompt, [0, 0], MomentumDecoding(0.2)) == (0, 0)
+    assert momentum_labels(lm, prompt, [0, 0], MomentumDecoding(0.2, momentum_ends_resist=True))[1] == 2
 
 
 def test_the_likeliest_is_kept_ever_more_seldom_as_alpha_grows() -> None:

@@ -29,6 +29,7 @@ class Giver(Protocol):
     settings: Settings
     prompt: tuple[int, ...]
     stop_ids: frozenset[int]
+    special_ids: tuple[int, ...]
     number: int
     sample: int
     statistics: Statistics
@@ -52,7 +53,7 @@ class Output:
         """Prompt and committed tokens."""
         self.noise = request.chance(text=self.tokens)
         """Where its random decisions come from."""
-        self.law = Law(request.settings, request.prompt, sorted(request.stop_ids), self.noise)
+        self.law = Law(request.settings, request.prompt, sorted(request.stop_ids), self.noise, request.special_ids)
         """The processed law, which has observed the committed tokens."""
         self.logprobs: list[TokenLogprobs] = []
         """Of each committed token, where the settings ask for them."""

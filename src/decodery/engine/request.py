@@ -55,7 +55,8 @@ class Request:
         together: bool = False,
     ):
         self.host = host
-        self.settings = settings.with_seed().spelled(WrittenTokens(host))
+        written = WrittenTokens(host)
+        self.settings = settings.with_seed().spelled(written)
         self.number, self.sample, self.together = number, sample, together
         self.n = self.settings.n if together else 1
         """How many outputs it gives."""
@@ -66,6 +67,7 @@ class Request:
             self.network = composed(self.settings.target, host, self.prompt, self.settings.max_new_tokens)
         stop_ids = () if settings.ignore_eos else host.stop_ids
         self.stop_ids = frozenset((*stop_ids, *settings.stop_token_ids))
+        self.special_ids = written.special_ids
         self.statistics = Statistics(prompt_tokens=len(self.prompt), target=host.network.name)
         self.events: list[Event] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -182,7 +184,13 @@ class Request:
 
     def law_with(self, **changes: Any) -> Law:
         """A law like the request's, as it was before the first token, with other settings."""
-        return Law(dataclasses.replace(self.settings, **changes), self.prompt, sorted(self.stop_ids), self.noise)
+        return Law(
+            dataclasses.replace(self.settings, **changes),
+            self.prompt,
+            sorted(self.stop_ids),
+            self.noise,
+            self.special_ids,
+        )
 
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from decodery.engine.spelling import WrittenTokens
 from decodery.evaluation.parallelbench.text_metrics import rouge_l
 from decodery.evaluation.typicality import typicality
 from decodery.models.forward import Forward
@@ -66,7 +67,8 @@ def momentum_labels(
     """Of each token of a text that `step` chose behind a prompt: 0 where the likeliest token met no resistance, 1 where it met
     some and was chosen, 2 where another one was. With no other step before it."""
     text, sequence = [*prompt, *tokens], lm.network.new_sequence()
-    law = Law(LawSettings(temperature=0.0), prompt, sorted(lm.stop_ids))
+    special = WrittenTokens(lm).special_ids
+    law = Law(LawSettings(temperature=0.0), prompt, sorted(lm.stop_ids), special_ids=special)
     labels = []
     with lm.working():
         [scores] = lm.network.run([Forward(sequence, text[:-1], logits=range(len(prompt) - 1, len(text) - 1))])

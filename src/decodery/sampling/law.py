@@ -37,17 +37,22 @@ States = Mapping[str, Any]
 class Law:
     """The processed law of one text.
 
-    settings: see `LawSettings`; prompt: the prompt's token ids; stop_ids: tokens that end the output; chance: of steps that
-    draw. The committed output is told by `observe`; the tokens of a draft path are given per row. `fork` costs a copy of the
-    token list.
+    settings: see `LawSettings`; prompt: the prompt's token ids; stop_ids: tokens that end the output; special_ids: those that
+    are no text, such as what stands between the turns of a chat; chance: of steps that draw. The committed output is told by
+    `observe`; the tokens of a draft path are given per row. `fork` costs a copy of the token list.
     """
 
     def __init__(
-        self, settings: LawSettings, prompt: Sequence[int], stop_ids: Sequence[int] = (), chance: Chance | None = None
+        self,
+        settings: LawSettings,
+        prompt: Sequence[int],
+        stop_ids: Sequence[int] = (),
+        chance: Chance | None = None,
+        special_ids: Sequence[int] = (),
     ):
         self.settings = settings
         self.greedy = settings.temperature == 0
-        self.stop_ids = list(stop_ids)
+        self.stop_ids, self.special_ids = list(stop_ids), special_ids
         self.tokens = list(prompt)
         """Prompt and committed tokens."""
         self.prompt_length = len(self.tokens)

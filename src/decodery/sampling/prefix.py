@@ -58,6 +58,7 @@ class Observing(Protocol):
     prompt_length: int
     seen: dict[int, int]
     stop_ids: list[int]
+    special_ids: Sequence[int]
 
     def decision(self, step: str, position: int, index: int, probability: float) -> bool: ...
 
@@ -89,6 +90,11 @@ class Prefix:
     def stop_ids(self) -> list[int]:
         """The tokens that end the output."""
         return self._law.stop_ids
+
+    @property
+    def special_ids(self) -> Sequence[int]:
+        """The tokens that are no text."""
+        return self._law.special_ids
 
     @property
     def least(self) -> int:

@@ -66,7 +66,7 @@ class MomentumDecoding(Step):
     momentum_ends_resist: bool = setting(
         False,
         Flag(),
-        "End tokens meet resistance like others, as in the official code; otherwise they meet none.",
+        "End tokens and other special ones meet resistance like all, as in the official code; otherwise they meet none.",
         option=("--momentum-ends-resist",),
     )
 
@@ -104,7 +104,7 @@ class MomentumDecoding(Step):
         found = dict.fromkeys(prefix.counts(), 1)
         before = self.momentum_longest - 1
         found.update((token, 1 + length) for token, length in repetitions(prefix.tokens, before).items())
-        for token in () if self.momentum_ends_resist else prefix.stop_ids:
+        for token in () if self.momentum_ends_resist else (*prefix.stop_ids, *prefix.special_ids):
             found.pop(token, None)
         return found
 
