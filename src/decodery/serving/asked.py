@@ -64,6 +64,12 @@ class AskedText:
         return bool(self.own.get("return_token_ids", False))
 
     @property
+    def suffix(self) -> str:
+        """What stands behind the texts that are filled in; empty: they are continued."""
+        suffix: str = self.own.get("suffix", "")
+        return suffix
+
+    @property
     def n(self) -> int:
         """Texts of each prompt."""
         value: int = self.settings.get("n", self.settings.get("num_return_sequences", 1))
@@ -117,6 +123,11 @@ def read(route: Route, body: Mapping[str, Any]) -> AskedText:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
     if own.get("stream_options") and not own.get("stream"):
         raise bad_field("stream_options", "stream_options goes with stream=true.")
+    if own.get("suffix"):
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            raise bad_field("suffix", "suffix goes with prompts that are texts, not with token ids.")
+        if settings.get("echo"):
+            raise bad_field("echo", "echo does not go with suffix, which stands within the prompt.")
     tools = _tools(own, settings)
     return AskedText(route, prompts, settings, own, logprobs, usage, tools)
 

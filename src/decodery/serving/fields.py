@@ -132,10 +132,6 @@ NOT_IN_CHAT: Mapping[str, NotOffered] = {
     "web_search_options": NotOffered(),
     "echo": NotOffered((False,), "only /v1/completions begins its text with the prompt."),
 }
-NOT_IN_COMPLETIONS: Mapping[str, NotOffered] = {
-    **NOT_OFFERED,
-    "suffix": NotOffered(("",), "texts are continued, not filled in."),
-}
 NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
     **NO_TOOLS,
@@ -302,11 +298,14 @@ COMPLETIONS = Route(
             ),
             "A text, token ids, or a list of either.",
         ),
+        "suffix": BodyField(
+            Text(), "What stands behind the text that is filled in, of models whose tokenizer has marks for it."
+        ),
         "stream_options": STREAM_OPTIONS,
         "best_of": BodyField(Whole(1), "Taken where it equals n; a choice among more texts is not offered."),
         "return_token_ids": RETURN_TOKEN_IDS,
     },
-    NOT_IN_COMPLETIONS,
+    NOT_OFFERED,
     without=("top_logprobs",),
 )
 RESPONSES = Route(
