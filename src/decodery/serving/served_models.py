@@ -12,12 +12,14 @@ from typing import Any
 
 from decodery.engine.memory import parse_size, size_text
 from decodery.errors import DecoderyError, MethodUnavailable, NotEnoughMemory
+from decodery.fill_in import PREFIX_FIRST
 from decodery.language_model import LanguageModel
 from decodery.models import catalogue, pages
 from decodery.serving.admission import Gate
+from decodery.serving.asked import AskedText
 from decodery.serving.configuration import ServerConfiguration
 from decodery.serving.engine_thread import EngineThread
-from decodery.serving.failures import Failure
+from decodery.serving.failures import Failure, bad_field
 
 log = logging.getLogger("decodery.serving")
 
@@ -74,10 +76,12 @@ class ServedModel:
         """It is unloaded: let its memory go, whoever still holds this object."""
         del self.lm, self.engine
 
-    async def tokens(self, prompt: Any, asked: AskedText) -> list[int]:
-        """Token ids of a prompt of a request, read as its method reads it, on a worker thread, one prompt at a time. Raises
+    async def tokens(self, prompt: Any, asked: AskedText | None = None) -> list[int]:
+        """Token ids of a prompt, of a request or by itself, read as its method reads it, on a worker thread, one prompt at a time. Raises
         BadPrompt, and Failure where a model that cannot fill in is given a suffix."""
         async with self._reading:
+            if asked is None:
+                return await asyncio.to_thread(self.lm.tokenize, prompt)
             if asked.tools is not None:
                 return await asyncio.to_thread(asked.tools.prompt, self.lm, prompt, asked.method)
             if asked.suffix:
