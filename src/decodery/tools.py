@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from decodery.conversations import shown
+from decodery.conversations import checked, shown
 from decodery.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Tools:
 
     def _described(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation in words that every template takes."""
-        told: list[Message] = [_written(message) for message in messages]
+        told: list[Message] = [_written(checked(message)) for message in messages]
         if self.offered:
             listed = "\n".join(json.dumps({"type": "function", "function": one}) for one in self.offered)
             said = DESCRIPTION.format(tools=listed)
@@ -206,12 +206,7 @@ def _written(message: Message) -> dict[str, Any]:
 
 def _call_text(call: Mapping[str, Any]) -> str:
     function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    try:
-        given = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    except ValueError:
-        raise BadSetting(f"the arguments of a tool call are a JSON object; these are {_shown(arguments)}.") from None
-    return f"{OPEN}{_opening(function)}{json.dumps(given)}{CLOSE}"
+    return f"{OPEN}{_opening(function)}{json.dumps(function['arguments'])}{CLOSE}"
 
 
 class CallReader:

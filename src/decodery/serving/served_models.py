@@ -77,8 +77,8 @@ class ServedModel:
         del self.lm, self.engine
 
     async def tokens(self, prompt: Any, asked: AskedText | None = None) -> list[int]:
-        """Token ids of a prompt, of a request or by itself, read as its method reads it, on a worker thread, one prompt at a time. Raises
-        BadPrompt, and Failure where a model that cannot fill in is given a suffix."""
+        """Token ids of a prompt, of a request or by itself, on a worker thread, one prompt at a time. Raises BadPrompt, and
+        Failure where a model that cannot fill in is given a suffix."""
         async with self._reading:
             if asked is None:
                 return await asyncio.to_thread(self.lm.tokenize, prompt)
