@@ -12,6 +12,7 @@ from decodery.evaluation.byte_languages import PairTokenizer
 from decodery.testing import SmallLanguageModel
 from decodery.testing.scorers import TabularScorer
 
+
 def test_layouts() -> None:
     lm = filling()
     words = lm.tokenizer.get_vocab()

@@ -10,6 +10,7 @@ import pytest
 from letter_constraints import over_letters
 
 from decodery.errors import Refused
+from decodery.sampling.structured import automata
 from decodery.sampling.structured.automata import ByteAutomaton, TokenAutomaton
 from decodery.sampling.structured.constraint import constraint_of
 from decodery.sampling.structured.expressions import Expression
@@ -184,3 +185,11 @@ def test_texts_that_begin_with_shorter_ones_are_there():
         for byte in text.encode():
             state = int(automaton.moves[state, byte])
         assert bool(automaton.accepting[state]) == accepted, text
+
+
+def test_what_takes_too_long_or_too_much_is_refused(monkeypatch):
+    with pytest.raises(Refused, match=r"has \d+ states; at most 4096"):
+        ByteAutomaton.of("(a|b)*a(a|b){12}")
+    monkeypatch.setattr(automata, "MOST_SECONDS", 0.01)
+    with pytest.raises(Refused, match=r"takes more than 0\.01 seconds"):
+        ByteAutomaton.of("a")

@@ -58,8 +58,8 @@ def canvas_parts(
         parts.append(attempt(name, experiment, "here"))
     tell("claims", len(claims), len(claims))
     promised = method.exactness.same_law
-    parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     parts.append(attempt("constraint by enumeration", partial(_held, method), "here"))
+    parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     return parts
 
 
