@@ -222,6 +222,18 @@ def test_a_text_in_pieces_says_the_same(case: Any, cuts: list[int]) -> None:
     assert [Call(one[0], "".join(one[1:])) for one in found if not isinstance(one, str)] == calls
 
 
+@pytest.mark.parametrize(("text", "said", "calls"), TEXTS)
+def test_a_text_sign_by_sign_says_the_same(text: str, said: str, calls: list[Call]) -> None:
+    """The line break behind a call comes after its mark, and is none of the text."""
+    told: list[str] = []
+    found: list[list[str]] = []
+    reader = CallReader(told.append, lambda name: found.append([name]), lambda more: found[-1].append(more))
+    for sign in text:
+        reader.read(sign)
+    reader.read("", last=True)
+    assert ("".join(told), [Call(name, "".join(parts)) for name, *parts in found]) == (said, calls)
+
+
 def test_a_text_is_told_as_soon_as_it_is_certain() -> None:
     told: list[str] = []
     reader = CallReader(told.append, lambda name: told.append(f"call {name}"), told.append)

@@ -220,7 +220,7 @@ class CallReader:
     ) -> None:
         self._said, self._called, self._argued = said, called, argued
         self._held = ""
-        self._inside = self._named = False
+        self._inside = self._named = self._closed = False
 
     def read(self, text: str, last: bool = False) -> None:
         """Take in more of the text. last: there is no more."""
@@ -230,6 +230,8 @@ class CallReader:
 
     def _step(self, last: bool) -> bool:
         """Tell of what is certain; whether there may be more to tell."""
+        if self._closed and self._held:  # a line break parts calls, and may come later than the mark
+            self._held, self._closed = self._held.removeprefix("\n"), False
         if not self._inside:
             place = self._held.find(OPEN)
             if place >= 0:
@@ -248,8 +250,7 @@ class CallReader:
         place = self._held.find(CLOSE)
         if place >= 0:
             self._give(self._argued, place, len(CLOSE))
-            self._inside = False
-            self._held = self._held.removeprefix("\n")
+            self._inside, self._closed = False, True
             return True
         self._give(self._argued, len(self._held) if last else len(self._held) - _overlap(self._held, CLOSE))
         return False
