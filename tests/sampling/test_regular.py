@@ -9,7 +9,7 @@ import re
 import pytest
 from letter_constraints import over_letters
 
-from decodery.errors import Refused
+from decodery.errors import BadSetting, Refused
 from decodery.sampling.structured import automata
 from decodery.sampling.structured.automata import ByteAutomaton, TokenAutomaton
 from decodery.sampling.structured.constraint import constraint_of
@@ -133,6 +133,11 @@ def test_options_of_json():
     own = expression(json={"type": "array", "items": {"type": "null"}}, whitespace_pattern=" ")
     assert all(text == "[  ]" or text.startswith("[ ") for text in some_texts(own.pattern))
     assert expression(json_object=True) == expression(json={"type": "object"})
+
+
+def test_a_language_without_texts_is_refused():
+    with pytest.raises(BadSetting, match="accepts no text that has an end"):
+        expression(grammar='start: "a" start "b" | "a" start')
 
 
 REFUSED = {

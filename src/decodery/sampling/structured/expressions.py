@@ -6,7 +6,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from decodery.errors import Refused
+from decodery.errors import BadSetting
 
 AS_THEY_ARE = frozenset(string.ascii_letters + string.digits + " \"',:;=!@%_/")
 """Characters that mean themselves everywhere in an expression."""
@@ -25,28 +25,20 @@ class Expression:
     nesting: int | None = None
 
 
-class TooDeep(Exception):
-    """Every text of the language nests deeper than was asked for."""
-
-
-def deepest(written: Callable[[int], tuple[str, bool]]) -> Expression:
-    """What `written` gives for the deepest nesting that is short enough; with whether something deeper was left out. Raises
-    Refused where nothing is short enough, or nothing is that shallow."""
+def deepest(written: Callable[[int], tuple[str | None, bool]]) -> Expression:
+    """What `written` gives for the deepest nesting that is short enough: an expression, and whether something deeper was left
+    out. Raises BadSetting where there is no text: what has one has one in which nothing nests within itself."""
     best: Expression | None = None
     for nesting in range(DEEPEST + 1):
-        try:
-            pattern, cut = written(nesting)
-        except TooDeep:
-            continue
+        pattern, cut = written(nesting)
+        if pattern is None:
+            raise BadSetting("structured_outputs accepts no text that has an end.")
         if best is not None and len(pattern) > MOST_CHARACTERS:
             break
         best = Expression(pattern, nesting if cut else None)
         if not cut:
             break
-    if best is None:
-        raise Refused(
-            f"structured_outputs cannot be kept to on a canvas: all its texts nest more than {DEEPEST} levels deep."
-        )
+    assert best is not None
     return best
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from decodery.errors import Refused
 from decodery.sampling.structured.automata import ByteAutomaton
-from decodery.sampling.structured.expressions import Expression, TooDeep, any_of, deepest, group, literal
+from decodery.sampling.structured.expressions import Expression, any_of, deepest, group, literal
 
 REMARKS = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$id", "$comment", "$defs",
@@ -53,12 +53,9 @@ def schema_expression(given: Mapping[str, Any]) -> Expression:
     schema = given.get("json", {"type": "object"})
     space = "" if given.get("disable_any_whitespace") else given.get("whitespace_pattern") or SPACE
 
-    def written(nesting: int) -> tuple[str, bool]:
+    def written(nesting: int) -> tuple[str | None, bool]:
         documents = Documents(schema, space, nesting)
-        pattern = documents.of(schema, nesting)
-        if pattern is None:
-            raise TooDeep
-        return pattern, documents.cut
+        return documents.of(schema, nesting), documents.cut
 
     return deepest(written)
 

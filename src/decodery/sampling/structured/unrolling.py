@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from decodery.errors import Refused
-from decodery.sampling.structured.expressions import Expression, TooDeep, any_of, deepest, group, literal
+from decodery.sampling.structured.expressions import Expression, any_of, deepest, group, literal
 
 if TYPE_CHECKING:
     from lark.grammar import Symbol
@@ -22,12 +22,9 @@ def grammar_expression(text: str) -> Expression:
     """The sentences of a grammar in Lark's or GBNF's form. Raises Refused for what the package lark does not read."""
     grammar = Grammar.read(text)
 
-    def written(nesting: int) -> tuple[str, bool]:
+    def written(nesting: int) -> tuple[str | None, bool]:
         unrolling = Unrolling(grammar, nesting)
-        pattern = unrolling.texts("start", {})
-        if pattern is None:
-            raise TooDeep
-        return pattern, unrolling.cut
+        return unrolling.texts("start", {}), unrolling.cut
 
     return deepest(written)
 
