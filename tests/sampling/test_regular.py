@@ -164,7 +164,7 @@ def test_what_is_not_kept_to_is_refused_by_its_name(said):
 
 
 def test_what_outlines_core_does_not_read_is_refused():
-    with pytest.raises(Refused, match=r"no automaton can be made: .*word boundaries"):
+    with pytest.raises(Refused, match=r"no automaton can be made of it: .*word boundaries"):
         ByteAutomaton.of(r"a\b")
 
 
