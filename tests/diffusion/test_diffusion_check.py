@@ -106,7 +106,7 @@ class LooksAtItsCompany(MaskedDiffusionDecoding):
 def test_planted_faults_are_caught():
     lm = toy_diffusion_model()
     report = check_method(lm, Overclaiming(), prompts=3)
-    assert [part.passed for part in report.parts] == [True, True, False, False]
+    assert [part.passed for part in report.parts] == [True, True, False, True, False]
     for fault, word in ((FillsTwice(), "not masked"), (LooksAtItsCompany(), "alone")):
         report = check_method(lm, fault, prompts=3)
         assert not report.passed

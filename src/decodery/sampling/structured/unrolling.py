@@ -20,7 +20,7 @@ EMPTY_OPTIONS = "%llguidance {}"
 
 def grammar_expression(text: str) -> Expression:
     """The sentences of a grammar in Lark's or GBNF's form. Raises Refused for what the package lark does not read."""
-    grammar = Grammar.read(text)
+    grammar = ContextFreeGrammar.read(text)
 
     def written(nesting: int) -> tuple[str | None, bool]:
         unrolling = Unrolling(grammar, nesting)
@@ -30,14 +30,14 @@ def grammar_expression(text: str) -> Expression:
 
 
 @dataclass(frozen=True)
-class Grammar:
+class ContextFreeGrammar:
     """rules: the alternatives of each, as symbols. terminals: the expression of each symbol that is no rule."""
 
     rules: Mapping[str, Sequence[Sequence[str]]]
     terminals: Mapping[str, str]
 
     @classmethod
-    def read(cls, text: str) -> Grammar:
+    def read(cls, text: str) -> ContextFreeGrammar:
         """A grammar as a user gives it. Raises Refused."""
         from lark.exceptions import LarkError
         from lark.load_grammar import load_grammar
@@ -67,7 +67,7 @@ class Grammar:
 class Unrolling:
     """A grammar written out to a nesting. cut: whether something deeper was left out."""
 
-    grammar: Grammar
+    grammar: ContextFreeGrammar
     nesting: int
     cut: bool = field(default=False, init=False)
 
