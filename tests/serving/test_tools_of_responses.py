@@ -113,7 +113,7 @@ def test_a_stream_says_the_same(server: Running) -> None:
     paints = sum(call.name == "paint" for call in calls)
     assert paints
     pieces = kinds.count("response.function_call_arguments.delta")
-    assert pieces > len(calls) + 2 * paints, "arguments come as they are written"
+    assert pieces >= len(calls) + 2 * paints, "arguments come as they are written"
     assert final.status == whole.status
 
 
