@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from letter_constraints import Signs
 
 import decodery
-from decodery.errors import BadSetting
+from decodery.errors import BadPrompt, BadSetting
 from decodery.sampling.structured.constraint import constraint_of
 from decodery.sampling.structured.grammars import Compiled, Grammars
 from decodery.tools import CLOSE, OPEN, Call, CallReader, Tools, read_calls
@@ -178,9 +179,10 @@ class TestPrompt:
         assert messages[0]["content"].startswith("You may call functions")
         assert self.asked("plain", Tools.of(TOOLS, "none"), self.TALK[:2])[0] == list(self.TALK[:2])
 
-    def test_arguments_that_are_no_json(self) -> None:
-        wrong = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": "{a"}}]}
-        with pytest.raises(BadSetting, match=r"a JSON object; these are '\{a'"):
+    @pytest.mark.parametrize("arguments", ["{a", "[1]", '"a"'])
+    def test_arguments_that_are_no_object(self, arguments: str) -> None:
+        wrong = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": arguments}}]}
+        with pytest.raises(BadPrompt, match=re.escape(f"a JSON object; these are {arguments!r}")):
             self.asked("plain", Tools.of(TOOLS), [wrong])
 
     def test_contents_in_parts(self) -> None:
@@ -220,6 +222,18 @@ def test_a_text_in_pieces_says_the_same(case: Any, cuts: list[int]) -> None:
     reader.read("", last=True)
     assert "".join(one for one in found if isinstance(one, str)) == said
     assert [Call(one[0], "".join(one[1:])) for one in found if not isinstance(one, str)] == calls
+
+
+@pytest.mark.parametrize(("text", "said", "calls"), TEXTS)
+def test_a_text_sign_by_sign_says_the_same(text: str, said: str, calls: list[Call]) -> None:
+    """The line break behind a call comes after its mark, and is none of the text."""
+    told: list[str] = []
+    found: list[list[str]] = []
+    reader = CallReader(told.append, lambda name: found.append([name]), lambda more: found[-1].append(more))
+    for sign in text:
+        reader.read(sign)
+    reader.read("", last=True)
+    assert ("".join(told), [Call(name, "".join(parts)) for name, *parts in found]) == (said, calls)
 
 
 def test_a_text_is_told_as_soon_as_it_is_certain() -> None:

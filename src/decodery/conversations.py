@@ -36,24 +36,24 @@ class Conversations:
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str:
         """The text of a conversation, up to where the answer begins. Raises BadPrompt where a message is malformed, or the
         template does not read all of it."""
-        checked = [_checked(message) for message in messages]
+        conversation = [checked(message) for message in messages]
         if not getattr(self._tokenizer, "chat_template", None):
             raise BadPrompt(f"{self._name} has no chat template; give the prompt as a plain string.")
         tools = _checked_tools(tools)
         try:
-            text = self._text(checked, tools)
+            text = self._text(conversation, tools)
         except Exception as error:  # a template raises what it likes where it does not know a role
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            if tools and self._marked(checked, None) is not None:
+            if tools and self._marked(conversation, None) is not None:
                 raise BadPrompt(f"the chat template of {self._name} does not take these tools: {reason}.") from error
             raise BadPrompt(f"the chat template of {self._name} refuses this conversation: {reason}.") from error
         if tools:
-            self._check_tools(checked, tools, text)
-        if any(set(message) != {"role", "content"} or message["role"] not in PLAIN_ROLES for message in checked) or any(
-            not isinstance(message["content"], str) for message in checked
-        ):
-            self._check_messages(checked, tools)
-            text = self._without_nothing(checked, tools, text)
+            self._check_tools(conversation, tools, text)
+        if any(
+            set(message) != {"role", "content"} or message["role"] not in PLAIN_ROLES for message in conversation
+        ) or any(not isinstance(message["content"], str) for message in conversation):
+            self._check_messages(conversation, tools)
+            text = self._without_nothing(conversation, tools, text)
         return text
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
@@ -107,7 +107,7 @@ class Conversations:
         return other if other is not None and other.count("None") < text.count("None") else text
 
 
-def _checked(message: Message) -> dict[str, Any]:
+def checked(message: Message) -> dict[str, Any]:
     """A message as templates expect it; arguments of tool calls as objects. Raises BadPrompt."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str | list | None):

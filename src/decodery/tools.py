@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from decodery.conversations import shown
+from decodery.conversations import checked, shown
 from decodery.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Tools:
 
     def _described(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation in words that every template takes."""
-        told: list[Message] = [_written(message) for message in messages]
+        told: list[Message] = [_written(checked(message)) for message in messages]
         if self.offered:
             listed = "\n".join(json.dumps({"type": "function", "function": one}) for one in self.offered)
             said = DESCRIPTION.format(tools=listed)
@@ -206,12 +206,7 @@ def _written(message: Message) -> dict[str, Any]:
 
 def _call_text(call: Mapping[str, Any]) -> str:
     function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    try:
-        given = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    except ValueError:
-        raise BadSetting(f"the arguments of a tool call are a JSON object; these are {_shown(arguments)}.") from None
-    return f"{OPEN}{_opening(function)}{json.dumps(given)}{CLOSE}"
+    return f"{OPEN}{_opening(function)}{json.dumps(function['arguments'])}{CLOSE}"
 
 
 class CallReader:
@@ -225,7 +220,7 @@ class CallReader:
     ) -> None:
         self._said, self._called, self._argued = said, called, argued
         self._held = ""
-        self._inside = self._named = False
+        self._inside = self._named = self._closed = False
 
     def read(self, text: str, last: bool = False) -> None:
         """Take in more of the text. last: there is no more."""
@@ -235,6 +230,8 @@ class CallReader:
 
     def _step(self, last: bool) -> bool:
         """Tell of what is certain; whether there may be more to tell."""
+        if self._closed and self._held:  # a line break parts calls, and may come later than the mark
+            self._held, self._closed = self._held.removeprefix("\n"), False
         if not self._inside:
             place = self._held.find(OPEN)
             if place >= 0:
@@ -253,8 +250,7 @@ class CallReader:
         place = self._held.find(CLOSE)
         if place >= 0:
             self._give(self._argued, place, len(CLOSE))
-            self._inside = False
-            self._held = self._held.removeprefix("\n")
+            self._inside, self._closed = False, True
             return True
         self._give(self._argued, len(self._held) if last else len(self._held) - _overlap(self._held, CLOSE))
         return False

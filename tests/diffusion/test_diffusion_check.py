@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from decodery.diffusion.base import Claim
+from decodery.diffusion.completion import Completion
 from decodery.diffusion.masked_diffusion import MaskedDiffusionDecoding
 from decodery.diffusion.unmasking.base import Commit
 from decodery.diffusion.unmasking.llada import Quota
@@ -16,6 +17,8 @@ from decodery.evaluation import diffusion_check
 from decodery.evaluation.benchmark import run_benchmark
 from decodery.evaluation.check import check_method
 from decodery.evaluation.questions import Question
+from decodery.sampling.structured.automata import TokenAutomaton
+from decodery.sampling.structured.expressions import Expression
 from decodery.testing import toy_diffusion_model, toy_language_model
 
 
@@ -33,6 +36,9 @@ def test_the_base_decoders_keep_what_they_claim(spec):
     assert len(claims) == 3
     assert all(part.passed for part in claims)
     assert report.parts[-1].passed is None, "no law is promised of it as it stands"
+    assert report.parts[-2].name == "constraint by enumeration"
+    assert report.parts[-2].passed
+    assert report.parts[-2].numbers["texts"] > 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,24 @@ class Overclaiming(MaskedDiffusionDecoding):
     def claims(self):
         base = MaskedDiffusionDecoding()
         return (Claim("two are one", replace(base, steps=6), base),)
+
+
+@dataclass(frozen=True)
+class HoldsToNothing(MaskedDiffusionDecoding):
+    """Takes any text for one of the constraint."""
+
+    name = "fault-holds-to-nothing"
+
+    def completion(self, request):
+        said = [b"a"] * request.host.network.vocabulary
+        anything = TokenAutomaton.of(Expression("a*"), said)
+        return None if super().completion(request) is None else Completion(anything, 3, 0, ends=(), pads=(), banned=())
+
+
+def test_a_method_that_leaves_the_language_is_caught():
+    held = diffusion_check._held(HoldsToNothing())
+    assert held.passed is False
+    assert held.numbers["outside"] > 0.1
 
 
 class _NextTokensToo(Quota):
@@ -82,7 +106,7 @@ class LooksAtItsCompany(MaskedDiffusionDecoding):
 def test_planted_faults_are_caught():
     lm = toy_diffusion_model()
     report = check_method(lm, Overclaiming(), prompts=3)
-    assert [part.passed for part in report.parts] == [True, True, False, False]
+    assert [part.passed for part in report.parts] == [True, True, False, True, False]
     for fault, word in ((FillsTwice(), "not masked"), (LooksAtItsCompany(), "alone")):
         report = check_method(lm, fault, prompts=3)
         assert not report.passed

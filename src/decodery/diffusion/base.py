@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches import BlockPrefixCache, CacheRegime, DualCache, EveryRow
+from decodery.diffusion.completion import Completion, automaton_of
 from decodery.diffusion.freecache.cache import FREEZE, FreeCache
-from decodery.diffusion.loop import Denoising, model_of
+from decodery.diffusion.loop import CONSTRAINT, Denoising, model_of
 from decodery.diffusion.state import Plan
 from decodery.engine.method import Decoding, Method, parameter
 from decodery.engine.needs import MASKED_POSITIONS, Requirement
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from decodery.diffusion.unmasking.base import Rule
     from decodery.engine.request import Request
     from decodery.models.scorer import Scorer
+    from decodery.sampling.structured.grammars import Compiled
 
 BLOCK = 32
 """Published block length."""
@@ -53,7 +55,7 @@ class DiffusionMethod(Method):
         **{
             step.settings()[0].name: NO_PREFIX
             for step in sorted(steps().values(), key=lambda step: step.place)
-            if step.reads_prefix and not step.counts_only
+            if step.reads_prefix and not step.counts_only and step.name != CONSTRAINT
         },
         "target": "a canvas has guidance of its own, cfg_scale",
     }
@@ -123,6 +125,30 @@ class DiffusionMethod(Method):
             early_stop=self.early_stop,
             shift_row=self.shift_row,
             forbidden=self.forbidden(request),
+            completion=self.completion(request),
+        )
+
+    def completion(self, request: Request) -> Completion | None:
+        """What a request's canvas is held to; None: any text. Raises Refused where no canvas can be, and BadSetting where no
+        text fits on this one."""
+        settings, model = request.settings, model_of(request)
+        constraint: Compiled | None = settings.structured_outputs
+        if constraint is None:
+            return None
+        automaton = request.remember(
+            ("canvas", constraint.constraint.identity), lambda: automaton_of(constraint), everywhere=True
+        )
+        banned = {*model.reserved, *self.forbidden(request)}
+        if settings.allowed_token_ids is not None:
+            banned |= {*range(request.host.network.vocabulary)} - {*settings.allowed_token_ids}
+        length = self.length(request)
+        return Completion(
+            automaton,
+            min(length, settings.max_new_tokens),
+            settings.min_new_tokens,
+            ends=request.stop_ids,
+            pads=model.filling_token_ids,
+            banned=banned,
         )
 
     def admit(self, request: Request) -> None:
@@ -137,6 +163,9 @@ class DiffusionMethod(Method):
                 f"the prompt has {prompt} tokens and the canvas {length}, together {prompt + length}, but "
                 f"{request.host.network.name} has a context of {request.host.network.context}."
             )
+        completion = self.completion(request)
+        if completion is not None:
+            request.statistics.details["constraint"] = completion.told
         if length < settings.min_new_tokens:
             raise BadSetting(
                 f"min_new_tokens is {settings.min_new_tokens}, but the canvas has only {length} positions."

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decodery.diffusion.canvas import Canvas
+    from decodery.diffusion.completion import Completion
     from decodery.diffusion.laws import Laws
     from decodery.engine.host import Host
     from decodery.engine.request import Request
@@ -88,6 +89,8 @@ class GuidedRule(Rule):
         self.sequence = request.new_sequence(guide)
         self.canvas: Canvas | None = None
         """The canvas that is being filled; the method puts it here."""
+        self.completion: Completion | None = None
+        """What it is held to, likewise."""
         self.accepted: list[int] = []
         """Per round, how many drafts the guide was content with; where none, one was filled nevertheless."""
         request.statistics.details["accepted"] = self.accepted
@@ -98,6 +101,9 @@ class GuidedRule(Rule):
             raise ValueError("the first mask was not scored, and a guided canvas is filled from left to right")
         clean = self.canvas.tokens[: self.canvas.prompt + laws.offsets[0]]
         drafts = laws.draw(range(len(laws)), step.number + 1)  # what was rejected is drafted afresh
+        if self.completion is not None:  # the guide judges what can stand together
+            whole = Commit(tuple(laws.offsets), tuple(drafts))
+            drafts = list(self.completion.settled(self.canvas, whole, laws).tokens)
         offsets, tokens = self._run(laws.offsets, drafts)
         if self.sequence.length < len(clean) - 1:  # the prompt
             yield Forward(self.sequence, clean[self.sequence.length : -1], logits=Rows.NONE)
@@ -234,7 +240,7 @@ class GuidedDiffusion(DiffusionMethod):
         plan = self.plan(request)
         denoising = Denoising(request, plan)
         assert isinstance(plan.rule, GuidedRule)
-        plan.rule.canvas = denoising.canvas
+        plan.rule.canvas, plan.rule.completion = denoising.canvas, plan.completion
         yield from denoising.run()
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from decodery.sampling.law import Law
     from decodery.sampling.noise import Chance
 
+CONSTRAINT = "structured_outputs"
+"""The step of the law that holds texts to a constraint."""
+
 
 @dataclass(frozen=True, slots=True)
 class CanvasForwards:
@@ -58,6 +61,11 @@ class Denoising:
         self.request, self.plan = request, plan
         self.output = request.output if output is None else output
         self.chance = request.noise if chance is None else chance
+        if (
+            plan.completion is not None
+        ):  # which knows of a canvas what the law's own step knows of a text from left to right
+            self.output.law = self.output.law.without(CONSTRAINT)
+            law = None if law is None else law.without(CONSTRAINT)
         self.law = self.output.law if law is None else law
         self.model = model_of(request)
         self.state = CanvasState(plan, Canvas(request.prompt, plan.length, self.model))
@@ -127,6 +135,8 @@ class Denoising:
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
         committed, number = self.committed, self.state.number
+        completion = self.plan.completion
+        allowed = None if completion is None else completion.allowed(canvas, [*carried, *inside])
 
         def laws(answers: Sequence[Scores]) -> Laws:
             scores = self._guided([answer.logits for answer in answers]).float()
@@ -137,6 +147,8 @@ class Denoising:
                 self._carried = {inside[0]: scores[0]}
             if carried:
                 scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
+            if allowed is not None:
+                scores.masked_fill_(~allowed.to(scores.device), -float("inf"))
             return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed, number)
 
         return CanvasForwards(forwards, laws)
@@ -157,7 +169,7 @@ class Denoising:
     def choose(self, laws: Laws) -> Asking[Commit]:
         """What the next step fills, given the laws of the state."""
         commit = self.state.choose(laws)
-        return (yield from commit) if isinstance(commit, Generator) else commit
+        return self.state.settled((yield from commit), laws) if isinstance(commit, Generator) else commit
 
     def fill(self, commit: Commit, laws: Laws | None = None) -> None:
         """Take one step: put a commit on the canvas, tell of it, and end where the plan says so. laws: those it was chosen

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches import CacheRegime, EveryRow
+from decodery.diffusion.completion import Completion
 from decodery.diffusion.unmasking.base import Asking, CanvasStep, Commit, Rule
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Plan:
     "block" ends at a complete block that holds an end token, "prefix" as soon as everything up to an end token is filled (the
     text is the same, since filled positions stay), "never" fills the whole canvas. shift_row: whether a shifted model's row
     before the computed ones is carried over ("carry") or computed with them ("compute"). forbidden: tokens that no law gives,
-    beside the reserved ones.
+    beside the reserved ones. completion: what the text is held to; None: any text.
     """
 
     rule: Rule
@@ -35,6 +36,7 @@ class Plan:
     early_stop: str = "block"
     shift_row: str = "carry"
     forbidden: tuple[int, ...] = ()
+    completion: Completion | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.steps < 1:
@@ -104,7 +106,12 @@ class CanvasState:
     def choose(self, laws: Laws) -> Commit | Asking[Commit]:
         """What the plan's rule fills in the next step; a generator of it where the rule runs a network."""
         offered = laws if self.plan.rule.whole_canvas else laws.within(self.start, self.end)
-        return self.plan.rule.choose(offered, self.step())
+        commit = self.plan.rule.choose(offered, self.step())
+        return self.settled(commit, laws) if isinstance(commit, Commit) else commit
+
+    def settled(self, commit: Commit, laws: Laws) -> Commit:
+        """What a rule would fill, as far as the constraint lets it stand together. laws: those it was chosen by."""
+        return commit if self.plan.completion is None else self.plan.completion.settled(self.canvas, commit, laws)
 
     def take(self, commit: Commit) -> None:
         """Take a step. Raises RuntimeError where too many of them have filled nothing."""

@@ -7,6 +7,7 @@ commits, or that its law is the model's joint law, which is decided by enumerati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from decodery.errors import BadSetting
 from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
+from decodery.sampling.structured.constraint import constraint_of
 from decodery.testing.denoisers import TabularDenoiser, denoising_language_model
 from decodery.testing.goodness import total_variation
 from decodery.testing.outputs import exact_outputs
@@ -32,6 +34,8 @@ ROUNDING = 1e-5
 ORACLES = ((3, 3, 0), (3, 3, 1), (4, 2, 2))
 """Length, vocabulary and seed of the tabular denoisers."""
 LEAVES = 100_000
+LANGUAGE = "a(b|c)*a|b+"
+"""What canvases are held to, over the letters of the tabular denoisers."""
 
 
 def canvas_parts(
@@ -54,6 +58,7 @@ def canvas_parts(
         parts.append(attempt(name, experiment, "here"))
     tell("claims", len(claims), len(claims))
     promised = method.exactness.same_law
+    parts.append(attempt("constraint by enumeration", partial(_held, method), "here"))
     parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     return parts
 
@@ -164,3 +169,16 @@ def _enumerated(method: Method, promised: bool) -> CheckPart:
     if not promised:
         return CheckPart("", None, f"{said}; identity is not promised", {"total_variation": distances})
     return CheckPart("", max(distances) < ROUNDING, f"{said} (rounding: {ROUNDING:g})", {"total_variation": distances})
+
+
+def _held(method: Method) -> CheckPart:
+    """Whether all that a method writes under a constraint keeps to it, by all branches on a tabular denoiser."""
+    length, vocabulary, seed = ORACLES[0]
+    lm = denoising_language_model(TabularDenoiser.random(length, vocabulary, seed))
+    constraint = constraint_of("structured_outputs", {"regex": LANGUAGE})
+    settings = Settings(temperature=1.0, max_new_tokens=length, seed=0, structured_outputs=constraint)
+    law = exact_outputs(lm, method, [0, 1], settings, limit=LEAVES)
+    texts = {lm.tokenizer.decode(tokens): mass for tokens, mass in law.items()}
+    outside = sum(mass for text, mass in texts.items() if not re.fullmatch(LANGUAGE, text))
+    said = f"of {len(texts)} texts that come under a constraint, {'all keep to it' if not outside else 'some do not'}"
+    return CheckPart("", outside == 0, said, {"texts": len(texts), "outside": outside})

@@ -109,6 +109,15 @@ class Law:
             other.chance = chance
         return other
 
+    def without(self, step: str) -> Law:
+        """This law but for a step, which somebody else applies."""
+        other = self.fork()
+        other.steps = [one for one in self.steps if one.name != step]
+        other.uses_prefix = any(one.uses_prefix for one in other.steps)
+        other.guides = [one for one in other.steps if one.guides]
+        other._only_forbids = bool(other.steps) and all(one.only_forbids for one in other.steps)
+        return other
+
     @property
     def drafting(self) -> Law:
         """This law for rows of another network, such as a draft model's. States of steps stay those of the committed text: they

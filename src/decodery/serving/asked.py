@@ -64,6 +64,12 @@ class AskedText:
         return bool(self.own.get("return_token_ids", False))
 
     @property
+    def suffix(self) -> str:
+        """What stands behind the texts that are filled in; empty: they are continued."""
+        suffix: str = self.own.get("suffix", "")
+        return suffix
+
+    @property
     def n(self) -> int:
         """Texts of each prompt."""
         value: int = self.settings.get("n", self.settings.get("num_return_sequences", 1))
@@ -117,27 +123,47 @@ def read(route: Route, body: Mapping[str, Any]) -> AskedText:
         raise bad_field("best_of", f"best_of must equal n, which is {n}: a choice among more texts is not offered.")
     if own.get("stream_options") and not own.get("stream"):
         raise bad_field("stream_options", "stream_options goes with stream=true.")
-    tools = _tools(own, settings)
+    if own.get("suffix"):
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            raise bad_field("suffix", "suffix goes with prompts that are texts, not with token ids.")
+        if settings.get("echo"):
+            raise bad_field("echo", "echo does not go with suffix, which stands within the prompt.")
+    tools = _tools(route, own, settings)
     return AskedText(route, prompts, settings, own, logprobs, usage, tools)
 
 
-def _tools(own: Mapping[str, Any], settings: dict[str, Any]) -> Tools | None:
+def _tools(route: Route, own: Mapping[str, Any], settings: dict[str, Any]) -> Tools | None:
     """What the model may call; the constraint that calls are is put among the settings."""
     if not own.get("tools"):
         if own.get("tool_choice", "auto") not in ("auto", "none"):
             raise bad_field("tool_choice", "tool_choice names a tool, and there are no tools.")
         return None
+    if route is RESPONSES:
+        if own.get("include") and own.get("tool_choice") != "none":
+            raise bad_field("include", "log probabilities do not stand beside calls of tools; give tool_choice='none'.")
+        if "text" in settings and constraint_of("text", settings["text"]) is None:
+            settings.pop("text")
     try:
-        choice = Tools.of(own["tools"], own.get("tool_choice"), own.get("parallel_tool_calls"))
+        tools = [_nested(tool) for tool in own["tools"]] if route is RESPONSES else own["tools"]
+        choice = Tools.of(tools, own.get("tool_choice"), own.get("parallel_tool_calls"))
         wanted = choice.constraint()
         constraint_of("tools", wanted)
     except BadSetting as error:
         raise bad_field("tool_choice" if str(error).startswith("tool_choice") else "tools", str(error)) from None
     if wanted is not None:
-        if other := next((name for name in ("structured_outputs", "response_format") if name in settings), None):
+        if other := next(
+            (name for name in ("structured_outputs", "response_format", "text") if name in settings), None
+        ):
             raise bad_field(other, f"{other} and calls of tools do not go together; give tool_choice='none'.")
         settings["structured_outputs"] = wanted
     return choice
+
+
+def _nested(tool: Any) -> Any:
+    """A tool of /v1/responses, which has beside its type what chat completions have within it."""
+    if not isinstance(tool, dict) or tool.get("type") != "function" or "function" in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def _check_method(spec: str | None) -> None:
@@ -241,7 +267,9 @@ def _input(own: Mapping[str, Any]) -> list[Any]:
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, list) or not messages:
         raise bad_field("input", "input must be a text, or a list of at least one message.")
-    read_messages = [_input_item(item) for item in messages]
+    read_messages: list[dict[str, Any]] = []
+    for item in messages:
+        _add_item(read_messages, item)
     if "instructions" in own:
         read_messages.insert(0, {"role": "system", "content": own["instructions"]})
     return [read_messages]
@@ -255,11 +283,32 @@ READ_PROMPTS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
 }
 
 
+def _add_item(messages: list[dict[str, Any]], item: Any) -> None:
+    """Take an item of the input in: as a message, or as a call of the assistant's last one."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        if not messages or messages[-1].get("role") != "assistant":
+            messages.append({"role": "assistant", "content": None})
+        messages[-1].setdefault("tool_calls", []).append(call)
+    elif kind == "function_call_output":
+        output = item.get("output")
+        content = [_input_part(part) for part in output] if isinstance(output, list) else output
+        messages.append(_with_text({"role": "tool", "tool_call_id": item.get("call_id"), "content": content}))
+    else:
+        messages.append(_input_item(item))
+
+
 def _input_item(item: Any) -> dict[str, Any]:
     message = _message(item, "input")
     kind = message.pop("type", "message")
     if kind != "message":
-        raise bad_field("input", f"an item of the input is a message here, not of the type {str(kind)[:100]!r}.")
+        raise bad_field(
+            "input",
+            "an item of the input is a message, function_call or function_call_output here, not of the type "
+            f"{str(kind)[:100]!r}.",
+        )
     for key in ("id", "status"):  # of messages that come back from an earlier response
         message.pop(key, None)
     if isinstance(message.get("content"), list):

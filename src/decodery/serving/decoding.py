@@ -142,7 +142,7 @@ async def _begun(
 ) -> Job:
     """Read the prompts, check the rest, and begin. Raises what is wrong with the request."""
     lm = model.lm
-    ids = [await model.tokens(prompt, asked.method, asked.tools) for prompt in asked.prompts]
+    ids = [await model.tokens(prompt, asked) for prompt in asked.prompts]
     _complete(settings, asked, ids, lm, configuration)
     seed = settings.pop("seed", None)
     prompt: Any = ids if len(ids) > 1 else ids[0]

@@ -98,10 +98,16 @@ COMMON: Mapping[str, BodyField] = {
 STREAM_OPTIONS = BodyField(JsonObject(), "`include_usage`: the last event tells the usage.")
 RETURN_TOKEN_IDS = BodyField(Flag(), "Give the token ids of prompt and text.")
 
-NO_TOOLS: Mapping[str, NotOffered] = {
-    "tools": NotOffered(([],), "/v1/chat/completions calls tools."),
-    "tool_choice": NotOffered(("auto", "none")),
-    "parallel_tool_calls": NotOffered((True, False)),
+TOOLS: Mapping[str, BodyField] = {
+    "tools": BodyField(
+        Anything(type="array", items={"type": "object"}),
+        "Functions that the model may call, with name, description and parameters; calls fit their schemas.",
+    ),
+    "tool_choice": BodyField(
+        Anything(anyOf=[{"enum": ["auto", "none", "required"]}, {"type": "object"}]),
+        "auto: text or calls; required: a call; none: no call; or a function by its name.",
+    ),
+    "parallel_tool_calls": BodyField(Flag(), "Whether there may be several calls; default true."),
 }
 NOT_OFFERED: Mapping[str, NotOffered] = {
     "store": NotOffered((False,), "nothing is stored here."),
@@ -132,13 +138,8 @@ NOT_IN_CHAT: Mapping[str, NotOffered] = {
     "web_search_options": NotOffered(),
     "echo": NotOffered((False,), "only /v1/completions begins its text with the prompt."),
 }
-NOT_IN_COMPLETIONS: Mapping[str, NotOffered] = {
-    **NOT_OFFERED,
-    "suffix": NotOffered(("",), "texts are continued, not filled in."),
-}
 NOT_IN_RESPONSES: Mapping[str, NotOffered] = {
     **NOT_OFFERED,
-    **NO_TOOLS,
     **dict.fromkeys(
         ("access_programs", "background_options", "context_management", "conversation", "image", "max_tool_calls"),
         NotOffered(),
@@ -273,15 +274,7 @@ CHAT = Route(
         "logprobs": BodyField(Flag(), "Tell the log probability of each token."),
         "top_logprobs": BodyField(Whole(0, 20), "So many alternatives per token; needs logprobs."),
         "return_token_ids": RETURN_TOKEN_IDS,
-        "tools": BodyField(
-            Anything(type="array", items={"type": "object"}),
-            "Functions that the model may call, with name, description and parameters; calls fit their schemas.",
-        ),
-        "tool_choice": BodyField(
-            Anything(anyOf=[{"enum": ["auto", "none", "required"]}, {"type": "object"}]),
-            "auto: text or calls; required: a call; none: no call; or a function by its name.",
-        ),
-        "parallel_tool_calls": BodyField(Flag(), "Whether there may be several calls; default true."),
+        **TOOLS,
     },
     NOT_IN_CHAT,
     without=("logprobs", "echo"),
@@ -302,11 +295,14 @@ COMPLETIONS = Route(
             ),
             "A text, token ids, or a list of either.",
         ),
+        "suffix": BodyField(
+            Text(), "What stands behind the text that is filled in, of models whose tokenizer has marks for it."
+        ),
         "stream_options": STREAM_OPTIONS,
         "best_of": BodyField(Whole(1), "Taken where it equals n; a choice among more texts is not offered."),
         "return_token_ids": RETURN_TOKEN_IDS,
     },
-    NOT_IN_COMPLETIONS,
+    NOT_OFFERED,
     without=("top_logprobs",),
 )
 RESPONSES = Route(
@@ -325,6 +321,7 @@ RESPONSES = Route(
         ),
         "top_logprobs": BodyField(Whole(0, 20), "So many alternatives per token."),
         "stream_options": BodyField(JsonObject(), "Nothing that it may say is offered but include_obfuscation=false."),
+        **TOOLS,
     },
     NOT_IN_RESPONSES,
     renamed={"max_output_tokens": "max_new_tokens", "text": "structured_outputs"},

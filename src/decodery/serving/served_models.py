@@ -12,13 +12,14 @@ from typing import Any
 
 from decodery.engine.memory import parse_size, size_text
 from decodery.errors import DecoderyError, MethodUnavailable, NotEnoughMemory
+from decodery.fill_in import PREFIX_FIRST
 from decodery.language_model import LanguageModel
 from decodery.models import catalogue, pages
 from decodery.serving.admission import Gate
+from decodery.serving.asked import AskedText
 from decodery.serving.configuration import ServerConfiguration
 from decodery.serving.engine_thread import EngineThread
-from decodery.serving.failures import Failure
-from decodery.tools import Tools
+from decodery.serving.failures import Failure, bad_field
 
 log = logging.getLogger("decodery.serving")
 
@@ -75,13 +76,20 @@ class ServedModel:
         """It is unloaded: let its memory go, whoever still holds this object."""
         del self.lm, self.engine
 
-    async def tokens(self, prompt: Any, method: str | None = None, tools: Tools | None = None) -> list[int]:
-        """Token ids of a prompt, read as the method reads it, on a worker thread, one prompt at a time. tools: on offer in it.
-        Raises BadPrompt."""
+    async def tokens(self, prompt: Any, asked: AskedText | None = None) -> list[int]:
+        """Token ids of a prompt, of a request or by itself, on a worker thread, one prompt at a time. Raises BadPrompt, and
+        Failure where a model that cannot fill in is given a suffix."""
         async with self._reading:
-            if tools is not None:
-                return await asyncio.to_thread(tools.prompt, self.lm, prompt, method)
-            return await asyncio.to_thread(self.lm.tokenize, prompt, None, method)
+            if asked is None:
+                return await asyncio.to_thread(self.lm.tokenize, prompt)
+            if asked.tools is not None:
+                return await asyncio.to_thread(asked.tools.prompt, self.lm, prompt, asked.method)
+            if asked.suffix:
+                try:
+                    return await asyncio.to_thread(self.lm.fill_prompt, prompt, asked.suffix, PREFIX_FIRST)
+                except MethodUnavailable as error:
+                    raise bad_field("suffix", str(error)) from None
+            return await asyncio.to_thread(self.lm.tokenize, prompt, None, asked.method)
 
     async def unused(self) -> None:
         """Wait until no request uses it."""

@@ -80,7 +80,7 @@ class Compiled:
     def __init__(self, constraint: Constraint, grammars: Grammars):
         from llguidance import LLMatcher
 
-        self.constraint, self._grammars = constraint, grammars
+        self.constraint, self.grammars = constraint, grammars
         self._vocabulary, self._marks = grammars.vocabulary, list(grammars.tokenizer.eos_tokens)
         start = Place(LLMatcher(grammars.tokenizer, constraint.grammar, log_level=0))
         if start.matcher.is_error():
@@ -143,7 +143,7 @@ class Compiled:
     @property
     def unforced(self) -> Compiled:
         """The same constraint, of which bytes that must come may come in any tokens."""
-        return self._grammars.compiled(self.constraint.unforced)
+        return self.grammars.compiled(self.constraint.unforced)
 
     def may_follow(self, tokens: tuple[int, ...], token: int) -> bool:
         """Whether a token may come after these; of bytes that must come, every token that begins them."""

@@ -39,7 +39,7 @@ class Ruled(Compiled):
 
     def __init__(self, constraint: Constraint, grammars: Grammars, grammar: Compiled | None):
         assert constraint.rule is not None
-        self.constraint, self._grammars, self._grammar = constraint, grammars, grammar
+        self.constraint, self.grammars, self._grammar = constraint, grammars, grammar
         self._vocabulary = grammars.vocabulary
         self.rule: AskedRule = constraint.rule
         self._marks = sorted({*grammars.tokenizer.eos_tokens, *grammars.silent})
@@ -50,7 +50,7 @@ class Ruled(Compiled):
     @property
     def unforced(self) -> Compiled:
         grammar = None if self._grammar is None else self._grammar.unforced
-        return Ruled(self.constraint, self._grammars, grammar)
+        return Ruled(self.constraint, self.grammars, grammar)
 
     def broken(self, tokens: tuple[int, ...]) -> str:
         return self._at(tokens).broken
@@ -65,7 +65,7 @@ class Ruled(Compiled):
             else:
                 candidates = self._grammar.allowed(tokens)[0]
             candidates[self._marks] = False
-            said = self._grammars.said
+            said = self.grammars.said
             for token in candidates.nonzero()[:, 0].tolist():
                 candidates[token] = self._may(place, said[token])
             place.allowed = candidates, self.may_end(tokens)
@@ -75,7 +75,7 @@ class Ruled(Compiled):
         place = self._kept_to(tokens)
         if token in self._marks or (self._grammar is not None and not self._grammar.allows(tokens, token)):
             return False
-        return self._may(place, self._grammars.said[token])
+        return self._may(place, self.grammars.said[token])
 
     def forbid(self, row: Float[Tensor, "vocabulary"], tokens: tuple[int, ...]) -> bool:
         allowed, ends = self.allowed(tokens)
@@ -94,7 +94,7 @@ class Ruled(Compiled):
             return False
         if self._grammar is not None and not self._grammar.may_follow(tokens, token):
             return False
-        return self._may(place, self._grammars.said[token])
+        return self._may(place, self.grammars.said[token])
 
     def may_end(self, tokens: tuple[int, ...]) -> bool:
         place = self._at(tokens)
@@ -124,8 +124,8 @@ class Ruled(Compiled):
         for token in tokens[kept:]:
             if place.broken:
                 break
-            step = _decoded(place.pending + self._grammars.said[token])
-            if step is None or not self._may(place, self._grammars.said[token]):
+            step = _decoded(place.pending + self.grammars.said[token])
+            if step is None or not self._may(place, self.grammars.said[token]):
                 place = Reached(
                     place.text, place.pending, f"{self.rule.called} allows no token {token} after {place.text!r}"
                 )
