@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,8 @@ class Settings:
     other: str = "gemma3-270m"
     texts: int = 120
     few: int = 24
-    training: int = 900
-    epochs: int = 4
+    training: int = 600
+    epochs: int = 3
     words: int = 2
     cases: int = 200
     seed: int = 0
@@ -82,7 +82,8 @@ class FeltText:
 
 def felt(count: int, seed: int) -> list[FeltText]:
     """Texts, no two alike; two words of each say what is felt, which is how its label is defined."""
-    chance, found = np.random.Generator(np.random.Philox(key=seed)), {}
+    chance = np.random.Generator(np.random.Philox(key=seed))
+    found: dict[str, FeltText] = {}
     while len(found) < count:
         label = len(found) % len(LABELS)
         one, other = chance.permutation(FEELINGS[LABELS[label]].split())[:2]
@@ -116,9 +117,14 @@ class Bench:
     substitutes: SubstituteWords
     search: GradObstinate
     settings: ObstinateSettings
+    kept: dict[tuple[str, tuple[TextWord, ...]], ObstinateText] = field(default_factory=dict)
 
     def found(self, text: str, words: Sequence[TextWord]) -> ObstinateText:
-        return self.search.attack(text, words)
+        """Searched once, for several studies look at it."""
+        asked = text, tuple(words)
+        if asked not in self.kept:
+            self.kept[asked] = self.search.attack(text, words)
+        return self.kept[asked]
 
     def ordered(self, text: str) -> list[TextWord]:
         return important_words(self.predictor, text)
@@ -418,7 +424,8 @@ def transfer_large(settings: Settings) -> Study:
         bench,
         loaded(settings.other),
         right(bench.predictor, settings.few, settings.seed),
-        f"Words that keep the prediction of {settings.model}, on {settings.other}; against its own prediction of the text as it was",
+        f"Words that keep the prediction of {settings.model}, on {settings.other}; against its own prediction of "
+        "the text as it was",
     )
 
 
