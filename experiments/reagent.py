@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,10 +74,24 @@ def copies(settings: Settings) -> list[Copy]:
     raise BadInput(f"{settings.model} copies too rarely: {len(found)} of {settings.prompts} prompts.")
 
 
+def searched(lm: LanguageModel, asked: Sequence[tuple[Sequence[int], int, int]], steps: int) -> list[Importance]:
+    """What ReAGent says of contexts, targets and seeds, side by side in the same passes."""
+    found = lm.run(
+        [
+            reagent(lm.network, context, target, InferentialReplacer(), ReagentSettings(steps=steps, seed=seed))
+            for context, target, seed in asked
+        ]
+    )
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return list(found)
+
+
 def copied(settings: Settings) -> Study:
     lm = loaded(settings.model)
 
-    def told(item: Copy, weights: Array, found: Importance | None = None) -> Mapping[str, float]:
+    def told(item: Copy, weights: Array, importance: Importance | None = None) -> Mapping[str, float]:
         rank = int((weights > weights[item.place]).sum())
         deciding = float(weights[item.prefix :].mean())
         values = {
@@ -85,14 +99,27 @@ def copied(settings: Settings) -> Study:
             "deciding": deciding * len(weights),
             "irrelevant": float(weights[1 : item.prefix].mean()) * len(weights),
         }
-        if found is not None:
-            values |= {"steps": float(found.steps), "converged": float(found.converged)}
+        if importance is not None:
+            values |= {"steps": float(importance.steps), "converged": float(importance.converged)}
         return values
 
-    def searched(item: Copy) -> Mapping[str, float]:
-        how = ReagentSettings(steps=settings.steps, seed=settings.seed + item.number)
-        found = lm.run(reagent(lm.network, item.ids, item.target, InferentialReplacer(), how))
-        return told(item, found.weights, found)
+    @cache
+    def found() -> dict[int, Importance]:
+        """All prompts in the same passes."""
+        return dict(
+            zip(
+                (item.number for item in copies(settings)),
+                searched(
+                    lm,
+                    [(item.ids, item.target, settings.seed + item.number) for item in copies(settings)],
+                    settings.steps,
+                ),
+                strict=True,
+            )
+        )
+
+    def by_reagent(item: Copy) -> Mapping[str, float]:
+        return told(item, found()[item.number].weights, found()[item.number])
 
     def left_out(item: Copy) -> Mapping[str, float]:
         return told(item, lm.run(occlusion(lm.network, item.ids, item.target)))
@@ -101,7 +128,7 @@ def copied(settings: Settings) -> Study:
         chance = np.random.Generator(np.random.Philox(key=item.number))
         return told(item, random_weights(len(item.ids), chance))
 
-    arms = [Arm("ReAGent", searched), Arm("leave one out", left_out), Arm("random", random)]
+    arms = [Arm("ReAGent", by_reagent), Arm("leave one out", left_out), Arm("random", random)]
     figures = [
         Figure("in the top 3", "top 3", share=True, form=".0%"),
         Figure("weight in the text", "deciding"),
@@ -159,14 +186,15 @@ def faithful(settings: Settings) -> Study:
 
     def of_passage(passage: Passage) -> dict[str, dict[str, float]]:
         totals = {name: {"ns": 0.0, "nc": 0.0} for name in names}
-        for place in range(passage.given, len(passage.ids)):
+        places = range(passage.given, len(passage.ids))
+        asked = [(passage.ids[:place], passage.ids[place], settings.seed + place) for place in places]
+        for place, importance in zip(places, searched(lm, asked, settings.steps), strict=True):
             context, target = passage.ids[:place], passage.ids[place]
             chance = np.random.Generator(
                 np.random.Philox(np.random.SeedSequence((settings.seed, *passage.ids[:4], place)))
             )
-            how = ReagentSettings(steps=settings.steps, seed=settings.seed + place)
             weights = [
-                lm.run(reagent(lm.network, context, target, InferentialReplacer(), how)).weights,
+                importance.weights,
                 inside.integrated(context, target),
                 lm.run(occlusion(lm.network, context, target)),
                 random_weights(place, chance),

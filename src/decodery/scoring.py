@@ -117,7 +117,7 @@ def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any, m
     results = []
     for tokens, task in zip(read, tasks, strict=True):
         assert task.value is not None
-        text, spans = _spelled(lm.tokenizer, before, tokens)
+        text, spans = spelled(lm.tokenizer, before, tokens)
         logprobs, ids, values, hidden, spread = task.value
         results.append(Scored(text, tokens, spans, logprobs, ids, values, hidden, len(before), *spread))
     return results if batch else results[0]
@@ -264,7 +264,7 @@ def _moments(rows: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[str, list[tuple[int, int]]]:
+def spelled(tokenizer: Any, before: Sequence[int], tokens: list[int]) -> tuple[str, list[tuple[int, int]]]:
     """What tokens say behind others, and which part of it each says."""
     stream = TextStream(tokenizer, (), before)
     spans = []

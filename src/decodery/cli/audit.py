@@ -1,4 +1,4 @@
-"""`decodery audit`: whether texts were among a model's training data, and sets of texts that can tell."""
+"""`decodery audit`: whether texts were among a model's training data, sets of texts that can tell, and obstinate words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from decodery.cli.console import (
     write_files,
     writing,
 )
+from decodery.cli.obstinate import obstinate
 from decodery.cli.options import (
     JsonOption,
     ModelOptions,
@@ -44,9 +45,10 @@ Texts = Annotated[Path, Argument(metavar="FILE", help="JSON lines with text and 
 
 @app.callback()
 def audit(context: typer.Context) -> None:
-    """Find out whether texts were among a model's training data, or only look as if they were.
+    """Find out whether texts were among a model's training data, or only look as if they were, and what a model overlooks.
 
-    decodery audit membership FILE audits a claim; decodery audit split FILE makes sets that can show membership at all.
+    decodery audit membership FILE audits a claim; decodery audit split FILE makes sets that can show membership at all;
+    decodery audit obstinate TEXT finds words that could be others, and the model would say the same.
 
     Example: `decodery audit membership texts.jsonl --reference gemma3-270m`
     """
@@ -179,6 +181,9 @@ def split(
         print_json(told)
     else:
         print_line(f"{members} members and {len(items) - members} others, at random by seed {seed}: {out}")
+
+
+app.command("obstinate")(obstinate)
 
 
 def _at_least_one(counts: dict[str, int]) -> None:
