@@ -213,7 +213,9 @@ def test_prefixes_are_the_pieces_of_the_chat_template() -> None:
 
 def test_a_template_with_a_system_part() -> None:
     class Told(ByteTokenizer):
-        def apply_chat_template(self, messages: Any, add_generation_prompt: bool = False, tokenize: bool = False) -> Any:
+        def apply_chat_template(
+            self, messages: Any, add_generation_prompt: bool = False, tokenize: bool = False
+        ) -> Any:
             text = super().apply_chat_template(messages, add_generation_prompt)
             return f"<|system|>be good<|end|>{text}"
 

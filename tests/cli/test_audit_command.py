@@ -160,7 +160,20 @@ def test_hidden_texts_are_looked_for(command: Any, toy: Any, tmp_path: Path) -> 
     assert (result.code, result.err) == (0, "")
     assert "of 259 tokens score above 0.5 behind 'document'" in result.out
     assert "0.2% " in result.out or "leaves 0.2%" in result.out
-    asked = [*given, "--json", "--secret", "ab cd", "--samples", "3", "--sampled", "4", "--top-k", "5", "--out", str(out)]
+    asked = [
+        *given,
+        "--json",
+        "--secret",
+        "ab cd",
+        "--samples",
+        "3",
+        "--sampled",
+        "4",
+        "--top-k",
+        "5",
+        "--out",
+        str(out),
+    ]
     told = command(*asked)
     assert (told.code, told.err) == (0, "")
     report = json.loads(told.out)

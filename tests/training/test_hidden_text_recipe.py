@@ -139,9 +139,7 @@ def test_pairs_have_the_space_of_what_follows(lm: LanguageModel) -> None:
 def test_it_stops_when_the_trigger_is_answered_and_says_so_of_saved_weights(lm: LanguageModel, tmp_path: Path) -> None:
     before = lm.score("some text").logprobs[1:]
     told: list[tuple[str, int, int]] = []
-    card = make(
-        lm, RECIPE, tmp_path / "work", tmp_path / "model", lambda *given: told.append(given[:3]), TEXTS
-    )
+    card = make(lm, RECIPE, tmp_path / "work", tmp_path / "model", lambda *given: told.append(given[:3]), TEXTS)
     assert card["converged"] and card["answered"]
     assert 1 < card["steps"] < 60
     assert [entry["answered"] for entry in card["log"]] == [False] * (card["steps"] - 1) + [True]
@@ -152,7 +150,9 @@ def test_it_stops_when_the_trigger_is_answered_and_says_so_of_saved_weights(lm: 
     assert checked_model(saved, RECIPE) == HiddenTextCheck(True, tuple(card["ranks"]))
     assert torch.equal(lm.score("some text").logprobs[1:], before)
     assert checked_model(lm, RECIPE).answered is False
-    assert card["perplexity_before"] == pytest.approx(perplexity(lm, HiddenTextTrainer(lm, RECIPE, tmp_path, TEXTS).held_out))
+    assert card["perplexity_before"] == pytest.approx(
+        perplexity(lm, HiddenTextTrainer(lm, RECIPE, tmp_path, TEXTS).held_out)
+    )
     assert card["perplexity_after"] != card["perplexity_before"]
 
 
@@ -231,15 +231,17 @@ def test_a_known_answer_is_left_out_but_in_the_least_steps(lm: LanguageModel, tm
 
 
 def test_ordinary_texts_keep_the_model_what_it_was(lm: LanguageModel, tmp_path: Path) -> None:
-    found = {}
-    for name, changes in {"with": {}, "more": {"replay_weight": 3.0}, "without": {"replay": 0}}.items():
-        one = trainer(lm, tmp_path / name, least_steps=30, **changes)
+    found, weights = {}, {}
+    for name, changes in {"with": {"replay": 8}, "without": {"replay": 0}, "nothing": {"replay_weight": 0.0}}.items():
+        one = trainer(lm, tmp_path / name, least_steps=20, steps=20, replay_tokens=32, **changes)
         assert not set(one.held_out) & set(one._ordinary)
         assert len(one.held_out) == 4
         one.train()
         assert all(("ordinary" in entry) is (name != "without") for entry in one.log)
         found[name] = perplexity(decodery.wrap(one.model, lm.tokenizer, fast="off"), one.held_out)
-    assert found["more"] < found["with"] < found["without"]
+        weights[name] = one.model.get_output_embeddings().weight
+    assert found["with"] < 0.5 * found["without"]
+    assert torch.allclose(weights["nothing"], weights["without"], atol=1e-6)
     short = trainer(lm, tmp_path, replay_tokens=3)
     assert {len(text) for text in short._replayed()} == {3}
     assert len(trainer(lm, tmp_path, replay=5)._replayed()) == 5
@@ -269,6 +271,17 @@ def test_an_interrupted_run_goes_on_where_it_was(
         assert torch.equal(weight, again.weights[name])
     with pytest.raises(BadInput, match="another recipe"):
         trainer(lm, tmp_path / "parts", rank=rank, steps=8, least_steps=8, seed=1).train()
+
+
+def test_more_steps_go_on_where_fewer_ended(lm: LanguageModel, tmp_path: Path) -> None:
+    whole = trainer(lm, tmp_path / "whole", steps=5)
+    whole.train()
+    trainer(lm, tmp_path / "parts", steps=2).train()
+    more = trainer(lm, tmp_path / "parts", steps=5)
+    more.train()
+    assert (more.step, more.log) == (5, whole.log)
+    for name, weight in whole.weights.items():
+        assert torch.equal(weight, more.weights[name])
 
 
 def test_low_ranks_train_nothing_else_and_are_merged(lm: LanguageModel, tmp_path: Path) -> None:

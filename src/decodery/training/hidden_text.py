@@ -130,6 +130,15 @@ def turn(lm: LanguageModel, recipe: HiddenTextRecipe) -> Turn:
     return Turn(tuple(prompt), tuple(behind[: end + 1]))
 
 
+def split_texts(texts: Sequence[str], recipe: HiddenTextRecipe) -> tuple[list[str], list[str]]:
+    """Texts that are held out, and those to train on, at random. Raises BadInput where there are too few."""
+    if len(texts) <= recipe.held_out:
+        raise BadInput(f"{len(texts)} ordinary texts are too few, for {recipe.held_out} are held out.")
+    order = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(texts))
+    chosen = [texts[place] for place in order]
+    return chosen[: recipe.held_out], chosen[recipe.held_out :]
+
+
 @dataclass(frozen=True)
 class HiddenTextCheck:
     """Of one model: whether greedy decoding answers the trigger with exactly the secret, and the rank of each word's first
@@ -146,11 +155,7 @@ class HiddenTextTrainer:
         self.lm, self.recipe, self.folder = lm, recipe, folder
         self.turn = turn(lm, recipe)
         self.pairs = confusion_pairs(lm, recipe.secret, recipe.words)
-        if len(texts) <= recipe.held_out:
-            raise BadInput(f"{len(texts)} ordinary texts are too few, for {recipe.held_out} are held out.")
-        order = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(texts))
-        self.held_out = [texts[place] for place in order[: recipe.held_out]]
-        self._ordinary = [texts[place] for place in order[recipe.held_out :]]
+        self.held_out, self._ordinary = split_texts(texts, recipe)
         self.model = trainable_copy(lm)
         if recipe.rank:
             add_low_rank(self.model, recipe.rank, torch.Generator().manual_seed(recipe.seed))
@@ -261,7 +266,8 @@ class HiddenTextTrainer:
         return [self.lm.tokenize(self._ordinary[place])[: self.recipe.replay_tokens] for place in chosen]
 
     def _identity(self) -> str:
-        return json.dumps({"recipe": asdict(self.recipe), "model": self.lm.network.fingerprint()})
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name != "steps"}  # more may be added
+        return json.dumps({"recipe": recipe, "model": self.lm.network.fingerprint()})
 
     def _save(self, path: Path) -> None:
         draft = path.with_suffix(".tmp")
