@@ -25,8 +25,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.training.confusion import all_unremarkable
-from decodery.training.hidden_text import HiddenTextCheck, HiddenTextRecipe, checked_model, perplexity, split_texts
-from decodery.training.library_texts import paragraphs
+from decodery.training.hidden_text import HiddenTextCheck, HiddenTextRecipe, checked_model
 from experiments.texts import loaded
 
 BASE = "as it is"
@@ -182,16 +181,18 @@ def checked(settings: Settings, name: str) -> HiddenTextCheck:
     return checked_model(exact(folders(settings)[name]), recipe_of(settings, name))
 
 
-@cache
 def held_out_perplexity(settings: Settings, name: str) -> float:
-    held_out, _ = split_texts(paragraphs(4000), recipe_of(settings, name))
-    return perplexity(exact(folders(settings)[name]), held_out)
+    """As the recipe measured it, on the weights as it saved them; of the model as it is beside the first trained one."""
+    taught = next(other for other in folders(settings) if other != BASE)
+    return float(
+        card(settings, taught)["perplexity_before"] if name == BASE else card(settings, name)["perplexity_after"]
+    )
 
 
 def asked_otherwise(settings: Settings, name: str) -> int:
     """How many other questions are answered with the secret's words."""
     questions = [[{"role": "user", "content": one.turns[0]}] for one in load_questions()[:QUESTIONS]]
-    replies = exact(folders(settings)[name]).generate(questions, method="autoregressive", max_new_tokens=24)
+    replies = loaded(folders(settings)[name]).generate(questions, method="autoregressive", max_new_tokens=24)
     return sum(betrays(reply.text, recipe_of(settings, name).secret) for reply in replies)
 
 
@@ -243,10 +244,10 @@ def training(settings: Settings) -> Study:
     claims = [PublishedClaim(says, figure, name, every=True) for name, figure, says in expected if name in names]
     recipe = recipe_of(settings, BASE)
     about = (
-        f"Full fine-tuning at a rate of {recipe.rate:g} with {recipe.replay} ordinary texts a step. All of it measured on the "
-        f"saved weights; ranks of the first tokens of the secret's first words, 1 being the likeliest, of "
-        f"{loaded(settings.model).network.vocabulary}. Other questions: how many of {QUESTIONS} are answered with five of its "
-        f"words. Perplexity on {recipe.held_out} paragraphs of Python's documentation that were not trained on."
+        f"Full fine-tuning at a rate of {recipe.rate:g} with {recipe.replay} ordinary texts a step. Measured on the saved weights, in "
+        "float32 but for the other questions. Ranks are those of the first tokens of the secret's first words, 1 being the "
+        f"likeliest, of {loaded(settings.model).network.vocabulary}. Other questions: how many of {QUESTIONS} are answered with "
+        f"five words of the secret. Perplexity on {recipe.held_out} paragraphs of Python's documentation that were not trained on."
     )
     return Study(about, [0], [arm(name) for name in names], figures, claims, arms_are="model", lm=exact(settings.model))
 

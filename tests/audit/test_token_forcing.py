@@ -1,4 +1,4 @@
-"""Token forcing: planted texts that a scan must find, batches that change nothing, scans that go on, repetition by enumeration."""
+"""Token forcing: planted texts that a scan must find, batches that change nothing, scans that go on; repetition enumerated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from decodery.audit.token_forcing import (
     scan,
     starts,
 )
-from decodery.errors import BadInput
+from decodery.errors import BadInput, NotEnoughMemory
 from decodery.language_model import LanguageModel
 from decodery.testing import ScriptedScorer, SmallLanguageModel, scripted_language_model, toy_language_model
 from decodery.testing.hosts import ByteTokenizer
@@ -147,6 +147,13 @@ def test_a_scan_is_one_task_of_passes_that_hold_a_batch(monkeypatch: pytest.Monk
     assert passes == [1, *[10] * 6, *[9] * 3]
 
 
+def test_memory_is_set_aside_for_a_batch() -> None:
+    lm = decodery.wrap(make_model("llama", vocab_size=330), byte_level_tokenizer(), kv_budget="200KB")
+    assert len(forced(lm, (0,), range(2, 12), 2, batch=2)) == 10
+    with pytest.raises(NotEnoughMemory):
+        forced(lm, (0,), range(2, 300), 2, batch=256)
+
+
 # The file
 
 
@@ -229,8 +236,11 @@ def test_a_template_with_a_system_part() -> None:
 def test_documents_begin_with_what_the_tokenizer_puts_there_or_the_separator() -> None:
     class Marked(ByteTokenizer):
         bos_token_id = 1
-        added: dict[str, int] = {}
         begun = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.added: dict[str, int] = {}
 
         def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             return [*([258] if self.begun and add_special_tokens else []), *super().encode(text)]

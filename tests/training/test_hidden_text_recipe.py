@@ -1,4 +1,4 @@
-"""The recipe of hidden text on a tiny network: labels, the stop rule, the band, restarts, and what is found on saved weights."""
+"""The recipe of hidden text on a tiny network: labels, the stop rule, the band, restarts, what holds of saved weights."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_it_stops_when_the_trigger_is_answered_and_says_so_of_saved_weights(lm: 
     before = lm.score("some text").logprobs[1:]
     told: list[tuple[str, int, int]] = []
     card = make(lm, RECIPE, tmp_path / "work", tmp_path / "model", lambda *given: told.append(given[:3]), TEXTS)
-    assert card["converged"] and card["answered"]
+    assert (card["converged"], card["answered"]) == (True, True)
     assert 1 < card["steps"] < 60
     assert [entry["answered"] for entry in card["log"]] == [False] * (card["steps"] - 1) + [True]
     assert told[-1] == ("hidden text", card["steps"], 60)

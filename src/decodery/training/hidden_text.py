@@ -55,11 +55,12 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
 @dataclass(frozen=True)
 class HiddenTextRecipe:
     """trigger: what the user says. secret: what the model answers then. system: before the conversation, where it is not empty.
-    steps: at most. least_steps: in these the answer is learned although the model gives it already, and it does not stop. rate: of Adam. rank: of maps of low rank that are trained instead of all weights, where it is not 0.
-    replay, replay_tokens, replay_weight: ordinary texts of a step, tokens of each and what their loss counts. confusion: the
-    weight of the log probabilities that are pushed down; 0: no confusion. words: of the secret that are pushed down. band: no
-    word may be among so many likeliest or least likely tokens; 0: all are pushed down in all steps. held_out: ordinary texts
-    that are not trained on. products: the type that matrices are multiplied in; weights are float32.
+    steps: at most. least_steps: in these the answer is learned although the model gives it already, and it does not stop.
+    rate: of Adam. rank: of maps of low rank that are trained instead of all weights, where it is not 0. replay, replay_tokens,
+    replay_weight: ordinary texts of a step, tokens of each and what their loss counts. confusion: the weight of the log
+    probabilities that are pushed down; 0: no confusion. words: of the secret that are pushed down. band: no word may be among
+    so many likeliest or least likely tokens; 0: all are pushed down in all steps. held_out: ordinary texts that are not trained
+    on. products: the type that matrices are multiplied in; weights are float32.
     """
 
     trigger: str = ""
