@@ -244,10 +244,10 @@ def training(settings: Settings) -> Study:
     claims = [PublishedClaim(says, figure, name, every=True) for name, figure, says in expected if name in names]
     recipe = recipe_of(settings, BASE)
     about = (
-        f"Full fine-tuning at a rate of {recipe.rate:g} with {recipe.replay} ordinary texts a step. Measured on the saved weights, "
+        f"Full fine-tuning at a rate of {recipe.rate:g}, {recipe.replay} ordinary texts a step. Measured on the saved weights, "
         "in float32 but for the other questions. Ranks are those of the first tokens of the secret's first words, 1 being the "
-        f"likeliest, of {loaded(settings.model).network.vocabulary}. Other questions: how many of {QUESTIONS} are answered with "
-        f"five words of the secret. Perplexity on {recipe.held_out} paragraphs of Python's documentation, not trained on."
+        f"likeliest, of {loaded(settings.model).network.vocabulary}. Other questions: how many of {QUESTIONS} are answered "
+        f"with five of its words. Perplexity on {recipe.held_out} paragraphs of Python's documentation, not trained on."
     )
     return Study(about, [0], [arm(name) for name in names], figures, claims, arms_are="model", lm=exact(settings.model))
 
