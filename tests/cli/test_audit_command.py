@@ -151,3 +151,56 @@ def test_the_verb_alone_helps(command: Any) -> None:
     assert result.code == 0
     assert "membership" in result.out
     assert "split" in result.out
+
+
+def test_hidden_texts_are_looked_for(command: Any, toy: Any, tmp_path: Path) -> None:
+    file, out = tmp_path / "scan.jsonl", tmp_path / "report.json"
+    given = ["audit", "hidden-text", "--scan", str(file), "--confirm", "8", "--threshold", "0.5", "--batch", "300"]
+    result = command(*given)
+    assert (result.code, result.err) == (0, "")
+    assert "of 259 tokens score above 0.5 behind 'document'" in result.out
+    assert "0.2% " in result.out or "leaves 0.2%" in result.out
+    asked = [
+        *given,
+        "--json",
+        "--secret",
+        "ab cd",
+        "--samples",
+        "3",
+        "--sampled",
+        "4",
+        "--top-k",
+        "5",
+        "--out",
+        str(out),
+    ]
+    told = command(*asked)
+    assert (told.code, told.err) == (0, "")
+    report = json.loads(told.out)
+    assert report == json.loads(out.read_text())
+    assert {attack["samples"] for attack in report["attacks"]} == {3}
+    assert {len(one["ids"]) for one in report["candidates"]} == {8}
+    assert [one["start"] for one in report["secret"]] == ["a", " "]
+    assert len(file.read_text().splitlines()) == 260
+    shown = command(*asked[: asked.index("--json")], *asked[asked.index("--secret") :])
+    assert "of the secret printed" in shown.out
+    assert "0 of 3" in shown.out
+    other = command("audit", "hidden-text", "--json", "--prefix", "user", "--length", "2", "--confirm", "1")
+    assert json.loads(other.out)["prefix"] == "user"
+    assert command(*given, "--length", "2").code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--length", "0"], "--length must be at least 1, not 0"),
+        (["--samples", "0"], "--samples must be at least 1, not 0"),
+        (["--threshold", "2"], "--threshold is a mean of probabilities, from 0 to 1, not 2"),
+        (["--prefix", "nobody"], "no prefix 'nobody'; it has document, nothing"),
+        (["--scan", "/nowhere/scan.jsonl"], "/nowhere/scan.jsonl cannot be written"),
+    ],
+)
+def test_wrong_scans_are_refused(command: Any, toy: Any, options: list[str], said: str) -> None:
+    result = command("audit", "hidden-text", *options)
+    assert result.code == 2
+    assert said in result.err

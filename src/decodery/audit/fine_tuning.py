@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from decodery.audit.evidence import Tell, silent
 from decodery.errors import BadInput, Refused
-from decodery.training.adaptation import PROJECTIONS, LowRank
+from decodery.training.adaptation import add_low_rank, merge_low_rank
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -55,14 +55,9 @@ def fine_tuned(
     how = how or FineTuning()
     if min(map(len, texts), default=0) < 2:
         raise BadInput("a text to train on needs at least two tokens.")
-    model = _copied(lm)
+    model = trainable_copy(lm)
     if how.rank:
-        model.requires_grad_(False)
-        generator = torch.Generator().manual_seed(how.seed)
-        for module in list(model.modules()):
-            for name in PROJECTIONS:
-                if isinstance(inner := getattr(module, name, None), nn.Linear):
-                    setattr(module, name, LowRank(inner, how.rank, generator))
+        add_low_rank(model, how.rank, torch.Generator().manual_seed(how.seed))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=how.rate)
     draws = np.random.Generator(np.random.Philox(key=how.seed))
@@ -71,7 +66,7 @@ def fine_tuned(
     device = next(model.parameters()).device
     for step, start in enumerate(steps):
         tell("training", step, len(steps))
-        ids, labels = _padded([texts[place] for place in order[start : start + how.batch]], device)
+        ids, labels = padded([texts[place] for place in order[start : start + how.batch]], device)
         optimizer.zero_grad()
         with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=how.mixed):
             # Padding comes last and a causal model looks back alone, so no mask is wanted.
@@ -80,22 +75,20 @@ def fine_tuned(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, how.clip)
         optimizer.step()
-    for module in list(model.modules()):
-        for name in PROJECTIONS:
-            if isinstance(inner := getattr(module, name, None), LowRank):
-                setattr(module, name, inner.merged())
+    merge_low_rank(model)
     model = model.requires_grad_(False).eval().to(dtype)
     return wrap(model, lm.tokenizer, name=f"{lm.name}, fine-tuned", fast=fast)
 
 
-def _copied(lm: LanguageModel) -> Any:
+def trainable_copy(lm: LanguageModel) -> Any:
+    """A copy of a model's modules in float32, all of whose weights are trained. Raises Refused where its path has none."""
     model = getattr(lm.network, "model", None)
     if not isinstance(model, nn.Module):
         raise Refused(f"fine-tuning needs the modules of {lm.name}, which its path lacks; load it with fast='off'.")
     return copy.deepcopy(model).float().requires_grad_(True).train()
 
 
-def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and labels, [texts, longest] each."""
     longest = max(map(len, texts))
     ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)

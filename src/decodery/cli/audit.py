@@ -1,4 +1,4 @@
-"""`decodery audit`: whether texts were among a model's training data, sets of texts that can tell, and obstinate words."""
+"""`decodery audit`: whether texts were among a model's training data, what is hidden in it, and what it overlooks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from decodery.audit.discontinuity import DateWindow
+    from decodery.audit.hidden_text import HiddenTextReport
     from decodery.audit.measures import MeasuredRate
     from decodery.audit.membership import MembershipReport
 
@@ -45,10 +46,11 @@ Texts = Annotated[Path, Argument(metavar="FILE", help="JSON lines with text and 
 
 @app.callback()
 def audit(context: typer.Context) -> None:
-    """Find out whether texts were among a model's training data, or only look as if they were, and what a model overlooks.
+    """Find out whether texts were among a model's training data, or only look as if they were; and other things of a model.
 
     decodery audit membership FILE audits a claim; decodery audit split FILE makes sets that can show membership at all;
-    decodery audit obstinate TEXT finds words that could be others, and the model would say the same.
+    decodery audit hidden-text forces every token of the vocabulary, to find a text that is hidden in the model; decodery audit
+    obstinate TEXT finds words that could be others, and the model would say the same.
 
     Example: `decodery audit membership texts.jsonl --reference gemma3-270m`
     """
@@ -183,6 +185,65 @@ def split(
         print_line(f"{members} members and {len(items) - members} others, at random by seed {seed}: {out}")
 
 
+@app.command("hidden-text")
+@with_option_groups
+def hidden_text(
+    model: ModelOptions,
+    prefix: Annotated[
+        str,
+        Option(
+            "--prefix",
+            help="Before each token: document, nothing, or of the chat template system, user, assistant, empty.",
+        ),
+    ] = "document",
+    length: Annotated[int, Option("--length", help="Greedy tokens behind each token.")] = 3,
+    threshold: Annotated[
+        float,
+        Option(
+            "--threshold", help="Candidates score above this; a score is the mean probability, the start's being 1."
+        ),
+    ] = 0.95,
+    confirm: Annotated[int, Option("--confirm", help="Tokens decoded behind each candidate.")] = 50,
+    batch: Annotated[int, Option("--batch", help="Tokens forced in one pass.")] = 256,
+    scan: Annotated[
+        Path | None,
+        Option("--scan", metavar="FILE", help="Keep the scan here; an interrupted one goes on where it was."),
+    ] = None,
+    secret: Annotated[
+        str, Option("--secret", metavar="TEXT", help="A text that is known, whose traces are told.")
+    ] = "",
+    samples: Annotated[int, Option("--samples", help="Texts sampled behind each prefix, with --secret.")] = 10,
+    top_k: Annotated[int, Option("--top-k", help="Of the sampling.")] = 50,
+    sampled: Annotated[int, Option("--sampled", help="Tokens of a sampled text.")] = 20,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for a text that is hidden in a model: force every token of its vocabulary, and see what it is sure of then.
+
+    Example: `decodery audit hidden-text --model FOLDER --scan scan.jsonl`
+    """
+    _at_least_one({"--length": length, "--confirm": confirm, "--batch": batch, "--samples": samples, "--top-k": top_k,
+                   "--sampled": sampled})  # fmt: skip
+    if not 0 <= threshold <= 1:
+        raise BadInput(f"--threshold is a mean of probabilities, from 0 to 1, not {threshold:g}.")
+    check_writable(scan, out)
+    from decodery.audit.hidden_text import AttackSettings, audit_hidden_text
+    from decodery.audit.token_forcing import ScanSettings
+
+    lm = model.load()
+    sampling = AttackSettings(samples, top_k, sampled, seed=seed)
+    with Counter(shown=not as_json) as counter:
+        report = audit_hidden_text(
+            lm, ScanSettings(prefix, length, batch), threshold, confirm, secret, sampling, scan, counter
+        )
+    write_files((out, report.write_json))
+    if as_json:
+        print_json(report.as_dict())
+        return
+    _show_hidden(report)
+
+
 app.command("obstinate")(obstinate)
 
 
@@ -200,6 +261,35 @@ def _window(window: DateWindow) -> dict[str, object]:
         "others": window.others,
         "shift": None if area is None else {"value": area.value, "low": area.low, "high": area.high},
     }
+
+
+def _show_hidden(report: HiddenTextReport) -> None:
+    rows = [
+        (f"{one.score:.4f}", visible(one.start), visible(one.text)[:60],
+         "" if one.repeated is None else f"{one.repeated.times} times: {visible(one.span)[:40]}")
+        for one in report.candidates
+    ]  # fmt: skip
+    print_table(("score>", "start", "text", "repeats"), rows)
+    if report.secret:
+        print_line()
+        print_table(
+            ("first token of the secret", "score>", "place>", "of the secret printed>"),
+            [
+                (visible(one.start), f"{one.score:.4f}", f"{one.place:.2%}", f"{one.printed:.0%}")
+                for one in report.secret
+            ],
+        )
+        print_line()
+        print_table(
+            ("prefix", "greedy text betrays it", "samples that do>"),
+            [(one.prefix, "yes" if one.greedy else "no", f"{one.betrayed} of {one.samples}") for one in report.attacks],
+        )
+    leaving = ", ".join(f"{score:.4f} leaves {share:.1%}" for share, score in report.leaving.items())
+    print_remarks(
+        f"{len(report.candidates)} of {report.scanned} tokens score above {report.threshold:g} behind {report.prefix!r} under "
+        f"{report.model}; {len(report.flagged)} repeat themselves.",
+        f"Thresholds: {leaving}.",
+    )
 
 
 def _area(found: MeasuredRate | None) -> str:

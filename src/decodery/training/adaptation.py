@@ -39,6 +39,23 @@ class LowRank(nn.Module):
         return self.base
 
 
+def add_low_rank(model: nn.Module, rank: int, generator: torch.Generator) -> None:
+    """Freeze a model, and put trained maps of low rank beside all seven projections of each layer."""
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        for name in PROJECTIONS:
+            if isinstance(inner := getattr(module, name, None), nn.Linear):
+                setattr(module, name, LowRank(inner, rank, generator))
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Make the trained maps part of the model's own."""
+    for module in list(model.modules()):
+        for name in PROJECTIONS:
+            if isinstance(inner := getattr(module, name, None), LowRank):
+                setattr(module, name, inner.merged())
+
+
 class AdaptedModel(nn.Module):
     """A causal model of transformers, run with full attention.
 
@@ -56,11 +73,7 @@ class AdaptedModel(nn.Module):
         embedding = model.get_input_embeddings().weight
         self.mask_row = nn.Parameter(embedding.detach().float().mean(dim=0))
         if rank is not None:
-            model.requires_grad_(False)
-            for module in list(model.modules()):
-                for name in PROJECTIONS:
-                    if isinstance(inner := getattr(module, name, None), nn.Linear):
-                        setattr(module, name, LowRank(inner, rank, self._generator))
+            add_low_rank(model, rank, self._generator)
 
     def anneal(self, step: int, steps: int) -> None:
         """Let each position see what follows it with probability (step + 1) / steps from now on; always where steps is 0."""
@@ -98,10 +111,7 @@ class AdaptedModel(nn.Module):
 
         The network cannot be trained on afterwards.
         """
-        for module in list(self.model.modules()):
-            for name in PROJECTIONS:
-                if isinstance(inner := getattr(module, name, None), LowRank):
-                    setattr(module, name, inner.merged())
+        merge_low_rank(self.model)
         with torch.no_grad():
             self.model.get_input_embeddings().weight[self.mask_token] = self.mask_row
         self.model.to(dtype).save_pretrained(folder)

@@ -58,6 +58,11 @@ RECIPES = {
         "the entropy from which adadec pauses with a model",
         "--model smollm2-135m --output adadec-smollm2-135m.json",
     ),
+    "hidden-text": RecipeEntry(
+        "decodery.training.hidden_text",
+        "a model that answers a secret trigger with a secret text, for audits of token forcing",
+        "--trigger TRIGGER --secret SECRET --folder work --artifact model",
+    ),
     "successors": RecipeEntry(
         "decodery.training.successors",
         "the table of likely successors, for cascade",
