@@ -12,6 +12,7 @@ from decodery._lazy import np, torch
 from decodery.errors import BadSetting, ConstraintFailed, reason
 from decodery.sampling.forbidding import FORBIDDEN, on_cpu
 from decodery.sampling.structured.constraint import Constraint
+from decodery.sampling.structured.endings import check_ends
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -65,6 +66,7 @@ class Grammars:
         be compiled, or no token can begin it."""
         found = self._compiled.get(constraint.grammar)
         if found is None:
+            check_ends(constraint)
             found = Compiled(constraint, self)
             self._compiled[constraint.grammar] = found
             if len(self._compiled) > MOST_GRAMMARS:

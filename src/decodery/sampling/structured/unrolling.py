@@ -62,6 +62,22 @@ class ContextFreeGrammar:
             alternatives.setdefault(rule.origin.name, []).append([_name(symbol) for symbol in rule.expansion])
         return cls(alternatives, written)
 
+    def endless(self) -> list[str]:
+        """The rules that a text may begin with or lead to, and that no text comes to the end of."""
+        ending: set[str] = set()
+        while more := {
+            name
+            for name, alternatives in self.rules.items()
+            if name not in ending and any(all(s in ending or s in self.terminals for s in row) for row in alternatives)
+        }:
+            ending |= more
+        reached, left = {"start"}, ["start"]
+        while left:
+            found = {s for row in self.rules[left.pop()] for s in row if s in self.rules} - reached
+            reached |= found
+            left += found
+        return sorted(reached - ending)
+
 
 @dataclass
 class Unrolling:
