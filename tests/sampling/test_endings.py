@@ -91,6 +91,7 @@ def test_schemas_that_require_themselves_are_refused(schema: Any) -> None:
         },
         {"type": "array", "items": HERE},
         {"type": "array", "items": HERE, "minItems": 0},
+        closed({"a": {"anyOf": [{"type": "null"}]}, "b": {"$ref": "#/properties/a/anyOf/0"}}, "a", "b"),
     ],
 )
 def test_other_schemas_are_taken(schema: Any) -> None:
