@@ -26,6 +26,7 @@ class Settings:
     tokens: int = 24
     beams: int = 6
     groups: int = 3
+    seed: int = 0
     strengths: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
 
 

@@ -558,9 +558,9 @@ def test_fine_tuning_learns_its_texts_and_leaves_the_model_alone() -> None:
 
 def test_padding_is_not_learned() -> None:
     """A text in a batch with a longer one changes the weights as it does alone."""
-    from decodery.audit.fine_tuning import _padded
+    from decodery.audit.fine_tuning import padded
 
-    ids, labels = _padded([[5, 6, 7], [8, 9]], torch.device("cpu"))
+    ids, labels = padded([[5, 6, 7], [8, 9]], torch.device("cpu"))
     assert ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert labels.tolist() == [[5, 6, 7], [8, 9, -100]]
 

@@ -57,7 +57,7 @@ class WrittenTokens:
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Tokens that are no text: ends, turns of a chat, padding."""
-        return self.remember("special tokens", lambda: tuple(getattr(self.tokenizer, "all_special_ids", None) or ()))
+        return tuple(getattr(self.tokenizer, "all_special_ids", None) or ())
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without special tokens around it."""
