@@ -11,7 +11,7 @@ import torch
 from letter_constraints import over_letters
 
 from decodery.diffusion.canvas import Canvas
-from decodery.diffusion.completion import Completion, automaton_of
+from decodery.diffusion.completion import Completion
 from decodery.diffusion.laws import Laws
 from decodery.diffusion.unmasking.base import Commit
 from decodery.engine.settings import Settings
@@ -47,7 +47,7 @@ LANGUAGES = {
 
 
 def completion(most=LENGTH, least=0, ends=(END,), pads=(), banned=(MASK,), **given):
-    return Completion(automaton_of(over_letters(8, WORDS, **given)), most, least, ends=ends, pads=pads, banned=banned)
+    return Completion(over_letters(8, WORDS, **given).automaton, most, least, ends=ends, pads=pads, banned=banned)
 
 
 def canvas_of(*tokens):

@@ -27,6 +27,7 @@ from decodery.engine.task import Task
 from decodery.errors import BadInput
 from decodery.evaluation.intervals import Array
 from decodery.models.forward import Forward, Rows
+from decodery.sampling.settings import special_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def added_tokens(lm: LanguageModel) -> dict[str, int]:
     """The special tokens, and others that were added to a tokenizer's own, by what they are written as."""
     listed: Mapping[str, int] = getattr(lm.tokenizer, "get_added_vocab", dict)()
     found = {str(text): int(token) for text, token in listed.items()}
-    others = {*getattr(lm.tokenizer, "all_special_ids", ()), *lm.stop_ids} - set(found.values())
+    others = {*special_ids(lm.tokenizer), *lm.stop_ids} - set(found.values())
     return found | {lm.tokenizer.decode([token]): token for token in sorted(others)}
 
 

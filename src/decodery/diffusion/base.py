@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from decodery.diffusion.blocks import BlockSchedule, FixedBlocks
 from decodery.diffusion.caches import BlockPrefixCache, CacheRegime, DualCache, EveryRow
-from decodery.diffusion.completion import Completion, automaton_of
+from decodery.diffusion.completion import Completion
 from decodery.diffusion.freecache.cache import FREEZE, FreeCache
 from decodery.diffusion.loop import CONSTRAINT, Denoising, model_of
 from decodery.diffusion.state import Plan
@@ -135,15 +135,12 @@ class DiffusionMethod(Method):
         constraint: Compiled | None = settings.structured_outputs
         if constraint is None:
             return None
-        automaton = request.remember(
-            ("canvas", constraint.constraint.identity), lambda: automaton_of(constraint), everywhere=True
-        )
         banned = {*model.reserved, *self.forbidden(request)}
         if settings.allowed_token_ids is not None:
             banned |= {*range(request.host.network.vocabulary)} - {*settings.allowed_token_ids}
         length = self.length(request)
         return Completion(
-            automaton,
+            constraint.automaton,
             min(length, settings.max_new_tokens),
             settings.min_new_tokens,
             ends=request.stop_ids,

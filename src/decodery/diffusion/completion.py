@@ -19,25 +19,16 @@ from decodery.diffusion.laws import Laws
 from decodery.diffusion.unmasking.base import Commit
 from decodery.errors import BadSetting
 from decodery.sampling.structured.automata import TokenAutomaton
-from decodery.sampling.structured.regular import expression_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
     from torch import Tensor
 
     from decodery.diffusion.canvas import Canvas
-    from decodery.sampling.structured.grammars import Compiled
 
 MOST_REMEMBERED = 4096
 REDRAWN = 1 << 32
 """Added to the index of a draw: that of one that takes the place of another."""
-
-
-def automaton_of(constraint: Compiled) -> TokenAutomaton:
-    """A constraint over the tokens of its model. Raises Refused where canvases cannot be held to it."""
-    silent = {*constraint.grammars.silent, *constraint.grammars.tokenizer.eos_tokens}
-    said = [b"" if token in silent else one for token, one in enumerate(constraint.grammars.said)]
-    return TokenAutomaton.of(expression_of(constraint.constraint), said)
 
 
 class Completion:
@@ -107,9 +98,7 @@ class Completion:
         for row, offset in enumerate(offsets):
             if offset >= self.most:
                 break
-            while at < offset:
-                states = self._step(states, filled[at], at)
-                at += 1
+            states, at = self._along(states, filled, at, offset), offset
             rows[row] = self._between(states, after[offset + 1])[self._kinds]
         return torch.from_numpy(rows)
 
@@ -124,9 +113,7 @@ class Completion:
         for offset in sorted(chosen):
             if offset >= self.most:
                 break
-            while at < offset:
-                states = self._step(states, filled[at], at)
-                at += 1
+            states, at = self._along(states, filled, at, offset), offset
             possible = self._between(states, after[offset + 1])
             if not possible[self._kinds[chosen[offset]]]:
                 chosen[offset] = _redrawn(laws, offset, torch.from_numpy(possible[self._kinds]))
@@ -141,6 +128,12 @@ class Completion:
     def _start(self) -> Any:
         states = np.zeros(len(self._leads), np.bool_)
         states[0] = True
+        return states
+
+    def _along(self, states: Any, filled: Sequence[int | None], start: int, end: int) -> Any:
+        """The states before offset `end`, from those before `start`."""
+        for offset in range(start, end):
+            states = self._step(states, filled[offset], offset)
         return states
 
     def _step(self, states: Any, token: int | None, offset: int) -> Any:

@@ -61,9 +61,8 @@ class Denoising:
         self.request, self.plan = request, plan
         self.output = request.output if output is None else output
         self.chance = request.noise if chance is None else chance
-        if (
-            plan.completion is not None
-        ):  # which knows of a canvas what the law's own step knows of a text from left to right
+        if plan.completion is not None:
+            # It knows of a canvas what the law's own step knows of a text from left to right.
             self.output.law = self.output.law.without(CONSTRAINT)
             law = None if law is None else law.without(CONSTRAINT)
         self.law = self.output.law if law is None else law

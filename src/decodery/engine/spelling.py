@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from decodery.sampling.settings import special_ids
+
 if TYPE_CHECKING:
     from decodery.models.scorer import Scorer
 
@@ -57,7 +59,7 @@ class WrittenTokens:
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Tokens that are no text: ends, turns of a chat, padding."""
-        return tuple(getattr(self.tokenizer, "all_special_ids", None) or ())
+        return special_ids(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without special tokens around it."""

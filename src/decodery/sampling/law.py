@@ -59,15 +59,7 @@ class Law:
         """How many of them are the prompt's."""
         self.seen: dict[int, int] = dict.fromkeys(self.tokens, 0)
         """Token -> occurrences in the output; 0 for tokens of the prompt alone."""
-        self.steps = settings.active_steps()
-        self.uses_prefix = any(step.uses_prefix for step in self.steps)
-        """Whether the tokens of a path matter to its rows."""
-        self._stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
-        self.guides = [step for step in self.steps if step.guides]
-        """Steps that know something of what comes before there are scores."""
-        self._only_forbids = bool(self.steps) and all(step.only_forbids for step in self.steps)
-        self.stateful = bool(self._stateful)
-        """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
+        self._apply(settings.active_steps())
         self.chance: Chance = Noise(0) if chance is None else chance
         """Of steps that draw."""
         self._states: States = {step.name: step.begin(self.tokens) for step in self._stateful}
@@ -112,11 +104,20 @@ class Law:
     def without(self, step: str) -> Law:
         """This law but for a step, which somebody else applies."""
         other = self.fork()
-        other.steps = [one for one in self.steps if one.name != step]
-        other.uses_prefix = any(one.uses_prefix for one in other.steps)
-        other.guides = [one for one in other.steps if one.guides]
-        other._only_forbids = bool(other.steps) and all(one.only_forbids for one in other.steps)
+        other._apply([one for one in self.steps if one.name != step])
         return other
+
+    def _apply(self, steps: list[Step]) -> None:
+        """Make it the law of these steps."""
+        self.steps = steps
+        self.uses_prefix = any(step.uses_prefix for step in steps)
+        """Whether the tokens of a path matter to its rows."""
+        self._stateful = [step for step in steps if isinstance(step, StatefulStep)]
+        self.guides = [step for step in steps if step.guides]
+        """Steps that know something of what comes before there are scores."""
+        self._only_forbids = bool(steps) and all(step.only_forbids for step in steps)
+        self.stateful = bool(self._stateful)
+        """Whether steps carry a state along the text. Then `observe` needs the row that each token was taken from."""
 
     @property
     def drafting(self) -> Law:

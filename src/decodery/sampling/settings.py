@@ -50,6 +50,11 @@ class Speller(Protocol):
         ...
 
 
+def special_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens of a tokenizer that are no text: ends, turns of a chat, padding. None where it does not say."""
+    return tuple(getattr(tokenizer, "all_special_ids", None) or ())
+
+
 class ValueKind(ABC):
     """What the values of a setting are. option: their type on the command line; None: they cannot be said there."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -25,13 +24,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from decodery.errors import BadInput
 from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.del_.exits import ExitAdapters, adapted
-from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing
+from decodery.training.checkpoints import keep, kept
+from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing, silent
 from decodery.training.prompts import varied_prompts
 
 BATCH_TEXTS = 32
@@ -44,10 +43,6 @@ Progress = Callable[[str, int, int], None]
 """(stage, done, of how many)."""
 Text = tuple[list[int], list[int]]
 """Token ids of a prompt and of what the model wrote after it."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A progress that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +188,9 @@ class AdapterTrainer:
 
     def train(self, folder: Path, progress: Progress = silent) -> None:
         """All steps, from the last checkpoint in `folder` where there is one."""
-        path = folder / "checkpoint.pt"
-        if path.exists():
-            self._restore(torch.load(path, weights_only=True))
+        identity = json.dumps(asdict(self.recipe))
+        if (state := kept(folder, identity)) is not None:
+            self._restore(state)
         totals = dict.fromkeys(self.recipe.exits, 0.0)
         since = 0
         while self.step < self.recipe.steps:
@@ -206,24 +201,18 @@ class AdapterTrainer:
             if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
                 self.log.append({"step": self.step, **{f"exit {e}": round(t / since, 4) for e, t in totals.items()}})
                 totals, since = dict.fromkeys(totals, 0.0), 0
-                self._save(path)
+                keep(folder, identity, self._state())
 
-    def _save(self, path: Path) -> None:
-        draft = path.with_suffix(".tmp")
-        state = {
-            "recipe": json.dumps(asdict(self.recipe)),
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "log": self.log,
             "weights": {exit: [t.detach() for t in pair] for exit, pair in self.weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        torch.save(state, draft)
-        os.replace(draft, path)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise BadInput("the work folder holds the checkpoint of another recipe; give another folder.")
         with torch.no_grad():
             for exit, pair in state["weights"].items():
                 for mine, stored in zip(self.weights[exit], pair, strict=True):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,10 +33,11 @@ from decodery.models.forward import Forward, Rows
 from decodery.models.quiet import quiet
 from decodery.models.reading import read_tokenizer, transformers_model
 from decodery.training.adaptation import add_low_rank, merge_low_rank
+from decodery.training.checkpoints import keep, kept
 from decodery.training.confusion import all_unremarkable, confusion_pairs, rank_of, unremarkable
 from decodery.training.library_texts import paragraphs
 from decodery.training.masked_diffusion import machine
-from decodery.training.options import Show, add_options, progress_bars, read_options, recipe_parser, refusing
+from decodery.training.options import Show, add_options, progress_bars, read_options, recipe_parser, refusing, silent
 
 if TYPE_CHECKING:
     from decodery.engine.asking import Asking
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_STEPS = 20
 PRODUCTS = ("float32", "bfloat16")
-
-
-def silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """A progress that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -206,9 +202,8 @@ class HiddenTextTrainer:
 
     def train(self, progress: Show = silent) -> None:
         """Steps until the stop rule holds, from the checkpoint where there is one."""
-        path = self.folder / "checkpoint.pt"
-        if path.exists():
-            self._restore(torch.load(path, weights_only=True))
+        if (state := kept(self.folder, self._identity())) is not None:
+            self._restore(state)
         while self.step < self.recipe.steps and not self.converged:
             losses = self.advance()
             told = {name: round(loss, 4) for name, loss in losses.items()}
@@ -216,7 +211,7 @@ class HiddenTextTrainer:
             note = ", ".join(f"{name} {loss:.2f}" for name, loss in told.items())
             progress("hidden text", self.step, self.recipe.steps, note)
             if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps or self.converged:
-                self._save(path)
+                self._save()
 
     @torch.no_grad()
     def checked(self) -> HiddenTextCheck:
@@ -270,18 +265,12 @@ class HiddenTextTrainer:
         recipe = {name: value for name, value in asdict(self.recipe).items() if name != "steps"}  # more may be added
         return json.dumps({"recipe": recipe, "model": self.lm.network.fingerprint()})
 
-    def _save(self, path: Path) -> None:
-        draft = path.with_suffix(".tmp")
+    def _save(self) -> None:
         weights = {name: weight.detach() for name, weight in self.weights.items()}
-        state = {"identity": self._identity(), "step": self.step, "log": self.log, "weights": weights}
-        torch.save({**state, "optimizer": self.optimizer.state_dict()}, draft)
-        os.replace(draft, path)
+        state = {"step": self.step, "log": self.log, "weights": weights, "optimizer": self.optimizer.state_dict()}
+        keep(self.folder, self._identity(), state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["identity"] != self._identity():
-            raise BadInput(
-                f"the work folder {self.folder} holds the checkpoint of another recipe; give another folder."
-            )
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])

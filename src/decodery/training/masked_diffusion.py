@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 
 from decodery.errors import BadInput
+from decodery.training.checkpoints import keep, kept
 from decodery.training.masking import MASKS, Batch, Row, Source, batches, bound, collate, fill, hide, loss
 from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing
 
@@ -123,9 +123,8 @@ class Trainer:
     def train(self) -> list[dict[str, float]]:
         """All steps, from the last checkpoint in the folder where there is one. Returns the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "checkpoint.pt"
-        if path.exists():
-            self._restore(torch.load(path, weights_only=True, map_location=self.device))
+        if (state := kept(self.folder, self._identity(), self.device)) is not None:
+            self._restore(state)
         total, since, started = 0.0, 0, time.perf_counter()
         stream = self._stream()
         while self.step < self.recipe.steps:
@@ -144,7 +143,7 @@ class Trainer:
                 with (self.folder / "log.jsonl").open("a") as file:
                     file.write(json.dumps(entry) + "\n")
                 total, since = 0.0, 0
-                self._save(path)
+                self._save()
             self.progress(self.step, self.recipe.steps, self.log[-1] if self.log else {})
         return self.log
 
@@ -200,10 +199,8 @@ class Trainer:
     def _identity(self) -> str:
         return json.dumps({"recipe": asdict(self.recipe), **self.about}, sort_keys=True)
 
-    def _save(self, path: Path) -> None:
-        draft = path.with_suffix(".tmp")
+    def _save(self) -> None:
         state = {
-            "identity": self._identity(),
             "place": [self.step, self.pool, self.place, self.tokens],
             "seconds": self.seconds,
             "log": self.log,
@@ -211,14 +208,9 @@ class Trainer:
             "mean": self.mean,
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, draft)
-        os.replace(draft, path)
+        keep(self.folder, self._identity(), state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["identity"] != self._identity():
-            raise BadInput(
-                f"the work folder {self.folder} holds the checkpoint of another recipe; give another folder."
-            )
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])

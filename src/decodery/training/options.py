@@ -54,6 +54,10 @@ class Show(Protocol):
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
 
 
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """A progress that says nothing."""
+
+
 @contextmanager
 def progress_bars() -> Iterator[Show]:
     """A progress bar for every stage, on the error stream."""

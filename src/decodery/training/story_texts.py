@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decodery.training.options import silent
 from decodery.training.story_prompts import story_beginnings
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ TEMPERATURE = 0.75
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, of how many)."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A progress that says nothing."""
 
 
 def write_stories(lm: LanguageModel, count: int, seed: int, folder: Path, progress: Progress = silent) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from decodery.errors import BadSetting, Refused
 from decodery.sampling.structured.constraint import Constraint
+from decodery.sampling.structured.schemas import referred
 
 NESTING = ("object", "array")
 
@@ -44,7 +45,11 @@ def _ends(schema: Any, whole: Any, followed: frozenset[str]) -> bool:
     if isinstance(reference := schema.get("$ref"), str):
         if reference in followed:
             return False
-        if not _ends(_named(reference, whole), whole, followed | {reference}):
+        try:
+            part = referred(whole, reference)
+        except LookupError:
+            part = True
+        if not _ends(part, whole, followed | {reference}):
             return False
     if schema.get("anyOf") and not any(_ends(part, whole, followed) for part in schema["anyOf"]):
         return False
@@ -62,14 +67,3 @@ def _ends(schema: Any, whole: Any, followed: frozenset[str]) -> bool:
         first = list(schema.get("prefixItems", ()))[:least]
         parts["array"] = first + ([schema.get("items", True)] if least > len(first) else [])
     return any(all(_ends(part, whole, followed) for part in kind) for kind in parts.values())
-
-
-def _named(reference: str, whole: Any) -> Any:
-    """What a reference within the schema names; anything at all where it is not found."""
-    found = whole
-    for step in [step for step in reference.removeprefix("#").split("/") if step]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, Mapping) or step not in found:
-            return True
-        found = found[step]
-    return found

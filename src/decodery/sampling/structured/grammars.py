@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from decodery._lazy import np, torch
 from decodery.errors import BadSetting, ConstraintFailed, reason
 from decodery.sampling.forbidding import FORBIDDEN, on_cpu
+from decodery.sampling.settings import special_ids
+from decodery.sampling.structured.automata import TokenAutomaton
 from decodery.sampling.structured.constraint import Constraint
 from decodery.sampling.structured.endings import check_ends
+from decodery.sampling.structured.regular import expression_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -54,7 +57,7 @@ class Grammars:
     @classmethod
     def of(cls, speller: Speller) -> Grammars:
         """Those of a model. Raises BadSetting where the bytes of its tokens are not known."""
-        return cls(_tokens(speller), speller.size, getattr(speller.tokenizer, "all_special_ids", None) or ())
+        return cls(_tokens(speller), speller.size, special_ids(speller.tokenizer))
 
     @cached_property
     def said(self) -> Sequence[bytes]:
@@ -141,6 +144,13 @@ class Compiled:
         if place.follows is None:
             self._look(place, tokens)
         return place
+
+    @cached_property
+    def automaton(self) -> TokenAutomaton:
+        """The same as a table of moves, for texts that are not written from left to right. Raises Refused where none can be."""
+        silent = {*self.grammars.silent, *self._marks}
+        said = [b"" if token in silent else one for token, one in enumerate(self.grammars.said)]
+        return TokenAutomaton.of(expression_of(self.constraint), said)
 
     @property
     def unforced(self) -> Compiled:
@@ -277,5 +287,5 @@ def _bytes_of(speller: Speller) -> list[bytes]:
             f"structured_outputs needs the bytes of all tokens, and {type(tokenizer).__name__} does not say those of token "
             f"{odd}; use a tokenizer of the package tokenizers."
         )
-    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
+    special = set(special_ids(tokenizer))
     return [b"" if token in special else text.encode() for token, text in enumerate(texts)]

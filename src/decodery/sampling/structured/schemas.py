@@ -60,6 +60,19 @@ def schema_expression(given: Mapping[str, Any]) -> Expression:
     return deepest(written)
 
 
+def referred(whole: Any, reference: Any) -> Any:
+    """The part of a schema that a reference within it names. Raises LookupError where it names none."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise LookupError(reference)
+    part = whole
+    for step in [step for step in reference[1:].split("/") if step]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(part, Mapping) or step not in part:
+            raise LookupError(reference)
+        part = part[step]
+    return part
+
+
 class Documents:
     """The documents of the parts of a schema. space: what may stand between two signs. cut: whether something was left out
     that nests deeper than asked for. `left` in all of its methods: how many levels may still be opened of what nests without
@@ -137,14 +150,10 @@ class Documents:
         return self._any_of(parts, left)
 
     def _refers(self, reference: Any, left: int) -> str | None:
-        part: Any = self.whole
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise _refused(f"the reference {reference!r}")
-        for step in [step for step in reference[1:].split("/") if step]:
-            step = step.replace("~1", "/").replace("~0", "~")
-            if not isinstance(part, Mapping) or step not in part:
-                raise _refused(f"the reference {reference!r}")
-            part = part[step]
+        try:
+            part = referred(self.whole, reference)
+        except LookupError:
+            raise _refused(f"the reference {reference!r}") from None
         depth = self._open.get(reference, 0)
         if depth > self.nesting:
             self.cut = True

@@ -1,0 +1,31 @@
+"""Checkpoints of recipes: written whole or not at all, and continued by the same recipe alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decodery.errors import BadInput
+
+NAME = "checkpoint.pt"
+
+
+def keep(folder: Path, identity: str, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint of a work folder. identity: what must be the same for it to be continued."""
+    draft = (folder / NAME).with_suffix(".tmp")
+    torch.save({"identity": identity, **state}, draft)
+    os.replace(draft, folder / NAME)
+
+
+def kept(folder: Path, identity: str, device: str | None = None) -> dict[str, Any] | None:
+    """What `keep` wrote in a work folder; None where nothing is there. Raises BadInput where it is another recipe's."""
+    if not (folder / NAME).exists():
+        return None
+    state: dict[str, Any] = torch.load(folder / NAME, weights_only=True, map_location=device)
+    if state.get("identity") != identity:
+        raise BadInput(f"the work folder {folder} holds the checkpoint of another recipe; give another folder.")
+    return state
