@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from functools import partial
@@ -16,9 +17,10 @@ from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, tokenizer_folder, weight_files
-from decodery.models.gguf.weights import weight_source
+from decodery.models.gguf.weights import GgufWeights, weight_source
 from decodery.models.known import Known
 from decodery.models.native import build
+from decodery.models.native.ahead import Ahead
 from decodery.models.native.network import NativeNetwork
 from decodery.models.paths import network_for
 from decodery.models.quiet import quiet
@@ -28,6 +30,7 @@ from decodery.models.rounding import check, check_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from decodery.models.gguf.file import GgufFile
     from decodery.models.masked_diffusion import MaskedDiffusion
     from decodery.models.native.weights import Precision
     from decodery.models.scorer import Network
@@ -85,12 +88,20 @@ def load(
         if where.type != "cpu":
             raise BadSetting(f"quantize={quantize!r} is for a CPU, not for {where}; give device='cpu'.")
         dtype = torch.bfloat16
-    if where.type == "cpu" and str(fast) in NATIVE and _wants_native(Path(name), dtype):
+    precision = NATIVE.get(str(fast)) if where.type == "cpu" else None
+    packing = _Packing(precision if quantize is None else None)
+    reading = None
+    if precision is not None and _wants_native(Path(name), dtype):
         build.prepare()
-    folder = store.resolve(str(name), progress=progress)
-    base = adapters.base_folder(folder, progress) or folder
-    kind = _dtype(dtype, where, base)
-    label = Path(name).name if Path(name).exists() else str(name)
+        reading = packing.begin
+    try:
+        folder = store.resolve(str(name), progress=progress, reading=reading)
+        base = adapters.base_folder(folder, progress) or folder
+        kind = _dtype(dtype, where, base)
+        label = Path(name).name if Path(name).exists() else str(name)
+    except BaseException:
+        packing.end()
+        raise
     try:
         config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
@@ -103,14 +114,13 @@ def load(
             return model if base == folder else adapters.merged(model, folder)
 
         usual = base == folder and diffusion is None and is_usual(folder, config)
-        native = usual and where.type == "cpu" and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
-        precision = NATIVE.get(str(fast)) if native else None
+        native = usual and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
         known = Known(folder)
-        if precision is not None:
-            known.expect()
+        if native and (source := weight_source(folder)) is not None:
+            packing.begin(source.file)
         tokenizer = _tokenizer(folder, base, foreign, known)
         # After the tokenizer, whose reading takes memory that is free again then.
-        found = None if precision is None else known.network(label, precision, quantize)
+        found = known.network(label, precision, quantize, packing.ahead) if native and precision is not None else None
         if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
             kind = found[0].dtype  # what `complete` reads
             found[0].complete = complete
@@ -127,9 +137,30 @@ def load(
         raise
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
         raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
+    finally:
+        packing.end()
     if isinstance(network, NativeNetwork):
         network.complete = complete
     return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits)
+
+
+class _Packing:
+    """Packs weights of a GGUF file from the moment on at which it is known. precision: how; None: not at all."""
+
+    def __init__(self, precision: Precision | None):
+        self._precision = precision
+        self.ahead: Ahead | None = None
+
+    def begin(self, file: GgufFile) -> None:
+        if self._precision is not None and self.ahead is None:
+            with contextlib.suppress(
+                ModelNotReadable, OSError
+            ):  # whoever reads the weights meets the same, and says it
+                self.ahead = Ahead(GgufWeights(file), self._precision)
+
+    def end(self) -> None:
+        if self.ahead is not None:
+            self.ahead.end()
 
 
 def load_tokenizer(name: str | Path, progress: store.Progress | None = None) -> Any:

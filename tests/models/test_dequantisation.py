@@ -11,6 +11,7 @@ from gguf.quants import dequantize, quantize
 
 from decodery.models.gguf import dequantisation
 from decodery.models.gguf.dequantisation import UNPACK, dequantise
+from decodery.models.gguf.file import BLOCKS, block_of
 
 RARE = ["MXFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0"]
 
@@ -93,3 +94,8 @@ def test_plain_numbers(kind: str, dtype: str) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="4242"):
         dequantise(torch.zeros(1, 32, dtype=torch.uint8), 4242, torch.empty(1, 32))
+
+
+def test_sizes_of_blocks_are_those_of_the_package() -> None:
+    assert set(UNPACK) - set(BLOCKS) <= {Kind.Q2_K, Kind.Q3_K, Kind.IQ4_XS}
+    assert {kind: block_of(kind) for kind in Kind} == gguf.GGML_QUANT_SIZES

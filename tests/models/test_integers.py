@@ -159,30 +159,52 @@ def test_a_matrix_that_multiplies_wrongly_is_found_out(kind: str) -> None:
     rows = blocks(kind, 32, 512, 5)
     _, matrix = packed(kind, rows, 512)
     number = GGMLQuantizationType[kind].value
-    compare(Blocks(number, rows, 512), matrix)
+    compare([Blocks(number, rows[:16], 512)], matrix)
     with pytest.raises(ValueError, match="not multiplied here as their numbers are"):
-        compare(Blocks(number, rows[1:], 512), matrix)
+        compare([Blocks(number, rows[1:17], 512)], matrix)
     rows[9, KINDS[kind][0] + 5] ^= 16
     with pytest.raises(ValueError, match="not multiplied here as their numbers are"):
-        compare(Blocks(number, rows, 512), matrix)
+        compare([Blocks(number, rows[:16], 512)], matrix)
 
 
-def test_each_kind_of_a_file_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+def test_each_kind_and_length_of_products_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
     monkeypatch.setattr("decodery.models.native.weights._compared", set())
-    monkeypatch.setattr("decodery.models.native.weights.compare", lambda blocks, matrix: seen.append(blocks.kind))
+    monkeypatch.setattr(
+        "decodery.models.native.weights.compare", lambda parts, matrix: seen.append((parts[0].kind, parts[0].inputs))
+    )
 
     class Stored:
         def blocks(self, name: str) -> Blocks:
-            return Blocks(GGMLQuantizationType[name].value, blocks(name, 16, 256), 256)
+            kind, inputs = name.split()
+            return Blocks(GGMLQuantizationType[kind].value, blocks(kind, 16, int(inputs)), int(inputs))
 
         def release(self, name: str) -> None:
             pass
 
-    weights = Weights("integer", large(2 * 16 * 256 * 8 + 4096))
-    for name in ("Q4_0", "Q6_K", "Q4_0", "Q6_K"):
+    weights = Weights("integer", large(2 * 16 * 512 * 8 + 4096))
+    for name in ("Q4_0 256", "Q6_K 256", "Q4_0 256", "Q6_K 512", "Q6_K 256"):
         weights.read(Stored(), name)  # type: ignore[arg-type]
-    assert seen == [2, 14]
+    assert seen == [(2, 256), (14, 256), (14, 512)]
+
+
+@pytest.mark.parametrize("precision", ["native", "packed"])
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_matrices_of_numbers_are_compared_too(
+    precision: Precision, in_turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a product takes at once, in the order in which they are packed."""
+    monkeypatch.setattr("decodery.models.native.weights._compared", set())
+    weights = Weights(precision, large(1 << 20))
+    both = [torch.randn(64, 96, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2)]
+    expected: list[Tensor] = []
+    monkeypatch.setattr(
+        "decodery.models.native.weights.compare",
+        lambda parts, matrix: expected.extend(part.rows for part in parts) or compare(parts, matrix),
+    )
+    weights.pack(*both, in_turns=in_turns)
+    first = (both[0][:16], both[1][:16], both[0][16:32], both[1][16:32]) if in_turns else both[0].split(16)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(expected, first, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

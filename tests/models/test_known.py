@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_gguf
 import torch
 from test_native import make
 from tiny_models import byte_level_tokenizer
 
 import decodery
 from decodery.loading import load
-from decodery.models import store
 from decodery.models.forward import Forward
 from decodery.models.known import Known
 from decodery.models.native.network import NativeNetwork
 from decodery.models.native.weights import Precision
-from decodery.models.pages import Early
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
 PROMPT = "the quick brown"
@@ -221,25 +218,3 @@ def test_only_the_path_that_was_asked_for_is_taken(folder: Path) -> None:
     assert load(folder, dtype="bfloat16", fast="off").network.path == "eager"  # type: ignore[attr-defined]
     assert load(folder, dtype="bfloat16", fast="fused").network.path == "fused"  # type: ignore[attr-defined]
     assert load(folder, dtype="float32").network.path != "native"  # type: ignore[attr-defined]
-
-
-def test_memory_is_taken_early_before_the_first_load_of_a_gguf_file(tmp_path: Path, folder: Path) -> None:
-    tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.byte_level())
-    installed = store.resolve(str(tmp_path / "tiny.gguf"))
-    known = Known(installed)
-    known.expect()
-    assert known._room is not None
-    assert 2 * known._room.take(0).numel() > (tmp_path / "tiny.gguf").stat().st_size
-    known.place.mkdir(parents=True)
-    for later in (Known(installed), Known(folder)):
-        later.expect()
-        assert later._room is None
-
-
-def test_weights_lie_in_memory_that_was_taken_early(folder: Path) -> None:
-    known = Known(folder)
-    early = known._room = Early(1 << 26, 1 << 20)
-    start = early._memory.data_ptr()
-    found = known.network("tiny", "native")
-    assert found is not None
-    assert found[0]._weights.room.data_ptr() == start

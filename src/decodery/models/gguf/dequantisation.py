@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from decodery.models.gguf.file import block_of
+
 PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 """Kinds that are numbers as they stand."""
 PIECE = 1 << 18
@@ -29,12 +31,10 @@ def dequantise(rows: Tensor, kind: int, out: Tensor) -> None:
     rows: uint8 [..., bytes of a row], contiguous. kind: as `gguf.GGMLQuantizationType` numbers it. out: [..., numbers of a
     row], contiguous, of any floating dtype. Raises ValueError for an unknown kind.
     """
-    import gguf
-
     if kind in PLAIN:
         out.copy_(rows.view(PLAIN[kind]))
         return
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    block, size = block_of(kind)
     blocks, numbers = rows.reshape(-1, size), out.view(-1, block)
     unpack = UNPACK.get(kind) or _by_the_package(kind)
     step = PIECE // block

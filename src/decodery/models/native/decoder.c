@@ -287,8 +287,12 @@ int64_t decodery_tile(int64_t form) { return tile_bytes(integer_form[form - 1]);
 int decodery_pack(
     const char *const *block, int64_t outputs, int64_t inputs, int64_t kind, int64_t rounded, int64_t stride, const Matrix *matrix, int threads
 ) {
-    Packing packing = {block, inputs, kind, rounded, stride, *matrix, outputs / TILE / matrix->group, 0};
-    together(threads, pack_groups, &packing);
+    Packing packing = {block, inputs, kind, rounded, stride, *matrix, outputs / TILE / matrix->group, 0, 0};
+    /* On one thread beside whoever uses the others. */
+    if (threads == 1)
+        pack_groups(0, 1, &packing);
+    else
+        together(threads, pack_groups, &packing);
     return !packing.failed;
 }
 

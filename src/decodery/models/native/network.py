@@ -26,7 +26,7 @@ from decodery.models.layout import ACTIVATIONS, SANDWICH_NORMS, Layout
 from decodery.models.native import binding
 from decodery.models.native.build import library
 from decodery.models.native.cache import PairedCache
-from decodery.models.native.weights import Precision, Weights, interleaved, most_bytes
+from decodery.models.native.weights import MATRICES, Precision, Weights, interleaved, most_bytes
 from decodery.models.pages import give_back, large
 from decodery.models.rounding import Rounded, with_weights
 from decodery.models.scorer import Head, Work, pass_key
@@ -64,8 +64,8 @@ class NativeNetwork(KeyValueNetwork):
 
     layout: what it computes. source: its weights, which are packed here, one after the other; `Rounded` ones only with the
     precision "integer". precision: how weights may be kept, and what rows are rounded to, see `Weights`; `path` then tells what
-    came of it. room: gives the memory for them. Raises ValueError or NotBuilt where the layout or the machine does not qualify.
-    Nothing is compared with transformers here: see `of`.
+    came of it. ahead: those of the source that are packed already, in the same precision. Raises ValueError or NotBuilt where
+    the layout or the machine does not qualify. Nothing is compared with transformers here: see `of`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NativeNetwork(KeyValueNetwork):
         source: WeightSource,
         name: str,
         precision: Precision = "native",
-        room: Callable[[int], Tensor] = large,
+        ahead: Weights | None = None,
     ):
         self.layout, self.name = layout, name
         self.library = library()
@@ -104,7 +104,8 @@ class NativeNetwork(KeyValueNetwork):
         if len(layout.rotations) > 2:
             raise ValueError("the layers have more than two kinds of rotation")
         matrices = [math.prod(shape) for _, shape in layout.shapes() if len(shape) > 1]
-        self._weights = Weights(precision, room(most_bytes(sum(matrices), len(matrices))), self.threads)
+        self._weights = ahead or Weights(precision, large(most_bytes(sum(matrices), len(matrices))))
+        self._weights.threads = self.threads
         with torch.inference_mode(), _calling:
             self._model = self._describe(Checked(source, layout))
         self.path: Precision = self._weights.precision_reached()
@@ -217,12 +218,8 @@ class NativeNetwork(KeyValueNetwork):
             struct.down_bias = weights.floats(bias("mlp.down_proj"))
             struct.kind = 0 if layer.window is None else 1
             struct.rotation = -1 if layer.rotation is None else layer.rotation
-            struct.queries, struct.keys, struct.values = (
-                weights.read(source, name(f"self_attn.{part}")) for part in QUERIES_KEYS_VALUES
-            )
-            struct.output = weights.read(source, name("self_attn.o_proj"), together=2)
-            struct.gate_and_up = weights.read(source, name("mlp.gate_proj"), name("mlp.up_proj"), in_turns=True)
-            struct.down = weights.read(source, name("mlp.down_proj"), together=2)
+            for field, (parts, how) in MATRICES.items():
+                setattr(struct, field, weights.read(source, *map(name, parts), **how))
             if self.quantize is not None:  # numbers that were converted leave gaps, which the next ones seldom fit into
                 give_back()
         give_back()

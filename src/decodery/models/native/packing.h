@@ -248,6 +248,7 @@ typedef struct {
     int64_t inputs, kind, rounded, stride; /* rounded: to which kind of blocks, or 0; stride: bytes from one output to the next */
     Matrix matrix;
     int64_t groups;
+    atomic_long next;
     atomic_int failed;
 } Packing;
 
@@ -257,7 +258,7 @@ static void pack_groups(int thread, int threads, void *argument) {
     Packing *p = argument;
     int64_t depth = p->inputs / DEPTH, group = p->matrix.group, bytes = p->matrix.bytes;
     const Form *form = p->matrix.form ? integer_form + p->matrix.form - 1 : NULL;
-    for (int64_t next; (next = piece()) < p->groups;) {
+    for (int64_t next; (next = atomic_fetch_add(&p->next, 1)) < p->groups;) {
         char *to = (char *)p->matrix.tiles + next * group * depth * bytes;
         for (int64_t k = 0; k < depth; k++)
             for (int64_t block = next * group; block < (next + 1) * group; block++, to += bytes) {

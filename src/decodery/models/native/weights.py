@@ -6,7 +6,8 @@ import ctypes
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,35 +55,51 @@ def form_of(kind: int) -> Form | None:
     return Form(number, library().decodery_tile(number)) if number else None
 
 
+MATRICES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "queries": (("self_attn.q_proj",), {}),
+    "keys": (("self_attn.k_proj",), {}),
+    "values": (("self_attn.v_proj",), {}),
+    "output": (("self_attn.o_proj",), {"together": 2}),
+    "gate_and_up": (("mlp.gate_proj", "mlp.up_proj"), {"in_turns": True}),
+    "down": (("mlp.down_proj",), {"together": 2}),
+}
+"""Of a layer: which products the decoder computes as one, and how these are packed, see `Weights.pack`."""
+
+
 def most_bytes(weights: int, matrices: int) -> int:
     """Room in which so many weights have place in any form: the last takes two bytes a weight."""
     return 2 * weights + LINES * matrices
 
 
-_compared = set[tuple[int, int]]()
-"""The kinds whose products were compared in this process, with what they were rounded to."""
+_compared = set[tuple[int, ...]]()
+"""What was compared in this process: the kinds of products, and their numbers of inputs."""
 
 
-def compare(blocks: Blocks, matrix: binding.MatrixStruct) -> None:
-    """Raise ValueError unless a matrix of whole numbers multiplies as its dequantised blocks do.
+def compare(blocks: Listing[Blocks], matrix: binding.MatrixStruct) -> None:
+    """Raise ValueError unless a packed matrix multiplies as the numbers do that it was packed from.
 
-    blocks: of at least its first 16 outputs, or numbers that are rounded to them. The row is one that eight bits hold as it is.
+    blocks: 16 outputs each, the matrix's first ones, as many as it takes at once. The row is one that eight bits hold as it is.
     """
     from decodery.models.gguf.dequantisation import UNPACK
 
-    kind, first = blocks.rounded or blocks.kind, blocks.rows[:16].contiguous()
-    if blocks.rounded:
-        first = in_blocks(first, kind)
-    numbers = 256 if kind in SUPER_BLOCKS else 32
-    weights = UNPACK[kind](first.view(16 * blocks.inputs // numbers, -1)).reshape(16, blocks.inputs)
-    row = (((torch.arange(blocks.inputs) * 37 % 255) - 127) / 64).bfloat16()
+    inputs = blocks[0].inputs
+    row = (((torch.arange(inputs) * 37 % 255) - 127) / 64).bfloat16()
     row.view(-1, 32)[:, 0] = 127 / 64
-    found = torch.empty(1, 16)
-    library().decodery_product(matrix, 16, blocks.inputs, row.data_ptr(), 1, found.data_ptr())
-    expected = weights.double() @ row.double()
-    least = weights.double().abs() @ row.double().abs()
-    if not bool(((found[0] - expected).abs() <= 1e-5 * least).all()):
-        raise ValueError(f"blocks of GGUF's kind {kind} are not multiplied here as their numbers are")
+    found = torch.empty(len(blocks), 16)
+    library().decodery_product(matrix, found.numel(), inputs, row.data_ptr(), 1, found.data_ptr())
+    for part, sums in zip(blocks, found, strict=True):
+        kind, rows = part.rounded or part.kind, part.rows.contiguous()
+        if kind != NUMBERS:
+            rows = in_blocks(rows, kind) if part.rounded else rows
+            rows = UNPACK[kind](rows.view(16 * inputs // (256 if kind in SUPER_BLOCKS else 32), -1))
+        weights = rows.reshape(16, inputs)
+        if not matrix.form:
+            weights = weights.bfloat16()  # as which passes take them
+        products = weights * row.double()
+        size = products.abs().sum(1)
+        near = (sums - products.sum(1)).abs() <= 1e-5 * size + 1e-30
+        if not bool(near[size < 1e37].all()):  # others leave the range of float32
+            raise ValueError(f"{inputs} weights of GGUF's kind {kind} are not multiplied here as their numbers are")
 
 
 @dataclass(eq=False)
@@ -106,11 +123,15 @@ class Weights:
     """Matrices of whole numbers."""
     bytes: int = 0
     """What the packed matrices take; a pass of all layers reads as much."""
+    ready: dict[tuple[str, ...], binding.MatrixStruct] = field(default_factory=dict)
+    """Matrices that were packed before anybody read them."""
 
     def read(
         self, source: WeightSource, *names: str, together: int = 4, in_turns: bool = False
     ) -> binding.MatrixStruct:
         """Matrices of a source, see `pack`. Quantised ones keep their numbers, where a form holds these."""
+        if names in self.ready:
+            return self.ready.pop(names)
         blocks = [source.blocks(name) for name in names] if self.precision != "native" else []
         given = [part for part in blocks if part is not None]
         if given and len(given) == len(names) and len({(part.kind, part.rounded) for part in given}) == 1:
@@ -118,10 +139,6 @@ class Weights:
             form = form_of(kind) if self.precision == "integer" else EXACT_OF.get(kind)
             packed = self._pack_as(given, form, together, in_turns) if form is not None else None
             if packed is not None:
-                form_and_origin = (given[0].kind, given[0].rounded)
-                if packed.form and form_and_origin not in _compared:
-                    compare(given[0], packed)
-                    _compared.add(form_and_origin)
                 self.rounded += given[0].rounded > 0
                 for name in names:
                     source.release(name)
@@ -162,19 +179,22 @@ class Weights:
         if self.bytes + 2 * outputs * inputs > len(self.room):
             raise ValueError(f"a matrix of {outputs} x {inputs} does not fit beside the others")
         stride = parts[0].rows.nbytes // len(parts[0].rows)
-        starts = [
-            range(part.rows.data_ptr(), part.rows.data_ptr() + part.rows.nbytes, 16 * stride) for part in parts
-        ]  # fmt: skip
-        order = (
-            [one for turn in zip(*starts, strict=True) for one in turn] if in_turns else [i for s in starts for i in s]
-        )
+        starts = [[(part, start) for start in range(0, len(part.rows), 16)] for part in parts]
+        order = list(chain(*(zip(*starts, strict=True) if in_turns else starts)))
         matrix = binding.MatrixStruct(self.room.data_ptr() + self.bytes, form.bytes, group, form.number)
-        addresses = (ctypes.c_void_p * len(order))(*order)
+        bases = {id(part): part.rows.data_ptr() for part in parts}
+        addresses = (ctypes.c_void_p * len(order))(*(bases[id(part)] + start * stride for part, start in order))
         first = parts[0]
         if not library().decodery_pack(
             addresses, outputs, inputs, first.kind, first.rounded, stride, matrix, self.threads
         ):
             return None
+        product = (first.kind, first.rounded, form.number, form.bytes, group, inputs)
+        # Whole numbers found in numbers give these once more only where they are rounded to bfloat16.
+        if (first.kind != NUMBERS or not form.number or first.rounded) and product not in _compared:
+            begin = [Blocks(part.kind, part.rows[i : i + 16], inputs, part.rounded) for part, i in order[:group]]
+            compare(begin, matrix)
+            _compared.add(product)
         self.bytes += -(outputs * inputs // 512 * form.bytes // -LINES) * LINES
         self.shortened += form != ANY
         self.integer += form.number > 0
