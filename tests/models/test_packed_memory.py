@@ -74,4 +74,4 @@ def test_peak_memory_of_a_quantised_file(precision: str, tmp_path: Path) -> None
         [sys.executable, "-c", SOURCE, str(path), precision], capture_output=True, text=True, env=here
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1.25 * path.stat().st_size, int(done.stdout) / path.stat().st_size
+    assert int(done.stdout) < 1.3 * path.stat().st_size, int(done.stdout) / path.stat().st_size
