@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decodery import byte_laws, fill_in, scoring
+from decodery.any_order.holes import at_first_hole
 from decodery.conversations import Message, Tool
 from decodery.engine.background import Background
 from decodery.engine.cost import CostCurve, calibrated
@@ -363,10 +364,13 @@ class LanguageModel:
             if Kind.NEXT_TOKEN in self.network.kinds:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
             layout = ids.layout if isinstance(ids, LaidOutPrompt) else None
+            template: tuple[int, ...] = ()
+            if Kind.ANY_ORDER in self.network.kinds and self.network.masked is not None:
+                ids, template = at_first_hole(ids, self.network.masked.mask_token_id)
             group = []
             for sample in range(1 if one_method.together else checked.n):
                 request = Request(self, ids, checked, number, sample, listener, one_method.together)
-                request.layout = layout
+                request.layout, request.template = layout, template
                 group.append((request, one_method))
                 number += request.n
             admit(one_method, group[0][0])
