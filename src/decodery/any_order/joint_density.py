@@ -47,4 +47,5 @@ def _density(
     law = scores.logits.double().clone()
     law[:, reserved] = -torch.inf
     wanted = torch.tensor(by_rank[order.given :], device=law.device)
-    return law.log_softmax(1).gather(1, wanted[:, None])[:, 0]
+    found: Tensor = law.log_softmax(1).gather(1, wanted[:, None])[:, 0]
+    return found
