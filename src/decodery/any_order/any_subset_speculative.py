@@ -52,6 +52,10 @@ class AnySubsetSpeculative(AnyOrderMethod):
         0.0, "is added to the probability of acceptance; above 0 the law is another one", low=0.0, high=1.0
     )
 
+    def check(self) -> None:
+        if self.r_atol > 0:
+            object.__setattr__(self, "exactness", Exactness.APPROXIMATE)
+
     @property
     def borrowed(self) -> int:
         return self.k

@@ -30,10 +30,10 @@ class TabularOrders(Scorer):
         self.masked = MaskedDiffusion(self.mask, canvas=joint.dim(), any_order=True)
 
     @classmethod
-    def random(cls, length: int = 3, vocabulary: int = 3, seed: int = 0) -> TabularOrders:
+    def random(cls, length: int = 3, vocabulary: int = 3, seed: int = 0, start: int = 2) -> TabularOrders:
         """A joint of independent exponential weights: nothing about it is a product."""
         uniform = torch.rand([vocabulary] * length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return cls(-uniform.clamp_min(1e-12).log())
+        return cls(-uniform.clamp_min(1e-12).log(), start)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self, NothingKept())
