@@ -10,7 +10,7 @@ import torch
 
 from decodery.any_order.base import AnyOrderMethod
 from decodery.any_order.joint_density import joint_density
-from decodery.any_order.window import Window
+from decodery.any_order.window import OrderedWindow
 from decodery.engine.request import Request
 from decodery.engine.settings import Settings
 from decodery.language_model import LanguageModel
@@ -57,7 +57,7 @@ class Iterations:
     def one(self, method: AnyOrderMethod, state: Written, chance: Chance) -> Written:
         """What one iteration writes behind so many decided holes."""
         request = self.request(chance)
-        window = Window(request, len(request.template), cached=False)
+        window = OrderedWindow(request, len(request.template), cached=False)
         if state:
             window.decide(state, torch.zeros(len(state), 1))
         coroutine, answer = method.fill_in(request, window), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def _drafts(reply):
     events = [event for event in reply.events if isinstance(event, Drafted | Unmasked)]
     return [
         (one.tokens, other.tokens)
-        for one, other in zip(events, events[1:], strict=False)
+        for one, other in pairwise(events)
         if isinstance(one, Drafted) and isinstance(other, Unmasked)
     ]
 

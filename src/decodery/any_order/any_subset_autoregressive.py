@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from decodery.any_order.base import AnyOrderMethod
-from decodery.any_order.window import Window
+from decodery.any_order.window import OrderedWindow
 from decodery.engine.method import Exactness
 from decodery.sampling.noise import Stage
 
@@ -28,7 +28,7 @@ class AnySubsetAutoregressive(AnyOrderMethod):
     )
     exactness: ClassVar[Exactness] = Exactness.IDENTICAL_TO_SAMPLING
 
-    def fill_in(self, request: Request, window: Window) -> Generator[Forward, Scores, None]:
+    def fill_in(self, request: Request, window: OrderedWindow) -> Generator[Forward, Scores, None]:
         while not window.over:
             laws = yield from window.score(1)
             [position] = window.next(1)

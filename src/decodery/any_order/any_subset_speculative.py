@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from decodery._lazy import torch
 from decodery.any_order.base import AnyOrderMethod
 from decodery.any_order.context_ngrams import ContextNgrams
-from decodery.any_order.window import Window
+from decodery.any_order.window import OrderedWindow
 from decodery.engine.method import Exactness, parameter
 from decodery.sampling.noise import Chance, Stage
 
@@ -60,7 +60,7 @@ class AnySubsetSpeculative(AnyOrderMethod):
     def borrowed(self) -> int:
         return self.k
 
-    def fill_in(self, request: Request, window: Window) -> Generator[Forward, Scores, None]:
+    def fill_in(self, request: Request, window: OrderedWindow) -> Generator[Forward, Scores, None]:
         told = _Told(request, self.draft == "ngram")
         ngrams = ContextNgrams(request.host.network.vocabulary) if self.draft == "ngram" else None
         if ngrams is not None:
@@ -121,7 +121,7 @@ class _Told:
         self._details["iterations"] += 1
         self._details["tokens_of_iterations"] += written
 
-    def gap(self, p: Tensor, q: Tensor, window: Window) -> None:
+    def gap(self, p: Tensor, q: Tensor, window: OrderedWindow) -> None:
         """Both laws of the first position. Raises RuntimeError where they are not the same."""
         gap = float((p[0] - q[0]).abs().max())
         self._details["first_token_gap"] = max(self._details["first_token_gap"], gap)
@@ -161,7 +161,7 @@ def judged(
 
 
 def _drafted(
-    ngrams: ContextNgrams, window: Window, positions: Sequence[int], request: Request
+    ngrams: ContextNgrams, window: OrderedWindow, positions: Sequence[int], request: Request
 ) -> tuple[Tensor, list[int]]:
     """Laws [n, vocabulary] and tokens for these positions, each by its left neighbour, which may be of the same draft."""
     laws, drawn = [], dict[int, int]()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from decodery.any_order.window import Window
+from decodery.any_order.window import OrderedWindow
 from decodery.diffusion.base import DiffusionMethod
 from decodery.diffusion.loop import model_of
 from decodery.engine.method import Decoding, Method, parameter
@@ -48,7 +48,7 @@ class AnyOrderMethod(Method):
     )
 
     @abstractmethod
-    def fill_in(self, request: Request, window: Window) -> Generator[Forward, Scores, None]:
+    def fill_in(self, request: Request, window: OrderedWindow) -> Generator[Forward, Scores, None]:
         """Decide targets until the window is over."""
 
     def length(self, request: Request) -> int:
@@ -95,6 +95,6 @@ class AnyOrderMethod(Method):
         return 1
 
     def decode(self, request: Request) -> Decoding:
-        window = Window(request, self.length(request), self.cache == "ranks")
+        window = OrderedWindow(request, self.length(request), self.cache == "ranks")
         yield from self.fill_in(request, window)
         window.finish()

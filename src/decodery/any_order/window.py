@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from decodery.models.forward import Scores
 
 
-class Window:
+class OrderedWindow:
     """Where a request stands: its prompt, and behind it given tokens and positions to be found, in ascending order.
 
     length: of what stands behind the prompt, at least that of the request's template. cached: keep keys and values of decided
