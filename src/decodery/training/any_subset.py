@@ -5,7 +5,8 @@
 1. `smollm2-135m` goes on with many story beginnings, as in the recipe `stories`. 2. A masked model goes on as one that knows
 the law of any tokens given any others, in one fixed order: one pass with a causal mask in that order gives the log density of
 all hidden tokens, whose mean is the loss. 3. It is measured on held-out stories. Training goes on from its last checkpoint
-when it was interrupted. After Guo & Ermon, arXiv 2504.20456, who adapt XLNet; `--start ""` trains from scratch.
+when it was interrupted. After Guo & Ermon, arXiv 2504.20456, who adapt XLNet; `--start ""` trains from scratch, with the sizes,
+vocabulary and number of held-out stories that are given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -207,18 +208,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder="where texts, checkpoint and log are kept",
         artifact="the folder that the model goes to; beside the folder of the model to start with it shares its tokenizer",
     )
-    add_options(parser, Corpus(), without=("held_out", "vocabulary"))
+    add_options(parser, Corpus())
+    add_options(parser, StorySizes())
     add_options(parser, AnySubsetRecipe(), without=("masks",))
     given = vars(parser.parse_args(arguments))
     corpus, recipe = read_options(Corpus(), given), read_options(AnySubsetRecipe(), given)
-    options = (*changed_options(Corpus(), corpus), *changed_options(AnySubsetRecipe(), recipe))
+    sizes = read_options(StorySizes(), given)
+    own = replace(Corpus(), held_out=corpus.held_out, vocabulary=corpus.vocabulary)
+    if recipe.start and (sizes != StorySizes() or own != Corpus()):
+        raise BadInput(
+            f"sizes, vocabulary and held-out stories are those of {recipe.start}; give --start '' beside them."
+        )
+    options = (
+        *changed_options(Corpus(), corpus),
+        *changed_options(StorySizes(), sizes),
+        *changed_options(AnySubsetRecipe(), recipe),
+    )
     command = " ".join(("decodery train any-subset --folder work --artifact any-subset-stories", *options))
     folder = given["folder"]
     start = resolve(recipe.start) if recipe.start else None
     with progress_bars() as show:
         if start is None:
             data = prepare(corpus, recipe.seed, folder, show)
-            network = SmallLlama(Shape(data.tokenizer.get_vocab_size(), **asdict(StorySizes())), recipe.seed)
+            network = SmallLlama(Shape(data.tokenizer.get_vocab_size(), **asdict(sizes)), recipe.seed)
         else:
             data = going_on(start, corpus, recipe.seed, folder, show)
             network = SmallLlama.read(start)
@@ -229,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = story_rows(data.training, recipe.seed, recipe.batch_tokens, whole=True)
         about = {"stories": len(data.training)}
         trainer = AnySubsetTrainer(
-            network, source, recipe, MASK_ID, folder / "any-subset", progress=progress, about=about
+            network, source, recipe, MASK_ID, folder / "any-subset", checkpoint_steps=20, progress=progress, about=about
         )
         # On a CPU the backward pass of the fused attention takes longer than that of plain matrix products on rows this short.
         with sdpa_kernel(SDPBackend.MATH):
