@@ -33,7 +33,7 @@ class Settings:
     model: str = "any-subset-stories"
     stories: str = "diffusion-stories"
     judge: str = "stories-twin"
-    items: int = 32
+    items: int = 16
     window: int = 64
     given: float = 0.05
     k: tuple[int, ...] = (2, 3, 5, 8)
