@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ import torch
 
 import decodery
 from decodery.any_order.joint_density import joint_density
-from decodery.loading import load
+from decodery.loading import load, load_tokenizer
 from decodery.models.kinds import Kind
 from decodery.training import any_subset
 from decodery.training.networks import Shape, SmallLlama
 from decodery.training.orders import Ordered, costs, ordered, shares, visible
 from decodery.training.story_prompts import story_beginnings
-from decodery.training.story_rows import END_ID, MASK_ID, PAD_IDS
+from decodery.training.story_rows import END_ID, MASK_ID, PAD_IDS, Story, encode_stories, validation_rows
 
 ARTIFACT = Path(decodery.__file__).parent / "artifacts" / "any-subset-stories"
 
@@ -175,6 +176,35 @@ def test_held_out_stories_are_not_trained_on(tmp_path):
     assert len(data.validation) == 5
     assert len(data.training) == len(everything) - 5
     assert {story.tokens for story in data.training}.isdisjoint({story.tokens for story in data.validation})
+
+
+def test_the_shipped_model_is_what_its_card_says():
+    """Twenty held-out stories: as many bits as all of them, within four standard errors; and the joint law knows more than
+    that of a draft, and than how often tokens come."""
+    card = json.loads((ARTIFACT / "card.json").read_text())
+    network = SmallLlama.read(ARTIFACT)
+    assert sum(weight.numel() for weight in network.parameters()) == card["parameters"]
+    lines = (ARTIFACT.parent / "diffusion-stories" / "validation.txt").read_text().splitlines()
+    assert len(lines) == card["metrics"]["stories"]
+    rows = validation_rows(encode_stories(lines[::10], load_tokenizer("any-subset-stories").backend_tokenizer))
+    for name, hidden in (("behind_the_first_sentence", None), ("95_percent", 0.95), ("50_percent", 0.5)):
+        each = torch.tensor([any_subset.bits(network, [row], hidden) for row in rows])
+        told = card["metrics"][name]
+        assert float(each.mean()) == pytest.approx(told["joint"], abs=4 * float(each.std()) / len(rows) ** 0.5)
+        assert told["joint"] < min(told["parallel"], card["metrics"]["unigram"])
+
+
+def test_bits_of_a_network_that_knows_nothing_are_those_of_the_uniform_law():
+    network = SmallLlama(Shape(64, 16, 1, 2))
+    torch.nn.init.zeros_(network.model.embed_tokens.weight)
+    rows = [(2, [*range(20, 30)]), (3, [*range(30, 46)]), (1, [*range(40, 50)])]
+    for hidden in (None, 0.5):
+        assert any_subset.bits(network, rows, hidden) == pytest.approx(6.0, rel=1e-5)
+    stories = [Story((20, 20, 21), 1, (0,))]
+    expected = -(3 * math.log2(3 / 67) + math.log2(2 / 67) + 4 * math.log2(1 / 67)) / 8
+    assert any_subset.unigram_bits(stories, [(1, [9, 20, 20, 20, 21]), (0, [1, 2, 3, 4])], 64) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize(
