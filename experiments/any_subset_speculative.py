@@ -185,25 +185,17 @@ def drafts(settings: Settings) -> Study:
 
 
 def texts(settings: Settings) -> Study:
-    arms, claims = [], []
+    arms = []
     for k in settings.k:
         for kind, repeated in (("plain", False), ("repetitive", True)):
             items = windows(settings, repeated, given=0.5)
             spec = f"any-subset-speculative(k={k})"
             arms.append(arm(f"k={k}, {kind}", items, partial(filled, settings, spec, items), counted))
-        if k > 2:
-            claims.append(
-                PublishedClaim(
-                    "repetitive text is drafted better", ITERATION.name, f"k={k}, repetitive", f"k={k}, plain"
-                )
-            )
     about = (
         f"Windows of {settings.window} tokens, half of them given: fronts of stories, or their first {PERIOD} tokens again and "
         "again; temperature 1."
     )
-    return Study(
-        about, range(settings.items), arms, (ITERATION, SAVED, FORWARDS), claims, "text", loaded(settings.model)
-    )
+    return Study(about, range(settings.items), arms, (ITERATION, SAVED, FORWARDS), (), "text", loaded(settings.model))
 
 
 def density(settings: Settings) -> Study:
