@@ -11,6 +11,7 @@ import torch
 from decodery.any_order.context_ngrams import ContextNgrams
 from decodery.any_order.joint_density import joint_density
 from decodery.any_order.order import DecodingOrder
+from decodery.diffusion.likelihood_bound import likelihood_bound
 from decodery.engine.events import Unmasked
 from decodery.errors import BadPrompt, BadSetting, Refused
 from decodery.models.kinds import Kind
@@ -178,6 +179,10 @@ def test_the_default_decodes_and_other_kinds_are_told_of():
         lm.generate([1], "masked-diffusion")
     with pytest.raises(Refused, match="is an any-order model"):
         lm.score("ab")
+    with pytest.raises(Refused, match="is an any-order model"):
+        lm.next_byte("ab")
+    with pytest.raises(Refused, match="use joint_density"):
+        lm.run(likelihood_bound(lm, [1, 2]))
 
 
 # Density
