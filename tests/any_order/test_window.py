@@ -56,6 +56,16 @@ def test_rows_that_are_kept_are_not_asked_again():
     assert torch.allclose(scores.logits, whole.logits, atol=1e-5)
 
 
+def test_forwards_and_rows_are_counted():
+    """One by one after two tokens: a query and what has no row yet, or all that is known."""
+    lm = toy_any_order_model(canvas=3)
+    for spec, rows in ((PLAIN, 3 + 2 + 2), (f"{PLAIN}(cache=none)", 3 + 4 + 5)):
+        stats = lm.generate([1, 2], spec).stats
+        assert (stats.forwards, stats.rounds, stats.rows) == (3, 3, rows)
+    stats = lm.generate([1, 2], "any-subset-speculative(k=2)", seed=1, temperature=1.0).stats
+    assert (stats.forwards, stats.rounds) == (3, 3)
+
+
 def test_tokens_that_are_missing_or_ahead_are_errors():
     lm, order = toy_any_order_model(), DecodingOrder([0], [1, 2, 3])
     with pytest.raises(ValueError, match="1 tokens"):
