@@ -132,9 +132,9 @@ def score_bytes(
 
 def _readers(lm: Running, prompt: Prompt | bytes, models: Sequence[str], fast: bool) -> list[ByteReader]:
     """A reader of the prompt for each model. Raises what `LanguageModel.next_byte` raises."""
-    if Kind.MASKED_POSITIONS in lm.network.kinds:
+    if Kind.NEXT_TOKEN not in lm.network.kinds:
         raise Refused(
-            f"{lm.name} is a masked-diffusion model, which gives no byte a probability after those before it."
+            f"{lm.name} is {lm.network.kinds.words}, which gives no byte a probability after those before it."
         )
     if lm.network.chains_only:
         raise Refused(f"bytes need trees of tokens, and {lm.name} keeps a cache of its own for each text.")

@@ -363,10 +363,11 @@ class LanguageModel:
             if Kind.NEXT_TOKEN in self.network.kinds:  # otherwise the canvas decides, which the method knows
                 self._check_length(ids, checked)
             layout = ids.layout if isinstance(ids, LaidOutPrompt) else None
+            before, template = self.split_at_hole(ids)
             group = []
             for sample in range(1 if one_method.together else checked.n):
-                request = Request(self, ids, checked, number, sample, listener, one_method.together)
-                request.layout = layout
+                request = Request(self, before, checked, number, sample, listener, one_method.together)
+                request.layout, request.template = layout, template
                 group.append((request, one_method))
                 number += request.n
             admit(one_method, group[0][0])
@@ -397,6 +398,15 @@ class LanguageModel:
         return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(
             prompt, tools, None if method is None else as_method(method).arrangement
         )
+
+    def split_at_hole(self, ids: Sequence[int]) -> tuple[Sequence[int], tuple[int, ...]]:
+        """The tokens before the first hole of a prompt, and the rest from there on, with which the answer begins. A hole is the
+        mask token of an any-order model; for others there are none, and no rest."""
+        masked = self.network.masked
+        if masked is None or not masked.any_order or masked.mask_token_id not in ids:
+            return ids, ()
+        first = list(ids).index(masked.mask_token_id)
+        return ids[:first], tuple(ids[first:])
 
 
 def _spread(name: str, value: Any, count: int, batch: bool) -> list[Any]:

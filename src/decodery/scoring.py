@@ -124,9 +124,9 @@ def score(lm: Reading, texts: Any, prompt: Prompt | None, top: Any, taps: Any, m
 
 
 def _checked(lm: Reading, top: Any, taps: Any) -> tuple[int, tuple[int, ...]]:
-    if Kind.MASKED_POSITIONS in lm.network.kinds:
+    if Kind.NEXT_TOKEN not in lm.network.kinds:
         raise Refused(
-            f"{lm.name} is a masked-diffusion model, which gives no token a probability after those before it; score needs a "
+            f"{lm.name} is {lm.network.kinds.words}, which gives no token a probability after those before it; score needs a "
             "causal one."
         )
     top = plain(top)

@@ -71,6 +71,11 @@ def hot_canvas(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "hot canvas")
 
 
+def window(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on twelve positions of an any-order model at a temperature of 1."""
+    return Pair(one, other, beside, "any order")
+
+
 def ending(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a canvas whose likeliest tokens are end tokens here and there."""
     return Pair(one, other, beside, "ending canvas")
@@ -341,6 +346,12 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "ratio": canvas(0.0, 1.0, "gate=relative"),
         "threshold": canvas(0.0, 0.9, "gate=threshold"),
         "chunk": canvas(1, 32, "gate=topk, top_k=20"),
+    },
+    "AnyOrderMethod": {"gen_length": window(6, 12), "cache": window("ranks", "none")},
+    "AnySubsetSpeculative": {
+        "k": window(2, 5),
+        "draft": window("self", "ngram"),
+        "r_atol": window(0.0, 0.9),
     },
     "HiddenExperts": {
         "block_length": canvas(3, 12),

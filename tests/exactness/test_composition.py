@@ -19,13 +19,16 @@ import torch
 from mechanisms import CAUSAL, one_of_each
 
 from decodery.engine.events import Finished, Token
+from decodery.engine.needs import Scoring
 from decodery.engine.registry import MethodInfo, find, names
 from decodery.errors import ConstraintFailed, DecoderyError
+from decodery.models.kinds import Kind
 from decodery.sampling.steps import default_order, steps
 from decodery.testing import (
     SmallLanguageModel,
     scripted_language_model,
     story_scorer,
+    toy_any_order_model,
     toy_diffusion_model,
     watched,
 )
@@ -114,20 +117,28 @@ Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 
 
 @cache
-def _host(diffusion: bool = False) -> SmallLanguageModel:
-    if diffusion:
-        return toy_diffusion_model(vocabulary=VOCABULARY, layers=1, canvas=6, stop_ids=(END,))
+def _host(kind: Kind = Kind.NEXT_TOKEN) -> SmallLanguageModel:
+    if kind is not Kind.NEXT_TOKEN:
+        make = toy_diffusion_model if kind is Kind.MASKED_POSITIONS else toy_any_order_model
+        return make(vocabulary=VOCABULARY, layers=1, canvas=6, stop_ids=(END,))
     return scripted_language_model(
         story_scorer(VOCABULARY), stop_ids=(END,), drafter=story_scorer(VOCABULARY, surprise=0.5, name="other")
     )
 
 
+def _kind(method: str) -> Kind:
+    """Of the models that a method decodes with."""
+    return next(need.kind for need in find(method).needs if isinstance(need, Scoring))
+
+
+PLAIN = {Kind.NEXT_TOKEN: "autoregressive", Kind.ANY_ORDER: "any-subset-autoregressive"}
+"""What a lossless method gives the output of, by the kind of its models."""
 SMALLER = {"qmcpy": "qmcpy(replications=2, least=2, samples=4)"}
 """Methods whose defaults draw much."""
 
 
 def _run(method: str, chosen: frozenset[str], temperature: float) -> Outcome:
-    lm = _host(method not in CAUSAL)
+    lm = _host(_kind(method))
     arguments: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature}
     arguments["method"] = SMALLER.get(method, MethodInfo.of(find(method)).example)
     for name in sorted(chosen):
@@ -181,8 +192,8 @@ def _streamed(lm: SmallLanguageModel, prompt: Any, arguments: dict[str, Any], ca
 
 
 @cache
-def _plain(chosen: frozenset[str], temperature: float) -> Outcome:
-    return _run("autoregressive", chosen, temperature)
+def _plain(chosen: frozenset[str], temperature: float, kind: Kind = Kind.NEXT_TOKEN) -> Outcome:
+    return _run(PLAIN[kind], chosen, temperature)
 
 
 def _same(found: Outcome, expected: Outcome) -> bool:
@@ -209,7 +220,7 @@ def _cell(method: str, chosen: frozenset[str], temperatures: Sequence[float] = T
             chosen = chosen - GREEDY_ONLY
         forwards: list[object] = []
         try:
-            with watched(_host(method not in CAUSAL).network, forwards.append):
+            with watched(_host(_kind(method)).network, forwards.append):
                 found = _run(method, chosen, temperature)
         except DecoderyError as refused:
             reason = str(refused)
@@ -219,7 +230,7 @@ def _cell(method: str, chosen: frozenset[str], temperatures: Sequence[float] = T
             continue
         sampled = temperature > 0
         if cls.exactness.lossless and (not sampled or cls.exactness.same_tokens):
-            expected = _plain(chosen, temperature)
+            expected = _plain(chosen, temperature, _kind(method))
             assert _same(found, expected), f"{method} with {sorted(chosen)} at {temperature}: {found} is not {expected}"
 
 

@@ -36,6 +36,7 @@ from decodery.testing import (
     confident,
     denoising_language_model,
     story_scorer,
+    toy_any_order_model,
     toy_diffusion_model,
     toy_language_model,
 )
@@ -174,6 +175,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "other tokenizer": (_other_tokenizer, SAMPLED),
     "canvas": (_canvas, {"seed": 2}),
     "hot canvas": (_canvas, {"temperature": 1.0, "seed": 2}),
+    "any order": (lambda: toy_any_order_model(canvas=12), {"temperature": 1.0, "seed": 2}),
     "shifted canvas": (lambda: _canvas(shift=True), {"seed": 2}),
     "ending canvas": (_ending, {"seed": 2}),
     "words": (_words, {"seed": 2}),

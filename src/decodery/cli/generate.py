@@ -185,7 +185,7 @@ def _one_as_text(lm: LanguageModel, prompt: list[int], method: str | None, setti
     stream = lm.stream(prompt, method, **settings)
     live = LiveText()
     interrupted = False
-    echo = prompt_text(lm.tokenizer, prompt) if settings.get("echo") else ""
+    echo = prompt_text(lm.tokenizer, lm.split_at_hole(prompt)[0]) if settings.get("echo") else ""
     try:
         live.follow(stream, echo)
     except KeyboardInterrupt:

@@ -96,6 +96,13 @@ class Laws:
                 self._processed = _checked(law, self.offsets)
         return self._processed
 
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the law that tokens are drawn from, [m, vocabulary] float64: all of it on the likeliest in greedy decoding."""
+        if self.law.greedy:
+            return torch.nn.functional.one_hot(self.best, self.scores.shape[1]).double()
+        return self.processed.exp()
+
     # Tokens
 
     @property

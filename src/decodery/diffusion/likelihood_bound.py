@@ -50,10 +50,12 @@ def likelihood_bound(
     """A coroutine for `LanguageModel.run`: the bound of a text behind a prompt, of the raw scores without reserved tokens.
 
     tokens, prompt: token ids. samples: in how many ways tokens are hidden. With samples=1 and a text of one token, it is that
-    token's log probability. seed: of these. Raises Refused where the model is causal, BadPrompt where there is no text, it is
-    too long, or a shifted model would have to predict the very first token, and BadSetting.
+    token's log probability. seed: of these. Raises Refused where the model is of another kind, BadPrompt where there is no
+    text, it is too long, or a shifted model would have to predict the very first token, and BadSetting.
     """
     model = lm.network.masked
+    if model is not None and model.any_order:
+        raise Refused(f"{lm.network.name} is an any-order model, whose log probabilities are exact: use joint_density.")
     if model is None or Kind.MASKED_POSITIONS not in lm.network.kinds:
         raise Refused(f"{lm.network.name} is a causal model, whose log probabilities are exact: use score.")
     if samples < 1:

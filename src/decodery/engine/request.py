@@ -80,6 +80,9 @@ class Request:
         """See `Scheduler.away`."""
         self.layout: PromptLayout | None = None
         """How its prompt is read, where this is not from left to right; set before anything is scored."""
+        self.template: tuple[int, ...] = ()
+        """With an any-order model, what is given behind the prompt: tokens, and the mask where one is to be found, as at its
+        beginning; nothing where the method says how long the answer is. Set before anything is scored."""
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
         self._listener = listener

@@ -26,6 +26,7 @@ TRAINED = {
     "diffusion-rainbow/model.safetensors": "rainbow-padding",
     "diffusion-stories/model.safetensors": "stories",
     "stories-twin/model.safetensors": "stories",
+    "any-subset-stories/model.safetensors": "any-subset",
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
     "adadec-smollm2-135m.json": "adadec-threshold",

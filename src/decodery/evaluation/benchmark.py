@@ -13,7 +13,17 @@ from typing import Any
 
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadInput, BadSetting
-from decodery.evaluation.entrants import Answer, Ask, BareCanvas, BareForward, Entrant, MethodEntrant, rivals, timed
+from decodery.evaluation.entrants import (
+    Answer,
+    Ask,
+    BareCanvas,
+    BareForward,
+    BareQueries,
+    Entrant,
+    MethodEntrant,
+    rivals,
+    timed,
+)
 from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import Question
 from decodery.evaluation.report import OVERALL, BenchmarkReport, Row, Tally
@@ -21,7 +31,12 @@ from decodery.language_model import LanguageModel
 from decodery.models.kinds import Kind
 
 Progress = Callable[[str, int, int], None]
-PLAIN = "autoregressive"
+PLAINS: dict[Kind, tuple[str, type[BareForward]]] = {
+    Kind.NEXT_TOKEN: ("autoregressive", BareForward),
+    Kind.MASKED_POSITIONS: ("masked-diffusion", BareCanvas),
+    Kind.ANY_ORDER: ("any-subset-autoregressive", BareQueries),
+}
+"""Plain decoding of each kind of model, and its forwards and nothing else."""
 
 
 @dataclass
@@ -59,7 +74,7 @@ def run_benchmark(
     """Measure methods on questions.
 
     Second turns follow plain decoding's first answer, so that all entrants get the same prompts. warmup: questions decoded
-    before by every entrant, which do not count. On a masked-diffusion model plain decoding is that of one token per
+    before by every entrant, which do not count. On a model of another kind plain decoding is that of one token per
     step. batch_size: questions of a category decoded together. against: other
     engines, so far "transformers". prompts: what the report calls the questions; by default the names of their files.
     Raises BadSetting, BadInput, and what `generate` raises before work starts.
@@ -74,9 +89,9 @@ def run_benchmark(
             raise BadSetting(f"{name} must be at least {least}, not {value}.")
     if not questions:
         raise BadInput("there are no questions to measure on.")
-    reference = PLAIN if Kind.NEXT_TOKEN in lm.network.kinds else lm.default_method
+    reference, bare_of = next(found for kind, found in PLAINS.items() if kind in lm.network.kinds)
     plain = MethodEntrant(lm, reference)
-    bare = BareForward(lm) if Kind.NEXT_TOKEN in lm.network.kinds else BareCanvas(lm)
+    bare = bare_of(lm)
     specs = list(dict.fromkeys(as_method(method).spec() for method in methods))
     others, notes = rivals(lm, against, batch_size)
     entrants = [plain, *(MethodEntrant(lm, spec) for spec in specs if spec != reference), *others]

@@ -42,11 +42,11 @@ def canvas_parts(
     lm: LanguageModel, method: Method, prompts: int | Sequence[str], seed: int, tell: Progress
 ) -> list[CheckPart]:
     """All experiments on a masked-diffusion model and on tabular denoisers."""
-    ids = _prompts(lm, prompts, seed)
+    ids = random_prompts(lm, prompts, seed)
     parts = []
     for temperature in TEMPERATURES:
         label = f"canvas at temperature {temperature:g}"
-        parts.append(_canvases(lm, method, ids, temperature, seed, label, tell))
+        parts.append(canvases(lm, method, ids, temperature, seed, label, tell))
     claims: tuple[Claim, ...] = method.claims() if isinstance(method, DiffusionMethod) else ()
     for place, claim in enumerate(claims):
         tell("claims", place, len(claims))
@@ -63,7 +63,7 @@ def canvas_parts(
     return parts
 
 
-def _prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list[list[int]]:
+def random_prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list[list[int]]:
     """Token ids of own prompts, or prompts of random tokens: a small model's vocabulary knows few texts."""
     if not isinstance(prompts, int):
         return [lm.tokenize(text) for text in prompts]
@@ -77,7 +77,7 @@ def _prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list
     return [[known[i] for i in generator.integers(len(known), size=PROMPT_TOKENS)] for _ in range(prompts)]
 
 
-def _canvases(
+def canvases(
     lm: LanguageModel, method: Method, ids: list[list[int]], temperature: float, seed: int, label: str, tell: Progress
 ) -> CheckPart:
     """What every decoder owes; raises what `generate` raises before work starts."""

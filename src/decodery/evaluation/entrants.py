@@ -163,6 +163,30 @@ class BareCanvas(BareForward):
         ]
 
 
+class BareQueries(BareForward):
+    """The same for any-order models: the row of the token before, and a query."""
+
+    def __init__(self, lm: LanguageModel):
+        super().__init__(lm)
+        assert lm.network.masked is not None
+        self._mask = lm.network.masked.mask_token_id
+
+    def answer(self, ask: Ask) -> list[Answer]:
+        network = self._network
+        with network.working():
+            sequences = [network.new_sequence() for _ in ask.prompts]
+            for step in range(max(len(output) for output in self.outputs)):
+                going = [
+                    (sequence, [*(output[step - 1 : step] if step else prompt), self._mask])
+                    for sequence, prompt, output in zip(sequences, ask.prompts, self.outputs, strict=True)
+                    if step < len(output)
+                ]
+                network.run([Forward(sequence, tokens, logits=Rows.LAST) for sequence, tokens in going])
+                for sequence, _ in going:
+                    sequence.truncate(sequence.length - 1)
+        return [Answer(output, forwards=len(output), rounds=len(output)) for output in self.outputs]
+
+
 class TransformersEntrant(Entrant):
     """transformers' own `generate` on the same weights, dtype and prompts, with its attention as it ships."""
 
@@ -224,7 +248,7 @@ def rivals(lm: LanguageModel, against: Sequence[str], batch_size: int) -> tuple[
         if engine != "transformers":
             raise BadSetting(f"{engine!r} is no engine to measure against; {near(engine, ['transformers'])}")
         if Kind.NEXT_TOKEN not in lm.network.kinds:
-            raise BadSetting(f"{lm.name} is a masked-diffusion model, which transformers' generate does not decode.")
+            raise BadSetting(f"{lm.name} is {lm.network.kinds.words}, which transformers' generate does not decode.")
         if not hasattr(lm.network, "model"):
             raise BadSetting(f"{lm.name} is no transformers model, so transformers cannot decode it.")
         model = _complete_model(lm)

@@ -17,11 +17,14 @@ FAMILIES = {
     "sampling": "plain decoding and its laws",
     "speculative": "drafts are verified, several tokens a pass",
     "diffusion": "canvases of a masked-diffusion model are filled",
+    "any-order": "holes of a text are filled, or it goes on, with a model of any order",
     "search": "several texts are decided together",
     "bytes": "texts are drawn byte by byte, whatever the tokens are",
     "constraints": "texts keep to a grammar by more than masking",
 }
 """What the families do."""
+MODELS = {Kind.MASKED_POSITIONS: "diffusion-lists", Kind.ANY_ORDER: "any-subset-stories"}
+"""Models that come with the package, for methods that do not decode with the default one."""
 
 
 def by_family() -> str:
@@ -49,10 +52,9 @@ def replace(text: str, mark: str, content: str) -> str:
 
 def page_head(entry: registry.MethodInfo) -> str:
     """What the page of a method says of its own accord."""
-    beside = next(
-        (need.beside for need in entry.needs if isinstance(need, Companion) and need.beside), "diffusion-lists"
-    )
-    canvas = f" --model {beside}" if entry.suits(Kind.MASKED_POSITIONS) else ""
+    shipped = next((name for kind, name in MODELS.items() if entry.suits(kind)), "")
+    model = next((need.beside for need in entry.needs if isinstance(need, Companion) and need.beside), shipped)
+    canvas = f" --model {model}" if shipped else ""
     prompt = '"…"' if canvas else '--chat "…"'
     lines = [
         f"- **Source:** {entry.paper}",

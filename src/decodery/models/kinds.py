@@ -13,7 +13,7 @@ class Kind(enum.Flag):
     MASKED_POSITIONS = enum.auto()
     """A row scores what stands behind a mask, given everything else; `Scorer.masked` describes the mask."""
     ANY_ORDER = enum.auto()
-    """A row scores any position that is named, given any set of others."""
+    """A row scores any position that is named, given any set of others; `Scorer.masked` describes the mask that names it."""
     INSERTIONS = enum.auto()
     """A row scores what is to be inserted between two tokens."""
     IMAGE_TOKENS = enum.auto()

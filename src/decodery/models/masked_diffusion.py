@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ENTRY = "masked_diffusion"
 """Where `config.json` of one of our checkpoints describes its mask."""
+ANY_ORDER_ENTRY = "any_order"
+"""Where `config.json` of an any-order model of ours describes its mask, in the same words."""
 RAINBOW_ENTRY = "rainbow_padding"
 """Where `config.json` of a model trained with rainbow padding names its pads: {"pad_token_ids": in their order}."""
 CANVAS = 256
@@ -33,12 +35,14 @@ LLADA_TURN_END = "<|eot_id|>"
 
 @dataclass(frozen=True, slots=True)
 class MaskedDiffusion:
-    """What a masked-diffusion model's decoders must know.
+    """What the decoders of a masked-diffusion model must know, or of an any-order model, which has a mask as well.
 
     mask_token_id: the token that hides a position. shift: raw scores of row i - 1 predict position i (Dream, DiffuLLaMA);
     otherwise those of row i do. end_token_ids: tokens that end the text. pad_token_ids: tokens that never stand in a text.
     canvas: how many tokens a canvas has where nobody says otherwise. filling_token_ids: pads that the model writes behind an
-    end token, in this order (rainbow padding): predicted like others, but never text.
+    end token, in this order (rainbow padding): predicted like others, but never text. any_order: a row of a mask, a query,
+    scores its position given the rows that it is let see. Rows of given tokens see each other, those of others what was decided
+    before them: masks of decoders must say so.
     """
 
     mask_token_id: int
@@ -47,6 +51,7 @@ class MaskedDiffusion:
     pad_token_ids: tuple[int, ...] = ()
     canvas: int = CANVAS
     filling_token_ids: tuple[int, ...] = ()
+    any_order: bool = False
 
     @property
     def reserved(self) -> tuple[int, ...]:
@@ -68,7 +73,9 @@ class MaskedDiffusion:
             ends = _ids(config.get("eos_token_id") or DREAM_END)
             pads = _ids(config.get("pad_token_id"))
             return cls(int(config.get("mask_token_id") or DREAM_MASK), True, ends, pads, filling_token_ids=filling)
-        entry = config.get(ENTRY)
+        any_order = ANY_ORDER_ENTRY in config
+        name = ANY_ORDER_ENTRY if any_order else ENTRY
+        entry = config.get(name)
         if entry is None:
             return None
         try:
@@ -79,13 +86,18 @@ class MaskedDiffusion:
                 tuple(int(token) for token in entry.get("pad_token_ids", ())),
                 int(entry.get("canvas", CANVAS)),
                 filling,
+                any_order,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ModelNotReadable(f"the entry {ENTRY} of config.json cannot be read: {error!r}.") from error
+            raise ModelNotReadable(f"the entry {name} of config.json cannot be read: {error!r}.") from error
         size = int(config.get("vocab_size", 0))
         named = (described.mask_token_id, *described.end_token_ids, *described.pad_token_ids, *filling)
         if described.canvas < 1 or not all(0 <= token < size for token in named):
-            raise ModelNotReadable(f"the entry {ENTRY} of config.json names tokens outside 0..{size - 1} or no canvas.")
+            raise ModelNotReadable(f"the entry {name} of config.json names tokens outside 0..{size - 1} or no canvas.")
+        if any_order and described.shift:
+            raise ModelNotReadable(
+                f"the entry {name} of config.json names a shift, but a query scores its own position."
+            )
         if not {*described.reserved, *described.end_token_ids}.isdisjoint(filling):
             raise ModelNotReadable(f"{RAINBOW_ENTRY} of config.json names the mask, an end token or a reserved pad.")
         return described

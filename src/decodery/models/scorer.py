@@ -47,7 +47,7 @@ class Scorer(Owner):
     """Anything that answers forwards. Subclasses set the attributes and give `run_pass` and `new_sequence`."""
 
     masked: MaskedDiffusion | None = None
-    """The mask and the other special tokens of a scorer of masked positions."""
+    """The mask and the other special tokens of a scorer of masked positions, or of any order."""
     timed: bool = False
     """Whether its passes cost time that is worth measuring."""
     device: torch.device = torch.device("cpu")
@@ -64,7 +64,9 @@ class Scorer(Owner):
     @property
     def kinds(self) -> Kind:
         """What it scores."""
-        return Kind.NEXT_TOKEN if self.masked is None else Kind.MASKED_POSITIONS
+        if self.masked is None:
+            return Kind.NEXT_TOKEN
+        return Kind.ANY_ORDER if self.masked.any_order else Kind.MASKED_POSITIONS
 
     @abstractmethod
     def new_sequence(self) -> Sequence:

@@ -175,7 +175,8 @@ def _complete(
     if "max_new_tokens" not in settings:
         most = COMPLETION_TOKENS if asked.route is COMPLETIONS else configuration.default_max_tokens
         room = lm.network.context - max(len(prompt) for prompt in ids)
-        settings["max_new_tokens"] = max(1, settings.get("min_new_tokens", 0), min(most, room))
+        given = max(len(lm.split_at_hole(prompt)[1]) for prompt in ids)
+        settings["max_new_tokens"] = max(1, settings.get("min_new_tokens", 0), min(most, room), given)
 
 
 async def finished(decoding: Decoding, seconds: float) -> list[Reply]:

@@ -3,6 +3,9 @@
 Public: third parties test their methods with the same tools. Nothing here imports pytest.
 """
 
+from decodery.testing.any_order import TabularOrders as TabularOrders
+from decodery.testing.any_order import any_order_language_model as any_order_language_model
+from decodery.testing.any_order import toy_any_order_model as toy_any_order_model
 from decodery.testing.denoisers import CanvasScorer as CanvasScorer
 from decodery.testing.denoisers import OracleDenoiser as OracleDenoiser
 from decodery.testing.denoisers import ScriptedDenoiser as ScriptedDenoiser

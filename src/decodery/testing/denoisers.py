@@ -192,9 +192,10 @@ def toy_diffusion_model(
     shift: bool = False,
     stop_ids: Listing[int] = (),
     dtype: torch.dtype = torch.float32,
+    any_order: bool = False,
 ) -> SmallLanguageModel:
-    """A tiny random Llama that is run with full attention, with letters as tokens and the last one as mask; the same for the
-    same arguments. Sharp enough that what stands elsewhere on the canvas matters."""
+    """A tiny random Llama that is run with full attention, or as an any-order model, with letters as tokens and the last one as
+    mask; the same for the same arguments. Sharp enough that what stands elsewhere on the canvas matters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -218,5 +219,5 @@ def toy_diffusion_model(
             spread = 1.0 if "embed" in name or "lm_head" in name else 1.5 * weight.shape[1] ** -0.5
             weight.data = torch.randn(weight.shape, generator=generator) * spread
     scorer = TransformersNetwork(network.to(dtype), f"toy-diffusion-{seed}")  # type: ignore[arg-type]
-    model = MaskedDiffusion(vocabulary - 1, shift, tuple(stop_ids), (), canvas)
+    model = MaskedDiffusion(vocabulary - 1, shift, tuple(stop_ids), (), canvas, any_order=any_order)
     return SmallLanguageModel(scorer, LetterTokenizer(vocabulary), stop_ids, diffusion=model)

@@ -31,7 +31,9 @@ def new_request(
     """A request that the method has admitted, for all `n` texts where it decides them together. Raises what `generate` raises
     before work starts."""
     chosen = as_method(method)
-    request = Request(lm, prompt, settings, sample=sample, together=chosen.together)
+    before, template = lm.split_at_hole(prompt)
+    request = Request(lm, before, settings, sample=sample, together=chosen.together)
+    request.template = template
     admit(chosen, request)
     return request, chosen
 

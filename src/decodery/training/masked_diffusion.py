@@ -157,7 +157,7 @@ class Trainer:
         if hasattr(self.network, "anneal"):
             self.network.anneal(self.step, recipe.anneal)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            value = loss(self.network, batch, recipe.masks, self.mask_token, generator)
+            value = self.loss(batch, generator)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), recipe.clip)
         self.optimizer.step()
@@ -170,6 +170,10 @@ class Trainer:
         if not math.isfinite(found):
             raise FloatingPointError(f"the loss of step {self.step} is {found}; the last checkpoint is whole")
         return found
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """What the present step makes smaller: a scalar in float32."""
+        return loss(self.network, batch, self.recipe.masks, self.mask_token, generator)
 
     def finished(self) -> Any:
         """The network with the weights to keep: the running mean where there is one."""

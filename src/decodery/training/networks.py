@@ -133,16 +133,23 @@ class SmallLlama(nn.Module):
                     deviation /= (2 * shape.layers) ** 0.5
                 nn.init.normal_(weight, std=deviation, generator=generator)
 
-    def forward(self, tokens: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        visible: Tensor | None = None,
+        causal: bool = False,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Hidden rows [batch, length, width] after the last norm, of tokens [batch, length] int64.
 
         visible: bool, broadcast to [batch, heads, length, length], true where a row (third axis) may see another one;
-        None is everything, or everything up to itself where causal.
+        None is everything, or everything up to itself where causal. positions: [batch, length]; None is 0, 1, …
         """
         half = self.shape.width // self.shape.heads // 2
         device = tokens.device
         rates = self.shape.theta ** -(torch.arange(half, dtype=torch.float32, device=device) / half)
-        angles = torch.arange(tokens.shape[1], dtype=torch.float32, device=device)[:, None] * rates.repeat(2)
+        places = torch.arange(tokens.shape[1], device=device) if positions is None else positions[:, None]
+        angles = places.float()[..., None] * rates.repeat(2)
         rows = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
             rows = rows.to(torch.get_autocast_dtype(tokens.device.type))

@@ -38,6 +38,11 @@ RECIPES = {
         "the shipped models of very short stories: diffusion-stories and stories-twin",
         "--folder work --artifacts models",
     ),
+    "any-subset": RecipeEntry(
+        "decodery.training.any_subset",
+        "the shipped any-order model of very short stories: any-subset-stories",
+        "--folder work --artifact any-subset-stories",
+    ),
     "rainbow-padding": RecipeEntry(
         "decodery.training.rainbow_padding",
         "a model whose answers end with a rainbow of pads, or its control with end tokens",

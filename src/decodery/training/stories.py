@@ -85,17 +85,22 @@ class Data:
     tokenizer: Any
 
 
-def prepare(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> Data:
-    """Write what is missing of the corpus and its tokenizer to `folder`, and read both."""
-    from tokenizers import Tokenizer
-
+def written(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> list[str]:
+    """The clean stories of a corpus; what is missing of it is written to `folder`."""
     texts = folder / "texts"
     wanted = [texts / f"{number:05d}.jsonl" for number in range(-(-corpus.stories // BATCH))]
     if not all(path.exists() for path in wanted):
         import decodery
 
         write_stories(decodery.load(corpus.model), corpus.stories, seed, texts, progress)
-    stories = list(read_stories(wanted))
+    return list(read_stories(wanted))
+
+
+def prepare(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> Data:
+    """Write what is missing of the corpus and its tokenizer to `folder`, and read both."""
+    from tokenizers import Tokenizer
+
+    stories = written(corpus, seed, folder, progress)
     # Every n-th story, so that the held-out ones are like the others.
     step = len(stories) // corpus.held_out
     held_out = set(range(0, step * corpus.held_out, step))
@@ -115,11 +120,17 @@ class TwinNetwork(SmallLlama):
     learns a corpus this small by heart within a few passes.
     """
 
-    def forward(self, tokens: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        visible: Tensor | None = None,
+        causal: bool = False,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         # The seed comes from the batch, so that a run that goes on draws what it would have drawn.
         generator = torch.Generator().manual_seed(int((tokens * torch.arange(1, tokens.shape[1] + 1)).sum()))
         hidden = torch.rand(tokens.shape, generator=generator) < HIDDEN_INPUTS
-        return super().forward(tokens.masked_fill(hidden, MASK_ID), visible, causal)
+        return super().forward(tokens.masked_fill(hidden, MASK_ID), visible, causal, positions)
 
 
 def train(name: str, data: Data, recipe: Recipe, sizes: StorySizes, folder: Path, progress: Progress) -> Trainer:
