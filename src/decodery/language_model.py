@@ -33,6 +33,7 @@ from decodery.prompts import Prompt, PromptReader, is_batch
 from decodery.replies import Prepared, Reply, Stream, replies_of
 
 if TYPE_CHECKING:
+    from decodery.models.insertions import Insertions
     from decodery.models.masked_diffusion import MaskedDiffusion
 
 log = logging.getLogger("decodery")
@@ -44,7 +45,8 @@ class LanguageModel:
     network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
     stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
     diffusion: what decoders must know of a masked-diffusion model; None for a causal one. limits: memory and passes of
-    its requests. load: loads companions, as `decodery.load` does; None: there are those of `companions` alone.
+    its requests. load: loads companions, as `decodery.load` does; None: there are those of `companions` alone. insertions: the
+    layout and head of an insertion language model.
     """
 
     def __init__(
@@ -57,12 +59,15 @@ class LanguageModel:
         diffusion: MaskedDiffusion | None = None,
         limits: Limits | None = None,
         load: Callable[..., LanguageModel] | None = None,
+        insertions: Insertions | None = None,
     ):
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
         self.stop_ids = tuple(stop_ids)
         if diffusion is not None:
             network.masked = diffusion
+        if insertions is not None:
+            network.insertions = insertions
         self.memory: dict[Hashable, Any] = {}
         self.background = Background()
         self.companions: dict[str, LanguageModel] = {}

@@ -12,7 +12,11 @@ from decodery.models.kinds import Kind
 if TYPE_CHECKING:
     from decodery.engine.host import Host
 
-DEFAULTS = {Kind.NEXT_TOKEN: "cascade", Kind.MASKED_POSITIONS: "masked-diffusion"}
+DEFAULTS = {
+    Kind.NEXT_TOKEN: "cascade",
+    Kind.MASKED_POSITIONS: "masked-diffusion",
+    Kind.INSERTIONS: "insertion-language-models",
+}
 """What decodes with a model of a kind where no method is named: lossless where it can be, needs nothing, and fast."""
 
 
@@ -149,3 +153,4 @@ class Artifact(Requirement):
 
 NEXT_TOKENS = Scoring(Kind.NEXT_TOKEN)
 MASKED_POSITIONS = Scoring(Kind.MASKED_POSITIONS)
+INSERTIONS = Scoring(Kind.INSERTIONS)

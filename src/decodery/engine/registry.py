@@ -12,7 +12,7 @@ from typing import Any
 
 from decodery.engine.declared import build, parse_spec
 from decodery.engine.method import Exactness, Method
-from decodery.engine.needs import MASKED_POSITIONS, Requirement, Scoring
+from decodery.engine.needs import INSERTIONS, MASKED_POSITIONS, Requirement, Scoring
 from decodery.engine.parameters import TYPES, Parameter
 from decodery.errors import BadParameter, MethodUnavailable, UnknownMethod, near
 from decodery.models.kinds import Kind
@@ -61,6 +61,7 @@ BUILT_IN = {
     "adablock": "decodery.diffusion.adablock:AdaBlock",
     "localleap": "decodery.diffusion.localleap:LocalLeap",
     "sched": "decodery.diffusion.sched.method:SchED",
+    "insertion-language-models": "decodery.insertion.insertion_language_models:InsertionLanguageModels",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 
@@ -108,7 +109,7 @@ class MethodInfo:
     @property
     def wanted(self) -> list[str]:
         """What it needs, in words; a causal model, with whatever a usual one can do, is taken for granted."""
-        return [need.words for need in self.needs if need.extra or need == MASKED_POSITIONS]
+        return [need.words for need in self.needs if need.extra or need in (MASKED_POSITIONS, INSERTIONS)]
 
     def suits(self, kinds: Kind) -> bool:
         """Whether it decodes with models of these kinds."""

@@ -36,6 +36,8 @@ __all__ = [
 ]  # fmt: skip
 Watch = Callable[[Any, int], dict[str, float]]
 """(network, step) -> numbers for the log."""
+Objective = Callable[[Any, Batch, torch.Generator], torch.Tensor]
+"""(network, batch, generator) -> the loss of the batch in nats, a scalar in float32."""
 Progress = Callable[[int, int, dict[str, float]], None]
 """(step, of how many, the newest entry of the log)."""
 
@@ -102,6 +104,8 @@ class Trainer:
     watch: Watch | None = None
     watch_steps: int = 500
     progress: Progress = silent
+    objective: Objective | None = None
+    """In place of the loss that the recipe's masks name."""
     about: dict[str, Any] = field(default_factory=dict)
     """What else must be the same for a checkpoint to be continued: the data's settings, for example."""
 
@@ -157,7 +161,10 @@ class Trainer:
         if hasattr(self.network, "anneal"):
             self.network.anneal(self.step, recipe.anneal)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            value = loss(self.network, batch, recipe.masks, self.mask_token, generator)
+            if self.objective is not None:
+                value = self.objective(self.network, batch, generator)
+            else:
+                value = loss(self.network, batch, recipe.masks, self.mask_token, generator)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), recipe.clip)
         self.optimizer.step()
