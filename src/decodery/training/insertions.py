@@ -6,6 +6,7 @@ the targets are the counts of missing tokens by gap; one softmax ranges over all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,3 +89,39 @@ def insertion_loss(network: Any, batch: Batch, generator: torch.Generator) -> Te
     dropped = drop(batch, generator)
     logits, stop = network.scores(dropped.tokens, dropped.visible)
     return joint_costs(logits, dropped).mean() + F.cross_entropy(stop, (dropped.count > 0).long())
+
+
+@torch.no_grad()
+def grow(
+    network: Any,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    threshold: float,
+    banned: Sequence[int],
+    rightmost: bool = False,
+) -> list[list[int]]:
+    """Grow texts greedily behind prompts of one length, in batch: the plain decoder that watches training.
+
+    most: insertions at most. threshold: of the probability of a complete text. banned: ids that are never inserted. rightmost: only
+    the last gap is filled. Returns what stands behind each prompt.
+    """
+    texts = [list(prompt) for prompt in prompts]
+    first = len(texts[0]) - 1
+    living = list(range(len(texts)))
+    for step in range(most):
+        tokens = torch.tensor([texts[place] for place in living])
+        logits, stop = network.scores(tokens)
+        over = stop.softmax(-1)[:, COMPLETE] >= threshold
+        logits[..., list(banned)] = -torch.inf
+        logits[:, : first + step if rightmost else first] = -torch.inf
+        cells = logits.flatten(1).argmax(1)
+        left = []
+        for place, cell, done in zip(living, cells.tolist(), over.tolist(), strict=True):
+            if not done:
+                slot, token = divmod(cell, logits.shape[-1])
+                texts[place].insert(slot + 1, token)
+                left.append(place)
+        living = left
+        if not living:
+            break
+    return [text[first + 1 :] for text in texts]

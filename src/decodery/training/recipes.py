@@ -38,6 +38,11 @@ RECIPES = {
         "the shipped models of very short stories: diffusion-stories and stories-twin",
         "--folder work --artifacts models",
     ),
+    "insertion-language-models": RecipeEntry(
+        "decodery.training.insertion_language_models",
+        "the shipped insertion language model of star graphs, or models of other kinds on the same data",
+        "--folder work --artifact insertion-stars",
+    ),
     "rainbow-padding": RecipeEntry(
         "decodery.training.rainbow_padding",
         "a model whose answers end with a rainbow of pads, or its control with end tokens",

@@ -6,12 +6,9 @@ A prompt is the directed edges, two words each, in random order, then source and
 
 from __future__ import annotations
 
-import math
 import random
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 from decodery.evaluation.planning.words import Puzzle
 
@@ -36,6 +33,11 @@ class StarGraphs:
         return tuple(str(node) for node in range(self.nodes))
 
     @property
+    def longest_prompt(self) -> int:
+        """Words of a prompt at most: edges, source and goal."""
+        return 2 * self.degree * (self.longest - 1) + 2
+
+    @property
     def longest_answer(self) -> int:
         """Words of an answer at most."""
         return 2 * (self.longest - 1)
@@ -58,33 +60,3 @@ class StarGraphs:
         path = arms[wanted]
         prompt = [word for edge in edges for word in edge]
         return Puzzle((*prompt, path[0], path[-1]), tuple(word for edge in pairwise(path) for word in edge))
-
-
-SIZES = {
-    "arms-of-3": StarGraphs(3, 3, 3),
-    "arms-of-4": StarGraphs(3, 4, 4),
-    "easy": StarGraphs(3, 5, 5),
-    "medium": StarGraphs(3, 3, 6, crossed=True),
-    "hard": StarGraphs(5, 6, 12, nodes=56, crossed=True, plan=5),
-}
-"""The paper's easy, medium and hard, and two smaller ones to begin with."""
-
-
-def floor(answer: Sequence[str]) -> float:
-    """The cross-entropy in nats that an ideal insertion model has on an answer that it knows: over all ways to drop words, of the
-    counts of missing words in each gap, given nothing but the words that are left.
-
-    Dropping different words may leave equal texts, whose counts differ, so this is more than the counts' own entropy.
-    """
-    length, total = len(answer), 0.0
-    for dropped in range(1, length + 1):
-        seen: dict[tuple[str, ...], dict[tuple[int, str], float]] = defaultdict(lambda: defaultdict(float))
-        ways = math.comb(length, dropped)
-        for gone in combinations(range(length), dropped):
-            left = tuple(word for place, word in enumerate(answer) if place not in gone)
-            for number, place in enumerate(gone):
-                seen[left][place - number, answer[place]] += 1 / dropped
-        for cells in seen.values():
-            whole = sum(cells.values())
-            total -= sum(share * math.log(share / whole) for share in cells.values()) / ways / (length + 1)
-    return total
