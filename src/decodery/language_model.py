@@ -399,7 +399,8 @@ class LanguageModel:
         Raises BadPrompt where it is empty or malformed, the tokenizer has no tokens for it, or the model's chat template is
         missing or does not read all of it.
         """
-        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(
+        may_be_empty = self.network.insertions is not None  # its texts begin with slots of their own
+        return PromptReader(self.tokenizer, self.name, self.network.vocabulary, may_be_empty).read(
             prompt, tools, None if method is None else as_method(method).arrangement
         )
 

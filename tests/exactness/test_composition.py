@@ -22,8 +22,12 @@ from decodery.engine.events import Finished, Token
 from decodery.engine.registry import MethodInfo, find, names
 from decodery.errors import ConstraintFailed, DecoderyError
 from decodery.sampling.steps import default_order, steps
+from decodery.models.kinds import Kind
 from decodery.testing import (
+    InserterScorer,
     SmallLanguageModel,
+    inserting_language_model,
+    random_script,
     scripted_language_model,
     story_scorer,
     toy_diffusion_model,
@@ -114,9 +118,12 @@ Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 
 
 @cache
-def _host(diffusion: bool = False) -> SmallLanguageModel:
-    if diffusion:
+def _host(method: str = "autoregressive") -> SmallLanguageModel:
+    info = MethodInfo.of(find(method))
+    if info.suits(Kind.MASKED_POSITIONS):
         return toy_diffusion_model(vocabulary=VOCABULARY, layers=1, canvas=6, stop_ids=(END,))
+    if info.suits(Kind.INSERTIONS):
+        return inserting_language_model(InserterScorer(VOCABULARY, random_script(VOCABULARY, 9)))
     return scripted_language_model(
         story_scorer(VOCABULARY), stop_ids=(END,), drafter=story_scorer(VOCABULARY, surprise=0.5, name="other")
     )
@@ -127,7 +134,7 @@ SMALLER = {"qmcpy": "qmcpy(replications=2, least=2, samples=4)"}
 
 
 def _run(method: str, chosen: frozenset[str], temperature: float) -> Outcome:
-    lm = _host(method not in CAUSAL)
+    lm = _host(method)
     arguments: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature}
     arguments["method"] = SMALLER.get(method, MethodInfo.of(find(method)).example)
     for name in sorted(chosen):
@@ -209,7 +216,7 @@ def _cell(method: str, chosen: frozenset[str], temperatures: Sequence[float] = T
             chosen = chosen - GREEDY_ONLY
         forwards: list[object] = []
         try:
-            with watched(_host(method not in CAUSAL).network, forwards.append):
+            with watched(_host(method).network, forwards.append):
                 found = _run(method, chosen, temperature)
         except DecoderyError as refused:
             reason = str(refused)

@@ -24,6 +24,7 @@ from decodery.evaluation.aligned_check import aligned_parts
 from decodery.evaluation.bytes_check import bytes_parts, expected
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
+from decodery.evaluation.insertion_check import insertion_parts
 from decodery.evaluation.sampled_law import law_parts
 from decodery.evaluation.set_check import set_parts
 from decodery.evaluation.tries_check import tries_parts
@@ -83,7 +84,8 @@ def check_method(
 
     lm: the model that greedy identity is tested on; only float32 promises it, in other dtypes the part has no verdict.
     prompts: how many of the shipped questions, or own prompts. samples: how many requests the tests with real noise
-    decode, all together. On a masked-diffusion model other experiments are made (`diffusion_check`). significance: how
+    decode, all together. On a masked-diffusion model other experiments are made (`diffusion_check`),
+    on an insertion model again others (`insertion_check`). significance: how
     often a sound method may be refuted by chance, over all those tests together. chance: where random draws come from, as in
     the settings; whether the samples of a source that spreads them are spread is decided, too.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
@@ -98,7 +100,9 @@ def check_method(
         raise Refused(f"nothing can be checked with chance {source.name}, because {reason}.")
     chosen = as_method(method)
     tell = on_progress or (lambda label, done, total: None)
-    if Kind.NEXT_TOKEN not in lm.network.kinds:
+    if Kind.INSERTIONS in lm.network.kinds:
+        parts = insertion_parts(lm, chosen, prompts, seed, tell)
+    elif Kind.NEXT_TOKEN not in lm.network.kinds:
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:
         ids = _prompts(lm, prompts, max_new_tokens)
