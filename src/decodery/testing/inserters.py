@@ -60,7 +60,7 @@ def split_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_script(letters: int, longest: int, seed: int = 0) -> Callable[[Text], tuple[Tensor, float]]:
-    """A script of random tables, the same for the same text; a text of `longest` letters is surely complete."""
+    """A script of random tables, the same for the same text; a text without letters is hardly complete, one of `longest` surely."""
 
     def script(text: Text) -> tuple[Tensor, float]:
         mixed = seed + 1
@@ -69,7 +69,7 @@ def random_script(letters: int, longest: int, seed: int = 0) -> Callable[[Text],
         generator = torch.Generator().manual_seed(mixed)
         table = 1.5 * torch.randn(len(text) + 1, letters, generator=generator, dtype=torch.float64)
         complete = float(torch.rand((), generator=generator, dtype=torch.float64)) * 0.8 + 0.1
-        return table, complete if len(text) < longest else 1.0
+        return table, 1.0 if len(text) >= longest else complete if text else 0.05
 
     return script
 

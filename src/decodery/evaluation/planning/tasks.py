@@ -11,6 +11,7 @@ from typing import Protocol
 
 from decodery.evaluation.planning.star_graphs import StarGraphs
 from decodery.evaluation.planning.words import Puzzle
+from decodery.evaluation.planning.zebra_puzzles import ZebraPuzzles
 
 
 class Puzzles(Protocol):
@@ -42,8 +43,11 @@ SIZES: dict[str, Puzzles] = {
     "easy": StarGraphs(3, 5, 5),
     "medium": StarGraphs(3, 3, 6, crossed=True),
     "hard": StarGraphs(5, 6, 12, nodes=56, crossed=True, plan=5),
+    "zebra-2": ZebraPuzzles(2, 2),
+    "zebra-3": ZebraPuzzles(3, 3),
 }
-"""Star graphs: the paper's easy, medium and hard, and two smaller ones to begin with."""
+"""Star graphs: the paper's easy, medium and hard, and two smaller ones to begin with. Zebra puzzles of two and three houses, with as
+many attributes."""
 
 
 def words_of(size: str) -> tuple[str, ...]:
