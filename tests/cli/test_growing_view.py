@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_a_line_per_insertion_into_a_pipe(command: Any, growing: Any) -> None:
     lines = [line.split()[3:] for line in steps]
     assert [len(line) for line in lines] == list(range(1, len(steps) + 1))
     assert lines[1] == ["b", "c"]
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         assert any(after[:place] + after[place + 1 :] == before for place in range(len(after)))
     assert "".join(lines[-1]) == reply.text
 
@@ -64,7 +65,10 @@ def test_several_texts_are_not_drawn(command: Any, growing: Any) -> None:
 
 def test_without_show_the_text_comes_when_it_is_whole(command: Any, growing: Any) -> None:
     asked = {"max_new_tokens": 5, "seed": 1}
-    assert command("generate", "abc", "--max-new-tokens", "5", "--seed", "1").out == growing.generate("abc", **asked).text + "\n"
+    assert (
+        command("generate", "abc", "--max-new-tokens", "5", "--seed", "1").out
+        == growing.generate("abc", **asked).text + "\n"
+    )
     value = json.loads(command("generate", f"a{HOLE}b", "--json", "--max-new-tokens", "5", "--seed", "1").out)
     reply = growing.generate(f"a{HOLE}b", **asked)
     assert value["stats"]["details"]["fills"] == reply.stats.details["fills"] == [reply.token_ids]

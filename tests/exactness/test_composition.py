@@ -21,8 +21,8 @@ from mechanisms import CAUSAL, one_of_each
 from decodery.engine.events import Finished, Token
 from decodery.engine.registry import MethodInfo, find, names
 from decodery.errors import ConstraintFailed, DecoderyError
-from decodery.sampling.steps import default_order, steps
 from decodery.models.kinds import Kind
+from decodery.sampling.steps import default_order, steps
 from decodery.testing import (
     InserterScorer,
     SmallLanguageModel,

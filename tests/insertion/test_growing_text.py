@@ -48,7 +48,8 @@ def test_slots_that_a_tokenizer_put_in_front_are_not_doubled():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "behind"), [([3, CLASS], False), ([3, BEGIN], False), ([3, BEGIN, 4, BEGIN], True), ([3, CLASS, BEGIN], True)]
+    ("prompt", "behind"),
+    [([3, CLASS], False), ([3, BEGIN], False), ([3, BEGIN, 4, BEGIN], True), ([3, CLASS, BEGIN], True)],
 )
 def test_tokens_of_the_layout_are_refused_elsewhere(prompt, behind):
     with pytest.raises(BadPrompt, match="cannot be"):

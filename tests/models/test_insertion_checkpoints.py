@@ -12,7 +12,13 @@ from decodery.errors import ModelNotReadable
 from decodery.models.insertions import ENTRY, HEAD_FILE, Insertions
 from decodery.models.kinds import Kind
 from decodery.testing.inserters import split_rows
-from decodery.training.insertion_language_models import INSERTIONS, PlanningData, PlanningSizes, new_network, write_model
+from decodery.training.insertion_language_models import (
+    INSERTIONS,
+    PlanningData,
+    PlanningSizes,
+    new_network,
+    write_model,
+)
 
 DATA = PlanningData(("arms-of-3",))
 
@@ -64,7 +70,7 @@ def test_another_model_has_no_description(written):
         ({"hole_token_id": 0}, "one twice"),
         ({"stop_threshold": 0.0}, "stop_threshold above 0"),
         ({"stop_threshold": 1.5}, "at most 1"),
-        ({"max_length": 2}, "at least 3"),
+        ({"max_length": 2}, "max_length from 3 on"),
     ],
 )
 def test_a_malformed_description_is_refused(written, changes, says):

@@ -275,9 +275,7 @@ def test_the_measures_of_an_untrained_model_are_those_of_ignorance():
 def test_the_recipe_learns_goes_on_and_writes_a_model(kind, tmp_path):
     data = PlanningData(("arms-of-3",))
     sizes = PlanningSizes(kind, 16, 1, 2)
-    recipe = Recipe(
-        steps=60, batch_tokens=320, rate=5e-3, warmup=5, masks=recipe_module.MASKS[kind]
-    )
+    recipe = Recipe(steps=60, batch_tokens=320, rate=5e-3, warmup=5, masks=recipe_module.MASKS[kind])
     card = make(recipe, sizes, data, tmp_path / "work", tmp_path / "model", samples=8, watch_samples=4)
     log = card["log"]
     assert log[-1]["loss"] < log[0]["loss"]

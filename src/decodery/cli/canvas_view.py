@@ -1,5 +1,5 @@
-"""A canvas as it fills, or a text as it grows: drawn on a terminal, told line by line into a pipe, or written as an animated HTML
-page."""
+"""A canvas as it fills, or a text as it grows: drawn on a terminal, told line by line into a pipe, or written as an animated
+HTML page."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ class Filling:
             return self._insert(event)
         if not self.cells:
             self.cells, self.step_of = [None] * event.length, [-1] * event.length
-        texts = {
-            offset: self._said(token) for offset, token in zip(event.offsets, event.tokens, strict=True)
-        }
+        texts = {offset: self._said(token) for offset, token in zip(event.offsets, event.tokens, strict=True)}
         for offset, text in texts.items():
             self.cells[offset], self.step_of[offset] = text, event.step
         self.steps.append((event.step, texts))
@@ -113,7 +111,9 @@ def page(filling: Filling, prompt: str, caption: str) -> str:
     told = {"length": len(filling.cells), "grows": filling.grows, "steps": steps}
     data = json.dumps(told, ensure_ascii=False).replace("</", "<\\/")
     title = "A text growing" if filling.grows else "A canvas filling"
-    return _PAGE.format(title=title, prompt=html.escape(prompt), caption=html.escape(caption), data=data, last=len(steps))
+    return _PAGE.format(
+        title=title, prompt=html.escape(prompt), caption=html.escape(caption), data=data, last=len(steps)
+    )
 
 
 _PAGE = """<!doctype html>

@@ -1,8 +1,9 @@
 """`decodery check` for methods that insert tokens into a text that grows.
 
-Plain decoding is no reference for them. What is tested: what every such decoder owes (the events build the text, nothing is inserted
-that never may be, what is given stays as it is and in order, one forward an insertion, nothing depends on the neighbours), and the
-law of final texts on tiny models, by enumerating all branches, against the sum over all orders in which a text can come about.
+Plain decoding is no reference for them. What is tested: what every such decoder owes (the events build the text, nothing is
+inserted that never may be, what is given stays as it is and in order, one forward an insertion, nothing depends on the
+neighbours), and the law of final texts on tiny models, by enumerating all branches, against the sum over all orders in which a
+text can come about.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from decodery._lazy import torch
 from decodery.errors import ScoresNotNumbers
 from decodery.sampling.noise import Stage
 from decodery.sampling.top import likeliest
@@ -26,8 +25,8 @@ OWN = ("min_new_tokens",)
 class Cells:
     """The cells (gap, token) of a text, as one forward scores them.
 
-    scores: [gaps, vocabulary] float32, raw, of the open gaps in the order in which their slots came; what is never inserted is at
-    minus infinity. law: of the request. number: insertions so far.
+    scores: [gaps, vocabulary] float32, raw, of the open gaps in the order in which their slots came; what is never inserted is
+    at minus infinity. law: of the request. number: insertions so far.
     """
 
     def __init__(self, scores: Tensor, law: Law, number: int):
@@ -61,12 +60,11 @@ class Cells:
         return self._applied(self._late, self.scores[gap][None].clone())[0].double().log_softmax(-1)
 
     def joint_choice(self, chance: Chance, position: int) -> tuple[int, int]:
-        """A gap, by its place among the open ones, and a token, drawn together; greedily the highest cell, the first of equals."""
+        """A gap, by its place among the open ones, and a token, drawn together; greedily the highest cell, the first of
+        equals."""
         vocabulary = self.scores.shape[1]
-        if self.law.greedy:
-            cell = likeliest(self.joint())
-        else:
-            cell = chance.choose(self.joint().exp(), position, Stage.TARGET)
+        law = self.joint()
+        cell = likeliest(law) if self.law.greedy else chance.choose(law.exp(), position, Stage.TARGET)
         return cell // vocabulary, cell % vocabulary
 
     def staged_choice(self, chance: Chance, position: int, most: int) -> tuple[int, int]:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class GrowingText:
     """Slots in the order in which they came; each owns the gap to its right. Slots are appended and never moved, places are.
 
-    The first slot is the class, which owns no gap. The prompt's tokens follow, with the begin slot before them or, where the model
-    was trained so, behind them. A prompt without holes leaves one gap open, at its end; with holes those are open and no others.
+    The first slot is the class, which owns no gap. The prompt's tokens follow, with the begin slot before them or, where the
+    model was trained so, behind them. A prompt without holes leaves one gap open, at its end; with holes those are open and no
+    others.
     """
 
     def __init__(self, prompt: Sequence[int], model: Insertions):
@@ -34,7 +35,9 @@ class GrowingText:
         elif model.begin_token_id not in body:
             body = [*body, model.begin_token_id]
         if model.class_token_id in body or body.count(model.begin_token_id) > 1:
-            raise BadPrompt("the prompt holds a token that stands before or behind prompts, in a place where it cannot be.")
+            raise BadPrompt(
+                "the prompt holds a token that stands before or behind prompts, in a place where it cannot be."
+            )
         opened = []
         for token in body:
             if token == model.hole_token_id:

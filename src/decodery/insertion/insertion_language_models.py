@@ -33,7 +33,8 @@ class InsertionLanguageModels(Method):
     name: ClassVar[str] = "insertion-language-models"
     title: ClassVar[str] = "Insertion language models"
     paper: ClassVar[str] = (
-        "Patel et al., Insertion Language Models: Sequence Generation with Arbitrary-Position Insertions, 2025, arXiv 2505.05755"
+        "Patel et al., Insertion Language Models: Sequence Generation with Arbitrary-Position Insertions, 2025, "
+        "arXiv 2505.05755"
     )
     exactness: ClassVar[Exactness] = Exactness.QUALITY_CHANGING
     family: ClassVar[str] = "insertion"
@@ -56,9 +57,7 @@ class InsertionLanguageModels(Method):
         low=1,
         auto="gap and token are drawn together",
     )
-    gaps: str = parameter(
-        FREE, "which open gaps are filled: any, or only the rightmost", choices=(FREE, RIGHTMOST)
-    )
+    gaps: str = parameter(FREE, "which open gaps are filled: any, or only the rightmost", choices=(FREE, RIGHTMOST))
     max_steps: int | None = parameter(None, "insertions at most", low=1, auto="max_new_tokens")
     max_length: int | None = parameter(
         None, "slots of the text at most, those of the layout and the prompt counted", low=3, auto="the model's"

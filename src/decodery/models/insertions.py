@@ -1,8 +1,8 @@
 """Insertion language models: what a decoder must know of one, and how its head is read.
 
-An insertion language model (Patel et al., arXiv 2505.05755) is a bidirectional transformer that scores what is to be inserted in each
-gap of a text. Ours are Llama checkpoints with an entry `insertions` in `config.json` and a head in a file of its own. The head reads
-the rows that leave the last layer: the published model has no norm there.
+An insertion language model (Patel et al., arXiv 2505.05755) is a bidirectional transformer that scores what is to be inserted
+in each gap of a text. Ours are Llama checkpoints with an entry `insertions` in `config.json` and a head in a file of its own.
+The head reads the rows that leave the last layer: the published model has no norm there.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ TOKEN_IDS = ("class_token_id", "begin_token_id", "hole_token_id")
 class Insertions:
     """What an insertion language model's decoders must know.
 
-    class_token_id: the first slot of every text, whose row tells whether something is missing. begin_token_id: the slot that stands
-    before the text, or, where `begin_behind_prompt`, between a prompt and its answer. hole_token_id: where a prompt holds it, a gap
-    is open; it is no slot itself. reserved: further tokens that are never inserted, such as mask, end and padding. stop_threshold: the
-    probability of a complete text at which a text is over. max_length: slots that a text may have, all counted.
+    class_token_id: the first slot of every text, whose row tells whether something is missing. begin_token_id: the slot that
+    stands before the text, or, where `begin_behind_prompt`, between a prompt and its answer. hole_token_id: where a prompt
+    holds it, a gap is open; it is no slot itself. reserved: further tokens that are never inserted, such as mask, end and
+    padding. stop_threshold: the probability of a complete text at which a text is over. max_length: slots that a text may
+    have, all counted.
 
     head: hidden rows [slots, hidden] that leave the last layer, of a text whose first slot is the class -> logits [slots,
     vocabulary] of what to insert behind each slot, and [2] of the stop head (`COMPLETE` and its opposite), float32.
@@ -59,7 +60,8 @@ class Insertions:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> Insertions | None:
-        """The description in a checkpoint's configuration, with its head from the folder; None where it is that of another model.
+        """The description in a checkpoint's configuration, with its head from the folder; None where it is that of another
+        model.
 
         Raises ModelNotReadable where the entry is malformed, or the head is missing or does not fit.
         """
@@ -68,19 +70,21 @@ class Insertions:
             return None
         try:
             size, width = int(config["vocab_size"]), int(config["hidden_size"])
-            tokens = [int(entry[name]) for name in TOKEN_IDS]
+            first, begin, hole = (int(entry[name]) for name in TOKEN_IDS)
             reserved = tuple(int(token) for token in entry.get("reserved_token_ids", ()))
             behind, threshold = bool(entry.get("begin_behind_prompt", False)), float(entry.get("stop_threshold", 0.9))
             longest = int(entry.get("max_length") or config.get("max_position_embeddings", 1024))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelNotReadable(f"the entry {ENTRY} of config.json cannot be read: {error!r}.") from error
-        if not all(0 <= token < size for token in (*tokens, *reserved)) or len(set(tokens)) < len(tokens):
-            raise ModelNotReadable(f"the entry {ENTRY} of config.json names tokens outside 0..{size - 1}, or one twice.")
+        if not all(0 <= token < size for token in (first, begin, hole, *reserved)) or len({first, begin, hole}) < 3:
+            raise ModelNotReadable(
+                f"the entry {ENTRY} of config.json names tokens outside 0..{size - 1}, or one twice."
+            )
         if not 0 < threshold <= 1 or longest < 3:
             raise ModelNotReadable(
-                f"the entry {ENTRY} of config.json needs a stop_threshold above 0 and at most 1, and a max_length of at least 3."
+                f"the entry {ENTRY} of config.json needs a stop_threshold above 0 and at most 1, and a max_length from 3 on."
             )
-        return cls(*tokens, reserved, behind, threshold, longest, read_head(folder, width, size))
+        return cls(first, begin, hole, reserved, behind, threshold, longest, read_head(folder, width, size))
 
 
 class InsertionHead(nn.Module):

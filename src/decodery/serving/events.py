@@ -55,7 +55,8 @@ class Followed:
     grows: bool = False
 
     def came(self, event: Token) -> dict[str, Any]:
-        """How a token came: as a cell of a canvas or of a text that grew, from a draft, as the model's own token after one, or plainly."""
+        """How a token came: as a cell of a canvas or of a text that grew, from a draft, as the model's own token after one, or
+        plainly."""
         if self.cells:
             return {"came": "inserted" if self.grows else "canvas", **self._cell(event.token_id)}
         if event.from_draft:

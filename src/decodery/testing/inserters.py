@@ -46,11 +46,11 @@ class InserterScorer(Scorer):
             assert read[:2] == [self.letters, self.letters + 1], "class and begin stand in front"
             table, complete = self.script(tuple(read[2:]))
             # What cannot be inserted scores high: whoever forgets to ban it, draws it.
-            rows = torch.full((forward.count, self.hidden), 50.0)
+            rows = torch.full((forward.count, self.vocabulary + 2), 50.0)
             rows[[order[place] for place in range(1, forward.count)], : self.letters] = table.float()
             rows[:, -2] = torch.tensor(complete).log()
             rows[:, -1] = torch.tensor(1 - complete).log()
-            answers.append(Scores(torch.empty(0, self.vocabulary), {tap: rows for tap in forward.taps}))
+            answers.append(Scores(torch.empty(0, self.vocabulary), dict.fromkeys(forward.taps, rows)))
         return answers
 
 
@@ -60,7 +60,8 @@ def split_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_script(letters: int, longest: int, seed: int = 0) -> Callable[[Text], tuple[Tensor, float]]:
-    """A script of random tables, the same for the same text; a text without letters is hardly complete, one of `longest` surely."""
+    """A script of random tables, the same for the same text; a text without letters is hardly complete, one of `longest`
+    surely."""
 
     def script(text: Text) -> tuple[Tensor, float]:
         mixed = seed + 1

@@ -4,8 +4,8 @@
     decodery train insertion-language-models --kind autoregressive --folder work --artifact model
 
 All data come from the generators of `decodery.evaluation.planning`, new rows for every step. With several sizes each one joins
-after so many pools of rows, and from then on the newest makes up most of them. After Patel et al., arXiv 2505.05755; training goes
-on from its last checkpoint when it was interrupted.
+after so many pools of rows, and from then on the newest makes up most of them. After Patel et al., arXiv 2505.05755; training
+goes on from its last checkpoint when it was interrupted.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class PlanningData:
 
 
 def row(puzzle: Puzzle, words: dict[str, int], kind: str, room: int = 0) -> Row:
-    """A puzzle as a row: the class slot, the prompt and the begin slot, then the answer; of other kinds than insertions with an end
-    token behind it, and for masked diffusion end tokens up to `room` + 1 positions."""
+    """A puzzle as a row: the class slot, the prompt and the begin slot, then the answer; of other kinds than insertions with
+    an end token behind it, and for masked diffusion end tokens up to `room` + 1 positions."""
     prompt = [words[CLASS], *(words[word] for word in puzzle.prompt), words[BEGIN]]
     body = [words[word] for word in puzzle.answer]
     if kind != INSERTIONS:
@@ -159,8 +159,8 @@ def accuracy(network: Any, kind: str, data: PlanningData, count: int, seed: int 
 
 @torch.no_grad()
 def insertion_metrics(network: InsertionLlama, data: PlanningData, count: int, seed: int = 1) -> dict[str, Any]:
-    """Of an insertion model, by size: the joint cross-entropy in nats on held-out puzzles with tokens dropped, its standard error,
-    what an ideal model has, and the area under the curve of the stop head, complete against one token missing."""
+    """Of an insertion model, by size: the joint cross-entropy in nats on held-out puzzles with tokens dropped, its standard
+    error, what an ideal model has, and the area under the curve of the stop head, complete against one token missing."""
     found = {}
     for size in data.sizes:
         generator = torch.Generator().manual_seed(seed)
@@ -186,7 +186,8 @@ def insertion_metrics(network: InsertionLlama, data: PlanningData, count: int, s
 
 
 def area(complete: torch.Tensor, missing: torch.Tensor) -> float:
-    """The area under the curve: how often a complete text is surer to be one than a text that misses a token; ties count half."""
+    """The area under the curve: how often a complete text is surer to be one than a text that misses a token; ties count
+    half."""
     above = (complete[:, None] > missing[None]).double() + 0.5 * (complete[:, None] == missing[None]).double()
     return float(above.mean())
 
@@ -321,7 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = recipe_parser(
         name, __doc__, folder="where the checkpoint and the log are kept", artifact="where the model goes"
     )
-    parser.add_argument("--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
+    )
     for settings in (RECIPE, PlanningSizes(), PlanningData()):
         add_options(parser, settings, without=("masks",))
     given = vars(parser.parse_args(arguments))

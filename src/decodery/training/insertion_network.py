@@ -40,7 +40,8 @@ class InsertionLlama(SmallLlama):
         from safetensors.torch import save_file
 
         head = {
-            name: weight.detach().to("cpu", dtype).contiguous() for name, weight in self.insertion_head.named_parameters()
+            name: weight.detach().to("cpu", dtype).contiguous()
+            for name, weight in self.insertion_head.named_parameters()
         }
         body = SmallLlama(self.shape)
         weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith(HEAD)}

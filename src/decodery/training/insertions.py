@@ -1,7 +1,7 @@
 """What an insertion language model is trained on: texts with words dropped, the words that each gap misses, and the loss.
 
-After Patel et al., "Insertion Language Models", arXiv 2505.05755: the number of dropped tokens is uniform over 0..n, both included;
-the targets are the counts of missing tokens by gap; one softmax ranges over all gaps and tokens together.
+After Patel et al., "Insertion Language Models", arXiv 2505.05755: the number of dropped tokens is uniform over 0..n, both
+included; the targets are the counts of missing tokens by gap; one softmax ranges over all gaps and tokens together.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Dropped:
 def drop(batch: Batch, generator: torch.Generator, count: Tensor | None = None) -> Dropped:
     """Drop tokens behind the prompts: of n droppable ones K ~ Uniform{0..n}, chosen evenly, without replacement.
 
-    A prompt's last token owns the first gap, and each kept token behind it the gap to its right. count: [rows] int64 in place of K.
+    A prompt's last token owns the first gap, and each kept token behind it the gap to its right. count: [rows] int64 in place
+    of K.
     """
     canvas, device = batch.canvas, batch.tokens.device
     sizes = canvas.sum(dim=1)
@@ -85,7 +86,8 @@ def joint_costs(logits: Tensor, dropped: Dropped) -> Tensor:
 
 
 def insertion_loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The loss of a batch in nats: the joint cross-entropy and, with weight 1, that of the stop head, both as means over rows."""
+    """The loss of a batch in nats: the joint cross-entropy and, with weight 1, that of the stop head, both as means over
+    rows."""
     dropped = drop(batch, generator)
     logits, stop = network.scores(dropped.tokens, dropped.visible)
     return joint_costs(logits, dropped).mean() + F.cross_entropy(stop, (dropped.count > 0).long())
@@ -102,8 +104,8 @@ def grow(
 ) -> list[list[int]]:
     """Grow texts greedily behind prompts of one length, in batch: the plain decoder that watches training.
 
-    most: insertions at most. threshold: of the probability of a complete text. banned: ids that are never inserted. rightmost: only
-    the last gap is filled. Returns what stands behind each prompt.
+    most: insertions at most. threshold: of the probability of a complete text. banned: ids that are never inserted. rightmost:
+    only the last gap is filled. Returns what stands behind each prompt.
     """
     texts = [list(prompt) for prompt in prompts]
     first = len(texts[0]) - 1

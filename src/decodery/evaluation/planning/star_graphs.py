@@ -1,5 +1,5 @@
-"""Star graphs: find the way from a source to a goal in a star whose arms leave the centre (Bachmann and Nagarajan, arXiv 2403.06963;
-sizes and layout of Patel et al., arXiv 2505.05755).
+"""Star graphs: find the way from a source to a goal in a star whose arms leave the centre (Bachmann and Nagarajan, arXiv
+2403.06963; sizes and layout of Patel et al., arXiv 2505.05755).
 
 A prompt is the directed edges, two words each, in random order, then source and goal. The answer is the path, again as edges.
 """
@@ -15,7 +15,8 @@ from decodery.evaluation.planning.words import Puzzle
 
 @dataclass(frozen=True)
 class StarGraphs:
-    """A size of star graphs. degree: arms. shortest, longest: nodes of an arm, the centre's among them, drawn evenly for each arm.
+    """A size of star graphs. degree: arms. shortest, longest: nodes of an arm, the centre's among them, drawn evenly for each
+    arm.
     nodes: names to choose from. crossed: the centre stands at a random place of each arm, at least two nodes before its end,
     and the source is the first node of an arm; otherwise the centre is the first node of each. plan: least nodes of the path.
     """

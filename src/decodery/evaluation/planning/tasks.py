@@ -46,8 +46,8 @@ SIZES: dict[str, Puzzles] = {
     "zebra-2": ZebraPuzzles(2, 2),
     "zebra-3": ZebraPuzzles(3, 3),
 }
-"""Star graphs: the paper's easy, medium and hard, and two smaller ones to begin with. Zebra puzzles of two and three houses, with as
-many attributes."""
+"""Star graphs: the paper's easy, medium and hard, and two smaller ones to begin with. Zebra puzzles of two and three houses,
+with as many attributes."""
 
 
 def words_of(size: str) -> tuple[str, ...]:
@@ -56,8 +56,8 @@ def words_of(size: str) -> tuple[str, ...]:
 
 
 def floor(answer: Sequence[str]) -> float:
-    """The cross-entropy in nats that an ideal insertion model has on an answer that it knows: over all ways to drop words, of the
-    counts of missing words in each gap, given nothing but the words that are left.
+    """The cross-entropy in nats that an ideal insertion model has on an answer that it knows: over all ways to drop words, of
+    the counts of missing words in each gap, given nothing but the words that are left.
 
     Dropping different words may leave equal texts, whose counts differ, so this is more than the counts' own entropy.
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 CLASS, BEGIN, MASK, END, PAD, HOLE = "<class>", "<begin>", "<mask>", "<end>", "<pad>", "<hole>"
 SPECIAL = (CLASS, BEGIN, MASK, END, PAD, HOLE)
-"""What no text holds, in the order of their ids: the slot that tells whether the text is complete, the slot before the answer, the
-mask and the end of other kinds of models, filling, and an open gap in a prompt."""
+"""What no text holds, in the order of their ids: the slot that tells whether the text is complete, the slot before the answer,
+the mask and the end of other kinds of models, filling, and an open gap in a prompt."""
 
 
 @dataclass(frozen=True)

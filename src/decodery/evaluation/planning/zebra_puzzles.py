@@ -75,7 +75,9 @@ class ZebraPuzzles:
 
     def _all(self) -> list[Places]:
         """All ways to live."""
-        ways = [[dict(zip(order, range(self.houses), strict=True)) for order in permutations(own)] for own in self.values]
+        ways = [
+            [dict(zip(order, range(self.houses), strict=True)) for order in permutations(own)] for own in self.values
+        ]
         return [{value: house for part in way for value, house in part.items()} for way in product(*ways)]
 
     def _true(self, places: Places) -> list[Clue]:
