@@ -17,6 +17,7 @@ FAMILIES = {
     "sampling": "plain decoding and its laws",
     "speculative": "drafts are verified, several tokens a pass",
     "diffusion": "canvases of a masked-diffusion model are filled",
+    "insertion": "tokens are inserted anywhere into a text that grows",
     "search": "several texts are decided together",
     "bytes": "texts are drawn byte by byte, whatever the tokens are",
     "constraints": "texts keep to a grammar by more than masking",
@@ -53,6 +54,7 @@ def page_head(entry: registry.MethodInfo) -> str:
         (need.beside for need in entry.needs if isinstance(need, Companion) and need.beside), "diffusion-lists"
     )
     canvas = f" --model {beside}" if entry.suits(Kind.MASKED_POSITIONS) else ""
+    canvas = " --model insertion-stars" if entry.suits(Kind.INSERTIONS) else canvas
     prompt = '"…"' if canvas else '--chat "…"'
     lines = [
         f"- **Source:** {entry.paper}",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from decodery.errors import ScoresNotNumbers
 from decodery.sampling.noise import Stage
-from decodery.sampling.top import likeliest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,14 +63,14 @@ class Cells:
         equals."""
         vocabulary = self.scores.shape[1]
         law = self.joint()
-        cell = likeliest(law) if self.law.greedy else chance.choose(law.exp(), position, Stage.TARGET)
+        cell = _highest(law) if self.law.greedy else chance.choose(law.exp(), position, Stage.TARGET)
         return cell // vocabulary, cell % vocabulary
 
     def staged_choice(self, chance: Chance, position: int, most: int) -> tuple[int, int]:
         """A gap among the `most` likeliest ones, then a token for it; greedily the highest of each, the first of equals."""
         gaps = self.gaps()
         if self.law.greedy or most == 1:
-            gap = likeliest(gaps)
+            gap = _highest(gaps)
         else:
             order = gaps.sort(descending=True, stable=True).indices[:most].sort().values
             gap = int(order[chance.choose(gaps[order].exp(), position, Stage.ORDER)])
@@ -81,5 +80,12 @@ class Cells:
         """A token for a gap."""
         tokens = self.tokens(gap)
         if self.law.greedy:
-            return likeliest(tokens)
+            return _highest(tokens)
         return chance.choose(tokens.exp(), position, Stage.TARGET)
+
+
+def _highest(law: Tensor) -> int:
+    """The first of the highest entries."""
+    from decodery.sampling.top import likeliest
+
+    return likeliest(law)
