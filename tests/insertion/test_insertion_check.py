@@ -8,7 +8,9 @@ import pytest
 
 from decodery.errors import BadSetting
 from decodery.evaluation import insertion_check
+from decodery.evaluation.benchmark import run_benchmark
 from decodery.evaluation.check import check_method
+from decodery.evaluation.questions import Question
 from decodery.insertion.cells import Cells
 from decodery.insertion.growing_text import GrowingText
 from decodery.testing import InserterScorer, inserting_language_model, random_script
@@ -89,3 +91,14 @@ def test_a_forward_too_many_is_caught():
     reply = lm.generate([1, 2], temperature=1.0, max_new_tokens=6, seed=1)
     reply.stats.models[lm.network.name].forwards += 1
     assert "forwards for" in insertion_check._faults(lm, [1, 2], reply)[0]
+
+
+def test_the_benchmark_compares_with_as_many_forwards_alone():
+    questions = [Question(str(i), "letters", (text,)) for i, text in enumerate(("abcd", "fed"))]
+    lm = inserting_language_model(InserterScorer(6, random_script(6, 12)), stop_threshold=0.95)
+    report = run_benchmark(lm, ["insertion-language-models(gap_top_k=1)"], questions, max_new_tokens=6)
+    names = {row.method for row in report.rows}
+    assert names == {"insertion-language-models", "bare forward", "insertion-language-models(gap_top_k=1)"}
+    plain, bare = report.row("insertion-language-models"), report.row("bare forward")
+    assert plain.identical == 1.0
+    assert bare.forwards == plain.forwards > 4

@@ -289,6 +289,18 @@ def test_the_recipe_learns_goes_on_and_writes_a_model(kind, tmp_path):
     assert len(lm.generate(prompt, max_new_tokens=4, seed=0).token_ids) <= 4
 
 
+def test_another_stage_goes_on_with_a_model(tmp_path):
+    data, recipe = PlanningData(("arms-of-3",)), Recipe(steps=2, batch_tokens=64, rate=1e-2, warmup=1)
+    make(recipe, SMALL, data, tmp_path / "work", tmp_path / "first", samples=2, watch_samples=2)
+    still = Recipe(steps=1, batch_tokens=64, rate=0.0, warmup=1)
+    folders = (tmp_path / "work 2", tmp_path / "second")
+    card = make(still, SMALL, data, *folders, start=tmp_path / "first", samples=2, watch_samples=2)
+    first, second = (InsertionLlama.read(tmp_path / name).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items()), "a rate of 0 changes nothing"
+    assert [stage["recipe"]["steps"] for stage in card["stages"]] == [2]
+    assert card["recipe"]["steps"] == 1
+
+
 def test_the_command_line(tmp_path, capsys):
     options = "--steps 2 --width 16 --layers 1 --heads 2 --batch-tokens 64 --sizes arms-of-3 --rate 0.01"
     places = ["--folder", str(tmp_path / "work"), "--artifact", str(tmp_path / "stars")]

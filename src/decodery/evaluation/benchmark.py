@@ -13,7 +13,17 @@ from typing import Any
 
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadInput, BadSetting
-from decodery.evaluation.entrants import Answer, Ask, BareCanvas, BareForward, Entrant, MethodEntrant, rivals, timed
+from decodery.evaluation.entrants import (
+    Answer,
+    Ask,
+    BareCanvas,
+    BareForward,
+    BareGrowing,
+    Entrant,
+    MethodEntrant,
+    rivals,
+    timed,
+)
 from decodery.evaluation.provenance import provenance
 from decodery.evaluation.questions import Question
 from decodery.evaluation.report import OVERALL, BenchmarkReport, Row, Tally
@@ -60,7 +70,7 @@ def run_benchmark(
 
     Second turns follow plain decoding's first answer, so that all entrants get the same prompts. warmup: questions decoded
     before by every entrant, which do not count. On a masked-diffusion model plain decoding is that of one token per
-    step. batch_size: questions of a category decoded together. against: other
+    step, on an insertion model its default method. batch_size: questions of a category decoded together. against: other
     engines, so far "transformers". prompts: what the report calls the questions; by default the names of their files.
     Raises BadSetting, BadInput, and what `generate` raises before work starts.
     """
@@ -76,7 +86,7 @@ def run_benchmark(
         raise BadInput("there are no questions to measure on.")
     reference = PLAIN if Kind.NEXT_TOKEN in lm.network.kinds else lm.default_method
     plain = MethodEntrant(lm, reference)
-    bare = BareForward(lm) if Kind.NEXT_TOKEN in lm.network.kinds else BareCanvas(lm)
+    bare = next(alone for kind, alone in BARE.items() if kind in lm.network.kinds)(lm)
     specs = list(dict.fromkeys(as_method(method).spec() for method in methods))
     others, notes = rivals(lm, against, batch_size)
     entrants = [plain, *(MethodEntrant(lm, spec) for spec in specs if spec != reference), *others]
@@ -107,6 +117,10 @@ def run_benchmark(
         "plain": reference,
     }
     return BenchmarkReport(runner.rows(), told, notes)
+
+
+BARE = {Kind.NEXT_TOKEN: BareForward, Kind.MASKED_POSITIONS: BareCanvas, Kind.INSERTIONS: BareGrowing}
+"""By what a network scores, its forwards alone."""
 
 
 def _fits(lm: LanguageModel, question: Question, max_new_tokens: int) -> bool:

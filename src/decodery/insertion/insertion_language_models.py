@@ -104,10 +104,9 @@ class InsertionLanguageModels(Method):
             output.inserted(-1, offset, text.tokens[slot])
         threshold = model.stop_threshold if self.stop_threshold is None else self.stop_threshold
         forced = text.given_holes if self.force_first is None else self.force_first
-        least = 0 if settings.min_new_tokens is None else settings.min_new_tokens
-        budget, rows, reason = self._budget(text, request), dict[int, "Tensor"](), "length"
-        forwards = 0
-        for step in range(budget):
+        rows: dict[int, Tensor] = {}
+        forwards, reason = 0, "length"
+        for step in range(self._budget(text, request)):
             scores = yield Forward(
                 sequence,
                 text.tokens,
@@ -119,21 +118,21 @@ class InsertionLanguageModels(Method):
             )
             forwards += 1
             logits, stop = model.head(scores.hidden[last])
-            ignored = settings.ignore_eos or len(answer) + step < least or (forced and step == 0)
+            ignored = settings.ignore_eos or len(answer) + step < settings.min_new_tokens or (forced and step == 0)
             if not ignored and model.completeness(stop) >= threshold:
                 reason = "stop"
                 break
             slots = text.open if self.gaps == FREE else [text.rightmost]
-            scores_of = logits[slots].cpu()
-            scores_of[:, list(model.never_inserted)] = -float("inf")
-            cells = Cells(scores_of, request.law, step)
+            table = logits[slots].cpu()
+            table[:, list(model.never_inserted)] = -float("inf")
+            cells = Cells(table, request.law, step)
             position = len(request.prompt) + step
             if self.gap_top_k is None:
                 gap, token = cells.joint_choice(request.noise, position)
             else:
                 gap, token = cells.staged_choice(request.noise, position, self.gap_top_k)
             if request.reads_rows:
-                rows[len(text)] = scores_of[gap]
+                rows[len(text)] = table[gap]
             output.inserted(step, text.insert(slots[gap], token, step), token)
         if text.given_holes:
             request.statistics.details["fills"] = text.fills

@@ -208,12 +208,17 @@ def make(
     compiled: bool = False,
     progress: Any = None,
     command: str = "",
+    start: Path | None = None,
     samples: int = 500,
     watch_samples: int = 64,
 ) -> dict[str, Any]:
-    """Train, measure and write the artifact. Returns its card."""
+    """Train, measure and write the artifact. start: a model of the same kind and sizes to go on with. Returns its card."""
     words, kind = data.words, sizes.kind
     network, watched = new_network(sizes, len(words), recipe.seed), new_network(sizes, len(words))
+    before: list[Any] = []
+    if start is not None:
+        network.load_state_dict(type(network).read(start).state_dict())
+        before = _stages(start)
     if compiled:
         network.compile_layers()
 
@@ -239,7 +244,13 @@ def make(
         log = trainer.train()
     trainer.finished()
     write_model(network, kind, data, artifact)
-    return write_card(artifact, recipe, sizes, data, log, command, samples)
+    return write_card(artifact, recipe, sizes, data, log, command, samples, before)
+
+
+def _stages(start: Path) -> list[Any]:
+    """What the card of a model that training goes on with says of its own training."""
+    card = json.loads((start / "card.json").read_text("utf-8"))
+    return [*card.get("stages", []), {key: card[key] for key in ("command", "recipe", "tasks", "log")}]
 
 
 def write_model(network: SmallLlama, kind: str, data: PlanningData, artifact: Path) -> None:
@@ -277,8 +288,9 @@ def write_card(
     log: list[dict[str, float]],
     command: str,
     samples: int,
+    stages: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Measure the model in the folder as it was written, and describe it in card.json."""
+    """Measure the model in the folder as it was written, and describe it in card.json. stages: of its training before."""
     started = time.perf_counter()
     network = (InsertionLlama if sizes.kind == INSERTIONS else SmallLlama).read(artifact)
     metrics: dict[str, Any] = {
@@ -302,6 +314,7 @@ def write_card(
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "vocabulary": len(data.words),
         "metrics": metrics,
+        **({"stages": list(stages)} if stages else {}),
         "log": log,
         "machine": machine(),
     }
@@ -325,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="fuse the layers with torch.compile: needs a C++ compiler"
     )
+    parser.add_argument("--start", type=Path, help="a model of the same kind and sizes to go on with")
     for settings in (RECIPE, PlanningSizes(), PlanningData()):
         add_options(parser, settings, without=("masks",))
     given = vars(parser.parse_args(arguments))
@@ -333,6 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = ((RECIPE, read_options(RECIPE, given)), (PlanningSizes(), sizes), (PlanningData(), data))
     changed = [option for before, after in pairs for option in changed_options(before, after)]
     command = " ".join((f"decodery train {name} --folder work --artifact {given['artifact'].name}", *changed))
+    if given["start"] is not None:
+        command += " --start first"
     with training_bar(name) as progress:
         card = make(
             recipe,
@@ -343,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compiled=given["compile"],
             progress=progress,
             command=command,
+            start=given["start"],
         )
     from rich.console import Console
 
