@@ -1,8 +1,9 @@
 """Insertion language models of star graphs beside models of other kinds of the same size, trained on the same graphs.
 
 "stars": fresh graphs, decoded greedily; the same insertion model also with the gap forced to the rightmost one. "holes":
-of fresh graphs a stretch of the path is missing, whose length nobody says. "held out": what the insertion model has on fresh graphs with
-words dropped beside an ideal model, and whether its stop head is surer of a whole text than of one that misses a word.
+of fresh graphs a stretch of the path is missing, whose length nobody says. "held out": what the insertion model has on fresh
+graphs with words dropped beside an ideal model, and whether its stop head is surer of a whole text than of one that misses
+a word.
 """
 
 from __future__ import annotations
