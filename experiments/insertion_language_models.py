@@ -161,7 +161,8 @@ def holes(settings: Settings) -> Study:
 def _spread(weights: Array, lengths: Array, _: Array) -> Array:
     """The standard deviation of lengths, by the items' weights."""
     shares = weights / weights.sum(1, keepdims=True)
-    return np.sqrt(np.maximum(shares @ lengths**2 - (shares @ lengths) ** 2, 0.0))
+    spread: Array = np.sqrt(np.maximum(shares @ lengths**2 - (shares @ lengths) ** 2, 0.0))
+    return spread
 
 
 def _parts(gap: Gap) -> tuple[slice, slice, slice]:
