@@ -126,10 +126,12 @@ def holes(settings: Settings) -> Study:
         reply = lm.generate(prompt, FREE_METHOD, max_new_tokens=len(behind) + 2 * len(puzzle.answer), seed=0)
         tokens, steps = built(reply)
         given = [token for token, step in zip(tokens, steps, strict=True) if step < 0]
-        first, last = reply.stats.details["fills"]
+        first, *behind_it = reply.stats.details[
+            "fills"
+        ]  # where nothing stands behind the gap, it is one with the open end
         length = float(len(first))
         return {
-            "exact": float(lm.tokenizer.decode(first).split() == list(missing) and not last),
+            "exact": float(lm.tokenizer.decode(first).split() == list(missing) and not any(behind_it)),
             "given kept": float(given == lm.encode(" ".join(behind))),
             "length": length,
             "missing": float(len(missing)),

@@ -280,8 +280,9 @@ class LanguageModel:
         """Token ids of a prompt whose continuation is the text between two others, for models trained to fill in.
 
         layout: "suffix-prefix-middle", where the prefix stands last and the text goes on with it, so that its last word may go
-        on, too (decode with byte-level-probabilities(until=boundary)), or "prefix-suffix-middle". Raises MethodUnavailable
-        where the tokenizer has no marks for it, BadPrompt and BadSetting.
+        on, too (decode with byte-level-probabilities(until=boundary)), or "prefix-suffix-middle". An insertion model needs
+        neither: its prompt has a hole where the gap is. Raises MethodUnavailable where the tokenizer has no marks for it,
+        BadPrompt and BadSetting.
         """
         return fill_in.fill_prompt(self, prefix, suffix, layout)
 

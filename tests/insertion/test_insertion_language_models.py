@@ -165,6 +165,18 @@ def test_log_probabilities_are_those_of_the_gap_s_row():
         text.insert(offset + 1, reply.token_ids[place])
 
 
+def test_what_is_given_is_certain():
+    lm = _lm(_growing(50))
+    asked = {"temperature": 1.0, "max_new_tokens": 6, "logprobs": 1, "seed": 5}
+    for given in ({}, {"logit_bias": {1: -float("inf")}}):
+        reply = lm.generate([HOLE, 1, 2, HOLE], **asked, **given)
+        told = dict(zip(reply.stats.step_of, reply.logprobs, strict=True)) | {-1: None}
+        assert all(entry.raw < 0 for step, entry in told.items() if step >= 0)
+        place = reply.token_ids.index(2, reply.stats.step_of.index(-1))
+        assert reply.logprobs[place].raw == reply.logprobs[place].processed == 0.0
+        assert reply.logprobs[place].top[0] == (2, 0.0)
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "error", "says"),
     [
@@ -173,7 +185,6 @@ def test_log_probabilities_are_those_of_the_gap_s_row():
         ([1], {"max_new_tokens": 60, "min_new_tokens": 62}, BadSetting, "min_new_tokens"),
         ([1] * 60, {"max_new_tokens": 9, "min_new_tokens": 4}, BadSetting, "cannot be inserted"),
         ([1], {"echo": True, "logprobs": 1}, Refused, "never scored"),
-        ([HOLE, 1, HOLE], {"logprobs": 1}, Refused, "never scored"),
         ([1], {"repetition_penalty": 1.5}, Refused, "no prefix"),
         ([1], {"structured_outputs": {"regex": "a*"}}, Refused, "no prefix"),
     ],

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_PREFIX = "a text that grows anywhere has no prefix that stays as it is"
 FREE, RIGHTMOST = "free", "rightmost"
+OTHERS = -1e9
+"""The score of tokens that are not those given; finite, so that settings which forbid the given one leave a law."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,6 @@ class InsertionLanguageModels(Method):
             raise Refused(
                 f"{self.name} does not run with echo and logprobs together: the tokens of a prompt are never scored."
             )
-        if given and (settings.logprobs is not None or settings.stopping_criteria):
-            raise Refused(
-                f"{self.name} tells no logprobs of an answer with several holes, and asks no stopping_criteria there: what is "
-                "given between them is never scored."
-            )
 
     def caches(self, request: Request) -> list[tuple[Scorer, int]]:
         text = GrowingText(request.prompt, model_of(request))
@@ -100,11 +97,13 @@ class InsertionLanguageModels(Method):
         text = GrowingText(request.prompt, model)
         sequence, last = request.new_sequence(), request.network.layers - 1
         answer = text.answer
+        rows: dict[int, Tensor] = {}
         for offset, slot in enumerate(answer):
             output.inserted(-1, offset, text.tokens[slot])
+            if request.reads_rows:
+                rows[slot] = certain(text.tokens[slot], request.host.network.vocabulary)
         threshold = model.stop_threshold if self.stop_threshold is None else self.stop_threshold
         forced = text.given_holes if self.force_first is None else self.force_first
-        rows: dict[int, Tensor] = {}
         forwards, reason = 0, "length"
         for step in range(self._budget(text, request)):
             scores = yield Forward(
@@ -153,6 +152,13 @@ class InsertionLanguageModels(Method):
         if self.max_steps is not None:
             most = min(most, self.max_steps)
         return min(most, self._longest(request) - len(text))
+
+
+def certain(token: int, vocabulary: int) -> Tensor:
+    """Scores [vocabulary] of a token that is given: it was not chosen among others."""
+    row = torch.full((vocabulary,), OTHERS)
+    row[token] = 0.0
+    return row
 
 
 def model_of(request: Request) -> Insertions:
