@@ -297,7 +297,7 @@ COMPLETIONS = Route(
         ),
         "suffix": BodyField(
             Text(),
-            "What stands behind the text that is filled in, of models whose tokenizer has marks for it and of insertion models.",
+            "What stands behind the text that is filled in, of models with marks for it, and of insertion models.",
         ),
         "stream_options": STREAM_OPTIONS,
         "best_of": BodyField(Whole(1), "Taken where it equals n; a choice among more texts is not offered."),
