@@ -31,6 +31,9 @@ def fill_prompt(lm: FillIn, prefix: str, suffix: str, layout: str) -> list[int]:
         raise BadSetting(f"layout must be {SUFFIX_FIRST} or {PREFIX_FIRST}, not {layout!r}.")
     if not prefix and not suffix:
         raise BadPrompt("there is nothing around the gap; give a prefix or a suffix.")
+    first, second = lm.encode(prefix) if prefix else [], lm.encode(suffix) if suffix else []
+    if lm.network.insertions is not None:  # it fills any gap, and needs no marks
+        return [*first, lm.network.insertions.hole_token_id, *second]
     tokens = Tokens(lm)
     written = {sign: token for token, sign in tokens.written().items()}
     marks = next((names for names in MARKS if all(name in written for name in names)), None)
@@ -39,7 +42,6 @@ def fill_prompt(lm: FillIn, prefix: str, suffix: str, layout: str) -> list[int]:
             f"{lm.name} was not trained to fill in: its tokenizer has none of the marks for it, such as {MARKS[0][0]}."
         )
     before, behind, gap = (written[name] for name in marks)
-    first, second = lm.encode(prefix) if prefix else [], lm.encode(suffix) if suffix else []
     if layout == PREFIX_FIRST:
         return [*tokens.begin(), before, *first, behind, *second, gap]
     return [*tokens.begin(), before, behind, *second, gap, *first]

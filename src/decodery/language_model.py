@@ -33,6 +33,7 @@ from decodery.prompts import Prompt, PromptReader, is_batch
 from decodery.replies import Prepared, Reply, Stream, replies_of
 
 if TYPE_CHECKING:
+    from decodery.models.insertions import Insertions
     from decodery.models.masked_diffusion import MaskedDiffusion
 
 log = logging.getLogger("decodery")
@@ -44,7 +45,8 @@ class LanguageModel:
     network: the target scorer. tokenizer: a transformers tokenizer, or anything with its `encode` and `decode`.
     stop_ids: tokens that end its output. folder: the local checkpoint, where there is one.
     diffusion: what decoders must know of a masked-diffusion model; None for a causal one. limits: memory and passes of
-    its requests. load: loads companions, as `decodery.load` does; None: there are those of `companions` alone.
+    its requests. load: loads companions, as `decodery.load` does; None: there are those of `companions` alone. insertions: the
+    layout and head of an insertion language model.
     """
 
     def __init__(
@@ -57,12 +59,15 @@ class LanguageModel:
         diffusion: MaskedDiffusion | None = None,
         limits: Limits | None = None,
         load: Callable[..., LanguageModel] | None = None,
+        insertions: Insertions | None = None,
     ):
         self.network, self.tokenizer, self.folder = network, tokenizer, folder
         self.name = network.name
         self.stop_ids = tuple(stop_ids)
         if diffusion is not None:
             network.masked = diffusion
+        if insertions is not None:
+            network.insertions = insertions
         self.memory: dict[Hashable, Any] = {}
         self.background = Background()
         self.companions: dict[str, LanguageModel] = {}
@@ -275,8 +280,9 @@ class LanguageModel:
         """Token ids of a prompt whose continuation is the text between two others, for models trained to fill in.
 
         layout: "suffix-prefix-middle", where the prefix stands last and the text goes on with it, so that its last word may go
-        on, too (decode with byte-level-probabilities(until=boundary)), or "prefix-suffix-middle". Raises MethodUnavailable
-        where the tokenizer has no marks for it, BadPrompt and BadSetting.
+        on, too (decode with byte-level-probabilities(until=boundary)), or "prefix-suffix-middle". An insertion model needs
+        neither: its prompt has a hole where the gap is. Raises MethodUnavailable where the tokenizer has no marks for it,
+        BadPrompt and BadSetting.
         """
         return fill_in.fill_prompt(self, prefix, suffix, layout)
 
@@ -395,7 +401,8 @@ class LanguageModel:
         Raises BadPrompt where it is empty or malformed, the tokenizer has no tokens for it, or the model's chat template is
         missing or does not read all of it.
         """
-        return PromptReader(self.tokenizer, self.name, self.network.vocabulary).read(
+        may_be_empty = self.network.insertions is not None  # its texts begin with slots of their own
+        return PromptReader(self.tokenizer, self.name, self.network.vocabulary, may_be_empty).read(
             prompt, tools, None if method is None else as_method(method).arrangement
         )
 

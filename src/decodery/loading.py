@@ -18,6 +18,7 @@ from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, tokenizer_folder, weight_files
 from decodery.models.gguf.weights import GgufWeights, weight_source
+from decodery.models.insertions import Insertions
 from decodery.models.known import Known
 from decodery.models.native import build
 from decodery.models.native.ahead import Ahead
@@ -105,15 +106,17 @@ def load(
     try:
         config = masked_diffusion.read_config(base)
         diffusion = masked_diffusion.MaskedDiffusion.of(config)
+        insertions = Insertions.of(config, base)
+        bidirectional = diffusion is not None or insertions is not None
         if quantize is not None:
-            check_model(quantize, label, config, diffusion is not None)
+            check_model(quantize, label, config, bidirectional)
         foreign = masked_diffusion.is_foreign(config)
 
         def complete() -> Any:
             model = (masked_diffusion.load_foreign if foreign else read_model)(base, config, kind)
             return model if base == folder else adapters.merged(model, folder)
 
-        usual = base == folder and diffusion is None and is_usual(folder, config)
+        usual = base == folder and not bidirectional and is_usual(folder, config)
         native = usual and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
         known = Known(folder)
         if native and (source := weight_source(folder)) is not None:
@@ -130,9 +133,7 @@ def load(
             raise BadSetting(f"{label} cannot be kept in {quantize}: {why_not}; leave quantize out.")
         model = complete().to(where)
         with quiet():  # a first pass may unpack quantised weights
-            network = network_for(
-                model, label, fast, owned=True, bidirectional=diffusion is not None, quantize=quantize
-            )
+            network = network_for(model, label, fast, owned=True, bidirectional=bidirectional, quantize=quantize)
     except DecoderyError:
         raise
     except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
@@ -141,7 +142,7 @@ def load(
         packing.end()
     if isinstance(network, NativeNetwork):
         network.complete = complete
-    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits)
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits, insertions)
 
 
 class _Packing:
@@ -193,12 +194,13 @@ def wrap(
     diffusion: MaskedDiffusion | None = None,
     kv_budget: int | str | None = None,
     prefill_chunk: int | None = None,
+    insertions: Insertions | None = None,
 ) -> LanguageModel:
     """A `LanguageModel` over transformers objects that you already have. The model is used in place, not changed.
 
     diffusion: what the decoders of a masked-diffusion model must know; None takes it from the model's configuration, and a
     model whose configuration does not describe one is causal. Such a model's layers are those of a causal one (Llama,
-    Qwen2, …), trained to see everything.
+    Qwen2, …), trained to see everything. insertions: the same of an insertion language model, with its head.
     fast: "auto" lays a second copy of the weights out for speed, where the model's layout allows it (see
     `decodery.models.paths`); changes made to the model afterwards are not seen then. quantize: what that copy is rounded to,
     see `load`; of a model in bfloat16 on a CPU, with fast="auto" or "integer". kv_budget, prefill_chunk: see `load`.
@@ -209,8 +211,10 @@ def wrap(
     label = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     if diffusion is None:
         diffusion = masked_diffusion.MaskedDiffusion.of(model.config.to_dict())
-    network = network_for(model, label, fast, bidirectional=diffusion is not None, quantize=quantize)
-    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, Limits(kv_budget, prefill_chunk))
+    bidirectional = diffusion is not None or insertions is not None
+    network = network_for(model, label, fast, bidirectional=bidirectional, quantize=quantize)
+    limits = Limits(kv_budget, prefill_chunk)
+    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits, insertions)
 
 
 def _combined(
@@ -220,6 +224,7 @@ def _combined(
     folder: Path | None,
     diffusion: MaskedDiffusion | None,
     limits: Limits,
+    insertions: Insertions | None = None,
 ) -> LanguageModel:
     label = network.name
     _check_belongs(tokenizer, network)
@@ -232,7 +237,7 @@ def _combined(
         diffusion = dataclasses.replace(diffusion, end_token_ids=tuple(sorted(ids)))
     ids = {token for token in ids if 0 <= token < network.vocabulary}  # others never come
     identity = str(folder or label)
-    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, limits, load)
+    return LanguageModel(network, tokenizer, sorted(ids), folder, identity, diffusion, limits, load, insertions)
 
 
 def _end_tokens(model: Any, label: str) -> list[int]:

@@ -29,10 +29,11 @@ def is_batch(prompt: Any) -> bool:
 
 
 class PromptReader:
-    """Reads prompts for one model. name, vocabulary: of its network."""
+    """Reads prompts for one model. name, vocabulary: of its network. may_be_empty: whether it begins texts by itself."""
 
-    def __init__(self, tokenizer: Any, name: str, vocabulary: int):
+    def __init__(self, tokenizer: Any, name: str, vocabulary: int, may_be_empty: bool = False):
         self._tokenizer, self._name, self._vocabulary = tokenizer, name, vocabulary
+        self._may_be_empty = may_be_empty
 
     def read(
         self, prompt: Prompt, tools: Sequence[Tool] | None = None, arrangement: Arrangement | None = None
@@ -47,7 +48,7 @@ class PromptReader:
         if tools:
             raise BadPrompt("tools go with a conversation, a list of messages with role and content.")
         if isinstance(prompt, str):
-            if not prompt:
+            if not prompt and not self._may_be_empty:
                 raise BadPrompt("the prompt is empty; give at least one character.")
             return self._checked(self._encoded(prompt, arrangement))
         ids = self._checked(_ids(prompt))
@@ -97,6 +98,8 @@ class PromptReader:
 
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
+            if self._may_be_empty:
+                return ids
             raise BadPrompt("the prompt is empty; give at least one token.")
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             unknown = max(ids) if min(ids) >= 0 else min(ids)

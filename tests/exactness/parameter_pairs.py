@@ -76,6 +76,11 @@ def window(one: object, other: object, beside: str = "") -> Pair:
     return Pair(one, other, beside, "any order")
 
 
+def growing(one: object, other: object, beside: str = "") -> Pair:
+    """Seen on a text that grows by insertions, sampled."""
+    return Pair(one, other, beside, "growing text")
+
+
 def ending(one: object, other: object, beside: str = "") -> Pair:
     """Seen on a canvas whose likeliest tokens are end tokens here and there."""
     return Pair(one, other, beside, "ending canvas")
@@ -306,6 +311,14 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "shift_row": shifted("carry", "compute", "block_length=4, cache=prefix"),
     },
     "StepwiseMethod": {"steps": canvas(6, 12, "block_length=4")},
+    "InsertionLanguageModels": {
+        "stop_threshold": growing(0.05, 1.0),
+        "gap_top_k": growing(1, 3),
+        "gaps": growing("free", "rightmost"),
+        "max_steps": growing(2, 6),
+        "max_length": growing(23, 40, "stop_threshold=1.0"),
+        "force_first": growing(False, True, "stop_threshold=0.05"),
+    },
     "MaskedDiffusionDecoding": {
         "rule": canvas("low_confidence", "threshold"),
         "steps": canvas(6, 12, "block_length=4"),

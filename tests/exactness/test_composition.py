@@ -25,7 +25,10 @@ from decodery.errors import ConstraintFailed, DecoderyError
 from decodery.models.kinds import Kind
 from decodery.sampling.steps import default_order, steps
 from decodery.testing import (
+    InserterScorer,
     SmallLanguageModel,
+    inserting_language_model,
+    random_script,
     scripted_language_model,
     story_scorer,
     toy_any_order_model,
@@ -118,6 +121,8 @@ Outcome = list[tuple[tuple[int, ...], str, tuple[Any, ...], str]]
 
 @cache
 def _host(kind: Kind = Kind.NEXT_TOKEN) -> SmallLanguageModel:
+    if kind is Kind.INSERTIONS:
+        return inserting_language_model(InserterScorer(VOCABULARY, random_script(VOCABULARY, 9)))
     if kind is not Kind.NEXT_TOKEN:
         make = toy_diffusion_model if kind is Kind.MASKED_POSITIONS else toy_any_order_model
         return make(vocabulary=VOCABULARY, layers=1, canvas=6, stop_ids=(END,))

@@ -30,11 +30,14 @@ from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.del_.exits import ExitAdapters
 from decodery.speculative.swift.layer_search import LayerSet
 from decodery.testing import (
+    InserterScorer,
     LetterTokenizer,
     ScriptedDenoiser,
     SmallLanguageModel,
     confident,
     denoising_language_model,
+    inserting_language_model,
+    random_script,
     story_scorer,
     toy_any_order_model,
     toy_diffusion_model,
@@ -117,6 +120,11 @@ class Commas(LetterTokenizer):
         )
 
 
+def _growing() -> SmallLanguageModel:
+    """Tables of random scores, and as many texts that seem complete as not."""
+    return inserting_language_model(InserterScorer(VOCABULARY, random_script(VOCABULARY, 40)), stop_threshold=0.6)
+
+
 def _words() -> SmallLanguageModel:
     lm = toy_diffusion_model(canvas=12)
     lm.tokenizer = Commas(VOCABULARY)
@@ -178,6 +186,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "any order": (lambda: toy_any_order_model(canvas=12), {"temperature": 1.0, "seed": 2}),
     "shifted canvas": (lambda: _canvas(shift=True), {"seed": 2}),
     "ending canvas": (_ending, {"seed": 2}),
+    "growing text": (_growing, SAMPLED),
     "words": (_words, {"seed": 2}),
     "clauses": (_clauses, {"max_new_tokens": 24, "temperature": 1.0, "top_p": 0.9, "seed": 2}),
 }

@@ -31,6 +31,7 @@ from decodery.cli.options import (
 from decodery.cli.outcome import Outcome
 from decodery.cli.prompts import as_conversation, read_lines, read_prompt, read_tools
 from decodery.errors import BadInput, BadSetting
+from decodery.models.kinds import Kind
 
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
@@ -87,7 +88,7 @@ def generate(
         Option(
             "--show",
             help="Draw how the text comes: the texts of a search, or samples, as a tree; of a masked-diffusion model the "
-            "canvas, step by step.",
+            "canvas, step by step, and of an insertion model the text as it grows.",
         ),
     ] = False,
     show_html: Annotated[
@@ -152,7 +153,7 @@ def generate(
     text = lm.tokenize(asked, callable_tools, named)
     if record is not None:
         _check_recordable(lm, named, values)
-    if show and show_html is None and lm.network.masked is None:
+    if show and show_html is None and Kind.NEXT_TOKEN in lm.network.kinds:
         _one_tree(lm, text, named, with_seed(values))
         return
     if show or show_html is not None:
@@ -226,11 +227,11 @@ def _one_tree(lm: LanguageModel, prompt: Any, method: str | None, settings: dict
 def _one_canvas(
     lm: LanguageModel, prompt: Any, method: str | None, settings: dict[str, Any], show: bool, page: Path | None
 ) -> None:
-    """The filling of one canvas, drawn or written to a page, and then the text."""
-    if lm.network.masked is None:
+    """The filling of one canvas, or the growing of one text, drawn or written to a page, and then the text."""
+    if Kind.NEXT_TOKEN in lm.network.kinds:
         raise BadSetting(f"{lm.name} is a causal model, which fills no canvas; --show alone draws its texts as a tree.")
     if settings.get("n", 1) != 1:
-        raise BadSetting("--show follows one canvas, so of a masked-diffusion model it goes without --n.")
+        raise BadSetting(f"--show follows one canvas or text, so of {lm.network.kinds.words} it goes without --n.")
     stream = lm.stream(prompt, method, **settings)
     filling = canvas_view.Filling(lm.tokenizer.decode)
     interrupted = False

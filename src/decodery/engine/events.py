@@ -73,6 +73,21 @@ class Unmasked:
 
 
 @dataclass(frozen=True, slots=True)
+class Inserted:
+    """A token was inserted into a text that grows anywhere.
+
+    step: counted from 0; -1 of tokens that the prompt gives between its holes, which come first. offset: where the token stands
+    now, 0 being the first place of the text; those that stood from there on move one place to the right.
+    """
+
+    request: int
+    step: int
+    offset: int
+    token: int
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A token was committed.
 
@@ -100,4 +115,4 @@ class Finished:
     output: int = 0
 
 
-Event: TypeAlias = "Drafted | Branched | Unmasked | Token | Finished"
+Event: TypeAlias = "Drafted | Branched | Unmasked | Inserted | Token | Finished"

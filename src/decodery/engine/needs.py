@@ -16,6 +16,7 @@ DEFAULTS = {
     Kind.NEXT_TOKEN: "cascade",
     Kind.MASKED_POSITIONS: "masked-diffusion",
     Kind.ANY_ORDER: "any-subset-speculative",
+    Kind.INSERTIONS: "insertion-language-models",
 }
 """What decodes with a model of a kind where no method is named: lossless where it can be, needs nothing, and fast."""
 
@@ -154,3 +155,4 @@ class Artifact(Requirement):
 NEXT_TOKENS = Scoring(Kind.NEXT_TOKEN)
 MASKED_POSITIONS = Scoring(Kind.MASKED_POSITIONS)
 ANY_ORDER = Scoring(Kind.ANY_ORDER)
+INSERTIONS = Scoring(Kind.INSERTIONS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from decodery.engine.events import Drafted, Event, Finished, Token, TokenLogprobs, Unmasked
+from decodery.engine.events import Drafted, Event, Finished, Inserted, Token, TokenLogprobs, Unmasked
 from decodery.engine.text import TextStream
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Index, Numbers, Stage
@@ -63,7 +63,8 @@ class Output:
         self.score: float | None = None
         """What the method ranks its texts by, where it does, such as their log probability. A fork inherits it."""
         self.step_of: list[int] = []
-        """Of a canvas, the step that filled each position, -1 where none did; empty for methods without a canvas."""
+        """Of a canvas, the step that filled each position, -1 where none did; of a text that grew by insertions, the step that
+        inserted each token, -1 for given ones; empty for other methods."""
         self.block_ends: list[int] = []
         """Where the blocks of a canvas ended, in offsets."""
         self.place: int | None = None
@@ -178,6 +179,12 @@ class Output:
             self.step_of[offset] = step
         request, output = self._address
         self._tell(Unmasked(request, step, tuple(offsets), tuple(tokens), len(self.step_of), output))
+
+    def inserted(self, step: int, offset: int, token: int) -> None:
+        """Tell that a step has inserted a token at this place of a text that grows; step is -1 for what the prompt gives."""
+        self.step_of.insert(offset, step)
+        request, output = self._address
+        self._tell(Inserted(request, step, offset, token, output))
 
     def finish(self, reason: str) -> None:
         """End the output. Harmless where it has ended already."""

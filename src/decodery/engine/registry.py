@@ -63,6 +63,7 @@ BUILT_IN = {
     "sched": "decodery.diffusion.sched.method:SchED",
     "any-subset-autoregressive": "decodery.any_order.any_subset_autoregressive:AnySubsetAutoregressive",
     "any-subset-speculative": "decodery.any_order.any_subset_speculative:AnySubsetSpeculative",
+    "insertion-language-models": "decodery.insertion.insertion_language_models:InsertionLanguageModels",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
 

@@ -30,7 +30,8 @@ class Statistics:
 
     rounds: target forwards that scored at least one position for a new token. accepted: drafted tokens that were
     committed. bonus: tokens that came from the target itself, one per round. step_of: of a canvas, the step that filled each
-    position, -1 where none did; empty for methods without a canvas. block_ends: where its blocks ended, in offsets. details:
+    position, -1 where none did; of a text that grew by insertions, the step that inserted each token, -1 for given ones; empty
+    for other methods. block_ends: where its blocks ended, in offsets. details:
     what the method tells besides, by its own names; values that JSON can hold. queued_seconds: until the request was admitted.
     kv_bytes: what its keys and values could take at most. shared_rows: rows that it did not score but took from a request that
     began alike.

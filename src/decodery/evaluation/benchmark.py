@@ -18,6 +18,7 @@ from decodery.evaluation.entrants import (
     Ask,
     BareCanvas,
     BareForward,
+    BareGrowing,
     BareQueries,
     Entrant,
     MethodEntrant,
@@ -35,6 +36,7 @@ PLAINS: dict[Kind, tuple[str, type[BareForward]]] = {
     Kind.NEXT_TOKEN: ("autoregressive", BareForward),
     Kind.MASKED_POSITIONS: ("masked-diffusion", BareCanvas),
     Kind.ANY_ORDER: ("any-subset-autoregressive", BareQueries),
+    Kind.INSERTIONS: ("insertion-language-models", BareGrowing),
 }
 """Plain decoding of each kind of model, and its forwards and nothing else."""
 
@@ -75,7 +77,7 @@ def run_benchmark(
 
     Second turns follow plain decoding's first answer, so that all entrants get the same prompts. warmup: questions decoded
     before by every entrant, which do not count. On a model of another kind plain decoding is that of one token per
-    step. batch_size: questions of a category decoded together. against: other
+    step, on an insertion model its default method. batch_size: questions of a category decoded together. against: other
     engines, so far "transformers". prompts: what the report calls the questions; by default the names of their files.
     Raises BadSetting, BadInput, and what `generate` raises before work starts.
     """

@@ -25,6 +25,7 @@ from decodery.evaluation.any_order_check import any_order_parts
 from decodery.evaluation.bytes_check import bytes_parts, expected
 from decodery.evaluation.check_parts import CheckPart, Progress, dtype_of
 from decodery.evaluation.diffusion_check import canvas_parts
+from decodery.evaluation.insertion_check import insertion_parts
 from decodery.evaluation.sampled_law import law_parts
 from decodery.evaluation.set_check import set_parts
 from decodery.evaluation.tries_check import tries_parts
@@ -84,8 +85,8 @@ def check_method(
 
     lm: the model that greedy identity is tested on; only float32 promises it, in other dtypes the part has no verdict.
     prompts: how many of the shipped questions, or own prompts. samples: how many requests the tests with real noise
-    decode, all together. On models of other kinds other experiments are made (`diffusion_check`, `any_order_check`).
-    significance: how
+    decode, all together. On models of other kinds other experiments are made (`diffusion_check`, `any_order_check`,
+    `insertion_check`). significance: how
     often a sound method may be refuted by chance, over all those tests together. chance: where random draws come from, as in
     the settings; whether the samples of a source that spreads them are spread is decided, too.
     Raises MethodUnavailable, Refused or BadParameter where the method cannot run on `lm` at all.
@@ -102,6 +103,8 @@ def check_method(
     tell = on_progress or (lambda label, done, total: None)
     if Kind.ANY_ORDER in lm.network.kinds:
         parts = any_order_parts(lm, chosen, prompts, seed, tell)
+    elif Kind.INSERTIONS in lm.network.kinds:
+        parts = insertion_parts(lm, chosen, prompts, seed, tell)
     elif Kind.NEXT_TOKEN not in lm.network.kinds:
         parts = canvas_parts(lm, chosen, prompts, seed, tell)
     else:

@@ -14,7 +14,7 @@ import torch
 
 from decodery.errors import BadSetting, near
 from decodery.language_model import LanguageModel
-from decodery.models.forward import Attend, Forward, Rows
+from decodery.models.forward import Attend, Forward, Rows, Slots
 from decodery.models.kinds import Kind
 from decodery.models.reading import transformers_model
 
@@ -185,6 +185,39 @@ class BareQueries(BareForward):
                 for sequence, _ in going:
                     sequence.truncate(sequence.length - 1)
         return [Answer(output, forwards=len(output), rounds=len(output)) for output in self.outputs]
+
+
+class BareGrowing(BareForward):
+    """The same for texts that grow by insertions: one forward over all that stands for each token, and the last one."""
+
+    def follow(self, answers: Sequence[Answer]) -> None:
+        super().follow(answers)
+        self._forwards = [answer.forwards or 0 for answer in answers]
+
+    def answer(self, ask: Ask) -> list[Answer]:
+        network, model = self._network, self._network.insertions
+        assert model is not None
+        begun = [[model.class_token_id, model.begin_token_id, *prompt] for prompt in ask.prompts]
+        with network.working():
+            for step in range(max(self._forwards)):
+                network.run(
+                    [
+                        Forward(
+                            network.new_sequence(),
+                            [*text, *output[:step]],
+                            attend=Attend.FULL,
+                            slots=Slots.NOWHERE,
+                            taps=(network.layers - 1,),
+                            logits=Rows.NONE,
+                        )
+                        for text, output, count in zip(begun, self.outputs, self._forwards, strict=True)
+                        if step < count
+                    ]
+                )
+        return [
+            Answer(output, forwards=count, rounds=count)
+            for output, count in zip(self.outputs, self._forwards, strict=True)
+        ]
 
 
 class TransformersEntrant(Entrant):

@@ -18,12 +18,17 @@ FAMILIES = {
     "speculative": "drafts are verified, several tokens a pass",
     "diffusion": "canvases of a masked-diffusion model are filled",
     "any-order": "holes of a text are filled, or it goes on, with a model of any order",
+    "insertion": "tokens are inserted anywhere into a text that grows",
     "search": "several texts are decided together",
     "bytes": "texts are drawn byte by byte, whatever the tokens are",
     "constraints": "texts keep to a grammar by more than masking",
 }
 """What the families do."""
-MODELS = {Kind.MASKED_POSITIONS: "diffusion-lists", Kind.ANY_ORDER: "any-subset-stories"}
+MODELS = {
+    Kind.MASKED_POSITIONS: "diffusion-lists",
+    Kind.ANY_ORDER: "any-subset-stories",
+    Kind.INSERTIONS: "insertion-stars",
+}
 """Models that come with the package, for methods that do not decode with the default one."""
 
 

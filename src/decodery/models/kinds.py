@@ -15,7 +15,7 @@ class Kind(enum.Flag):
     ANY_ORDER = enum.auto()
     """A row scores any position that is named, given any set of others; `Scorer.masked` describes the mask that names it."""
     INSERTIONS = enum.auto()
-    """A row scores what is to be inserted between two tokens."""
+    """A row scores what is to be inserted behind its token; `Scorer.insertions` says how."""
     IMAGE_TOKENS = enum.auto()
     """Its tokens are codes of a picture."""
     CONTINUOUS = enum.auto()

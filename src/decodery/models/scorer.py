@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from decodery.models.forward import Forward, Layers, Ranking, Scores
+from decodery.models.insertions import Insertions
 from decodery.models.kinds import Kind
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.owner import Head as Head
@@ -48,6 +49,8 @@ class Scorer(Owner):
 
     masked: MaskedDiffusion | None = None
     """The mask and the other special tokens of a scorer of masked positions, or of any order."""
+    insertions: Insertions | None = None
+    """The layout and the head of an insertion language model."""
     timed: bool = False
     """Whether its passes cost time that is worth measuring."""
     device: torch.device = torch.device("cpu")
@@ -64,6 +67,8 @@ class Scorer(Owner):
     @property
     def kinds(self) -> Kind:
         """What it scores."""
+        if self.insertions is not None:
+            return Kind.INSERTIONS
         if self.masked is None:
             return Kind.NEXT_TOKEN
         return Kind.ANY_ORDER if self.masked.any_order else Kind.MASKED_POSITIONS

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from decodery.engine.events import Branched, Drafted, Finished, Token, Unmasked
+from decodery.engine.events import Branched, Drafted, Finished, Inserted, Token, Unmasked
+from decodery.models.kinds import Kind
 from decodery.serving.decoding import Decoding
 from decodery.serving.failures import Failure
 from decodery.serving.shapes import DONE, LEAST, StreamShape, frame, usage
@@ -41,7 +42,9 @@ class Followed:
     """What must be kept of one text to tell how its tokens came.
 
     draft: the last one that was sent to be verified; None once the model's own token has ended its round. node: of it, the last
-    accepted one. cells: of a canvas, offset -> token. step_of: of each cell. read: offsets before that have become text.
+    accepted one. cells: of a canvas or of a text that grows,
+    offset -> token. step_of: of each cell. read: offsets before that have become text. grows: whether
+    cells were inserted.
     """
 
     draft: Drafted | None = None
@@ -49,11 +52,13 @@ class Followed:
     cells: dict[int, int] = field(default_factory=dict)
     step_of: dict[int, int] = field(default_factory=dict)
     read: int = 0
+    grows: bool = False
 
     def came(self, event: Token) -> dict[str, Any]:
-        """How a token came: as a cell of a canvas, from a draft, as the model's own token after one, or plainly."""
+        """How a token came: as a cell of a canvas or of a text that grew, from a draft, as the model's own token after one, or
+        plainly."""
         if self.cells:
-            return {"came": "canvas", **self._cell(event.token_id)}
+            return {"came": "inserted" if self.grows else "canvas", **self._cell(event.token_id)}
         if event.from_draft:
             return {"came": "drafted", "node": self._accepted(event.token_id)}
         bonus, self.draft = self.draft is not None, None
@@ -67,6 +72,14 @@ class Followed:
         """A step of a canvas was taken."""
         for offset, token in zip(step.offsets, step.tokens, strict=True):
             self.cells[offset], self.step_of[offset] = token, step.step
+
+    def insert(self, step: Inserted) -> None:
+        """A token was inserted: the cells from there on move one to the right."""
+        self.grows = True
+        for cells, value in ((self.cells, step.token), (self.step_of, step.step)):
+            moved = {offset + (offset >= step.offset): kept for offset, kept in cells.items()}
+            cells.clear()
+            cells.update(moved | {step.offset: value})
 
     def _accepted(self, token: int) -> int | None:
         """The node of the draft that an accepted token is: the child of the one before it that says so."""
@@ -108,7 +121,7 @@ class EventShape(StreamShape):
                 seed=request.settings.seed,
                 order=list(request.law.order),
                 texts=self.asked.n,
-                canvas=self.lm.diffusion is not None,
+                canvas=Kind.NEXT_TOKEN not in self.lm.network.kinds,
                 prompt_tokens=len(request.prompt),
             )
         ]
@@ -140,6 +153,10 @@ class EventShape(StreamShape):
             said = [self._said(token) for token in event.tokens]
             more = {"step": event.step, "offsets": event.offsets, "length": event.length}
             return self._event("unmasked", **when, **more, tokens=said, token_ids=event.tokens)
+        if isinstance(event, Inserted):
+            text.insert(event)
+            more = {"step": event.step, "offset": event.offset, "token": self._said(event.token)}
+            return self._event("inserted", **when, **more, token_id=event.token)
         if isinstance(event, Finished):
             reply = self.reply_of(event.request)
             told = None if reply is None else self.decoding.told([reply])

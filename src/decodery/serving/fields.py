@@ -296,7 +296,8 @@ COMPLETIONS = Route(
             "A text, token ids, or a list of either.",
         ),
         "suffix": BodyField(
-            Text(), "What stands behind the text that is filled in, of models whose tokenizer has marks for it."
+            Text(),
+            "What stands behind the text that is filled in, of models with marks for it, and of insertion models.",
         ),
         "stream_options": STREAM_OPTIONS,
         "best_of": BodyField(Whole(1), "Taken where it equals n; a choice among more texts is not offered."),

@@ -30,6 +30,10 @@ from decodery.testing.hosts import LetterTokenizer as LetterTokenizer
 from decodery.testing.hosts import SmallLanguageModel as SmallLanguageModel
 from decodery.testing.hosts import scripted_language_model as scripted_language_model
 from decodery.testing.hosts import toy_language_model as toy_language_model
+from decodery.testing.inserters import InserterScorer as InserterScorer
+from decodery.testing.inserters import inserting_language_model as inserting_language_model
+from decodery.testing.inserters import random_script as random_script
+from decodery.testing.inserters import text_law as text_law
 from decodery.testing.marks import LayerMarks as LayerMarks
 from decodery.testing.method_laws import DrafterLaws as DrafterLaws
 from decodery.testing.method_laws import MethodLaws as MethodLaws

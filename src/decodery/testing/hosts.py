@@ -11,6 +11,7 @@ import torch
 from decodery.engine.cost import CostCurve
 from decodery.language_model import LanguageModel
 from decodery.loading import load
+from decodery.models.insertions import Insertions
 from decodery.models.masked_diffusion import MaskedDiffusion
 from decodery.models.network import TransformersNetwork
 from decodery.models.scorer import Scorer
@@ -95,8 +96,9 @@ class SmallLanguageModel(LanguageModel):
         stop_ids: Sequence[int] = (),
         drafter: Scorer | None = None,
         diffusion: MaskedDiffusion | None = None,
+        insertions: Insertions | None = None,
     ):
-        super().__init__(network, tokenizer, stop_ids, diffusion=diffusion, load=load)
+        super().__init__(network, tokenizer, stop_ids, diffusion=diffusion, load=load, insertions=insertions)
         self.drafter = drafter
 
     def cost(self, network: Scorer) -> CostCurve:

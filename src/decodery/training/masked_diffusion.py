@@ -36,6 +36,8 @@ __all__ = [
 ]  # fmt: skip
 Watch = Callable[[Any, int], dict[str, float]]
 """(network, step) -> numbers for the log."""
+Objective = Callable[[Any, Batch, torch.Generator], torch.Tensor]
+"""(network, batch, generator) -> the loss of the batch in nats, a scalar in float32."""
 Progress = Callable[[int, int, dict[str, float]], None]
 """(step, of how many, the newest entry of the log)."""
 
@@ -102,6 +104,8 @@ class Trainer:
     watch: Watch | None = None
     watch_steps: int = 500
     progress: Progress = silent
+    objective: Objective | None = None
+    """In place of the loss that the recipe's masks name."""
     about: dict[str, Any] = field(default_factory=dict)
     """What else must be the same for a checkpoint to be continued: the data's settings, for example."""
 
@@ -173,6 +177,8 @@ class Trainer:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """What the present step makes smaller: a scalar in float32."""
+        if self.objective is not None:
+            return self.objective(self.network, batch, generator)
         return loss(self.network, batch, self.recipe.masks, self.mask_token, generator)
 
     def finished(self) -> Any:

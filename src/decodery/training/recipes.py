@@ -43,6 +43,11 @@ RECIPES = {
         "the shipped any-order model of very short stories: any-subset-stories",
         "--folder work --artifact any-subset-stories",
     ),
+    "insertion-language-models": RecipeEntry(
+        "decodery.training.insertion_language_models",
+        "the shipped insertion language model of star graphs, or models of other kinds on the same data",
+        "--folder work --artifact insertion-stars",
+    ),
     "rainbow-padding": RecipeEntry(
         "decodery.training.rainbow_padding",
         "a model whose answers end with a rainbow of pads, or its control with end tokens",

@@ -71,7 +71,7 @@ export class Panel {
     if (event.type === "begun") this.begin(event);
     else if (event.type === "drafted") this.rounds.draft(event);
     else if (event.type === "branched") this.search.take(event);
-    else if (event.type === "unmasked") this.canvas.take(event);
+    else if (event.type === "unmasked" || event.type === "inserted") this.canvas.take(event);
     else if (event.type === "token") {
       this.rounds.token(event, this.tokens.length);
       this.visible += event.visible;
@@ -90,7 +90,7 @@ export class Panel {
   /** Say what the colours mean that have come up so far. */
   keys(came) {
     if (this.legend.querySelector(`.${came}`)) return;
-    const entries = came === "canvas" ? [["canvas", "by the step that filled it, early to late"]] : LEGEND;
+    const entries = [...LEGEND, ["canvas", "by the step that filled it, early to late"], ["inserted", "by the step that inserted it, early to late"]];
     const [, words] = entries.find(([name]) => name === came);
     this.legend.append(el("li", {}, el("span", { class: `key ${came}` }, "token"), ` ${words}`));
   }

@@ -11,6 +11,7 @@ const CAME = {
 
 /** How a token came, in words. */
 export function cameWords(token) {
+  if (token.came === "inserted") return token.step < 0 ? "Given between the holes of the prompt" : `Inserted in step ${token.step}`;
   if (token.came === "canvas" && token.step !== null) return `Filled in step ${token.step} of the canvas, cell ${token.offset}`;
   return CAME[token.came];
 }
@@ -58,7 +59,7 @@ export class TokenText {
       { class: `token ${token.came}${silent ? " silent" : ""}${blank ? " blank" : ""}`, "data-index": index, tabindex: index === 0 ? 0 : -1 },
       silent ? "·" : token.visible,
     );
-    if (token.came === "canvas" && token.step !== null) span.style.setProperty("--hue", stepHue(token.step, length));
+    if (["canvas", "inserted"].includes(token.came) && token.step !== null && token.step >= 0) span.style.setProperty("--hue", stepHue(token.step, length));
     this.tokens.push(token);
     this.spans.push(span);
     this.box.append(span);

@@ -1,0 +1,1 @@
+"""Decoding of models that insert tokens anywhere into a text that grows."""
