@@ -271,6 +271,14 @@ def test_the_measures_of_an_untrained_model_are_those_of_ignorance():
     assert found["stop_auc"] == pytest.approx(0.5, abs=0.25)
 
 
+def test_other_tasks_are_trained_and_measured_alike():
+    for size, ideal in (("zebra-2", _entropy(4)), ("hard", None)):
+        data = PlanningData((size,))
+        found = insertion_metrics(new_network(SMALL, len(data.words)), data, 4)[size]
+        assert found["ideal"] == (None if ideal is None else pytest.approx(ideal, abs=1e-4))
+        assert len(rows(data, INSERTIONS, 0)(0)) == 640
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_learns_goes_on_and_writes_a_model(kind, tmp_path):
     data = PlanningData(("arms-of-3",))

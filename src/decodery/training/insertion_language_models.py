@@ -38,6 +38,8 @@ THRESHOLD = 0.5
 """Published for planning tasks: the probability of a complete text at which it is over."""
 POOL = 640
 """Rows of a pool."""
+LONGEST_IDEAL = 14
+"""Words of an answer whose ideal is computed: that ranges over all ways to drop some."""
 NEWEST = 0.6
 """Share of the newest size in a pool, where there are several."""
 
@@ -170,7 +172,8 @@ def insertion_metrics(network: InsertionLlama, data: PlanningData, count: int, s
         logits, _ = network.scores(dropped.tokens, dropped.visible)
         costs = joint_costs(logits, dropped).double()
         by_length = {len(puzzle.answer): puzzle.answer for puzzle in asked}
-        ideal = {length: floor(answer) for length, answer in by_length.items()}
+        known = max(by_length) <= LONGEST_IDEAL
+        ideal = {length: floor(answer) if known else 0.0 for length, answer in by_length.items()}
         sure = []
         for gone in (0, 1):
             again = drop(batch, generator, torch.full_like(batch.lengths, gone))
@@ -179,7 +182,7 @@ def insertion_metrics(network: InsertionLlama, data: PlanningData, count: int, s
         found[size] = {
             "cross_entropy": round(float(costs.mean()), 4),
             "standard_error": round(float(costs.std() / count**0.5), 4),
-            "ideal": round(sum(ideal[len(puzzle.answer)] for puzzle in asked) / count, 4),
+            "ideal": round(sum(ideal[len(puzzle.answer)] for puzzle in asked) / count, 4) if known else None,
             "stop_auc": round(area(*sure), 4),
         }
     return found
