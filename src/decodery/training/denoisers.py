@@ -77,9 +77,10 @@ def given_prompts(path: Path, folder: Path, count: int, seed: int) -> list[list[
     """Prompts of a file, by the tokenizer in the folder of a model; drawn with repetition where they are too few."""
     from tokenizers import Tokenizer
 
+    from decodery.models.checkpoint import tokenizer_folder
     from decodery.training.exit_thresholds import read_prompts
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder(folder) / "tokenizer.json"))
     texts, generator = read_prompts(path), random.Random(seed)
     chosen = generator.sample(texts, len(texts))[:count]
     chosen += generator.choices(texts, k=count - len(chosen))

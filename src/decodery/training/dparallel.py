@@ -184,14 +184,14 @@ class DistillationTrainer:
             self.model.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        total, since, started = 0.0, 0, time.perf_counter()
+        total, since, started = 0.0, 0, time.process_time()
         while self.step < self.recipe.steps:
             total += self.advance()
             since += 1
             show("training", self.step, self.recipe.steps, f"loss {total / since:.4f}")
             if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
-                self.seconds += time.perf_counter() - started
-                started = time.perf_counter()
+                self.seconds += time.process_time() - started
+                started = time.process_time()
                 entry = {"step": self.step, "loss": round(total / since, 5), "seconds": round(self.seconds, 1)}
                 self.log.append(entry)
                 total, since = 0.0, 0
@@ -292,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     recipe, name = read_options(DistillationRecipe(), given), given["model"]
     place = resolve(name)
+    model = Denoiser.read(place)
     prompts = prompts_for(name, place, given["prompts"], recipe.answers, recipe.seed)
     artifact: Path = given["artifact"]
     given["folder"].mkdir(parents=True, exist_ok=True)
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     with progress_bars() as show:
         card = make(
-            Denoiser.read(place),
+            model,
             prompts,
             recipe,
             given["folder"],

@@ -204,14 +204,14 @@ class LayerTrainer:
             self.layer.load_state_dict(state["layer"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        total, since, started = 0.0, 0, time.perf_counter()
+        total, since, started = 0.0, 0, time.process_time()
         while self.step < self.recipe.steps:
             total += self.advance()
             since += 1
             show("training", self.step, self.recipe.steps, f"loss {total / since:.4f}")
             if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
-                self.seconds += time.perf_counter() - started
-                started = time.perf_counter()
+                self.seconds += time.process_time() - started
+                started = time.process_time()
                 self.log.append({"step": self.step, "loss": round(total / since, 5), "seconds": round(self.seconds, 1)})
                 total, since = 0.0, 0
                 state = {"layer": self.layer.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
@@ -328,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     recipe, model = read_options(LayerRecipe(), given), given["model"]
     place = resolve(model)
+    base = Denoiser.read(place)
     prompts = prompts_for(model, place, given["prompts"], recipe.canvases + recipe.held_out, recipe.seed)
     command = " ".join(
         (
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     about = {"model": model, "fingerprint": load(model, dtype="float32").network.fingerprint(), "command": command}
     with progress_bars() as show:
-        card = make(Denoiser.read(place), prompts, recipe, given["folder"], given["artifact"], about, show)
+        card = make(base, prompts, recipe, given["folder"], given["artifact"], about, show)
     Console().print_json(data=card["metrics"])
 
 
