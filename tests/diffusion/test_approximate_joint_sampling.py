@@ -8,24 +8,18 @@ from collections import Counter
 import pytest
 import torch
 from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_decides_the_claims, decoded
-from torch import nn
 
 from decodery.diffusion.approximate_joint_sampling import layer as layers
-from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, SamplerNetwork, TrainedLayer
+from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer
 from decodery.diffusion.approximate_joint_sampling.method import LAYER, ApproximateJointSampling, StepSizes
 from decodery.diffusion.unmasking.base import CanvasStep
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
-from decodery.models.forward import POST_NORM, Attend, Forward, Scores
+from decodery.models.forward import POST_NORM, Attend, Forward
 from decodery.models.llama_blocks import Shape
-from decodery.testing import (
-    TabularDenoiser,
-    denoising_language_model,
-    exact_outputs,
-    total_variation,
-    toy_diffusion_model,
-)
+from decodery.testing import denoising_language_model, exact_outputs, total_variation, toy_diffusion_model
+from decodery.testing.perfect_layer import RowsOfTable, WithExactRows
 
 NAME = "approximate-joint-sampling"
 MASK, CANVAS = 23, 12
@@ -136,53 +130,6 @@ def test_steps_follow_the_grid_of_times_and_the_layer_s_depth(written, caplog):
 
 
 # Which law
-
-
-class ExactRows(nn.Module):
-    """In place of a layer: reads the canvas off the embeddings, which are units here, and gives the table's own rows."""
-
-    def __init__(self, oracle, prompt):
-        super().__init__()
-        self.oracle, self.prompt = oracle, prompt
-
-    def forward(self, embedded, rows, visible=None):
-        found = rows.clone()
-        for canvas, own in zip(embedded.argmax(-1).tolist(), found, strict=True):
-            scores = self.oracle.score((), tuple(canvas[self.prompt :]))
-            own[self.prompt :] = nn.functional.pad(scores.float(), (0, 1), value=50.0)
-        return found
-
-
-class RowsOfTable(TabularDenoiser):
-    """A table of conditional laws whose hidden rows are its scores, behind a head that changes nothing."""
-
-    @property
-    def hidden(self):
-        return self.vocabulary
-
-    def run_pass(self, forwards):
-        everything = [Forward(f.sequence, f.tokens, attend=f.attend, slots=f.slots, taps=f.taps) for f in forwards]
-        answers = super().run_pass(everything)
-        return [
-            Scores(answer.logits[list(f.logit_rows())], {POST_NORM: answer.logits})
-            for f, answer in zip(forwards, answers, strict=True)
-        ]
-
-    def embed(self, tokens):
-        return nn.functional.one_hot(tokens, self.vocabulary).float()
-
-
-class WithExactRows(ApproximateJointSampling):
-    """With a perfect layer."""
-
-    @property
-    def needs_layer(self):
-        return False
-
-    def sampler(self, request):
-        network = request.host.network
-        module = ExactRows(network, len(request.prompt))
-        return SamplerNetwork(module, network.vocabulary, lambda rows: rows, network.vocabulary, LAYER)
 
 
 def test_with_a_perfect_layer_the_law_is_the_joint_law_of_the_model():

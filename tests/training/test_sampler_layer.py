@@ -62,7 +62,10 @@ def test_a_trajectory_is_drawn_one_by_one_where_the_law_has_the_lowest_entropy(d
         assert not {MASK, 10} & set(one.tokens[one.prompt :])
         entropies = []
         for step in range(RECIPE.canvas):
-            shown = [*prompt, *[t if s < step else MASK for t, s in zip(one.tokens[one.prompt :], one.order, strict=True)]]
+            shown = [
+                *prompt,
+                *[t if s < step else MASK for t, s in zip(one.tokens[one.prompt :], one.order, strict=True)],
+            ]
             laws = base.scores(base.network(torch.tensor([shown]))[0, one.prompt :])
             entropy = torch.special.entr(laws.exp()).sum(-1)
             entropy[[s < step for s in one.order]] = torch.inf
@@ -189,7 +192,9 @@ def _folder(path):
 def test_it_writes_a_layer_and_its_card(tmp_path):
     recipe, stages = replace(RECIPE, steps=3), set()
     about = {"model": "toy", "fingerprint": "mine", "command": "decodery train sampler-layer"}
-    card = make(_base(), PROMPTS, recipe, tmp_path / "work", tmp_path / "layer", about, lambda *told: stages.add(told[0]))
+    card = make(
+        _base(), PROMPTS, recipe, tmp_path / "work", tmp_path / "layer", about, lambda *told: stages.add(told[0])
+    )
     assert stages == {"filling canvases", "training"}
     assert json.loads((tmp_path / "layer" / "card.json").read_text()) == json.loads(json.dumps(card))
     assert card["data"].startswith("96 canvases of 6 positions")
