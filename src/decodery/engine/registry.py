@@ -61,6 +61,7 @@ BUILT_IN = {
     "adablock": "decodery.diffusion.adablock:AdaBlock",
     "localleap": "decodery.diffusion.localleap:LocalLeap",
     "approximate-joint-sampling": "decodery.diffusion.approximate_joint_sampling.method:ApproximateJointSampling",
+    "dparallel": "decodery.diffusion.dparallel:DParallel",
     "sched": "decodery.diffusion.sched.method:SchED",
 }
 """Name -> where its class is. Adding a method is one file and one line here."""
