@@ -12,6 +12,7 @@ from canvas_outcomes import PROMPT, assert_alone_as_in_a_batch, assert_check_dec
 from decodery.diffusion.dparallel import EntropyThreshold
 from decodery.diffusion.laws import Laws
 from decodery.diffusion.unmasking.base import CanvasStep
+from decodery.engine.registry import method as as_method
 from decodery.sampling.law import Law, LawSettings
 from decodery.sampling.noise import Noise
 from decodery.testing import confident, toy_diffusion_model
@@ -94,6 +95,9 @@ def test_a_row_alone_and_in_a_batch(temperature):
 
 def test_check_decides_its_claims():
     assert_check_decides_the_claims("dparallel")
+    guided = as_method("dparallel(cfg_scale=0.5, cache=dual, block_length=4)")
+    # Guidance and stale rows change the law, so exactness is claimed without them.
+    assert guided.claims()[2].method == as_method("dparallel(threshold=-1, block_length=4)")
 
 
 def test_a_law_of_minus_infinities_has_an_entropy():

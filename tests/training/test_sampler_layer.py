@@ -142,12 +142,12 @@ def test_it_learns_and_leaves_the_model_as_it_is(data):
     for _ in range(150):
         trainer.advance()
     assert all(torch.equal(weight, before[name]) for name, weight in base.network.named_parameters())
-    found = measured(base, trainer.layer, data[: RECIPE.held_out], 2, 0)
+    found = measured(base, trainer.layer, data[: RECIPE.held_out], 2, 0, 2000)
     assert found["1"]["states"] >= 2000
     for numbers in found.values():
         assert numbers["difference"][0] > 0
         assert numbers["lower_by"] == pytest.approx(1 - numbers["layer"] / numbers["stale"], abs=1e-3)
-    untrained = measured(base, SamplerLayer(base.network.shape), data[: RECIPE.held_out], 2, 0)
+    untrained = measured(base, SamplerLayer(base.network.shape), data[: RECIPE.held_out], 2, 0, 2000)
     assert untrained["1"]["stale"] == found["1"]["stale"]
     assert abs(untrained["1"]["lower_by"]) < 0.05
 
@@ -190,7 +190,7 @@ def _folder(path):
 
 
 def test_it_writes_a_layer_and_its_card(tmp_path):
-    recipe, stages = replace(RECIPE, steps=3), set()
+    recipe, stages = replace(RECIPE, steps=3, measured=100), set()
     about = {"model": "toy", "fingerprint": "mine", "command": "decodery train sampler-layer"}
     card = make(
         _base(), PROMPTS, recipe, tmp_path / "work", tmp_path / "layer", about, lambda *told: stages.add(told[0])
@@ -200,7 +200,7 @@ def test_it_writes_a_layer_and_its_card(tmp_path):
     assert card["data"].startswith("96 canvases of 6 positions")
     trained = TrainedLayer.read(tmp_path / "layer")
     assert (trained.fingerprint, trained.depth) == ("mine", 2)
-    assert card["metrics"]["depth"] == measured(_base(), trained.module, _recorded(tmp_path)[:32], 2, 0)
+    assert card["metrics"]["depth"] == measured(_base(), trained.module, _recorded(tmp_path)[:32], 2, 0, 100)
 
 
 def _recorded(path):
@@ -245,5 +245,4 @@ def test_the_layers_that_ship_are_better_than_no_layer(model):
     card = json.loads((folder / "card.json").read_text())
     assert TrainedLayer.read(folder).fingerprint == lm.network.fingerprint()
     for numbers in card["metrics"]["depth"].values():
-        assert numbers["states"] >= 2000
         assert numbers["difference"][0] > 0

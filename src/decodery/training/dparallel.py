@@ -44,7 +44,7 @@ TOGETHER = 128
 class DistillationRecipe:
     """answers: that the model writes itself, of `canvas` positions each. block: positions of a block; a canvas of no more is
     one block, which is also the variant for shifted models. share: of a block that is hidden in its first half. beta: weight
-    of the certainty. certainty_temperature: inside its entropy. imitation: weight of the cross-entropy, 0 for certainty alone.
+    of the certainty, 1 or 2 in the paper. certainty_temperature: inside its entropy. imitation: weight of the cross-entropy, 0 for certainty alone.
     steps, batch, rate, weight_decay: of AdamW, a batch being answers. seed: of prompts, order, masks.
     """
 
@@ -52,7 +52,7 @@ class DistillationRecipe:
     canvas: int = 16
     block: int = 16
     share: float = 0.5
-    beta: float = 1.0
+    beta: float = 0.25
     certainty_temperature: float = 0.5
     imitation: float = 1.0
     steps: int = 200

@@ -43,14 +43,13 @@ SURE = 0.05
 """Nats of entropy below which a law counts as certain. Most laws behind a short answer are, and teach nothing."""
 ANYWHERE = 0.2
 """Share of the states that are drawn from all of a trajectory; the others follow its first certain steps."""
-MEASURED_STATES = 2048
 
 
 @dataclass(frozen=True)
 class LayerRecipe:
     """canvases: that the model fills, of `canvas` positions each, at `temperature`. depth: how often the layer is applied in a
     row, at most. steps, batch, rate: of AdamW, a batch being states; the rate rises over `warmup` steps and falls linearly to a
-    twentieth. held_out: canvases to measure on. seed: of prompts, draws, states.
+    twentieth. held_out: canvases to measure on, in `measured` states at least. seed: of prompts, draws, states.
     """
 
     canvases: int = 4096
@@ -62,6 +61,7 @@ class LayerRecipe:
     rate: float = 1e-3
     warmup: int = 100
     held_out: int = 256
+    measured: int = 2048
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
@@ -219,11 +219,13 @@ class LayerTrainer:
 
 
 @torch.no_grad()
-def measured(base: Denoiser, layer: SamplerLayer, data: Sequence[Trajectory], depth: int, seed: int) -> dict[str, Any]:
+def measured(
+    base: Denoiser, layer: SamplerLayer, data: Sequence[Trajectory], depth: int, seed: int, least: int
+) -> dict[str, Any]:
     """By depth: the mean divergence in nats of the layer's laws from the model's, that of the laws the model had before the
-    tokens came ("stale"), how much lower it is, and the 95 % interval of the difference over states."""
+    tokens came ("stale"), how much lower it is, and the 95 % interval of the difference over at `least` so many states."""
     costs: dict[tuple[str, int], list[Tensor]] = {}
-    for number in range(-(-MEASURED_STATES // len(data))):
+    for number in range(-(-least // len(data))):
         for start in range(0, len(data), TOGETHER):
             generator = torch.Generator().manual_seed(seed + 1000 * number + start)
             given = states(data[start : start + TOGETHER], depth, generator)
@@ -299,7 +301,7 @@ def make(
         "metrics": {
             "about": "divergence in nats from the model's laws after as many further tokens, over held-out states: of the "
             "layer, and of the laws before these tokens",
-            "depth": measured(base, layer, held_out, recipe.depth, recipe.seed),
+            "depth": measured(base, layer, held_out, recipe.depth, recipe.seed, recipe.measured),
         },
         "log": trainer.log,
         "machine": machine(),
