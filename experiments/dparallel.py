@@ -59,7 +59,8 @@ def lists(settings: Settings) -> Study:
 
     arms, claims = [], []
     for name, model in _models(settings).items():
-        arms.append(arm(f"{name}, one token", model, ONE))
+        if name in ("before", "after"):
+            arms.append(arm(f"{name}, one token", model, ONE))
         arms += [arm(f"{name}, {threshold:g}", model, threshold) for threshold in settings.thresholds]
     for threshold in settings.thresholds:
         after, before = f"after, {threshold:g}", f"before, {threshold:g}"

@@ -18,6 +18,7 @@ from decodery.training.dparallel import (
     by_entropy,
     certainty,
     distillation_loss,
+    entries_beside,
     halves,
     list_metrics,
     main,
@@ -230,6 +231,20 @@ def test_it_writes_a_model_and_its_card(tmp_path):
     fresh = _model().network.state_dict()
     assert any(not torch.equal(weight.half().float(), fresh[name].half().float())
                for name, weight in read.network.named_parameters())  # fmt: skip
+
+
+def test_the_tokenizer_is_shared_with_a_neighbour_and_copied_elsewhere(tmp_path):
+    base = ARTIFACTS / "diffusion-lists"
+    described = json.loads((base / "config.json").read_text())["masked_diffusion"]
+    beside = entries_beside(base, ARTIFACTS / "nothing-there")
+    assert beside == {
+        "masked_diffusion": described, "eos_token_id": 1, "pad_token_id": 1, "tokenizer_folder": "diffusion-lists"
+    }  # fmt: skip
+    assert not (ARTIFACTS / "nothing-there").exists()
+    alone = entries_beside(base, tmp_path / "model")
+    assert alone == {"masked_diffusion": described, "eos_token_id": 1, "pad_token_id": 1}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_metrics_are_by_threshold_and_task():

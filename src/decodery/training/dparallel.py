@@ -10,6 +10,7 @@ entropy where the model predicts it already. Interrupted, it goes on where it wa
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from decodery.models.checkpoint import tokenizer_folder
+from decodery.models.masked_diffusion import read_config
 from decodery.training.checkpoints import keep, kept
 from decodery.training.denoisers import Denoiser, prompts_for
 from decodery.training.masked_diffusion import machine
@@ -44,8 +47,8 @@ TOGETHER = 128
 class DistillationRecipe:
     """answers: that the model writes itself, of `canvas` positions each. block: positions of a block; a canvas of no more is
     one block, which is also the variant for shifted models. share: of a block that is hidden in its first half. beta: weight
-    of the certainty, 1 or 2 in the paper. certainty_temperature: inside its entropy. imitation: weight of the cross-entropy, 0 for certainty alone.
-    steps, batch, rate, weight_decay: of AdamW, a batch being answers. seed: of prompts, order, masks.
+    of the certainty, 1 or 2 in the paper. certainty_temperature: inside its entropy. imitation: weight of the cross-entropy,
+    0 for certainty alone. steps, batch, rate, weight_decay: of AdamW, a batch being answers. seed: of prompts, order, masks.
     """
 
     answers: int = 4000
@@ -272,13 +275,24 @@ def make(
     return card
 
 
+def entries_beside(base: Path, artifact: Path) -> dict[str, Any]:
+    """The entries of config.json that a model in `artifact` has from the one in `base` that it began as. Its tokenizer is named
+    where both lie in one folder, and copied otherwise."""
+    config, tokenizer = read_config(base), tokenizer_folder(base).resolve()
+    entries = {key: config[key] for key in ("masked_diffusion", "eos_token_id", "pad_token_id") if key in config}
+    if artifact.resolve().parent == tokenizer.parent:
+        return {**entries, "tokenizer_folder": tokenizer.name}
+    artifact.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, artifact / name)
+    return entries
+
+
 @refusing
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
 
-    from decodery.models.checkpoint import tokenizer_folder
-    from decodery.models.masked_diffusion import read_config
     from decodery.models.store import resolve
 
     parser = recipe_parser(
@@ -303,10 +317,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     )
     about = {"title": artifact.name, "about": f"{name} after certainty-forcing distillation", "base": name}
-    config = read_config(place)
-    entries = {key: config[key] for key in ("masked_diffusion", "eos_token_id", "pad_token_id") if key in config} | {
-        "tokenizer_folder": tokenizer_folder(place).name
-    }
     with progress_bars() as show:
         card = make(
             model,
@@ -316,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             artifact,
             given["answers_file"] or given["folder"] / "answers.jsonl",
             {**about, "command": command},
-            entries,
+            entries_beside(place, artifact),
             samples=given["samples"] if name == "diffusion-lists" else 0,
             show=show,
         )
