@@ -279,7 +279,9 @@ def entries_beside(base: Path, artifact: Path) -> dict[str, Any]:
     """The entries of config.json that a model in `artifact` has from the one in `base` that it began as. Its tokenizer is named
     where both lie in one folder, and copied otherwise."""
     config, tokenizer = read_config(base), tokenizer_folder(base).resolve()
-    entries = {key: config[key] for key in ("masked_diffusion", "eos_token_id", "pad_token_id") if key in config}
+    entries: dict[str, Any] = {
+        key: config[key] for key in ("masked_diffusion", "eos_token_id", "pad_token_id") if key in config
+    }
     if artifact.resolve().parent == tokenizer.parent:
         return {**entries, "tokenizer_folder": tokenizer.name}
     artifact.mkdir(parents=True, exist_ok=True)
