@@ -24,8 +24,6 @@ SHARED = 1024
 TRAINED = {
     "diffusion-lists/model.safetensors": "diffusion-lists",
     "diffusion-lists-dparallel/model.safetensors": "dparallel",
-    "sampler-layer-diffusion-lists/layer.safetensors": "sampler-layer",
-    "sampler-layer-diffusion-stories/layer.safetensors": "sampler-layer",
     "diffusion-rainbow/model.safetensors": "rainbow-padding",
     "diffusion-stories/model.safetensors": "stories",
     "stories-twin/model.safetensors": "stories",

@@ -131,7 +131,7 @@ class ApproximateJointSampling(StepwiseMethod):
     example: ClassVar[str] = "approximate-joint-sampling(layer=off)"
     needs: ClassVar[tuple[Requirement, ...]] = (
         MASKED_POSITIONS,
-        Artifact("a sampler layer (shipped for diffusion-lists and diffusion-stories)"),
+        Artifact("a sampler layer trained for the model"),
     )
 
     tokens_per_step: int = parameter(
@@ -142,7 +142,7 @@ class ApproximateJointSampling(StepwiseMethod):
     )
     layer: str = parameter(
         "auto",
-        "folder of the trained layer; auto: that shipped for the model; off: none, all tokens of a step by its forward alone",
+        "folder of the trained layer; auto: one that ships for the model; off: none, all tokens of a step by its forward alone",
         names="file",
     )
 
