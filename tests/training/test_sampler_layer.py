@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import decodery
-from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer, shipped
+from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer
 from decodery.errors import BadInput
 from decodery.loading import load_tokenizer
 from decodery.models.catalogue import ARTIFACTS
@@ -231,18 +230,3 @@ def test_another_model_is_refused(tmp_path, capsys):
         main(["--model", "stories-twin", "--folder", str(tmp_path), "--artifact", "x"])
     assert ended.value.code == 2
     assert "no small masked-diffusion model" in capsys.readouterr().err
-
-
-# What ships
-
-
-@pytest.mark.parametrize("model", ["diffusion-lists", "diffusion-stories"])
-def test_the_layers_that_ship_are_better_than_no_layer(model):
-    lm = decodery.load(model, dtype="float32")
-    folder = shipped(lm.network.fingerprint())
-    if folder is None:
-        pytest.skip(f"no layer for {model} is part of this copy")
-    card = json.loads((folder / "card.json").read_text())
-    assert TrainedLayer.read(folder).fingerprint == lm.network.fingerprint()
-    for numbers in card["metrics"]["depth"].values():
-        assert numbers["difference"][0] > 0
