@@ -53,6 +53,7 @@ def data():
 # Trajectories and states
 
 
+@torch.no_grad()
 def test_a_trajectory_is_drawn_one_by_one_where_the_law_has_the_lowest_entropy(data):
     base = _base()
     for one, prompt in zip(data[:6], PROMPTS, strict=False):
