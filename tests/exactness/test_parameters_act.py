@@ -16,6 +16,7 @@ import pytest
 import torch
 from parameter_pairs import PAIRS, Pair
 
+from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer
 from decodery.diffusion.sched.margins import Calibration
 from decodery.engine.cost import CostCurve
 from decodery.engine.events import Finished
@@ -25,6 +26,7 @@ from decodery.engine.registry import BUILT_IN, find
 from decodery.engine.registry import method as as_method
 from decodery.errors import BadParameter, DecoderyError
 from decodery.evaluation.byte_languages import PairTokenizer, two_letters
+from decodery.models.llama_blocks import Shape
 from decodery.models.scorer import Scorer
 from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.del_.exits import ExitAdapters
@@ -208,6 +210,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     network = SITUATIONS["network"][0]().network
     random = torch.Generator().manual_seed(0)
     weights = {2: (torch.randn(8, 32, generator=random), torch.randn(32, 8, generator=random))}
+    module = SamplerLayer(Shape(VOCABULARY, width=32, layers=2, heads=4, inner=64))
+    module.out_norm.weight.data.fill_(2.0)
+    TrainedLayer(module, SITUATIONS["canvas"][0]().network.fingerprint(), 3).write(folder / "layer")
     ExitAdapters(weights, torch.arange(0, 260, 2), network.fingerprint(), {}).write(folder / "adapters")
     return {
         "corpus": str(folder / "corpus.txt"),
@@ -215,6 +220,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "layer_set": str(folder / "set.json"),
         "calibration": str(folder / "calibration.json"),
         "adapters": str(folder / "adapters"),
+        "layer": str(folder / "layer"),
     }
 
 

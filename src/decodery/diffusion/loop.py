@@ -43,12 +43,15 @@ class CanvasForwards:
 
 class Denoising:
     """One canvas on its way. Wrappers of whole decoders override `choose` or `laws_after`, or use `score`, `fill` and
-    `publish` directly.
+    `publish` directly; who needs hidden rows names `taps` and overrides `keep_rows`.
 
     output: what is complete is committed to; by default the request's. Several canvases are tries, each with a fork of it, for
     the caller to choose among (`Request.conclude`). chance, law: noise and processed law; by default the request's and the
     output's.
     """
+
+    taps: tuple[int, ...] = ()
+    """Layers whose rows every forward brings."""
 
     def __init__(
         self,
@@ -127,40 +130,59 @@ class Denoising:
         inside = [offset for offset in wanted if row_of[offset] in rows]
         carried = [offset for offset in wanted if row_of[offset] not in rows and offset in self._carried]
         asked = [row_of[offset] - rows.start for offset in inside]
-        early = [offset for offset in inside if offset < self.request.settings.min_new_tokens]
         hidden = [self.model.mask_token_id] * canvas.prompt + canvas.answer
         forwards = tuple(
-            Forward(sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked)
+            Forward(
+                sequence, tokens[rows.start : rows.stop], attend=Attend.FULL, slots=rows, logits=asked, taps=self.taps
+            )
             for sequence, tokens in zip(sequences or self.sequences, (canvas.tokens, hidden), strict=False)
         )
-        committed, number = self.committed, self.state.number
-        completion = self.plan.completion
-        allowed = None if completion is None else completion.allowed(canvas, [*carried, *inside])
+        held = self.held(canvas, [*carried, *inside])
 
         def laws(answers: Sequence[Scores]) -> Laws:
-            scores = self._guided([answer.logits for answer in answers]).float()
-            scores[:, self._banned] = -float("inf")
-            if early:  # pads end a text as well
-                scores[: len(early), list(self.model.filling_token_ids)] = -float("inf")
+            self.keep_rows(rows, answers)
+            scores = self.guided([answer.logits for answer in answers]).float()
             if end is None and self.model.shift and inside:
                 self._carried = {inside[0]: scores[0]}
             if carried:
                 scores = torch.cat([torch.stack([self._carried[offset] for offset in carried]), scores])
-            if allowed is not None:
-                scores.masked_fill_(~allowed.to(scores.device), -float("inf"))
-            return Laws([*carried, *inside], scores, self.law, self.chance, canvas.prompt, committed, number)
+            return held(scores)
 
         return CanvasForwards(forwards, laws)
+
+    def held(self, canvas: Canvas, offsets: Sequence[int]) -> Callable[[Tensor], Laws]:
+        """What makes laws of raw scores [m, vocabulary] of these masked offsets, ascending, on the canvas as it is now: without
+        what no law may give there."""
+        early = sum(offset < self.request.settings.min_new_tokens for offset in offsets)
+        committed, number = self.committed, self.state.number
+        completion = self.plan.completion
+        allowed = None if completion is None else completion.allowed(canvas, offsets)
+
+        def laws(scores: Tensor) -> Laws:
+            scores = scores.clone()
+            scores[:, self._banned] = -float("inf")
+            if early:  # pads end a text as well
+                scores[:early, list(self.model.filling_token_ids)] = -float("inf")
+            if allowed is not None:
+                scores.masked_fill_(~allowed.to(scores.device), -float("inf"))
+            return Laws(offsets, scores, self.law, self.chance, canvas.prompt, committed, number)
+
+        return laws
+
+    def keep_rows(self, rows: range, answers: Sequence[Scores]) -> None:
+        """Keep what is needed of the tapped rows of a forward. rows: those of prompt and canvas that it computed. answers: with
+        guidance that of the canvas, then that behind a masked prompt."""
 
     def _wanted(self, canvas: Canvas, start: int, end: int | None) -> list[int]:
         if self.plan.rule.whole_canvas or (end is None and self.plan.blocks.looks_ahead):
             return canvas.masked()
         return canvas.masked(start, self.plan.blocks.end(canvas, start, None) if end is None else end)
 
-    def _guided(self, logits: Sequence[Tensor]) -> Tensor:
-        if len(logits) == 1:
-            return logits[0].clone()
-        conditional, unconditional = logits
+    def guided(self, answers: Sequence[Tensor]) -> Tensor:
+        """Of raw scores, or of the rows that they are products of, the ones that guidance makes of both."""
+        if len(answers) == 1:
+            return answers[0]
+        conditional, unconditional = answers
         return unconditional + (self.plan.cfg_scale + 1) * (conditional - unconditional)
 
     # Filling

@@ -60,6 +60,8 @@ BUILT_IN = {
     "hex": "decodery.diffusion.hex:HiddenExperts",
     "adablock": "decodery.diffusion.adablock:AdaBlock",
     "localleap": "decodery.diffusion.localleap:LocalLeap",
+    "approximate-joint-sampling": "decodery.diffusion.approximate_joint_sampling.method:ApproximateJointSampling",
+    "dparallel": "decodery.diffusion.dparallel:DParallel",
     "sched": "decodery.diffusion.sched.method:SchED",
     "any-subset-autoregressive": "decodery.any_order.any_subset_autoregressive:AnySubsetAutoregressive",
     "any-subset-speculative": "decodery.any_order.any_subset_speculative:AnySubsetSpeculative",

@@ -23,6 +23,7 @@ SHARED = 1024
 """Bytes from which on no content may be there twice; what is smaller describes the folder that it lies in."""
 TRAINED = {
     "diffusion-lists/model.safetensors": "diffusion-lists",
+    "diffusion-lists-dparallel/model.safetensors": "dparallel",
     "diffusion-rainbow/model.safetensors": "rainbow-padding",
     "diffusion-stories/model.safetensors": "stories",
     "stories-twin/model.safetensors": "stories",

@@ -7,7 +7,6 @@ every other one (masked diffusion), or those before it (an autoregressive twin).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,93 +15,8 @@ import torch._dynamo
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Llama: rotary positions, RMS norms, gated feed-forward, tied embeddings, no biases."""
-
-    vocabulary: int
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    inner: int | None = None
-    """Width inside the feed-forward; None is three times the width."""
-    theta: float = 10000.0
-    epsilon: float = 1e-5
-
-    @property
-    def inner_width(self) -> int:
-        return self.inner if self.inner is not None else 3 * self.width
-
-
-class Norm(nn.Module):
-    """A root-mean-square norm."""
-
-    def __init__(self, width: int, epsilon: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, rows: Tensor) -> Tensor:
-        scale = rows.float().pow(2).mean(-1, keepdim=True).add(self.epsilon).rsqrt()
-        return (rows.float() * scale).to(rows.dtype) * self.weight.to(rows.dtype)
-
-
-class Attention(nn.Module):
-    """Attention with rotary positions, the halves of a head rotated against each other."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.heads = shape.heads
-        self.q_proj = nn.Linear(shape.width, shape.width, bias=False)
-        self.k_proj = nn.Linear(shape.width, shape.width, bias=False)
-        self.v_proj = nn.Linear(shape.width, shape.width, bias=False)
-        self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
-
-    def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        def split(projected: Tensor) -> Tensor:
-            return projected.view(*projected.shape[:-1], self.heads, -1).transpose(1, 2)
-
-        def rotate(heads: Tensor) -> Tensor:
-            first, second = heads.chunk(2, dim=-1)
-            return heads * cosine + torch.cat((-second, first), dim=-1) * sine
-
-        queries, keys, values = split(self.q_proj(rows)), split(self.k_proj(rows)), split(self.v_proj(rows))
-        mixed = F.scaled_dot_product_attention(
-            rotate(queries), rotate(keys), values, attn_mask=visible, is_causal=causal
-        )
-        output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
-        return output
-
-
-class FeedForward(nn.Module):
-    """A gated feed-forward."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.gate_proj = nn.Linear(shape.width, shape.inner_width, bias=False)
-        self.up_proj = nn.Linear(shape.width, shape.inner_width, bias=False)
-        self.down_proj = nn.Linear(shape.inner_width, shape.width, bias=False)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
-        return output
-
-
-class Layer(nn.Module):
-    """One block: attention and feed-forward, each behind a norm and added."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.self_attn = Attention(shape)
-        self.mlp = FeedForward(shape)
-        self.input_layernorm = Norm(shape.width, shape.epsilon)
-        self.post_attention_layernorm = Norm(shape.width, shape.epsilon)
-
-    def forward(self, rows: Tensor, cosine: Tensor, sine: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        rows = rows + self.self_attn(self.input_layernorm(rows), cosine, sine, visible, causal)
-        output: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
-        return output
+from decodery.models.llama_blocks import Layer, Norm, rotations
+from decodery.models.llama_blocks import Shape as Shape
 
 
 class Body(nn.Module):
@@ -145,15 +59,12 @@ class SmallLlama(nn.Module):
         visible: bool, broadcast to [batch, heads, length, length], true where a row (third axis) may see another one;
         None is everything, or everything up to itself where causal. positions: [batch, length]; None is 0, 1, …
         """
-        half = self.shape.width // self.shape.heads // 2
-        device = tokens.device
-        rates = self.shape.theta ** -(torch.arange(half, dtype=torch.float32, device=device) / half)
-        places = torch.arange(tokens.shape[1], device=device) if positions is None else positions[:, None]
-        angles = places.float()[..., None] * rates.repeat(2)
+        places = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions[:, None]
+        cosine, sine = rotations(self.shape, places)
         rows = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
             rows = rows.to(torch.get_autocast_dtype(tokens.device.type))
-        cosine, sine = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        cosine, sine = cosine.to(rows.dtype), sine.to(rows.dtype)
         for layer in self.model.layers:
             rows = layer(rows, cosine, sine, visible, causal)
         output: Tensor = self.model.norm(rows)

@@ -63,6 +63,16 @@ RECIPES = {
         "thresholds of sched for a model",
         "--model diffusion-lists --prompts prompts.txt --output thresholds.json",
     ),
+    "sampler-layer": RecipeEntry(
+        "decodery.training.sampler_layer",
+        "a layer that draws several tokens of a forward together, for approximate-joint-sampling",
+        "--model diffusion-lists --folder work --artifact sampler-layer-diffusion-lists",
+    ),
+    "dparallel": RecipeEntry(
+        "decodery.training.dparallel",
+        "a masked-diffusion model that is certain of more tokens at once, taught by its own answers",
+        "--model diffusion-lists --folder work --artifact diffusion-lists-dparallel",
+    ),
     "adadec-threshold": RecipeEntry(
         "decodery.training.adadec_threshold",
         "the entropy from which adadec pauses with a model",
