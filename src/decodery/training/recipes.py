@@ -23,6 +23,11 @@ class RecipeEntry:
 
 
 RECIPES = {
+    "answers": RecipeEntry(
+        "decodery.training.answers",
+        "a model's own answers to many prompts, which other recipes learn from",
+        "--model smollm2-135m --folder answers",
+    ),
     "masked-diffusion": RecipeEntry(
         "decodery.training.masked_diffusion",
         "a masked-diffusion model of your own texts, from scratch or adapted from an autoregressive one",
