@@ -28,6 +28,7 @@ from decodery.evaluation.byte_languages import PairTokenizer, two_letters
 from decodery.models.scorer import Scorer
 from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.del_.exits import ExitAdapters
+from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead
 from decodery.speculative.swift.layer_search import LayerSet
 from decodery.testing import (
     LetterTokenizer,
@@ -198,7 +199,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     random = torch.Generator().manual_seed(0)
     weights = {2: (torch.randn(8, 32, generator=random), torch.randn(32, 8, generator=random))}
     ExitAdapters(weights, torch.arange(0, 260, 2), network.fingerprint(), {}).write(folder / "adapters")
+    story = SITUATIONS["text"][0]()
+    names = story.network.fingerprint(), story.companion("other").network.fingerprint()
+    for place, word in enumerate(("acceptance", "another acceptance")):
+        head = AcceptanceHead(2, 0)
+        head.out.weight.data, head.out.bias.data = torch.zeros(2, 2), torch.tensor([0.0, 3.0 * place])
+        TrainedHead(head, *names, 0, 0.7, 1.0, {}).write(folder / word)
     return {
+        "acceptance": str(folder / "acceptance"),
+        "another acceptance": str(folder / "another acceptance"),
         "corpus": str(folder / "corpus.txt"),
         "table": str(folder / "table.npz"),
         "layer_set": str(folder / "set.json"),

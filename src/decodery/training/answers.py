@@ -2,19 +2,20 @@
 
     decodery train answers --model smollm2-135m --folder answers
 
-Batches of prompts are answered in turn greedily and at each of the temperatures, on the fast path, and each batch becomes a small
-file of token ids. Interrupted, it goes on with the next batch. Other recipes read the folder (`--answers FOLDER`); what they need
-beside the tokens, such as hidden rows, they compute again (`hidden_rows`), which is much faster than writing was.
+Batches of prompts are answered in turn greedily and at each of the temperatures, on the fast path, and each batch becomes a
+small file of token ids. Interrupted, it goes on with the next batch. Other recipes read the folder (`--answers FOLDER`); what
+they need beside the tokens, such as hidden rows, they compute again (`hidden_rows`), which is much faster than writing was.
 
-Prompts are those of `decodery.training.prompts`, which need no data set, and those of files (`--files`): questions in Spec-Bench's
-form, JSON lines with an `instruction`, a `question` or a `text`, or stories as plain text. What is kept to measure on is never
-read: decodery's own questions, every second question of each category of a file in Spec-Bench's form, and files whose names
-say that they are for tests.
+Prompts are those of `decodery.training.prompts`, which need no data set, and those of files (`--files`): questions in
+Spec-Bench's form, JSON lines with an `instruction`, a `question` or a `text`, or stories as plain text. What is kept to measure
+on is never read: decodery's own questions, every second question of each category of a file in Spec-Bench's form, and files
+whose names say that they are for tests.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ from decodery.training.prompts import ASKS, TOPICS, varied_prompts
 if TYPE_CHECKING:
     from decodery.language_model import LanguageModel
 
-KEPT_FOR_TESTS = ("test", "valid", "validation", "dev", "heldout", "held-out", "held_out")
-"""Words in the name of a file whose prompts no recipe may see."""
+KEPT_FOR_TESTS = re.compile(r"(?:^|[\W_])(tests?|valid|validation|dev|held[\W_]?out)(?:$|[\W_])")
+"""A word in the name of a file whose prompts no recipe may see."""
 LONGEST_PROMPT = 2000
 """Characters; longer prompts are left out."""
 PARAGRAPH = (200, 600)
@@ -55,9 +56,9 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class AnswerRecipe:
-    """prompts, kinds, topics: of `varied_prompts`. files: of further prompts, and at most `per_file` of each. answers: how often
-    each prompt is answered, at another temperature each time. temperatures: of the batches in turn; 0 is greedy. new_tokens: of
-    an answer at most. batch: prompts that are answered at once. seed: of prompts and sampling.
+    """prompts, kinds, topics: of `varied_prompts`. files: of further prompts, and at most `per_file` of each. answers: how
+    often each prompt is answered, at another temperature each time. temperatures: of the batches in turn; 0 is greedy.
+    new_tokens: of an answer at most. batch: prompts that are answered at once. seed: of prompts and sampling.
     """
 
     prompts: int = 11000
@@ -88,8 +89,8 @@ class Answer:
 
 
 def all_prompts(recipe: AnswerRecipe) -> list[str]:
-    """The recipe's prompts in the order in which they are answered. Raises BadInput where a file is kept for tests or holds none,
-    OSError where it cannot be read."""
+    """The recipe's prompts in the order in which they are answered. Raises BadInput where a file is kept for tests or holds
+    none, OSError where it cannot be read."""
     prompts = varied_prompts(recipe.prompts, recipe.seed, recipe.kinds, recipe.topics) if recipe.prompts else []
     own = {turn for question in load_questions() for turn in question.turns}
     generator = np.random.Generator(np.random.Philox(key=recipe.seed))
@@ -104,9 +105,8 @@ def all_prompts(recipe: AnswerRecipe) -> list[str]:
 
 def file_prompts(path: Path) -> list[str]:
     """The prompts of a file that recipes may see: see the head of this module."""
-    words = path.stem.lower().replace(".", "_").split("_") + [path.stem.lower()]
-    if kept := sorted(set(words) & set(KEPT_FOR_TESTS)):
-        raise BadInput(f"{path} is kept to measure on, as {kept[0]!r} in its name says; give a file for training.")
+    if kept := KEPT_FOR_TESTS.search(path.stem.lower()):
+        raise BadInput(f"{path} is kept to measure on, as {kept[1]!r} in its name says; give a file for training.")
     if path.suffix != ".jsonl":
         shortest, longest = PARAGRAPH
         paragraphs = (" ".join(part.split()) for part in path.read_text("utf-8").split("\n\n"))

@@ -1,8 +1,8 @@
 """What teaching a small model a large one's law needs: the divergence between both, at a cost that a few cores can pay.
 
-The head of a usual vocabulary is most of the work, so each step looks at part of it: the tokens that the large model writes most
-often, and as many others drawn at random, each of which stands for its share of those that were not drawn (importance
-sampling, as in Jean et al., arXiv 1412.2007).
+The head of a usual vocabulary is most of the work, so each step looks at part of it: the tokens that the large model writes
+most often, and others drawn at random, each of which stands for its share of those that were not drawn (importance sampling,
+as in Jean et al., arXiv 1412.2007).
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ RECIPES = {
         "a model's own answers to many prompts, which other recipes learn from",
         "--model smollm2-135m --folder answers",
     ),
+    "sibling": RecipeEntry(
+        "decodery.training.sibling",
+        "a small sibling of a model that drafts for it",
+        "--model smollm2-135m --answers answers --folder work --artifact smollm2-sibling",
+    ),
     "masked-diffusion": RecipeEntry(
         "decodery.training.masked_diffusion",
         "a masked-diffusion model of your own texts, from scratch or adapted from an autoregressive one",

@@ -4,10 +4,11 @@
     decodery train sibling --model smollm2-135m --answers answers --folder work --artifact smollm2-sibling
 
 The layers begin as some of the model's own, with the strongest units of their feed-forward alone. Embedding and head stay the
-model's and frozen. AdamW with a one-cycle rate brings the sibling's law at every token of the answers to the model's own
-(word-level distillation, Kim and Rush, arXiv 1606.07947; on the large model's own texts, as DistillSpec has it, arXiv 2310.08461,
-section 4.1). Interrupted, it goes on where it was; answers may have been added meanwhile. The artifact holds the layers in eight
-bits as a GGUF file and no embedding: when it is loaded, that is read from the file of the model whose sibling it is.
+model's and frozen. AdamW at a constant rate brings the sibling's law at every token of the answers to the model's own
+(word-level distillation, Kim and Rush, arXiv 1606.07947; on the large model's own texts, as DistillSpec has it, arXiv
+2310.08461, section 4.1). What is kept is a running average of the weights, so that a run may end at any step. Interrupted, it
+goes on where it was; answers and steps may have been added meanwhile. The artifact holds the layers in eight bits as a GGUF
+file and no embedding: when it is loaded, that is read from the file of the model whose sibling it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from decodery.errors import BadInput
-from decodery.evaluation.questions import load_questions
 from decodery.models.forward import POST_NORM, Forward
 from decodery.models.shared_embedding import write_layers
 from decodery.training.answers import Answer, held_out_answers, hidden_rows, in_groups, read_answers
@@ -57,18 +57,21 @@ CHUNK = 256
 @dataclass(frozen=True)
 class SiblingRecipe:
     """layers: of the model, with which the sibling's begin. feed_forward: width of theirs. frequent, drawn: tokens that a step
-    looks at. steps, rate, rows: of AdamW, rows being those of a step's texts, with their prompts. decay: of weights.
-    held_out_tokens: length of the answers on decodery's own questions by which agreement is measured. seed: of batches.
+    looks at. steps, rate, rows: of AdamW, rows being those of a step's texts, with their prompts. warmup: steps over which the
+    rate rises. decay: of weights. average: what a step leaves of the running average of the weights. held_out_tokens: length of
+    the answers on decodery's own questions by which agreement is measured. seed: of batches.
     """
 
-    layers: tuple[int, ...] = (0, 1, 2, 29)
-    feed_forward: int = 768
-    frequent: int = 6144
-    drawn: int = 2048
-    steps: int = 6000
-    rate: float = 2e-3
-    rows: int = 2048
+    layers: tuple[int, ...] = (0, 29)
+    feed_forward: int = 1536
+    frequent: int = 4096
+    drawn: int = 1024
+    steps: int = 16000
+    rate: float = 1.5e-3
+    rows: int = 768
+    warmup: int = 60
     decay: float = 0.01
+    average: float = 0.99
     held_out_tokens: int = 96
     seed: int = 0
 
@@ -127,9 +130,8 @@ class SiblingTrainer:
             lr=recipe.rate,
             betas=(0.9, 0.98),
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.rate, total_steps=recipe.steps + 1, pct_start=0.1, cycle_momentum=False
-        )
+        self.averaged = copy.deepcopy(self.small)
+        """The model of the running average of the weights, which is what is kept."""
         self.step = 0
         self.log: list[dict[str, float]] = []
 
@@ -155,20 +157,30 @@ class SiblingTrainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.small.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * min(1.0, (self.step + 1) / self.recipe.warmup)
         self.optimizer.step()
-        self.schedule.step()
         self.step += 1
+        self._average()
         return float(loss.detach())
 
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Over few steps at first, so that the average does not lag behind what is learnt fast."""
+        left = min(self.recipe.average, self.step / (self.step + 10))
+        for mean, weight in zip(self.averaged.parameters(), self.small.parameters(), strict=True):
+            if weight.requires_grad:
+                mean.lerp_(weight, 1 - left)
+
     def train(self, folder: Path, held_out: tuple[Sequence[Answer], Tensor], progress: Show = silent) -> None:
-        """All steps, from the last checkpoint in `folder` where there is one. held_out: answers, and the rows of their outputs,
-        on which agreement is logged."""
-        identity = json.dumps(asdict(self.recipe))
+        """All steps, from the last checkpoint in `folder` where there is one, even of a run of another length. held_out:
+        answers, and the rows of their outputs, on which agreement is logged."""
+        identity = json.dumps({key: value for key, value in asdict(self.recipe).items() if key != "steps"})
         started, before = time.perf_counter(), 0.0
         if (state := kept(folder, identity)) is not None:
-            self.small.load_state_dict(state["weights"])
+            self.small.load_state_dict(state["weights"], strict=False)
+            self.averaged.load_state_dict(state["averaged"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
             self.step, self.log = state["step"], state["log"]
             before = self.log[-1]["seconds"]
         losses: list[float] = []
@@ -190,17 +202,22 @@ class SiblingTrainer:
         return {
             "step": self.step,
             "log": self.log,
-            "weights": self.small.state_dict(),
+            "weights": learnt(self.small),
+            "averaged": learnt(self.averaged),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
         }
 
     @torch.no_grad()
     def agreement(self, answers: Sequence[Answer], rows: Tensor) -> float:
         """The share of the outputs' places at which the likeliest token is the model's own, over the whole vocabulary. rows:
         [n, hidden], as for training."""
-        own = torch.cat([torch.cat(read_rows(self.small, group)) for group in in_groups(answers)])
+        own = torch.cat([torch.cat(read_rows(self.averaged, group)) for group in in_groups(answers)])
         return float((likeliest(own, self._head) == likeliest(rows, self._head)).float().mean())
+
+
+def learnt(small: Any) -> dict[str, Tensor]:
+    """The weights of a small copy that are its own, by name."""
+    return {name: weight for name, weight in small.state_dict().items() if name not in FROZEN}
 
 
 def read_rows(model: Any, answers: Sequence[Answer]) -> list[Tensor]:
@@ -211,8 +228,7 @@ def read_rows(model: Any, answers: Sequence[Answer]) -> list[Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.base_model(tokens, use_cache=False).last_hidden_state
     return [
-        rows[len(answer.prompt) - 1 : len(ids)].float()
-        for rows, answer, ids in zip(hidden, answers, read, strict=True)
+        rows[len(answer.prompt) - 1 : len(ids)].float() for rows, answer, ids in zip(hidden, answers, read, strict=True)
     ]
 
 
@@ -272,6 +288,7 @@ def make(
 ) -> dict[str, Any]:
     """Run the recipe and write the artifact: the layers and their card. Returns the card."""
     from decodery.loading import load
+
     folder.mkdir(parents=True, exist_ok=True)
     if (base := lm.folder) is None:
         raise BadInput(f"{lm.name} has no folder, so that its embedding cannot be shared.")
@@ -280,12 +297,13 @@ def make(
     test = hidden_rows(lm, held_out, (POST_NORM,))[POST_NORM]
     trainer = SiblingTrainer(lm.network.model, recipe, answers, rows_of(lm, answers, folder, progress))  # type: ignore[attr-defined]
     trainer.train(folder, (held_out, test), progress)
-    weights = {name: weight for name, weight in trainer.small.state_dict().items() if name not in FROZEN}
-    write_layers(weights, trainer.small.config.to_dict(), base, artifact)
+    weights = learnt(trainer.averaged)
+    write_layers(weights, trainer.averaged.config.to_dict(), base, artifact)
+    own = sum(weight.numel() for weight in weights.values())
     card: dict[str, Any] = {
         "title": f"Small sibling of {lm.name}",
         "licence": "that of the model whose sibling it is",
-        "parameters": f"{sum(weight.numel() for weight in trainer.small.model.layers.parameters()) / 1e6:.1f}M beside the embedding",
+        "parameters": f"{own / 1e6:.1f}M beside the embedding",
         "model": lm.name,
         "recipe": asdict(recipe),
         "command": command or "decodery train sibling",
