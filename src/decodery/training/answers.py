@@ -75,6 +75,8 @@ class AnswerRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.answers <= len(self.temperatures):
             raise BadInput(f"answers must be between 1 and the number of temperatures, {len(self.temperatures)}.")
+        if self.kinds < 1 or self.topics < 2:
+            raise BadInput("kinds must be at least 1, topics at least 2, since some prompts compare two.")
         if min(self.temperatures) < 0 or min(self.new_tokens, self.batch, self.per_file) < 1 or self.prompts < 0:
             raise BadInput("temperatures and prompts must be at least 0; new-tokens, batch and per-file at least 1.")
 
@@ -167,7 +169,8 @@ def write_answers(lm: LanguageModel, recipe: AnswerRecipe, folder: Path, progres
         if path.exists():
             continue
         temperature = recipe.temperatures[place % many]
-        group = [question_ids(lm, prompt) for prompt in prompts[start : start + recipe.batch]]
+        asked = [question_ids(lm, prompt) for prompt in prompts[start : start + recipe.batch]]
+        group = [ids for ids in asked if len(ids) + recipe.new_tokens <= lm.network.context]
         replies = lm.generate(
             group,
             "autoregressive",
@@ -251,13 +254,13 @@ def hidden_rows(
     return {tap: torch.cat(rows) for tap, rows in kept.items()}
 
 
-def in_groups(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-    """The answers in order, as many at a time as have `ROWS_AT_ONCE` rows together."""
+def in_groups(answers: Sequence[Answer], most: int = ROWS_AT_ONCE) -> Iterator[list[Answer]]:
+    """The answers in order, as many at a time as have at most so many rows together, or one."""
     group: list[Answer] = []
     rows = 0
     for answer in answers:
         count = len(answer.prompt) + len(answer.output)
-        if group and rows + count > ROWS_AT_ONCE:
+        if group and rows + count > most:
             yield group
             group, rows = [], 0
         group.append(answer)

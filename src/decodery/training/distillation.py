@@ -86,5 +86,5 @@ class _Divergence(torch.autograd.Function):
 
 def divergence(rows: Tensor, target: Tensor, part: PartOfVocabulary) -> Tensor:
     """The mean divergence, in nats, of the laws of `rows` from those of `target`, both [n, hidden] and before the head."""
-    found: Tensor = _Divergence.apply(rows, target, part.weights, part.correction)
+    found: Tensor = _Divergence.apply(rows, target, part.weights, part.correction)  # type: ignore[no-untyped-call]
     return found

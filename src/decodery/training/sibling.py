@@ -234,7 +234,8 @@ def read_rows(model: Any, answers: Sequence[Answer]) -> list[Tensor]:
 
 def likeliest(rows: Tensor, head: Tensor) -> Tensor:
     """The likeliest tokens [n] of rows [n, hidden] after the final norm."""
-    return torch.cat([F.linear(part.to(head.dtype), head).argmax(dim=-1) for part in rows.split(CHUNK)])
+    starts = range(0, len(rows), CHUNK)
+    return torch.cat([F.linear(rows[at : at + CHUNK].to(head.dtype), head).argmax(dim=-1) for at in starts])
 
 
 def rows_of(lm: LanguageModel, answers: Sequence[Answer], folder: Path, progress: Show = silent) -> Tensor:
