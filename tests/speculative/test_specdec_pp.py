@@ -307,6 +307,20 @@ def test_with_an_oracle_a_round_discards_at_most_two(
     assert max(accepted for _, accepted in drafts) > 2
 
 
+def test_what_the_head_told_is_told_with_what_became_of_it(tmp_path: Path, asked) -> None:
+    """Of the oracle's answers all come true, and tokens behind a rejected one are not counted."""
+    lm = a_host()
+    spec = f"specdec-pp(draft=other, head={kept(tmp_path, lm)}, threshold=1, longest=5)"
+    request, method = new_request(lm, spec, [0, 1], Settings(temperature=1.0, max_new_tokens=60, seed=3))
+    asked(Oracle(request))
+    finished(request, method)
+    judged = request.statistics.details["judged"]
+    assert all(chance == accepted for chance, accepted in judged)
+    rounds = [one for one in drafted_and_accepted(request) if one[0]]
+    assert len(judged) == sum(min(drafted - 1, accepted + 1) for drafted, accepted in rounds)
+    assert {accepted for _, accepted in judged} == {True, False}
+
+
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     lm = a_host()
     one = trained(lm, random_head(seed=3, blocks=3), threshold=0.35)
