@@ -14,7 +14,7 @@ from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedCla
 from decodery.evaluation.intervals import Array
 from decodery.evaluation.questions import Question
 from decodery.speculative.specdec_pp.acceptance import TrainedHead, corrected, shipped
-from decodery.training.answers import Answer
+from decodery.training.answers import OwnAnswer
 from decodery.training.sibling import agreement as agreement_of
 from experiments.texts import SPEED, TOKENS_PER_ROUND, Asked, decoding, loaded, prompt_of, questions_of
 
@@ -97,12 +97,12 @@ def agreement(settings: Settings) -> Study:
     def measure(question: Question) -> Mapping[str, float]:
         prompt = prompt_of(lm, question)
         reply = lm.generate(prompt, "autoregressive", max_new_tokens=settings.tokens)
-        answer = Answer(prompt, list(reply.token_ids), 0.0)
+        answer = OwnAnswer(prompt, list(reply.token_ids), 0.0)
         return {"same": agreement_of(lm, small, [answer])}
 
     return Study(
-        f"The model's own greedy answers of at most {settings.tokens} tokens to decodery's questions, which no recipe has seen: "
-        "the share of places at which both hold the same token likeliest, on the average of questions.",
+        f"The model's own greedy answers of at most {settings.tokens} tokens to decodery's questions, which no recipe has "
+        "seen: the share of places at which both hold the same token likeliest, on the average of questions.",
         questions_of(settings),
         [Arm(settings.draft, measure)],
         (Figure("agreement", "same"),),

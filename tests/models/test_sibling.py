@@ -19,7 +19,7 @@ from decodery.models.forward import POST_NORM
 from decodery.models.shared_embedding import LAYERS, embedding_of, write_layers
 from decodery.testing import toy_language_model
 from decodery.training import sibling
-from decodery.training.answers import Answer, AnswerRecipe, hidden_rows, write_answers
+from decodery.training.answers import AnswerRecipe, OwnAnswer, hidden_rows, write_answers
 from decodery.training.sibling import SiblingRecipe, SiblingTrainer, agreement, learnt, make, rows_of, small_copy
 
 RECIPE = SiblingRecipe(
@@ -125,17 +125,17 @@ class TestSmallCopy:
 
 
 @pytest.fixture(scope="module")
-def taught() -> tuple[LanguageModel, list[Answer], torch.Tensor]:
+def taught() -> tuple[LanguageModel, list[OwnAnswer], torch.Tensor]:
     """A toy, some of its answers, and the rows that they were chosen from."""
     lm = toy_language_model(seed=1, layers=2, hidden=16, mixing=1.5)
     answers = [
-        Answer(list(reply.prompt_token_ids), list(reply.token_ids), 1.0)
+        OwnAnswer(list(reply.prompt_token_ids), list(reply.token_ids), 1.0)
         for reply in lm.generate(["a b", "hello", "x y z", "so"] * 6, max_new_tokens=24, temperature=1.0, seed=2)
     ]
     return lm, answers, hidden_rows(lm, answers, (POST_NORM,))[POST_NORM]
 
 
-def trainer_of(taught: tuple[LanguageModel, list[Answer], torch.Tensor], recipe: SiblingRecipe) -> SiblingTrainer:
+def trainer_of(taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor], recipe: SiblingRecipe) -> SiblingTrainer:
     lm, answers, rows = taught
     return SiblingTrainer(lm.network.model, recipe, answers, rows)  # type: ignore[attr-defined]
 
@@ -143,14 +143,16 @@ def trainer_of(taught: tuple[LanguageModel, list[Answer], torch.Tensor], recipe:
 class TestTraining:
     recipe = dataclasses.replace(RECIPE, layers=(0,), feed_forward=32, frequent=160, rows=300, rate=1e-2)
 
-    def test_it_learns(self, taught: tuple[LanguageModel, list[Answer], torch.Tensor]) -> None:
+    def test_it_learns(self, taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor]) -> None:
         trainer = trainer_of(taught, dataclasses.replace(self.recipe, average=0.9))
         before = trainer.agreement(taught[1], taught[2])
         losses = [trainer.advance() for _ in range(60)]
         assert np.mean(losses[-5:]) < 0.6 * losses[0]
         assert trainer.agreement(taught[1], taught[2]) > before + 0.1
 
-    def test_a_step_takes_texts_of_like_length(self, taught: tuple[LanguageModel, list[Answer], torch.Tensor]) -> None:
+    def test_a_step_takes_texts_of_like_length(
+        self, taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor]
+    ) -> None:
         trainer = trainer_of(taught, self.recipe)
         for step in range(5):
             chosen = trainer.batch(step)
@@ -162,7 +164,7 @@ class TestTraining:
 
     def test_interrupted_it_goes_on_where_it_was_and_may_be_longer(
         self,
-        taught: tuple[LanguageModel, list[Answer], torch.Tensor],
+        taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -197,7 +199,7 @@ class TestTraining:
         ],
     )
     def test_each_setting_matters(
-        self, taught: tuple[LanguageModel, list[Answer], torch.Tensor], change: dict[str, float]
+        self, taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor], change: dict[str, float]
     ) -> None:
         weights = []
         for recipe in (self.recipe, dataclasses.replace(self.recipe, **change)):
@@ -209,7 +211,7 @@ class TestTraining:
 
 
 def test_rows_are_kept_by_whole_pieces(
-    taught: tuple[LanguageModel, list[Answer], torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sibling, "PIECE", 5)
     lm, answers, rows = taught
@@ -221,12 +223,12 @@ def test_rows_are_kept_by_whole_pieces(
     assert len(found) == len(rows)
 
 
-def _outputs(answers: list[Answer]) -> int:
+def _outputs(answers: list[OwnAnswer]) -> int:
     return sum(len(answer.output) for answer in answers)
 
 
 def test_agreement_is_the_share_of_equal_likeliest_tokens(
-    taught: tuple[LanguageModel, list[Answer], torch.Tensor],
+    taught: tuple[LanguageModel, list[OwnAnswer], torch.Tensor],
 ) -> None:
     lm, answers, _ = taught
     assert agreement(lm, lm, answers) == 1.0

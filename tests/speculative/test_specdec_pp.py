@@ -22,7 +22,7 @@ from decodery.models.heads import HeadNetwork
 from decodery.models.scorer import Scorer
 from decodery.speculative.specdec_pp import method as specdec
 from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead, corrected
-from decodery.speculative.specdec_pp.drafter import ByHead
+from decodery.speculative.specdec_pp.drafter import HeadStop
 from decodery.testing import (
     DrafterLaws,
     TabularScorer,
@@ -259,11 +259,11 @@ def test_nothing_is_asked_of_the_target_while_a_draft_grows(
     assert passes == 0
     assert length > 2
 
-    def peeking(self: ByHead, length: int, law: Tensor) -> Generator[Forward, Scores, bool]:
+    def peeking(self: HeadStop, length: int, law: Tensor) -> Generator[Forward, Scores, bool]:
         yield Forward(lm.network.new_sequence(), [0, 1])
         return length > 3
 
-    monkeypatch.setattr(ByHead, "after", peeking)
+    monkeypatch.setattr(HeadStop, "after", peeking)
     assert target_passes(lm, spec, temperature) == (4, 4), "a rule that looks at the target goes unnoticed"
 
 

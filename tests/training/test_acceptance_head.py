@@ -15,7 +15,7 @@ from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHe
 from decodery.testing import toy_language_model
 from decodery.training import acceptance_head
 from decodery.training.acceptance_head import (
-    Drafting,
+    DraftingNetwork,
     Examples,
     HeadRecipe,
     all_examples,
@@ -103,7 +103,7 @@ def test_rows_are_those_of_the_drafter_s_own_tokens(lm, answers: Path) -> None:
     """With no share of the target's tokens, all places count; each row is that of a text of drawn tokens up to and with its
     own."""
     some = read_answers(answers)[:3]
-    drafting = Drafting(lm.network, Layers(0, 1))
+    drafting = DraftingNetwork(lm.network, Layers(0, 1))
     recipe = dataclasses.replace(RECIPE, share=0.0)
     found = examples_of(lm, drafting, some, 7, recipe)
     assert found.texts.tolist() == [7 + place for place, answer in enumerate(some) for _ in answer.output]
@@ -125,7 +125,7 @@ def test_rows_are_those_of_the_drafter_s_own_tokens(lm, answers: Path) -> None:
 def test_examples_are_kept_piece_by_piece(lm, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance_head, "PIECE", 5)
     some = read_answers(answers)[:8]
-    drafting = Drafting(lm.network, Layers(0, 1))
+    drafting = DraftingNetwork(lm.network, Layers(0, 1))
     whole = all_examples(lm, drafting, some, RECIPE, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples-000000.pt", "examples-000005.pt"]
     monkeypatch.setattr(acceptance_head, "examples_of", None)

@@ -29,7 +29,7 @@ from torch import Tensor
 from decodery.errors import BadInput
 from decodery.models.forward import ALL_LAYERS, POST_NORM, Forward, Layers, Rows
 from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead, corrected
-from decodery.training.answers import Answer, in_groups, read_answers
+from decodery.training.answers import OwnAnswer, in_groups, read_answers
 from decodery.training.checkpoints import keep, kept, same_recipe
 from decodery.training.options import (
     Show,
@@ -80,7 +80,7 @@ class HeadRecipe:
 
 
 @dataclass(frozen=True)
-class Drafting:
+class DraftingNetwork:
     """The network that drafts, and the layers of it that do."""
 
     network: Scorer
@@ -121,7 +121,7 @@ def mixed(texts: Tensor, drawn: Tensor, share: float, generator: torch.Generator
 
 
 def examples_of(
-    lm: LanguageModel, drafting: Drafting, answers: Sequence[Answer], first: int, recipe: HeadRecipe
+    lm: LanguageModel, drafting: DraftingNetwork, answers: Sequence[OwnAnswer], first: int, recipe: HeadRecipe
 ) -> Examples:
     """Rows and labels of some answers, of which the first has the number `first`."""
     found: list[Examples] = []
@@ -154,11 +154,11 @@ def examples_of(
     return _joined(found)
 
 
-def _pair(drafting: Drafting) -> tuple[Scorer, Layers]:
+def _pair(drafting: DraftingNetwork) -> tuple[Scorer, Layers]:
     return drafting.network, drafting.layers
 
 
-def _laws(network: Scorer, layers: Layers, group: Sequence[Answer]) -> list[Tensor]:
+def _laws(network: Scorer, layers: Layers, group: Sequence[OwnAnswer]) -> list[Tensor]:
     """The scores [output, vocabulary] from which each token of the outputs comes."""
     asks = [
         Forward(
@@ -178,8 +178,8 @@ def _joined(parts: Sequence[Examples]) -> Examples:
 
 def all_examples(
     lm: LanguageModel,
-    drafting: Drafting,
-    answers: Sequence[Answer],
+    drafting: DraftingNetwork,
+    answers: Sequence[OwnAnswer],
     recipe: HeadRecipe,
     folder: Path,
     progress: Show = silent,
@@ -267,7 +267,7 @@ def weighted_auc(told: Tensor, accepted: Tensor) -> float:
 
 
 def tokens_for_their_price(
-    lm: LanguageModel, drafting: Drafting, spec: str, prompts: Sequence[list[int]], recipe: HeadRecipe
+    lm: LanguageModel, drafting: DraftingNetwork, spec: str, prompts: Sequence[list[int]], recipe: HeadRecipe
 ) -> float:
     """Tokens for the seconds of their passes, by this machine's cost curves: of each round one pass of the target over the
     draft, of each drafted token one of the drafter."""
@@ -300,7 +300,9 @@ def make(
     """Run the recipe and write the artifact: the head and its card. Returns the card. draft: the draft model's name, where no
     first layers draft."""
     drafting = (
-        Drafting(lm.network, Layers(0, recipe.layers)) if recipe.layers else Drafting(lm.companion(draft).network)
+        DraftingNetwork(lm.network, Layers(0, recipe.layers))
+        if recipe.layers
+        else DraftingNetwork(lm.companion(draft).network)
     )
     if drafting.network.vocabulary != lm.network.vocabulary:
         raise BadInput(f"{draft} has another vocabulary than {lm.name}; the head needs a drafter of the same tokens.")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decodery.training.answers import Answer
+from decodery.training.answers import OwnAnswer
 
 CHUNK = 128
 """Rows whose scores are there at once: they stay in the processor's cache."""
@@ -30,13 +30,13 @@ class PartOfVocabulary:
     correction: Tensor
 
 
-class Vocabulary:
+class SampledVocabulary:
     """A head [vocabulary, hidden] whose steps look at its `frequent` tokens and `drawn` others.
 
     Raises nothing: where both together are the vocabulary or more, all of it is looked at.
     """
 
-    def __init__(self, head: Tensor, answers: Sequence[Answer], frequent: int, drawn: int):
+    def __init__(self, head: Tensor, answers: Sequence[OwnAnswer], frequent: int, drawn: int):
         counts = torch.bincount(
             torch.tensor([token for answer in answers for token in answer.output]), minlength=len(head)
         )

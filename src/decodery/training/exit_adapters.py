@@ -28,7 +28,7 @@ from decodery.language_model import LanguageModel
 from decodery.loading import load
 from decodery.models.forward import POST_NORM
 from decodery.speculative.del_.exits import ExitAdapters, adapted
-from decodery.training.answers import Answer, AnswerRecipe, held_out_answers, hidden_rows, write_answers
+from decodery.training.answers import AnswerRecipe, OwnAnswer, held_out_answers, hidden_rows, write_answers
 from decodery.training.checkpoints import keep, kept
 from decodery.training.options import Show, add_options, progress_bars, read_options, recipe_parser, refusing, silent
 
@@ -71,7 +71,7 @@ class HiddenRows:
         return self.last.shape[0]
 
 
-def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progress: Show = silent) -> list[Answer]:
+def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progress: Show = silent) -> list[OwnAnswer]:
     """What the model writes to the recipe's prompts, batch by batch greedily or sampled. Kept in `folder`."""
     wanted = AnswerRecipe(
         prompts=recipe.texts,
@@ -87,14 +87,14 @@ def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progre
 
 
 def rows_of_exits(
-    lm: LanguageModel, texts: Sequence[Answer], exits: Sequence[int], progress: Show = silent
+    lm: LanguageModel, texts: Sequence[OwnAnswer], exits: Sequence[int], progress: Show = silent
 ) -> HiddenRows:
     """The rows that the outputs' tokens were chosen from, see `hidden_rows`."""
     found = hidden_rows(lm, texts, (*(exit - 1 for exit in exits), POST_NORM), progress)
     return HiddenRows({exit: found[exit - 1] for exit in exits}, found[POST_NORM])
 
 
-def frequent_tokens(lm: LanguageModel, texts: Sequence[Answer], rows: HiddenRows, count: int) -> Tensor:
+def frequent_tokens(lm: LanguageModel, texts: Sequence[OwnAnswer], rows: HiddenRows, count: int) -> Tensor:
     """The tokens [count] int64, ascending, that the model writes most often, by occurrences and by probability."""
     size = lm.network.vocabulary
     seen = torch.bincount(torch.tensor([token for text in texts for token in text.output]), minlength=size).double()

@@ -19,7 +19,7 @@ import numpy as np
 from decodery.models.forward import Forward
 from decodery.speculative.continuations.successors import LENGTHS, SuccessorTable
 from decodery.speculative.continuations.trigrams import fingerprint
-from decodery.training.answers import Answer, AnswerRecipe, in_groups, read_answers, write_answers
+from decodery.training.answers import AnswerRecipe, OwnAnswer, in_groups, read_answers, write_answers
 from decodery.training.options import (
     Show,
     add_options,
@@ -40,7 +40,7 @@ RECIPE = AnswerRecipe(prompts=4096, temperatures=(0.0, 0.8))
 
 
 def table_of(
-    lm: LanguageModel, answers: Sequence[Answer], tokenizer: str, progress: Show = silent
+    lm: LanguageModel, answers: Sequence[OwnAnswer], tokenizer: str, progress: Show = silent
 ) -> tuple[SuccessorTable, int]:
     """Average the model's own likeliest successors at every token of its answers; the table, and how many tokens these are.
     tokenizer: its fingerprint."""

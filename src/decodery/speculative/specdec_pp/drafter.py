@@ -38,7 +38,7 @@ class Stop(ABC):
         """Whether a chain should end with its token number `length`, from 1, which was drawn from `law`."""
 
 
-class ByHead(Stop):
+class HeadStop(Stop):
     """Ends a chain once it is likelier than `threshold` that one of its tokens is rejected. Source: arXiv 2405.19715, section
     3.3: the head reads the row that the drafter computed last, which is that of the token before the newest, so the newest
     token goes unjudged, and no forward of the drafter is made for it."""
@@ -67,7 +67,7 @@ class ByHead(Stop):
         return 1 - math.prod(self._chances) > self._threshold
 
 
-class ByConfidence(Stop):
+class ConfidenceStop(Stop):
     """Ends a chain with a token where the drafter's likeliest one has less than a probability. Source: the baseline of arXiv
     2405.19715, and the assisted generation of transformers."""
 
