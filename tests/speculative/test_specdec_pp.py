@@ -99,11 +99,7 @@ def kept(folder: Path, lm: LanguageModel, **facts: object) -> str:
 
 
 class TestByConfidence(DrafterLaws):
-    methods = (
-        "specdec-pp",
-        "specdec-pp(draft=other, confidence=0.5, shortest=1, longest=4)",
-        "specdec-pp(draft=ngram, shortest=1)",
-    )
+    methods = ("specdec-pp", "specdec-pp(draft=other, confidence=0.5, shortest=1, longest=4)")
     samples = 1000
 
 
@@ -137,12 +133,11 @@ class TestByHead(DrafterLaws):
         )
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.6])
-def test_the_law_is_the_target_s_with_any_head(tmp_path: Path, threshold: float) -> None:
-    """Vocabulary of 6, 3 tokens, 50,000 samples; the least likely outputs are pooled."""
+def test_the_law_is_the_target_s_with_any_head(tmp_path: Path) -> None:
+    """Vocabulary of 6, 3 tokens, 50,000 samples; the least likely outputs are pooled. Drafts are of one to three tokens."""
     lm = a_host()
-    folder = kept(tmp_path, lm, head=random_head(seed=int(10 * threshold)))
-    spec = f"specdec-pp(draft=other, head={folder}, threshold={threshold}, shortest=1, longest=3)"
+    folder = kept(tmp_path, lm)
+    spec = f"specdec-pp(draft=other, head={folder}, threshold=0.5, shortest=1, longest=3)"
     settings = Settings(temperature=1.0, max_new_tokens=3, seed=4)
     counts = sampled_outputs(lm, spec, [0, 1], settings, 50_000)
     assert isinstance(lm.network, TabularScorer)

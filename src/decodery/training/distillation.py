@@ -31,10 +31,8 @@ class PartOfVocabulary:
 
 
 class SampledVocabulary:
-    """A head [vocabulary, hidden] whose steps look at its `frequent` tokens and `drawn` others.
-
-    Raises nothing: where both together are the vocabulary or more, all of it is looked at.
-    """
+    """A head [vocabulary, hidden] whose steps look at the `frequent` most written tokens and `drawn` others; at all of it,
+    where both together are as many."""
 
     def __init__(self, head: Tensor, answers: Sequence[OwnAnswer], frequent: int, drawn: int):
         counts = torch.bincount(
