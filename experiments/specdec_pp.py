@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 
 @dataclass(frozen=True)
 class Settings(Asked):
-    """draft: the draft model. thresholds, confidences, longest: the policies; fixed lengths go from 1 to `longest`."""
+    """draft: the draft model. head: folder of the acceptance head, or "auto". thresholds, confidences, longest: the policies;
+    fixed lengths go from 1 to `longest`."""
 
     draft: str = "smollm2-sibling"
+    head: str = "auto"
     thresholds: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     confidences: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     longest: int = 8
@@ -37,7 +40,7 @@ def _fixed(settings: Settings) -> list[str]:
 
 def _by_head(settings: Settings, threshold: float) -> str:
     bounds = f"shortest=1, longest={settings.longest}"
-    return f"specdec-pp(draft={settings.draft}, rule=head, threshold={threshold}, {bounds})"
+    return f"specdec-pp(draft={settings.draft}, rule=head, head='{settings.head}', threshold={threshold}, {bounds})"
 
 
 def _by_confidence(settings: Settings, confidence: float) -> str:
@@ -141,7 +144,7 @@ def _judged(settings: Settings) -> tuple[Judged, ...]:
     """All tokens of drafts as long as can be that the head was asked about."""
     lm = loaded(settings.model)
     head = _head(settings)
-    spec = f"specdec-pp(draft={settings.draft}, rule=head, threshold=1, shortest=1, longest={settings.longest})"
+    spec = _by_head(settings, 1.0)
     found = []
     for question in questions_of(settings):
         lm.forget()
@@ -155,10 +158,10 @@ def _judged(settings: Settings) -> tuple[Judged, ...]:
 
 
 def _head(settings: Settings) -> TrainedHead:
+    """Raises MethodUnavailable where there is none."""
     lm = loaded(settings.model)
     folder = shipped(lm.network.fingerprint(), lm.companion(settings.draft).network.fingerprint(), 0)
-    assert folder is not None, "no head is shipped for these models"
-    return TrainedHead.read(folder)
+    return TrainedHead.read(Path(settings.head) if settings.head != "auto" or folder is None else folder)
 
 
 def _auc(weights: Array, chances: Array, accepted: Array) -> Array:

@@ -36,7 +36,7 @@ class SpecDecPlusPlus(DraftLawMethod):
     needs: ClassVar[tuple[Requirement, ...]] = (
         NEXT_TOKENS,
         Companion("draft", "a smaller model, or the target's first layers"),
-        Artifact("an acceptance head of both (shipped for smollm2-135m with draft=smollm2-sibling)"),
+        Artifact("an acceptance head of both (decodery train acceptance-head), or rule=confidence"),
     )
 
     draft: str = parameter(
