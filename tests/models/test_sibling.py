@@ -256,3 +256,16 @@ def test_the_whole_recipe(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BadInput, match="no folder, so that its embedding cannot be shared"):
         make(toy_language_model(), RECIPE, tmp_path / "answers", tmp_path / "work", tmp_path / "none")
     assert small.network.hidden == tiny_gguf.HIDDEN
+
+
+@pytest.mark.real_model
+def test_the_shipped_one_drafts_for_the_default_model() -> None:
+    lm, small = decodery.load("smollm2-135m"), decodery.load("smollm2-sibling")
+    card = json.loads((catalogue.ARTIFACTS / "smollm2-sibling" / "card.json").read_text())
+    assert small.network.layers == len(card["recipe"]["layers"])
+    assert small.network.fingerprint() == card["fingerprint"]
+    plain = lm.generate("The sea is", "autoregressive", max_new_tokens=12).token_ids
+    for method in ("draft-model(draft=smollm2-sibling)", "specdec-pp(draft=smollm2-sibling)"):
+        reply = lm.generate("The sea is", method, max_new_tokens=12)
+        assert reply.token_ids == plain
+        assert reply.stats.drafted > 0

@@ -44,7 +44,9 @@ def table_of(
 ) -> tuple[SuccessorTable, int]:
     """Average the model's own likeliest successors at every token of its answers; the table, and how many tokens these are.
     tokenizer: its fingerprint."""
-    context, ids, shares = [], [], []
+    context: list[list[int]] = []
+    ids: list[list[int]] = []
+    shares: list[list[float]] = []
     done = 0
     for group in in_groups(answers):
         asks = []
