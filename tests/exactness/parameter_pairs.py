@@ -253,6 +253,14 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "width": sampled(1, 3),
         "vocabulary": Pair("shared", "text", DRAFT, "other tokenizer"),
     },
+    "SpecDecPlusPlus": {
+        "rule": Pair("confidence", "head", DRAFT, "sampled", refused=True),
+        "head": text("{acceptance}", "{another acceptance}", "draft=other, rule=head"),
+        "threshold": text(0.2, 0.9, "draft=other, head='{acceptance}'"),
+        "confidence": sampled(0.1, 0.9, DRAFT),
+        "shortest": sampled(1, 5, "draft=other, confidence=1"),
+        "longest": sampled(2, 5, "draft=other, confidence=0"),
+    },
     "RecursiveSpeculativeDecoding": {
         "tree": sampled("beam", "branching"),
         "width": sampled(2, 4),

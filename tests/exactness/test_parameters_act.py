@@ -30,6 +30,7 @@ from decodery.models.llama_blocks import Shape
 from decodery.models.scorer import Scorer
 from decodery.speculative.continuations.successors import SuccessorTable
 from decodery.speculative.del_.exits import ExitAdapters
+from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead
 from decodery.speculative.swift.layer_search import LayerSet
 from decodery.testing import (
     InserterScorer,
@@ -214,7 +215,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     module.out_norm.weight.data.fill_(2.0)
     TrainedLayer(module, SITUATIONS["canvas"][0]().network.fingerprint(), 3).write(folder / "layer")
     ExitAdapters(weights, torch.arange(0, 260, 2), network.fingerprint(), {}).write(folder / "adapters")
+    story = SITUATIONS["text"][0]()
+    names = story.network.fingerprint(), story.companion("other").network.fingerprint()
+    for place, word in enumerate(("acceptance", "another acceptance")):
+        head = AcceptanceHead(2, 0)
+        head.out.weight.data, head.out.bias.data = torch.zeros(2, 2), torch.tensor([0.0, 3.0 * place])
+        TrainedHead(head, *names, 0, 0.7, 1.0, {}).write(folder / word)
     return {
+        "acceptance": str(folder / "acceptance"),
+        "another acceptance": str(folder / "another acceptance"),
         "corpus": str(folder / "corpus.txt"),
         "table": str(folder / "table.npz"),
         "layer_set": str(folder / "set.json"),

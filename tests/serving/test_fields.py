@@ -383,7 +383,7 @@ def test_no_parameter_opens_a_file() -> None:
         ("ariel", "point"), ("ariel", "text"), ("ariel", "towards"), ("qmcpy", "text"),
         ("counterfactual-generation", "factual"), ("counterfactual-generation", "interventions"),
         ("soft-thinking", "end"), ("superposed-decoding", "weights"), ("byte-level-probabilities", "models"),
-        ("byte-level-probabilities", "weights"), ("byte-draft-model", "draft"),
+        ("byte-level-probabilities", "weights"), ("byte-draft-model", "draft"), ("specdec-pp", "draft"),
     }, "a new parameter of text: say what it names (`parameter(names=…)`), or that it is none of a file here"  # fmt: skip
     for spec, parameter in (
         ("suffix-automaton(corpus=/etc/hostname)", "corpus"), ("cascade(table=/etc/hostname)", "table"),

@@ -28,6 +28,7 @@ BUILT_IN = {
     "approximate-match-lookup": "decodery.speculative.approximate_match_lookup.method:ApproximateMatchLookup",
     "adaptive-draft-verification": "decodery.speculative.adaptive_draft_verification:AdaptiveDraftVerification",
     "draft-model": "decodery.speculative.draft_model:DraftModel",
+    "specdec-pp": "decodery.speculative.specdec_pp.method:SpecDecPlusPlus",
     "recursive-speculative-decoding": (
         "decodery.speculative.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
     ),

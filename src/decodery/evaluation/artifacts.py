@@ -33,6 +33,7 @@ TRAINED = {
     "stars-twin/model.safetensors": "insertion-language-models",
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
+    "smollm2-sibling/layers.gguf": "sibling",
     "adadec-smollm2-135m.json": "adadec-threshold",
 }
 """Trained files, and their recipes."""

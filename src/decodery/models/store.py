@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decodery.errors import BadSetting, DownloadFailed, ModelNotReadable, UnknownModel, near
-from decodery.models import catalogue, download, hub
+from decodery.models import catalogue, download, hub, shared_embedding
 from decodery.models.cache import discard, downloads, home, install, key_of, locked
 from decodery.models.catalogue import BUNDLED, BundledModel
 from decodery.models.checkpoint import ADAPTER, RECORD, Provenance, check, installed
@@ -116,13 +116,15 @@ def resolve(
     """
     progress = progress or Silent()
     path = Path(os.path.expanduser(name))
+    if name in (shipped := catalogue.shipped()):
+        path = shipped[name].folder
     # os.path, because its questions about impossible paths are answered with False and not with an error
     if name and any(os.path.isfile(path / file) for file in ("config.json", ADAPTER)):
+        if (base := shared_embedding.embedding_of(path)) is not None:
+            return _with_embedding(path, base, progress)
         if gguf_weights.pointed_at(path) is None:
             check(path)
         return path
-    if name in (shipped := catalogue.shipped()):
-        return shipped[name].folder
     if name.lower().endswith(".gguf"):
         return _from_gguf_file(path, progress, reading)
     if name in BUNDLED:
@@ -173,9 +175,14 @@ def _others() -> Iterator[tuple[Provenance, Path]]:
     for room in ("models", "hub"):
         for folder in (home() / room).glob("*"):
             record = Provenance.read(folder)
-            if record is not None and record.name not in BUNDLED:
+            if record is not None and record.name not in BUNDLED and not _of_package(record):
                 found.append((record, folder))
     yield from sorted(found, key=lambda pair: pair[0].name)
+
+
+def _of_package(record: Provenance) -> bool:
+    """Whether an installed model is one that comes with the package, whose own folder is listed."""
+    return Path(str(record.origin.get("path", ""))).parent == catalogue.ARTIFACTS
 
 
 def _bundled_source() -> str:
@@ -256,6 +263,38 @@ def _from_gguf_file(path: Path, progress: Progress, reading: Callable[[GgufFile]
     return folder
 
 
+def _with_embedding(folder: Path, base: str, progress: Progress) -> Path:
+    """What is installed for a folder whose model shares the embedding of `base`."""
+    whole = _from_wheels(BUNDLED[base], progress) if base in BUNDLED else resolve(base, progress=progress)
+    digits = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:_DIGITS_OF_THE_PLACE]
+    key = f"{key_of(folder.name)}-{digits}"
+    place = _place(key)
+    origin: dict[str, str | int] = {"path": str(folder.absolute())}
+
+    def is_same(record: Provenance) -> bool:
+        try:
+            return gguf_weights.pointed_at(place) is not None
+        except ModelNotReadable:  # one of the files has changed
+            return False
+
+    def build(made: Path, scratch: Path) -> Provenance:
+        shared_embedding.write_pointing_folder(folder, whole, made)
+        return Provenance(
+            name=key,
+            title=f"{folder.name}, with the embedding of {base}",
+            licence="that of both",
+            source=f"folder {folder.absolute()}",
+            parameters="",
+            sha256={},
+            origin=origin,
+        )
+
+    present = installed(place)
+    if present is not None and is_same(present):
+        return place
+    return install(key, place, lambda: 0, build, progress, accept=is_same)
+
+
 def _from_hub(repository: str, progress: Progress) -> Path:
     place, key = _place(repository), key_of(repository)
     if installed(place) is not None:
@@ -284,6 +323,8 @@ def _reopen(record: Provenance, folder: Path, progress: Progress) -> Path:
     origin = Path(str(record.origin.get("path", "")))
     if origin.is_file():
         return _from_gguf_file(origin, progress, None)
+    if (base := shared_embedding.embedding_of(origin)) is not None:
+        return _with_embedding(origin, base, progress)
     raise ModelNotReadable(
         f"The file {origin} of the installed model {record.name} is gone; remove the model, and give the GGUF file again."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from decodery.errors import BadInput
 
 NAME = "checkpoint.pt"
+RECIPE = "recipe.json"
 
 
 def keep(folder: Path, identity: str, state: Mapping[str, Any]) -> None:
@@ -29,3 +31,12 @@ def kept(folder: Path, identity: str, device: str | None = None) -> dict[str, An
     if state.get("identity") != identity:
         raise BadInput(f"the work folder {folder} holds the checkpoint of another recipe; give another folder.")
     return state
+
+
+def same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Note in a work folder whose files lie there. Raises BadInput where they are another recipe's."""
+    path, told = folder / RECIPE, json.dumps(recipe, indent=1) + "\n"
+    if not path.exists():
+        path.write_text(told, "utf-8")
+    elif path.read_text("utf-8") != told:
+        raise BadInput(f"the work folder {folder} holds the work of another recipe; give another folder.")

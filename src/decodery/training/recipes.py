@@ -23,6 +23,21 @@ class RecipeEntry:
 
 
 RECIPES = {
+    "answers": RecipeEntry(
+        "decodery.training.answers",
+        "a model's own answers to many prompts, which other recipes learn from",
+        "--model smollm2-135m --folder answers",
+    ),
+    "sibling": RecipeEntry(
+        "decodery.training.sibling",
+        "a small sibling of a model that drafts for it",
+        "--model smollm2-135m --answers answers --folder work --artifact smollm2-sibling",
+    ),
+    "acceptance-head": RecipeEntry(
+        "decodery.training.acceptance_head",
+        "the head that tells specdec-pp how far to draft",
+        "--draft smollm2-sibling --answers answers --folder work --artifact head",
+    ),
     "masked-diffusion": RecipeEntry(
         "decodery.training.masked_diffusion",
         "a masked-diffusion model of your own texts, from scratch or adapted from an autoregressive one",

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from decodery._lazy import torch
-from decodery.models.forward import ALL_LAYERS, Forward, Layers
+from decodery.models.forward import ALL_LAYERS, POST_NORM, Forward, Layers
 from decodery.speculative.draft_laws.base import DraftLaws, Path
 from decodery.speculative.draft_laws.pairing import Pair
 from decodery.speculative.draft_laws.transcript import SameTokens, Transcript
@@ -38,6 +38,18 @@ class NetworkLaws(DraftLaws):
         self._start = 0
         self._rows: dict[Path, int] = {}
         """Path of a node of the current draft -> its row in the cache."""
+        self._taps: tuple[int, ...] = ()
+        self.row: Tensor | None = None
+        """After `keep_row`: the hidden row [hidden] of the last token that was scored, after the final norm."""
+
+    def keep_row(self) -> None:
+        """Keep `row` from now on."""
+        self._taps = (POST_NORM,)
+
+    def _seen(self, scores: Scores) -> Scores:
+        if self._taps:
+            self.row = scores.hidden[POST_NORM][-1]
+        return scores
 
     def root(self, tokens: Sequence[int]) -> Generator[Forward, Scores, Tensor | None]:
         pending = self._transcript.pending(tokens)
@@ -45,14 +57,15 @@ class NetworkLaws(DraftLaws):
         if pending is None:
             return None
         self._start += len(pending)
-        scores = yield Forward(self._sequence, pending, layers=self.layers, logits=(len(pending) - 1,))
+        last = (len(pending) - 1,)
+        scores = self._seen((yield Forward(self._sequence, pending, layers=self.layers, taps=self._taps, logits=last)))
         return self._law(scores.logits[0], ())
 
     def after(self, paths: Sequence[Path]) -> Generator[Forward, Scores, list[Tensor | None]]:
         fresh = list(dict.fromkeys(paths))
         if self._start + len(fresh[0]) > self.network.context:
             return [None] * len(paths)
-        scores = yield self._ask(fresh)
+        scores = self._seen((yield self._ask(fresh)))
         laws = {path: self._law(row, path) for path, row in zip(fresh, scores.logits, strict=True)}
         return [laws[path] for path in paths]
 
@@ -66,7 +79,7 @@ class NetworkLaws(DraftLaws):
         for place, path in enumerate(paths):
             self._rows[path] = sequence.length + place
         if len(paths) == 1 and sequence.length == self._start + len(paths[0]) - 1:  # a chain so far
-            return Forward(sequence, tokens, layers=self.layers)
+            return Forward(sequence, tokens, layers=self.layers, taps=self._taps)
         mask = torch.zeros(len(paths), sequence.length + len(paths), dtype=torch.bool)
         mask[:, : self._start] = True
         for place, path in enumerate(paths):
@@ -74,7 +87,7 @@ class NetworkLaws(DraftLaws):
                 mask[place, self._rows[path[:depth]]] = True
         last = sequence.positions[self._start - 1]
         positions = [last + len(path) for path in paths]
-        return Forward(sequence, tokens, positions, mask, layers=self.layers)
+        return Forward(sequence, tokens, positions, mask, layers=self.layers, taps=self._taps)
 
     def observe(self, round: Round) -> None:
         accepted = tuple(round.draft.tokens[node] for node in round.verdict.path)

@@ -1,0 +1,1 @@
+"""SpecDec++: a trained head tells how far to draft."""
