@@ -27,6 +27,9 @@ BUILT_IN = {
     "cascade": "decodery.speculative.cascade.method:Cascade",
     "approximate-match-lookup": "decodery.speculative.approximate_match_lookup.method:ApproximateMatchLookup",
     "adaptive-draft-verification": "decodery.speculative.adaptive_draft_verification:AdaptiveDraftVerification",
+    "private-frequency-estimation": (
+        "decodery.speculative.private_frequency_estimation.method:PrivateFrequencyEstimation"
+    ),
     "draft-model": "decodery.speculative.draft_model:DraftModel",
     "recursive-speculative-decoding": (
         "decodery.speculative.recursive_speculative_decoding:RecursiveSpeculativeDecoding"
