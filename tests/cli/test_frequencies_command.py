@@ -80,7 +80,7 @@ def test_seeds_choose_moduli_and_permutation(command: Any, files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "--out", "x", "--epsilon", "0"], "epsilon must lie in"),
+        (["plan", "--out", "x", "--epsilon", "0", "--moduli", "3"], "epsilon must lie in"),
         (["plan", "--out", "x", "--moduli", "900"], "too few for 900"),
         (["plan", "--out", "x", "--least", "0.1", "--most", "0.2", "--moduli", "2", "--tries", "1"], "none of 1 sets"),
         (["plan", "--out", "/nowhere/x"], "cannot be written"),

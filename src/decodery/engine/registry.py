@@ -55,6 +55,7 @@ BUILT_IN = {
     "set-based-prompting": "decodery.search.set_based_prompting:SetBasedPrompting",
     "superposed-decoding": "decodery.search.superposed_decoding.method:SuperposedDecoding",
     "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
+    "diffadapt": "decodery.routing.diffadapt.method:DiffAdapt",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",
