@@ -68,8 +68,8 @@ def errors(settings: Settings) -> Study:
         return Arm(f"{count} of {low:g} to {high:g}", measure)
 
     return Study(
-        f"{size} values, epsilon {settings.epsilon:g}; exact errors of the better of two random sets of primes, by their number "
-        "and their size as shares of the number of values. Error and length: of subset selection over all values. Condition: "
+        f"{size} values, epsilon {settings.epsilon:g}; exact errors of the better of two random sets of primes, by their "
+        "number and size as shares of the number of values. Error and length: of subset selection over all values. Condition: "
         "largest over least eigenvalue of AᵀWA.",
         range(settings.seed, settings.seed + settings.sets),
         [shape(*one) for one in SHAPES],
@@ -79,7 +79,9 @@ def errors(settings: Settings) -> Study:
             Figure("condition", "condition", middle=True, form=".0f"),
         ),
         (
-            PublishedClaim("the error is at most 1.3 times that of subset selection", "error", "10 of 0.65 to 0.75", 1.3, False),
+            PublishedClaim(
+                "the error is at most 1.3 times that of subset selection", "error", "10 of 0.65 to 0.75", 1.3, False
+            ),
             PublishedClaim("reports are up to 50 % shorter", "report", "10 of 0.4 to 0.5", 0.5, False),
         ),
         "moduli",
@@ -95,8 +97,11 @@ def attack(settings: Settings) -> Study:
 
     def arm(name: str, mechanism: Mechanism, drawn: Callable[[np.random.Generator], Any]) -> Arm:
         def measure(run: int) -> Mapping[str, float]:
-            chance = np.random.default_rng((settings.seed, run))
-            return {"found": float(guessed(mechanism, drawn(chance), chance).mean())}
+            found = {}
+            for label, by_residue in (("found", False), ("by residue", True)):
+                chance = np.random.default_rng((settings.seed, run))
+                found[label] = float(guessed(mechanism, drawn(chance), chance, by_residue).mean())
+            return found
 
         return Arm(name, measure)
 
@@ -110,8 +115,9 @@ def attack(settings: Settings) -> Study:
         return np.argsort(moduli.system.permutation)[permuted(chance)]
 
     return Study(
-        f"{size} values, epsilon {epsilon:g}, {settings.attacked} users a run; the attacker guesses evenly among the values that a "
-        "report leaves. Zipf: exponent 1.1; in natural order the residues are those of the values themselves, else of their "
+        f"{size} values, epsilon {epsilon:g}, {settings.attacked} users a run; the attacker guesses evenly among the values "
+        "that a report leaves, or first among the residues of the set, then among the values behind one of them."
+        " Zipf: exponent 1.1; in natural order the residues are those of the values themselves, else of their "
         "random permutation, as everywhere else.",
         range(settings.runs),
         [
@@ -121,10 +127,10 @@ def attack(settings: Settings) -> Study:
             arm("residues, Zipf in natural order", moduli, natural),
             arm("residues, Zipf permuted", moduli, permuted),
         ],
-        (Figure("found", "found", form=".3%"),),
+        (Figure("found", "found", form=".3%"), Figure("by residue", "by residue", form=".3%")),
         (
             PublishedClaim(
-                "attackers find less than behind subset selection", "found", "residues, Zipf in natural order",
+                "attackers find less than behind subset selection", "by residue", "residues, Zipf in natural order",
                 "subset selection, Zipf", False,
             ),
         ),
@@ -161,9 +167,9 @@ def drafts(settings: Settings) -> Study:
         return replaying(name, lambda: FrequencyDrafter(table, method))
 
     return Study(
-        f"{half} simulated users report a token, and {half} others a pair of the {settings.contexts} tokens that came first and "
-        f"{settings.successors} that follow them ({pairs.size} cells), at epsilon {settings.table_epsilon:g}; their texts are "
-        f"{len(texts)} answers of the model to made prompts. Drafts of one token, replayed on its greedy answers of "
+        f"{half} simulated users report a token, and {half} others a pair of the {settings.contexts} tokens that came "
+        f"first and {settings.successors} that follow them ({pairs.size} cells), at epsilon {settings.table_epsilon:g}; their "
+        f"texts are {len(texts)} answers of the model to made prompts. Drafts of one token, replayed on its greedy answers of "
         f"{settings.tokens} tokens to other questions.",
         recorded(Asked(settings.model, settings.questions, settings.per_category, settings.tokens, settings.seed)),
         [
@@ -177,7 +183,9 @@ def drafts(settings: Settings) -> Study:
             TOKENS_PER_ROUND,
         ),
         (
-            PublishedClaim("contexts tell something", "accepted", "reported privately", "reported privately, shuffled contexts"),
+            PublishedClaim(
+                "contexts tell something", "accepted", "reported privately", "reported privately, shuffled contexts"
+            ),
             PublishedClaim("within 20 % of the open table", "of the open table", "reported privately", 0.8),
         ),
         "table",

@@ -27,7 +27,8 @@ def files(command: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names = [f"user{user}.txt" for user in range(30)]
     for server, some in (("first", names[:20]), ("second", names[20:])):
         result = command("frequencies", "report", "tokens.json", *some, "--out", f"{server}.txt")
-        assert result.code == 0 and "reports" in result.out
+        assert result.code == 0
+        assert "reports" in result.out
         counted = command("frequencies", "count", "tokens.json", f"{server}.txt", "--out", f"{server}.npz", "--json")
         assert json.loads(counted.out) == {"reports": len(some)}
     return tmp_path
@@ -37,23 +38,28 @@ def test_the_whole_way(command: Any, toy: Any, files: Path) -> None:
     merged = command("frequencies", "merge", "first.npz", "second.npz", "--out", "counts.npz", "--json")
     assert json.loads(merged.out) == {"reports": 30}
     found = json.loads(command("frequencies", "estimate", "counts.npz", "--top", "3", "--json").out)
-    assert found["reports"] == 30 and len(found["top"]) <= 3
+    assert found["reports"] == 30
+    assert len(found["top"]) <= 3
     assert found["threshold"] == pytest.approx(2.326 * found["standard_error"], rel=1e-3)
     assert all(one["share"] > found["threshold"] for one in found["top"])
     sure = json.loads(command("frequencies", "estimate", "counts.npz", "--alpha", "0.5", "--json").out)
-    assert sure["threshold"] == pytest.approx(0, abs=1e-9) and sure["significant"] > found["significant"]
+    assert sure["threshold"] == pytest.approx(0, abs=1e-9)
+    assert sure["significant"] > found["significant"]
 
     shape = ("--after", "counts.npz", "--contexts", "4", "--successors", "5")
     planned = command("frequencies", "plan", *shape, "--out", "pairs.json")
-    assert planned.code == 0 and "21 values, epsilon 4, moduli 21" in planned.out
+    assert planned.code == 0
+    assert "21 values, epsilon 4, moduli 21" in planned.out
     plan = json.loads(Path("pairs.json").read_text())
-    assert len(plan["cells"]["contexts"]) == 4 and len(plan["cells"]["successors"][0]) == 5
+    assert len(plan["cells"]["contexts"]) == 4
+    assert len(plan["cells"]["successors"][0]) == 5
     reports = command("frequencies", "report", "pairs.json", "user1.txt", "user2.txt").out
     assert len(reports.split()) == 2
     Path("pairs.txt").write_text(reports)
     command("frequencies", "count", "pairs.json", "pairs.txt", "--out", "pairs.npz")
     shown = command("frequencies", "estimate", "pairs.npz", "--out", "table.npz", "--alpha", "0.4")
-    assert shown.code == 0 and "2 reports; standard error" in shown.out
+    assert shown.code == 0
+    assert "2 reports; standard error" in shown.out
     assert FrequencyTable.read(Path("table.npz")).contexts.tolist() == plan["cells"]["contexts"]
     written = command("generate", "a", "--method", "private-frequency-estimation(table=table.npz)", "-n", "4")
     plain = command("generate", "a", "--method", "autoregressive", "-n", "4")
@@ -66,15 +72,18 @@ def test_reports_are_hidden_and_counted_once_each(command: Any, toy: Any, files:
     mechanism = Mechanism.of(json.loads(Path("tokens.json").read_text()))
     assert mechanism.epsilon == 8
     counts, about = Counts.read(Path("first.npz"))
-    assert counts.users.sum() == 20 and Cells.of(about["cells"]).vocabulary == toy.network.vocabulary
+    assert counts.users.sum() == 20
+    assert Cells.of(about["cells"]).vocabulary == toy.network.vocabulary
     assert {mechanism.decode(told["reports"][0]).block for told in (one, two)} <= {0, 1, 2}
 
 
 def test_seeds_choose_moduli_and_permutation(command: Any, files: Path) -> None:
     command("frequencies", "plan", "--out", "other.json", *CHOICE, "--seed", "5")
     first, other = (json.loads(Path(name).read_text()) for name in ("tokens.json", "other.json"))
-    assert (first["seed"], other["seed"]) == (0, 5) and first["moduli"] != other["moduli"]
-    assert len(other["moduli"]) == 3 and all(0.5 <= m / other["size"] <= 0.9 for m in other["moduli"])
+    assert (first["seed"], other["seed"]) == (0, 5)
+    assert first["moduli"] != other["moduli"]
+    assert len(other["moduli"]) == 3
+    assert all(0.5 <= m / other["size"] <= 0.9 for m in other["moduli"])
 
 
 @pytest.mark.parametrize(
@@ -120,4 +129,6 @@ def test_bad_input(command: Any, files: Path, arguments: list[str], message: str
 
 def test_the_group_alone_shows_its_help(command: Any) -> None:
     result = command("frequencies")
-    assert result.code == 0 and "estimate" in result.out and "Example" in result.out
+    assert result.code == 0
+    assert "estimate" in result.out
+    assert "Example" in result.out

@@ -115,7 +115,8 @@ def test_blocks_do_not_depend_on_the_value(monkeypatch):
     asked = []
     monkeypatch.setattr(mechanism_module.secrets, "randbelow", lambda count: asked.append(count) or len(asked) % 3)
     blocks = [mechanism.report(value).block for value in (0, 0, 0, 199, 199, 199)]
-    assert asked == [3] * 6 and blocks == [1, 2, 0, 1, 2, 0]
+    assert asked == [3] * 6
+    assert blocks == [1, 2, 0, 1, 2, 0]
 
 
 def test_estimates_are_unbiased():
@@ -187,7 +188,7 @@ def test_large_systems_are_measured_in_random_directions(monkeypatch):
     assert system.error(gains, [1.0] * 5) == pytest.approx(unweighted, rel=0.1)
 
 
-@pytest.mark.parametrize("size, moduli", [(500, (251, 257, 263)), (61, (61,)), (90, (41, 43, 47))])
+@pytest.mark.parametrize(("size", "moduli"), [(500, (251, 257, 263)), (61, (61,)), (90, (41, 43, 47))])
 def test_sums_without_a_matrix_are_those_of_the_matrix(size, moduli):
     system, generator = ResidueSystem(size, moduli, seed=5), chance(2)
     matrix = np.concatenate(
@@ -199,9 +200,7 @@ def test_sums_without_a_matrix_are_those_of_the_matrix(size, moduli):
     weights = generator.random(len(moduli)) + 0.5
     diagonal = np.repeat(weights, moduli)
     assert np.allclose(system.information(weights), matrix.T @ (diagonal[:, None] * matrix))
-    assert system.condition(weights) == pytest.approx(
-        np.linalg.cond(matrix.T @ (diagonal[:, None] * matrix)), rel=1e-6
-    )
+    assert system.condition(weights) == pytest.approx(np.linalg.cond(matrix.T @ (diagonal[:, None] * matrix)), rel=1e-6)
     by_hand = np.linalg.solve(matrix.T @ (diagonal[:, None] * matrix), matrix.T @ (diagonal * rows))
     assert np.allclose(system.solve(np.split(rows, np.cumsum(moduli)[:-1]), weights), by_hand, atol=1e-6)
 
@@ -209,12 +208,13 @@ def test_sums_without_a_matrix_are_those_of_the_matrix(size, moduli):
 def test_permutations_are_fixed_by_their_seed():
     first, same, other = (ResidueSystem(50, (29, 31), seed) for seed in (0, 0, 1))
     assert sorted(first.permutation.tolist()) == list(range(50))
-    assert (first.permutation == same.permutation).all() and (first.permutation != other.permutation).any()
+    assert (first.permutation == same.permutation).all()
+    assert (first.permutation != other.permutation).any()
     assert first.permutation[:5].tolist() == [0, 9, 4, 29, 27]  # the same on every machine
 
 
 @pytest.mark.parametrize(
-    "size, moduli, words",
+    ("size", "moduli", "words"),
     [
         (1024, (311, 313, 317), "tell at most 939 frequencies apart"),
         (100, (51, 54), "51 and 54 have"),
@@ -231,7 +231,8 @@ def test_moduli_that_cannot_do_are_refused(size, moduli, words):
 
 def test_choosing_moduli():
     system = choose_moduli(200, 2.0, 3, (0.5, 0.9), tries=3, seed=1)
-    assert len(system.moduli) == 3 and all(100 <= modulus <= 180 for modulus in system.moduli)
+    assert len(system.moduli) == 3
+    assert all(100 <= modulus <= 180 for modulus in system.moduli)
     assert system == choose_moduli(200, 2.0, 3, (0.5, 0.9), tries=3, seed=1)
     assert system.moduli != choose_moduli(200, 2.0, 3, (0.5, 0.9), tries=3, seed=4).moduli
     errors = [
@@ -246,7 +247,8 @@ def test_choosing_moduli():
     with pytest.raises(BadInput, match="none of 2 sets"):
         choose_moduli(1000, 2.0, 2, (0.1, 0.2), tries=2)
     assert primes_between(10, 20) == [11, 13, 17, 19]
-    assert band(1000, 5, 4.0) == (50.0, 800.0) and band(1000, 2, 4.0) == (125.0, 999)
+    assert band(1000, 5, 4.0) == (50.0, 800.0)
+    assert band(1000, 2, 4.0) == (125.0, 999)
 
 
 def test_moduli_that_leave_a_law_open_are_told():
@@ -285,7 +287,7 @@ def test_reports_as_text():
 @pytest.mark.parametrize("text", ["?", "AAAA", "", "////" * 11, "A" * 400])
 def test_what_is_no_report_is_refused(text):
     mechanism = Mechanism(200, 1.0, (101, 103, 107), seed=1)
-    with pytest.raises(BadInput, match="base 64|another plan"):
+    with pytest.raises(BadInput, match=r"base 64|another plan"):
         mechanism.decode(text)
 
 
@@ -305,7 +307,7 @@ def test_wrong_values_and_parameters():
 
 
 def test_counts_of_several_servers_add_up(tmp_path):
-    """Any grouping and order gives the counts of one server; they travel as files and as pickles, as Ray's replicas send them."""
+    """Any grouping and order gives the counts of one server; they travel as files and as pickles."""
     mechanism = Mechanism(200, 1.0, (101, 103, 107), seed=1)
     reports = [mechanism.report(value % 200) for value in range(300)]
     whole, parts = Counts(mechanism), [Counts(mechanism) for _ in range(3)]
@@ -316,12 +318,14 @@ def test_counts_of_several_servers_add_up(tmp_path):
     second = Counts.merged([pickle.loads(pickle.dumps(part)) for part in reversed(parts)])
     for one in (first, second):
         assert all((a == b).all() for a, b in zip(one.residues, whole.residues, strict=True))
-        assert one.users.tolist() == whole.users.tolist() and one.users.sum() == 300
+        assert one.users.tolist() == whole.users.tolist()
+        assert one.users.sum() == 300
     assert parts[0].users.sum() == 100  # merging changes no part
     assert whole.residues[0].sum() == whole.users[0] * mechanism.blocks[0].chosen
     whole.save(tmp_path / "counts.npz", {"note": "x"})
     read, about = Counts.read(tmp_path / "counts.npz")
-    assert read.mechanism == mechanism and about["note"] == "x"
+    assert read.mechanism == mechanism
+    assert about["note"] == "x"
     assert (read.frequencies().values == whole.frequencies().values).all()
     with pytest.raises(BadInput, match="same plan"):
         Counts.merged([whole, Counts(Mechanism(200, 1.0, (101, 103, 107), seed=2))])
@@ -381,3 +385,14 @@ def test_an_attacker_finds_no_more_than_chance_allows():
         parts = [float(b.own) * b.size / (b.chosen * size) for b in mechanism.blocks]
         assert success.mean() == pytest.approx(np.mean(parts), abs=4 * noise)
         assert success.mean() == pytest.approx(float(plain.own) / plain.chosen, abs=0.03 * bound)
+
+
+def test_an_attacker_who_guesses_a_residue_first():
+    """It finds values of small classes more often than those of large ones; the paper's formula is that of the large."""
+    size, epsilon = 512, 4.0
+    mechanism = Mechanism(size, epsilon, (281, 283, 293, 307), seed=0)
+    natural = np.argsort(mechanism.system.permutation)
+    few = guessed(mechanism, np.repeat(natural[:100], 400), chance(1), by_residue=True)
+    formula = np.mean([float(b.own) / (b.chosen * math.ceil(size / b.size)) for b in mechanism.blocks])
+    assert few.mean() == pytest.approx(formula, abs=4 * few.std() / math.sqrt(len(few)))
+    assert guessed(mechanism, np.repeat(natural[:100], 400), chance(1)).mean() > 1.05 * formula

@@ -104,17 +104,20 @@ class TestPrivateFrequencyEstimation(DrafterLaws):
         plain = lm.generate(prompt, method="autoregressive", max_new_tokens=40)
         good = lm.generate(prompt, method=_Good(table="good", max_ngram=0, adapt=False), max_new_tokens=40)
         assert list(good.token_ids) == list(plain.token_ids)
-        assert good.stats.accepted > 5 and good.stats.rounds < 36
+        assert good.stats.accepted > 5
+        assert good.stats.rounds < 36
 
     def test_a_table_from_a_file(self):
         lm = scripted_language_model(story_scorer())
         plain = lm.generate([3, 1, 4], method="autoregressive", max_new_tokens=20)
         spec = "private-frequency-estimation(table=table.npz, max_ngram=0, adapt=false)"
         drafted = lm.generate([3, 1, 4], method=spec, max_new_tokens=20)
-        assert list(drafted.token_ids) == list(plain.token_ids) and drafted.stats.drafted > 10
+        assert list(drafted.token_ids) == list(plain.token_ids)
+        assert drafted.stats.drafted > 10
 
     @pytest.mark.parametrize(
-        ("name", "words"), [("none.npz", "cannot be read"), ("other.npz", "another tokenizer"), ("text.npz", "no table")]
+        ("name", "words"),
+        [("none.npz", "cannot be read"), ("other.npz", "another tokenizer"), ("text.npz", "no table")],
     )
     def test_tables_that_do_not_fit(self, name: str, words: str):
         random_table(VOCABULARY, "another").save(Path("other.npz"))
@@ -148,7 +151,10 @@ class TestDrafts:
         assert draft([2], width=3, max_ngram=0) == ([5, 6], [-1, -1])
         assert draft([2], width=3, max_ngram=0, alpha=1e-8) == ([5], [-1])
         assert draft([5], max_ngram=0, depth=1) == ([], [])
-        assert draft([5], max_ngram=0, depth=1, alpha=0.5) == ([0], [-1])  # above none, but a pair with an estimate of 0 is not
+        assert draft([5], max_ngram=0, depth=1, alpha=0.5) == (
+            [0],
+            [-1],
+        )  # above none, but a pair with an estimate of 0 is not
 
     def test_sizes(self):
         assert draft([1], width=2, max_ngram=0, nodes=3) == ([3, 2, 5], [-1, -1, 1])
@@ -191,7 +197,8 @@ class TestTables:
     def test_shuffled_tables_keep_rows_together(self):
         shuffled = SMALL.shuffled(2)
         assert shuffled.contexts.tolist() != SMALL.contexts.tolist()
-        assert sorted(shuffled.contexts.tolist()) == [1, 2, 5] and (shuffled.ids == SMALL.ids).all()
+        assert sorted(shuffled.contexts.tolist()) == [1, 2, 5]
+        assert (shuffled.ids == SMALL.ids).all()
         assert any(SMALL.shuffled(seed).contexts.tolist() != shuffled.contexts.tolist() for seed in range(5))
 
     def test_files_of_another_format(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -212,7 +219,8 @@ class TestCells:
     def test_values_of_a_text(self):
         assert CELLS.size == 10
         assert CELLS.values([1, 2, 5, 0, 1, 9]) == [0, 3, 6, 9, 9]
-        assert Cells(7).size == 7 and Cells(7).values([3, 3]) == [3, 3]
+        assert Cells(7).size == 7
+        assert Cells(7).values([3, 3]) == [3, 3]
         assert [CELLS.tokens_of(value) for value in (0, 4, 9)] == [(1, 2), (2, 6), ()]
         assert Cells(7).tokens_of(3) == (3,)
 
@@ -282,7 +290,9 @@ def test_from_users_to_drafts():
     held_out = written(600)
 
     def accepted(of: FrequencyTable) -> float:
-        told = replay(FrequencyDrafter(of, PrivateFrequencyEstimation(table="given", max_ngram=0, width=1, depth=1)), held_out, 1)
+        told = replay(
+            FrequencyDrafter(of, PrivateFrequencyEstimation(table="given", max_ngram=0, width=1, depth=1)), held_out, 1
+        )
         return told.accepted / told.drafted
 
     private, counted = accepted(found), accepted(FrequencyTable.counted(pairs, texts))

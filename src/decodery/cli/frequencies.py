@@ -37,8 +37,8 @@ Out = Annotated[Path, Option("--out", metavar="FILE", help="Where the result goe
 def frequencies(context: typer.Context) -> None:
     """Learn what users write often without seeing anybody's text, and draft from it.
 
-    plan says what is reported and how it is hidden; report runs where a user's text is; count and merge run on servers; estimate
-    gives frequencies, and the table that `private-frequency-estimation` drafts from.
+    plan says what is reported and how it is hidden; report runs where a user's text is; count and merge run on servers;
+    estimate gives frequencies, and the table that `private-frequency-estimation` drafts from.
 
     Example: `decodery frequencies plan --out tokens.json`
     """

@@ -11,14 +11,15 @@ import numpy as np
 
 from decodery.audit.antonyms import PAIRS
 
-WORDS = """
+_WORDS = """
 apple river stone window garden paper silver winter bridge candle forest button pocket ladder mirror bottle hammer basket
 ticket summer carpet needle pillow rabbit turtle monkey castle island market doctor farmer singer pepper cheese butter
 orange lemon cherry potato tomato violin guitar trumpet piano drum letter pencil school church museum station harbor
 tunnel valley desert ocean cloud thunder rain snow wind storm sunrise shadow
-""".split()
-NAMES = "Anna Ben Clara David Emma Frank Grace Henry Ivy Jack Kate Leo Mia Noah Olive Paul Rosa Sam Tina Will".split()
-THINGS = "apples books coins pens cards stamps eggs cups shells balls".split()
+"""
+_NAMES = "Anna Ben Clara David Emma Frank Grace Henry Ivy Jack Kate Leo Mia Noah Olive Paul Rosa Sam Tina Will"
+_THINGS = "apples books coins pens cards stamps eggs cups shells balls"
+WORDS, NAMES, THINGS = _WORDS.split(), _NAMES.split(), _THINGS.split()
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo", "China": "Beijing",
     "Russia": "Moscow", "Egypt": "Cairo", "Greece": "Athens", "Austria": "Vienna", "Portugal": "Lisbon",
@@ -28,6 +29,8 @@ CAPITALS = {
     "Belgium": "Brussels", "Turkey": "Ankara", "Canada": "Ottawa", "Ukraine": "Kyiv",
 }  # fmt: skip
 OPPOSITES = [tuple(pair.split()) for pair in PAIRS.replace("\n", " ").split(",")]
+BLOCK = 200
+"""Within so many questions, kinds come equally often and in random order."""
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -40,8 +43,8 @@ class ShortQuestion:
     answer: str
 
     def right(self, written: str) -> bool:
-        """Whether what was written answers it: what follows the last "Answer:", up to the end of its line, is the answer but for
-        case, quotes and a full stop; of numbers, the first that is named."""
+        """Whether what was written answers it: what follows the last "Answer:", up to the end of its line, is the answer but
+        for case, quotes and a full stop; of numbers, the first that is named."""
         _, mark, said = written.rpartition("Answer:")
         said = said.strip().split("\n")[0] if mark else ""
         if self.answer.isdigit():
@@ -169,15 +172,18 @@ KINDS: dict[str, Callable[[_Pool], tuple[str, str]]] = {
 
 
 def short_questions(count: int, seed: int = 0, held_out: bool = False) -> list[ShortQuestion]:
-    """Questions of all kinds in turn, in random order, none twice. held_out: of words and numbers that the others do not have."""
+    """Questions of all kinds, none twice; fewer are the beginning of more. held_out: of words and numbers that the others do not
+    have."""
     chance = np.random.Generator(np.random.Philox(key=[seed, int(held_out)]))
-    pool, found = _Pool(chance, held_out), dict[str, ShortQuestion]()
-    names = list(KINDS)
-    misses = 0
-    while len(found) < count:
-        kind = names[(len(found) + misses) % len(names)]
-        text, answer = KINDS[kind](pool)
-        misses += text in found
-        found.setdefault(text, ShortQuestion(kind, text, answer))
-    questions = list(found.values())
-    return [questions[place] for place in chance.permutation(count)]
+    pool, names, misses = _Pool(chance, held_out), list(KINDS), 0
+    found: dict[str, ShortQuestion] = {}
+    ordered: list[ShortQuestion] = []
+    while len(ordered) < count:
+        while len(found) < len(ordered) + BLOCK:
+            kind = names[(len(found) + misses) % len(names)]
+            text, answer = KINDS[kind](pool)
+            misses += text in found
+            found.setdefault(text, ShortQuestion(kind, text, answer))
+        fresh = list(found.values())[len(ordered) :]
+        ordered += [fresh[place] for place in chance.permutation(BLOCK)]
+    return ordered[:count]

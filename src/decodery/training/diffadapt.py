@@ -156,32 +156,40 @@ def label(shares: NDArray[np.float64], entropies: NDArray[np.float64], recipe: P
     """Hard below gamma; easy from alpha on where the entropy is at least the median of such; else normal. Where a class has
     fewer than `least`, gamma and alpha become the terciles of the shares."""
 
-    def classes(gamma: float, alpha: float) -> tuple[NDArray[np.int64], float]:
+    def made(gamma: float, alpha: float, moved: bool) -> Labels:
         good = shares >= alpha
         beta = float(np.median(entropies[good])) if good.any() else float("inf")
-        found = np.full(len(shares), NORMAL)
-        found[shares < gamma] = HARD
-        found[good & (entropies >= beta) & (shares >= gamma)] = EASY
-        return found, beta
+        return Labels(classes_of(shares, entropies, gamma, alpha, beta), gamma, alpha, beta, moved)
 
-    found, beta = classes(recipe.gamma, recipe.alpha)
-    if np.bincount(found, minlength=3).min() >= recipe.least:
-        return Labels(found, recipe.gamma, recipe.alpha, beta, False)
+    found = made(recipe.gamma, recipe.alpha, False)
+    if np.bincount(found.classes, minlength=3).min() >= recipe.least:
+        return found
     low, high = np.quantile(shares, [1 / 3, 2 / 3])
-    gamma = max(float(low), np.nextafter(0, 1))  # shares of 0 are hard, however many there are
-    found, beta = classes(gamma, float(high))
-    return Labels(found, gamma, float(high), beta, True)
+    # Questions without a right answer are hard, however many there are.
+    return made(max(float(low), float(np.nextafter(0, 1))), float(high), True)
+
+
+def classes_of(
+    shares: NDArray[np.float64], entropies: NDArray[np.float64], gamma: float, alpha: float, beta: float
+) -> NDArray[np.int64]:
+    """Classes [n] by given thresholds."""
+    found = np.full(len(shares), NORMAL)
+    found[(shares >= alpha) & (entropies >= beta)] = EASY
+    found[shares < gamma] = HARD
+    return found
 
 
 def train_probe(rows: Tensor, classes: NDArray[np.int64], recipe: ProbeRecipe, progress: Show = silent) -> tuple[
     Probe, dict[str, float]
 ]:  # fmt: skip
-    """A probe of rows [n, hidden] and their classes [n], and what it does on questions held out of its training: balanced accuracy
-    and loss. Rare classes weigh as much as frequent ones. Raises BadInput where a class is missing."""
+    """A probe of rows [n, hidden] and their classes [n], and what it does on questions held out of its training: balanced
+    accuracy and loss. Rare classes weigh as much as frequent ones. Raises BadInput where a class is missing."""
     wanted = torch.from_numpy(classes)
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(len(rows), generator=generator)
-    held, own = order.split([max(1, round(len(rows) * recipe.held_out)), len(rows) - max(1, round(len(rows) * recipe.held_out))])
+    held, own = order.split(
+        [max(1, round(len(rows) * recipe.held_out)), len(rows) - max(1, round(len(rows) * recipe.held_out))]
+    )
     counts = torch.bincount(wanted[own], minlength=3)
     if int(counts.min()) == 0:
         missing = ", ".join(name for name, count in zip(CLASSES, counts.tolist(), strict=True) if not count)
@@ -244,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds: dict[str, list[int]] = {}
     for question, one in zip(questions, labels.classes.tolist(), strict=True):
         kinds.setdefault(question.kind, [0, 0, 0])[one] += 1
+    lengths = np.array([len(lm.encode(question.text)) for question in questions])
     card = {
         "model": lm.name,
         "recipe": asdict(recipe),
@@ -258,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "terciles": labels.moved,
         },
         "kinds": kinds,
+        "lengths": [round(float(lengths[labels.classes == one].mean()), 2) for one in (EASY, NORMAL, HARD)],
         "metrics": {
             "questions": dict(zip(CLASSES, counts, strict=True)),
             "balanced_accuracy_of_held_out_questions": round(metrics["balanced_accuracy"], 4),

@@ -68,7 +68,8 @@ class DiffAdapt(Method):
         inner = self.inner
         if inner.together or NEXT_TOKENS not in inner.needs or isinstance(inner, DiffAdapt):
             raise BadParameter(
-                f"{self.name}: {inner.name} cannot decode the answer; name another method that decodes one text of a causal model."
+                f"{self.name}: {inner.name} cannot decode the answer; name another method that decodes one text of a causal "
+                "model."
             )
 
     @property

@@ -122,7 +122,12 @@ class Router:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in self.probe.state_dict().items()}
         save_file(tensors, folder / FILE)
-        told = {"fingerprint": self.fingerprint, "rows": "last layer, final norm", "policy": asdict(self.policy), **card}
+        told = {
+            "fingerprint": self.fingerprint,
+            "rows": "last layer, final norm",
+            "policy": asdict(self.policy),
+            **card,
+        }
         (folder / CARD).write_text(json.dumps(told, indent=1) + "\n")
 
     @classmethod

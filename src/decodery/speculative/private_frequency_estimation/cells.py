@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ LARGEST = 1_000_000
 class Cells:
     """What the values of a mechanism stand for.
 
-    vocabulary: token ids. tokenizer: fingerprint of the tokenizer whose ids these are (empty: not known). contexts: tokens whose
-    successors are counted; none: single tokens are. successors: of each context equally many tokens that may follow it; what a
-    user has that is not listed is the last cell. Nothing of it may come from users but what they have reported.
+    vocabulary: token ids. tokenizer: fingerprint of the tokenizer whose ids these are (empty: not known). contexts: tokens
+    whose successors are counted; none: single tokens are. successors: of each context equally many tokens that may follow it;
+    what a user has that is not listed is the last cell. Nothing of it may come from users but what they have reported.
     Raises BadInput for what does not fit together.
     """
 
@@ -62,7 +63,7 @@ class Cells:
         """All values of a text: of each token, or of each pair of neighbours."""
         if not self.contexts:
             return list(tokens)
-        return [self.cell(*pair) for pair in zip(tokens, tokens[1:], strict=False)]
+        return [self.cell(*pair) for pair in itertools.pairwise(tokens)]
 
     def choose(self, tokens: Sequence[int]) -> int:
         """The one value of a user's text that is reported: any of them, by the system's secure generator. Raises BadInput for a
@@ -110,7 +111,9 @@ def head_pairs(tokens: Cells, estimates: NDArray[np.float64], contexts: int, suc
     if tokens.contexts:
         raise BadInput("pairs are chosen after counts of single tokens, and these are of pairs.")
     if not 1 <= contexts <= min(MOST_CONTEXTS, tokens.vocabulary) or not 1 <= successors <= tokens.vocabulary:
-        raise BadInput(f"a table has 1 to {MOST_CONTEXTS} contexts and at least 1 successor, not {contexts} and {successors}.")
+        raise BadInput(
+            f"a table has 1 to {MOST_CONTEXTS} contexts and at least 1 successor, not {contexts} and {successors}."
+        )
     ranked = np.argsort(-estimates, kind="stable").tolist()
     row = tuple(ranked[:successors])
     return Cells(tokens.vocabulary, tokens.tokenizer, tuple(ranked[:contexts]), (row,) * contexts)

@@ -68,8 +68,7 @@ class ResidueSystem:
     def sums(self, law: Array) -> list[Array]:
         """A·z: of each modulus [modulus] the sums of `law` [size] over the values of each residue."""
         return [
-            np.bincount(residues, law, modulus)
-            for residues, modulus in zip(self.residues, self.moduli, strict=True)
+            np.bincount(residues, law, modulus) for residues, modulus in zip(self.residues, self.moduli, strict=True)
         ]
 
     def spread(self, sums: Sequence[Array]) -> Array:
@@ -94,9 +93,7 @@ class ResidueSystem:
         def back(rows: Array) -> Array:
             return self.spread([root * one for root, one in zip(roots, np.split(rows.ravel(), borders), strict=True)])
 
-        system = LinearOperator(
-            (sum(self.moduli), self.size), matvec=forward, rmatvec=back, dtype=np.float64
-        )  # type: ignore[call-arg]
+        system = LinearOperator((sum(self.moduli), self.size), matvec=forward, rmatvec=back, dtype=np.float64)  # type: ignore[call-arg]
         wanted = np.concatenate([root * one for root, one in zip(roots, sums, strict=True)])
         found: Array = lsmr(
             system, wanted, damp=math.sqrt(ridge), atol=TOLERANCE, btol=TOLERANCE, conlim=0, maxiter=2000

@@ -63,13 +63,17 @@ def simulated_counts(
     return counts
 
 
-def guessed(mechanism: Mechanism, values: Values, chance: np.random.Generator) -> NDArray[np.float64]:
+def guessed(
+    mechanism: Mechanism, values: Values, chance: np.random.Generator, by_residue: bool = False
+) -> NDArray[np.float64]:
     """How often an attacker who sees one report finds the value [n]: it guesses evenly among all values whose residue is in the
-    set, which is the best that can be done where all values are equally likely."""
+    set, which is the best that can be done where all values are equally likely. by_residue: first evenly among the residues of
+    the set, then among the values of that one, as the paper's formula has it."""
     found = []
     for place, some, sets in reports(mechanism, values, chance):
         residues = mechanism.system.residues[place]
-        consistent = np.bincount(residues, minlength=mechanism.moduli[place])[sets].sum(axis=1)
+        sizes = np.bincount(residues, minlength=mechanism.moduli[place])
+        consistent = sets.shape[1] * sizes[residues[some]] if by_residue else sizes[sets].sum(axis=1)
         right = (sets == residues[some][:, None]).any(axis=1)
         found.append(right / consistent)
     return np.concatenate(found)

@@ -24,8 +24,8 @@ LEAST, MOST = 0.01, 20.0
 
 @dataclass(frozen=True)
 class SubsetSelection:
-    """size: of the domain 0..size - 1, at least 2. epsilon: the budget: no set is more than exp(epsilon) times as likely for one
-    value as for another. Raises BadInput for what does not fit."""
+    """size: of the domain 0..size - 1, at least 2. epsilon: the budget: no set is more than exp(epsilon) times as likely for
+    one value as for another. Raises BadInput for what does not fit."""
 
     size: int
     epsilon: float

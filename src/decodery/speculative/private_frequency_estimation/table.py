@@ -73,8 +73,8 @@ class FrequencyTable:
         return {int(context): row for row, context in enumerate(self.contexts)}
 
     def after(self, context: int, alpha: float, most: int) -> list[tuple[int, float]]:
-        """The `most` likeliest successors of a token with their shares of all pairs: those whose estimate a pair that nobody has
-        exceeds with a probability of at most alpha."""
+        """The `most` likeliest successors of a token with their shares of all pairs: those whose estimate a pair that nobody
+        has exceeds with a probability of at most alpha."""
         row = self._rows.get(context)
         if row is None:
             return []
