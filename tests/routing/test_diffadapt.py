@@ -260,6 +260,19 @@ def test_what_is_refused(lm: Any) -> None:
             DiffAdapt(strategy="easy", method=inner)
 
 
+def test_the_token_that_texts_begin_with_stays_in_front(lm: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = lm.tokenize(QUESTION)
+    seen: list[tuple[int, ...]] = []
+    for start, wanted in ((ids[0], ids[:1]), (None, [])):
+        monkeypatch.setattr(lm.tokenizer, "bos_token_id", start, raising=False)
+        seen.clear()
+        with watched(lm.network, lambda forward: seen.append(tuple(forward.tokens))):
+            lm.generate(ids, DiffAdapt(probe=folder([0, 9, 0])), max_new_tokens=1)
+        neutral = [*wanted, *lm.encode(POLICY.preamble), *ids[len(wanted) :]]
+        assert seen[0] == tuple(neutral[:-1])
+        lm.forget()
+
+
 def test_only_fresh_requests_begin_again(lm: Any) -> None:
     request, _ = new_request(lm, "autoregressive", lm.tokenize(QUESTION), Settings(max_new_tokens=4))
     request.commit([5], [])

@@ -121,11 +121,17 @@ class DiffAdapt(Method):
     def _preamble(self, request: Request, policy: Policy) -> list[int]:
         return request.host.encode(policy.preamble) if policy.preamble else []
 
+    def _neutral(self, request: Request, policy: Policy) -> list[int]:
+        """The prompt with the worked examples before it, but behind the token that every text begins with, if there is one."""
+        start = getattr(request.host.tokenizer, "bos_token_id", None)
+        front = int(request.prompt[0] == start)
+        return [*request.prompt[:front], *self._preamble(request, policy), *request.prompt[front:]]
+
     def decode(self, request: Request) -> Decoding:
         router, policy, host = self.router(request), self.policy(request), request.host
         # 1. The neutral prompt, which ends with the question's last token, is a beginning of every strategy's prompt. Only its
         #    last row is looked at, so that others may share the rows before it.
-        neutral = [*self._preamble(request, policy), *request.prompt]
+        neutral = self._neutral(request, policy)
         sequence = request.new_sequence()
         if len(neutral) > 1:
             yield Forward(sequence, neutral[:-1], logits=Rows.NONE)

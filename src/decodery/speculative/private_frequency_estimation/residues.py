@@ -68,7 +68,8 @@ class ResidueSystem:
     def sums(self, law: Array) -> list[Array]:
         """A·z: of each modulus [modulus] the sums of `law` [size] over the values of each residue."""
         return [
-            np.bincount(residues, law, modulus) for residues, modulus in zip(self.residues, self.moduli, strict=True)
+            np.bincount(residues, law, modulus)  # type: ignore[misc]
+            for residues, modulus in zip(self.residues, self.moduli, strict=True)
         ]
 
     def spread(self, sums: Sequence[Array]) -> Array:
@@ -93,7 +94,7 @@ class ResidueSystem:
         def back(rows: Array) -> Array:
             return self.spread([root * one for root, one in zip(roots, np.split(rows.ravel(), borders), strict=True)])
 
-        system = LinearOperator((sum(self.moduli), self.size), matvec=forward, rmatvec=back, dtype=np.float64)  # type: ignore[call-arg]
+        system = LinearOperator((sum(self.moduli), self.size), matvec=forward, rmatvec=back, dtype=np.float64)
         wanted = np.concatenate([root * one for root, one in zip(roots, sums, strict=True)])
         found: Array = lsmr(
             system, wanted, damp=math.sqrt(ridge), atol=TOLERANCE, btol=TOLERANCE, conlim=0, maxiter=2000
@@ -155,7 +156,7 @@ class ResidueSystem:
         def product(law: Array) -> Array:
             return self.spread([w / scale * one for w, one in zip(weights, self.sums(law.ravel()), strict=True)])
 
-        operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
+        operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
         found: Array = cg(operator, signs, rtol=1e-6, maxiter=2000)[0]
         return found / scale
 
