@@ -92,10 +92,8 @@ def _written(network: Any) -> FrequencyTable:
 
 class TestPrivateFrequencyEstimation(DrafterLaws):
     methods = (
-        "private-frequency-estimation",
-        _Random(table="random", max_ngram=0, adapt=False),
-        _Random(table="random", max_ngram=2, width=4, nodes=16, depth=5),
-        _Good(table="good", adapt=False),
+        _Random(table="random", max_ngram=2, width=4, nodes=16, depth=5, adapt=False),
+        _Good(table="good"),
     )
 
     def test_a_good_table_is_accepted_and_changes_nothing(self):

@@ -172,8 +172,8 @@ KINDS: dict[str, Callable[[_Pool], tuple[str, str]]] = {
 
 
 def short_questions(count: int, seed: int = 0, held_out: bool = False) -> list[ShortQuestion]:
-    """Questions of all kinds, none twice; fewer are the beginning of more. held_out: of words and numbers that the others do not
-    have."""
+    """Questions of all kinds, none twice; fewer are the beginning of more. held_out: of words and numbers that the others do
+    not have."""
     chance = np.random.Generator(np.random.Philox(key=[seed, int(held_out)]))
     pool, names, misses = _Pool(chance, held_out), list(KINDS), 0
     found: dict[str, ShortQuestion] = {}
