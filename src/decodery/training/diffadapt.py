@@ -187,9 +187,8 @@ def train_probe(rows: Tensor, classes: NDArray[np.int64], recipe: ProbeRecipe, p
     wanted = torch.from_numpy(classes)
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(len(rows), generator=generator)
-    held, own = order.split(
-        [max(1, round(len(rows) * recipe.held_out)), len(rows) - max(1, round(len(rows) * recipe.held_out))]
-    )
+    outside = max(1, round(len(rows) * recipe.held_out))
+    held, own = order[:outside], order[outside:]
     counts = torch.bincount(wanted[own], minlength=3)
     if int(counts.min()) == 0:
         missing = ", ".join(name for name, count in zip(CLASSES, counts.tolist(), strict=True) if not count)
@@ -208,11 +207,11 @@ def train_probe(rows: Tensor, classes: NDArray[np.int64], recipe: ProbeRecipe, p
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
-            outside = float(F.cross_entropy(probe(rows[held]), wanted[held], weights))
+            held_loss = float(F.cross_entropy(probe(rows[held]), wanted[held], weights))
         progress("probe", step + 1, recipe.steps)
         since += 1
-        if outside < best:
-            best, since = outside, 0
+        if held_loss < best:
+            best, since = held_loss, 0
             state = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
         if since >= recipe.patience:
             break
