@@ -105,8 +105,13 @@ def _held(counts: np.ndarray, draws: int, value: int, own: float, other: float) 
 def test_real_draws_come_from_the_secure_generator(monkeypatch):
     seen = []
     monkeypatch.setattr(secrets, "randbits", lambda bits: seen.append(bits) or 0)
-    assert 3 in SubsetSelection(12, 1.0).draw(3)  # the least number is below every threshold
+    block = SubsetSelection(12, 1.0)
+    assert 3 in block.draw(3)  # the least number is below every threshold
     assert seen == [64]
+    held = int(block.own * 2**64)  # so many of the 2^64 numbers hold the value
+    for drawn, holds in ((held - 1, True), (held, False)):
+        monkeypatch.setattr(secrets, "randbits", lambda bits, drawn=drawn: drawn)
+        assert (3 in block.draw(3)) is holds
 
 
 def test_blocks_do_not_depend_on_the_value(monkeypatch):

@@ -233,6 +233,11 @@ class TestCells:
         estimates = np.array([0.1, 0.4, -0.1, 0.3, 0.2])
         cells = head_pairs(Cells(5, "t"), estimates, 2, 3)
         assert cells == Cells(5, "t", (1, 3), ((1, 3, 4), (1, 3, 4)))
+        assert head_pairs(Cells(5), estimates, 1, 1).successors == ((1,),)
+        many = np.zeros(5000)
+        assert len(head_pairs(Cells(5000), many, 4096, 1).contexts) == 4096
+        with pytest.raises(BadInput, match="1 to 4096 contexts"):
+            head_pairs(Cells(5000), many, 4097, 1)
         for wrong in ((0, 1), (6, 1), (2, 0)):
             with pytest.raises(BadInput, match="contexts and at least 1 successor"):
                 head_pairs(Cells(5), estimates, *wrong)

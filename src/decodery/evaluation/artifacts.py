@@ -29,6 +29,7 @@ TRAINED = {
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
     "adadec-smollm2-135m.json": "adadec-threshold",
+    "diffadapt-smollm2-135m/probe.safetensors": "diffadapt",
 }
 """Trained files, and their recipes."""
 
