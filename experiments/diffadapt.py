@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from decodery.errors import BadInput
 from decodery.evaluation.experiment import Arm, Experiment, Figure, PublishedClaim, Study
 from decodery.evaluation.intervals import Array
 from decodery.evaluation.short_questions import ShortQuestion, short_questions
-from decodery.routing.diffadapt.strategies import CARD, CLASSES, PREAMBLE, Policy, Router, choose, shipped
+from decodery.routing.diffadapt.strategies import CARD, CLASSES, Router, choose, shipped
 from decodery.training.diffadapt import HARD, classes_of, observed, prompt_ids
 from experiments.texts import loaded
 
@@ -61,7 +62,12 @@ class Answered:
 
 @cache
 def answered(settings: Settings) -> Answered:
-    lm, policy = loaded(settings.model), Policy(preamble=PREAMBLE)
+    lm = loaded(settings.model)
+    folder = Path(settings.probe) if settings.probe != "auto" else shipped(lm.network.fingerprint())
+    if folder is None:
+        raise BadInput(f"no probe ships for {settings.model}; give one by --probe.")
+    router, card = Router.read(folder), json.loads((folder / CARD).read_text())
+    policy = router.policy
     questions = short_questions(settings.questions, settings.seed, held_out=True)
     asked = [prompt_ids(lm, policy, one.text) for one in questions]
     replies: dict[str, list[list[int]]] = {}
@@ -101,10 +107,6 @@ def answered(settings: Settings) -> Answered:
         )
     normal = [replies["normal"][i * settings.samples : (i + 1) * settings.samples] for i in range(len(questions))]
     rows, shares, entropies = observed(lm, questions, normal, policy)
-    folder = Path(settings.probe) if settings.probe != "auto" else shipped(lm.network.fingerprint())
-    if folder is None:
-        raise FileNotFoundError(f"no probe ships for {settings.model}")
-    router, card = Router.read(folder), json.loads((folder / CARD).read_text())
     with torch.no_grad():
         laws = router.probe(rows).softmax(dim=-1)
     at = card["thresholds"]

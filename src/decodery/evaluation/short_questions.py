@@ -43,14 +43,15 @@ class ShortQuestion:
     answer: str
 
     def right(self, written: str) -> bool:
-        """Whether what was written answers it: what follows the last "Answer:", up to the end of its line, is the answer but
-        for case, quotes and a full stop; of numbers, the first that is named."""
+        """Whether what was written answers it: what follows the last "Answer:", up to the end of its line, is the answer or
+        ends with it, but for case, quotes and a full stop; of numbers, the first that is named counts."""
         _, mark, said = written.rpartition("Answer:")
         said = said.strip().split("\n")[0] if mark else ""
         if self.answer.isdigit():
             found = re.search(r"-?\d+", said.replace(",", ""))
             return found is not None and found.group() == self.answer
-        return said.strip(" .!\"'").lower() == self.answer.lower()
+        last = said.lower().split()[-1:]
+        return bool(last) and last[0].strip(".!\"'") == self.answer.lower()
 
 
 class _Pool:

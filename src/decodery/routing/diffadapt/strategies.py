@@ -50,30 +50,50 @@ class Policy:
         return strategy
 
 
-PREAMBLE = """Question: What is the second of these words: lamp, road, door?
-Think: The words are lamp, road, door. The second is road.
+PREAMBLE = """Question:
+What is the second of these words: lamp, road, door?
+Think: lamp is first, road is second, door is third.
 Answer: road
 
-Question: What is 4 plus 5?
+Question:
+What is 4 plus 5?
+Plan: add 4 and 5
 Answer: 9
 
-Question: What is the opposite of "inside"?
-Plan: Name the opposite.
+Question:
+What is the opposite of "inside"?
+Plan: name the opposite of inside
 Answer: outside
 
-Question: Lucy has 6 plums and gets 2 more. How many plums does Lucy have?
-Think: 6 and 2 more are 6 + 2 = 8.
+Question:
+Lucy has 6 plums and gets 2 more. How many plums does Lucy have?
+Think: 6 + 2 = 8
 Answer: 8
 
-Question: Repeat the word "spoon".
+Question:
+Repeat the word "spoon".
+Plan: copy spoon
 Answer: spoon
 
-Question: What is 3 times 12?
-Plan: Multiply.
+Question:
+What is the capital of India?
+Think: India's capital is New Delhi.
+Answer: New Delhi
+
+Question:
+Which number comes after 15?
+Think: 15 + 1 = 16
+Answer: 16
+
+Question:
+What is 3 times 12?
+Plan: multiply 3 and 12
 Answer: 36
 
-Question: """
-"""Worked examples of each strategy; the question comes behind it."""
+Question:
+"""
+"""Worked examples of thoughts and plans; the question comes on a line of its own, so that its first token is that of any text.
+Were some of them answered at once, a small model would leave out answers behind its thoughts."""
 
 
 def choose(probabilities: Tensor, fallback: float = 0.0) -> str:
