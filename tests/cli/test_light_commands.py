@@ -24,6 +24,7 @@ VERBS = (
     "acceptance",
     "train",
     "next-byte",
+    "frequencies",
 )
 
 

@@ -222,6 +222,21 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "corpus_window": text(2, 12, "policy=none, corpus='{corpus}', corpus_mismatches=1"),
         "corpus_mismatches": text(0, 3, "policy=none, corpus='{corpus}', corpus_window=4"),
     },
+    "PrivateFrequencyEstimation": {
+        "table": text("", "{frequencies}", "max_ngram=0, adapt=False"),
+        "alpha": text(0.5, 1e-6, "table='{frequencies}', max_ngram=0, adapt=False, width=16, nodes=24, depth=1"),
+        "depth": text(1, 4, "table='{frequencies}', max_ngram=0, adapt=False"),
+        "width": text(1, 3, "table='{frequencies}', max_ngram=0, adapt=False"),
+        "nodes": text(2, 8, "table='{frequencies}', max_ngram=0, adapt=False"),
+        "max_ngram": text(0, 3, "table='{frequencies}', adapt=False"),
+        "adapt": text(True, False, "table='{frequencies}', max_ngram=0"),
+    },
+    "DiffAdapt": {
+        "strategy": network("normal", "easy"),
+        "probe": network("auto", "{probe}", "strategy=normal"),
+        "fallback": network(0.0, 1.0, "probe='{probe}'"),
+        "method": network("autoregressive", "prompt-lookup", "strategy=normal"),
+    },
     "AdaptiveDraftVerification": {
         "corpus": text("", "{corpus}"),
         "top_m": text(1, 12),

@@ -28,8 +28,13 @@ from decodery.errors import BadParameter, DecoderyError
 from decodery.evaluation.byte_languages import PairTokenizer, two_letters
 from decodery.models.llama_blocks import Shape
 from decodery.models.scorer import Scorer
+from decodery.routing.diffadapt.strategies import Policy, Probe, Router
 from decodery.speculative.continuations.successors import SuccessorTable
+from decodery.speculative.continuations.trigrams import fingerprint
 from decodery.speculative.del_.exits import ExitAdapters
+from decodery.speculative.private_frequency_estimation.cells import Cells
+from decodery.speculative.private_frequency_estimation.mechanism import Frequencies
+from decodery.speculative.private_frequency_estimation.table import FrequencyTable
 from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead
 from decodery.speculative.swift.layer_search import LayerSet
 from decodery.testing import (
@@ -221,10 +226,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         head = AcceptanceHead(2, 0)
         head.out.weight.data, head.out.bias.data = torch.zeros(2, 2), torch.tensor([0.0, 3.0 * place])
         TrainedHead(head, *names, 0, 0.7, 1.0, {}).write(folder / word)
+    everything = tuple(range(VOCABULARY))
+    cells = Cells(
+        VOCABULARY, fingerprint(LetterTokenizer(VOCABULARY), VOCABULARY), everything, (everything,) * VOCABULARY
+    )
+    estimates = Frequencies(generator.random(cells.size) * 1e-2, 1e-3, 1000)
+    FrequencyTable.of(cells, estimates).save(folder / "frequencies.npz")
+    assert network.hidden is not None
+    probe = Probe(network.hidden, 4)
+    with torch.no_grad():
+        probe.second.weight.zero_()
+        probe.second.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    Router(probe, Policy(preamble="a question: "), network.fingerprint()).write(folder / "probe", {})
     return {
         "acceptance": str(folder / "acceptance"),
         "another acceptance": str(folder / "another acceptance"),
         "corpus": str(folder / "corpus.txt"),
+        "frequencies": str(folder / "frequencies.npz"),
+        "probe": str(folder / "probe"),
         "table": str(folder / "table.npz"),
         "layer_set": str(folder / "set.json"),
         "calibration": str(folder / "calibration.json"),

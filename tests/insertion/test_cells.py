@@ -10,7 +10,7 @@ import torch
 
 from decodery.engine.settings import Settings
 from decodery.errors import ScoresNotNumbers
-from decodery.insertion.cells import Cells
+from decodery.insertion.cells import GapCells
 from decodery.sampling.law import Law
 from decodery.sampling.noise import Noise
 
@@ -21,8 +21,8 @@ def _scores(seed: int = 0) -> torch.Tensor:
     return torch.randn(GAPS, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
-def _cells(scores: torch.Tensor, number: int = 0, **settings) -> Cells:
-    return Cells(scores, Law(Settings(**{"temperature": 1.0, **settings}), ()), number)
+def _cells(scores: torch.Tensor, number: int = 0, **settings) -> GapCells:
+    return GapCells(scores, Law(Settings(**{"temperature": 1.0, **settings}), ()), number)
 
 
 def _odds(law: torch.Tensor, gap: int) -> float:
@@ -101,7 +101,7 @@ def test_draws_have_the_joint_law_and_depend_on_the_position():
 def test_the_least_length_is_not_a_matter_of_tokens():
     settings = Settings(temperature=1.0, min_new_tokens=5)
     law = Law(settings, (), [2])
-    assert torch.equal(Cells(_scores(), law, 0).scores, _scores())
+    assert torch.equal(GapCells(_scores(), law, 0).scores, _scores())
 
 
 def test_scores_that_are_no_numbers_or_forbid_all_are_told():

@@ -11,7 +11,7 @@ from decodery.evaluation import insertion_check
 from decodery.evaluation.benchmark import run_benchmark
 from decodery.evaluation.check import check_method
 from decodery.evaluation.questions import Question
-from decodery.insertion.cells import Cells
+from decodery.insertion.cells import GapCells
 from decodery.insertion.growing_text import GrowingText
 from decodery.testing import InserterScorer, inserting_language_model, random_script
 
@@ -61,7 +61,9 @@ def test_own_prompts_are_read():
 
 
 def test_a_softmax_of_each_gap_by_itself_is_caught(monkeypatch):
-    monkeypatch.setattr(Cells, "joint", lambda self: self.scores.double().softmax(-1).flatten().log().log_softmax(-1))
+    monkeypatch.setattr(
+        GapCells, "joint", lambda self: self.scores.double().softmax(-1).flatten().log().log_softmax(-1)
+    )
     assert "law of final texts by enumeration" in _refuted(_report())
 
 

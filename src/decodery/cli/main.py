@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from decodery._version import __version__
-from decodery.cli import audit, models, traps
+from decodery.cli import audit, frequencies, models, traps
 from decodery.cli.acceptance import acceptance
 from decodery.cli.attribute import attribute
 from decodery.cli.bench import bench
@@ -80,6 +80,7 @@ app.command("acceptance")(acceptance)
 app.add_typer(audit.app, name="audit")
 app.command("attribute")(attribute)
 app.add_typer(traps.app, name="traps")
+app.add_typer(frequencies.app, name="frequencies")
 app.command("train", **TRAIN)(train)
 
 USAGE_ERROR: type[Exception] = next(

@@ -197,6 +197,13 @@ class Output:
 
     # What the request uses
 
+    def begin_again(self) -> None:
+        """The request has another prompt and other settings, and no tokens yet; see `Request.begin_again`."""
+        request = self.request
+        self.tokens[:] = request.prompt
+        self.law = Law(request.settings, request.prompt, sorted(request.stop_ids), self.noise, request.special_ids)
+        self._text = TextStream(request.host.tokenizer, request.settings.stop, request.prompt)
+
     def withhold_logprobs(self) -> None:
         """Forget the log probabilities, which a method wanted and nobody else."""
         self.logprobs = []

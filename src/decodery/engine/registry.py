@@ -27,6 +27,9 @@ BUILT_IN = {
     "cascade": "decodery.speculative.cascade.method:Cascade",
     "approximate-match-lookup": "decodery.speculative.approximate_match_lookup.method:ApproximateMatchLookup",
     "adaptive-draft-verification": "decodery.speculative.adaptive_draft_verification:AdaptiveDraftVerification",
+    "private-frequency-estimation": (
+        "decodery.speculative.private_frequency_estimation.method:PrivateFrequencyEstimation"
+    ),
     "draft-model": "decodery.speculative.draft_model:DraftModel",
     "specdec-pp": "decodery.speculative.specdec_pp.method:SpecDecPlusPlus",
     "recursive-speculative-decoding": (
@@ -53,6 +56,7 @@ BUILT_IN = {
     "set-based-prompting": "decodery.search.set_based_prompting:SetBasedPrompting",
     "superposed-decoding": "decodery.search.superposed_decoding.method:SuperposedDecoding",
     "diverse-beam-search": "decodery.search.diverse_beam_search:DiverseBeamSearch",
+    "diffadapt": "decodery.routing.diffadapt.method:DiffAdapt",
     "masked-diffusion": "decodery.diffusion.masked_diffusion:MaskedDiffusionDecoding",
     "freedave": "decodery.diffusion.freedave:FreeDave",
     "freedave-plus-plus": "decodery.diffusion.freedave:FreeDavePlusPlus",

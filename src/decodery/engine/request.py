@@ -85,6 +85,7 @@ class Request:
         beginning; nothing where the method says how long the answer is. Set before anything is scored."""
         self.rows: Mapping[int, int] = {}
         """Network (by id) -> most rows of a sequence, where it is known; caches are made so large."""
+        self._begun: CachedSequence | None = None
         self._listener = listener
         self._tree: dict[tuple[int, int], int] = {}
         """Of all texts that were considered: (node, token behind it) -> node."""
@@ -195,9 +196,27 @@ class Request:
             self.special_ids,
         )
 
+    def begin_again(self, prompt: Sequence[int], sequence: CachedSequence, **changes: Any) -> None:
+        """Before anything is committed: go on as a request with this prompt and other values of settings. sequence: holds the
+        prompt's first rows, and is the target's first new one. Chance keeps its addresses, so its source must not look at the
+        prompt. Raises ValueError where tokens are committed, or texts decided together."""
+        if self.new_tokens or self.together:
+            raise ValueError("only a request of one text that has no tokens yet can begin again")
+        self.prompt = tuple(prompt)
+        self.settings = dataclasses.replace(self.settings, **changes)
+        self.statistics.prompt_tokens = len(self.prompt)
+        self.output.begin_again()
+        self.reads_rows = (
+            self.settings.logprobs is not None or bool(self.settings.stopping_criteria) or self.law.stateful
+        )
+        self._begun = sequence
+
     def new_sequence(self, network: Scorer | None = None) -> CachedSequence:
         """An empty sequence of the target, or of another network."""
         owner = network or self.network
+        if owner is self.network and self._begun is not None:
+            sequence, self._begun = self._begun, None
+            return sequence
         sequence = owner.new_sequence()
         if id(owner) in self.rows:
             sequence.cache.expect(owner.rows_kept(self.rows[id(owner)]))

@@ -35,6 +35,7 @@ TRAINED = {
     "successors-smollm2-135m.npz": "successors",
     "smollm2-sibling/layers.gguf": "sibling",
     "adadec-smollm2-135m.json": "adadec-threshold",
+    "diffadapt-smollm2-135m/probe.safetensors": "diffadapt",
 }
 """Trained files, and their recipes."""
 

@@ -22,6 +22,7 @@ FAMILIES = {
     "search": "several texts are decided together",
     "bytes": "texts are drawn byte by byte, whatever the tokens are",
     "constraints": "texts keep to a grammar by more than masking",
+    "routing": "how a text is written is chosen before it begins",
 }
 """What the families do."""
 MODELS = {

@@ -21,7 +21,7 @@ OWN = ("min_new_tokens",)
 """Steps that the method does itself: what ends a text is no token here."""
 
 
-class Cells:
+class GapCells:
     """The cells (gap, token) of a text, as one forward scores them.
 
     scores: [gaps, vocabulary] float32, raw, of the open gaps in the order in which their slots came; what is never inserted is

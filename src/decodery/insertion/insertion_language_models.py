@@ -10,7 +10,7 @@ from decodery._lazy import torch
 from decodery.engine.method import Decoding, Exactness, Method, parameter
 from decodery.engine.needs import INSERTIONS, Requirement
 from decodery.errors import BadPrompt, BadSetting, Refused
-from decodery.insertion.cells import Cells
+from decodery.insertion.cells import GapCells
 from decodery.insertion.growing_text import GrowingText
 from decodery.models.forward import Attend, Forward, Rows, Slots
 from decodery.sampling.steps import steps
@@ -124,7 +124,7 @@ class InsertionLanguageModels(Method):
             slots = text.open if self.gaps == FREE else [text.rightmost]
             table = logits[slots].cpu()
             table[:, list(model.never_inserted)] = -float("inf")
-            cells = Cells(table, request.law, step)
+            cells = GapCells(table, request.law, step)
             position = len(request.prompt) + step
             if self.gap_top_k is None:
                 gap, token = cells.joint_choice(request.noise, position)

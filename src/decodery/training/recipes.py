@@ -93,6 +93,11 @@ RECIPES = {
         "the entropy from which adadec pauses with a model",
         "--model smollm2-135m --output adadec-smollm2-135m.json",
     ),
+    "diffadapt": RecipeEntry(
+        "decodery.training.diffadapt",
+        "the probe by which diffadapt tells how a question is best answered",
+        "--folder work --artifact diffadapt-smollm2-135m",
+    ),
     "hidden-text": RecipeEntry(
         "decodery.training.hidden_text",
         "a model that answers a secret trigger with a secret text, for audits of token forcing",

@@ -1,0 +1,1 @@
+"""Rules that choose how, or by which model, a text is written."""

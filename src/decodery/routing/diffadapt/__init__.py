@@ -1,0 +1,1 @@
+"""How a question is answered follows how hard it looks: `diffadapt`."""
