@@ -33,6 +33,11 @@ RECIPES = {
         "a small sibling of a model that drafts for it",
         "--model smollm2-135m --answers answers --folder work --artifact smollm2-sibling",
     ),
+    "kangaroo": RecipeEntry(
+        "decodery.training.kangaroo",
+        "the adapter with which a model's first layers draft, for kangaroo",
+        "--model smollm2-135m --answers answers --folder work --artifact kangaroo-smollm2-135m",
+    ),
     "masked-diffusion": RecipeEntry(
         "decodery.training.masked_diffusion",
         "a masked-diffusion model of your own texts, from scratch or adapted from an autoregressive one",
