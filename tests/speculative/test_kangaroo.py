@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_adapters import Passing
 
 from decodery.engine.events import Drafted
 from decodery.engine.settings import Settings
 from decodery.errors import MethodUnavailable
 from decodery.language_model import LanguageModel
-from decodery.models.forward import POST_NORM, Forward, Scores
-from decodery.models.scorer import Scorer
-from decodery.models.sequence import NothingKept, Sequence
+from decodery.models.forward import POST_NORM, Forward
 from decodery.speculative.kangaroo import method as kangaroo
 from decodery.speculative.kangaroo.adapter import SHAPE, WEIGHTS, Adapter, empty_adapter, shape_of, shipped
 from decodery.speculative.kangaroo.drafter import KangarooDrafter, Voice
@@ -26,24 +25,6 @@ from decodery.testing.outputs import finished, new_request
 
 LAYERS = 4
 EXIT = 2
-
-
-class Passing(Scorer):
-    """An adapter that changes nothing."""
-
-    def __init__(self, hidden: int):
-        self.hidden, self.vocabulary, self.layers, self.context, self.name = hidden, 1, 1, 1 << 30, "passing"
-
-    def new_sequence(self) -> Sequence:
-        return Sequence(self, NothingKept())
-
-    def run_pass(self, forwards: Listing[Forward]) -> list[Scores]:
-        answers = []
-        for forward in forwards:
-            rows = torch.as_tensor(forward.tokens)
-            answers.append(Scores(torch.empty(0, 1), {POST_NORM: rows}))
-            forward.sequence.write(forward.written_slots(), [-1] * forward.count, forward.row_positions())
-        return answers
 
 
 class TestLaws(DrafterLaws):
@@ -76,9 +57,17 @@ def random_adapter(lm: LanguageModel, seed: int = 0, **changed: Any) -> Adapter:
     torch.manual_seed(seed)
     shape = shape_of(lm.network.model.config)  # type: ignore[attr-defined]
     model = empty_adapter(shape)
-    weights = {name: model.get_parameter(place).detach() * (1 if "norm" in name else 20) for name, place in WEIGHTS.items()}
+    weights = {
+        name: model.get_parameter(place).detach() * (1 if "norm" in name else 20) for name, place in WEIGHTS.items()
+    }
     tokens = torch.arange(0, lm.network.vocabulary, 2)
-    facts = {"weights": weights, "exit": EXIT, "shape": shape, "tokens": tokens, "fingerprint": lm.network.fingerprint()}
+    facts = {
+        "weights": weights,
+        "exit": EXIT,
+        "shape": shape,
+        "tokens": tokens,
+        "fingerprint": lm.network.fingerprint(),
+    }
     return Adapter(**{**facts, "facts": {"seed": seed}, **changed})
 
 
@@ -241,7 +230,12 @@ def test_an_adapter_is_kept_and_read_again(lm: LanguageModel, tmp_path: Path) ->
     made = random_adapter(lm, seed=4)
     made.write(tmp_path)
     found = Adapter.read(tmp_path)
-    assert (found.exit, found.shape, found.fingerprint, found.facts) == (EXIT, made.shape, made.fingerprint, {"seed": 4})
+    assert (found.exit, found.shape, found.fingerprint, found.facts) == (
+        EXIT,
+        made.shape,
+        made.fingerprint,
+        {"seed": 4},
+    )
     assert torch.equal(found.tokens, made.tokens)
     for name, weight in made.weights.items():
         assert torch.equal(found.weights[name], weight.bfloat16())

@@ -73,8 +73,8 @@ class KangarooRecipe:
 
 @dataclass(frozen=True)
 class ReadText:
-    """A text as the model reads it. lower: [n, hidden] rows behind the first layers. last: [m, hidden] rows that enter the head,
-    those of the last m positions, which are the answer's."""
+    """A text as the model reads it. lower: [n, hidden] rows behind the first layers. last: [m, hidden] rows that enter the
+    head, those of the last m positions, which are the answer's."""
 
     lower: Tensor
     last: Tensor
@@ -166,7 +166,9 @@ class KangarooTrainer:
             progress("training", self.step, self.recipe.steps, f"{losses[-1]:.3f} nats")
             if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
                 seconds = round(before + time.perf_counter() - started)
-                self.log.append({"step": self.step, "divergence": round(sum(losses) / len(losses), 4), "seconds": seconds})
+                self.log.append(
+                    {"step": self.step, "divergence": round(sum(losses) / len(losses), 4), "seconds": seconds}
+                )
                 losses = []
                 state = {"weights": self.adapter.state_dict(), "optimizer": self.optimizer.state_dict()}
                 keep(folder, identity, {**state, "step": self.step, "log": self.log})
@@ -197,7 +199,8 @@ def speak(adapter: Any, texts: Sequence[ReadText]) -> list[Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
         hidden = adapter.base_model(inputs_embeds=lower, use_cache=False).last_hidden_state
     return [
-        rows[len(text.lower) - len(text.last) : len(text.lower)].float() for rows, text in zip(hidden, texts, strict=True)
+        rows[len(text.lower) - len(text.last) : len(text.lower)].float()
+        for rows, text in zip(hidden, texts, strict=True)
     ]
 
 
@@ -211,7 +214,12 @@ def frequent(answers: Sequence[Answer], size: int, vocabulary: int, always: Sequ
 
 
 def make(
-    lm: LanguageModel, recipe: KangarooRecipe, answers_folder: Path, folder: Path, artifact: Path, progress: Show = silent
+    lm: LanguageModel,
+    recipe: KangarooRecipe,
+    answers_folder: Path,
+    folder: Path,
+    artifact: Path,
+    progress: Show = silent,
 ) -> dict[str, Any]:
     """Run the recipe and write the artifact: the adapter and its card. Returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +232,7 @@ def make(
     trainer.train(folder, progress)
     tokens = frequent(answers, recipe.vocabulary, lm.network.vocabulary, lm.stop_ids)
     held_out = held_out_answers(lm, recipe.held_out_tokens)
+    questions = f"{len(held_out)} greedy answers to decodery's own questions"
     test = read_texts(lm, held_out, recipe.exit, recipe.longest + recipe.held_out_tokens)
     agreement = trainer.agreement(test, head, tokens, model.base_model.norm)
     fingerprint = lm.network.fingerprint()
@@ -235,7 +244,7 @@ def make(
         "source": "decodery.training.kangaroo; after Kangaroo, arXiv 2404.18911",
         "recipe": asdict(recipe),
         "data": f"{len(texts)} answers of {lm.name}, {sum(len(text.last) for text in texts)} positions",
-        "held_out": f"{len(held_out)} greedy answers to decodery's own questions, {sum(len(text.last) for text in test)} positions",
+        "held_out": f"{questions}, {sum(len(text.last) for text in test)} positions",
         "metrics": {"agreement": agreement},
         "log": trainer.log,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",

@@ -162,7 +162,9 @@ class ExitDrafter(Drafter):
             return EMPTY
         self._lower = lower
         made = chain(drafted, [("exit", exit)] * len(drafted))
-        return made if request.law.greedy else Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        return (
+            made if request.law.greedy else Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        )
 
     def _choose(self, row: Tensor, path: Sequence[int], q: dict[int, Tensor]) -> tuple[int | None, float]:
         """The token drafted after `path` and its probability in the exit's raw law; no token where all are forbidden."""

@@ -93,7 +93,12 @@ class Adapter:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"exit": self.exit, "shape": dict(self.shape), "fingerprint": self.fingerprint, "facts": dict(self.facts)}
+        told = {
+            "exit": self.exit,
+            "shape": dict(self.shape),
+            "fingerprint": self.fingerprint,
+            "facts": dict(self.facts),
+        }
         tensors = {name: weight.to(torch.bfloat16).contiguous() for name, weight in self.weights.items()}
         tensors["tokens"] = self.tokens.to(torch.int32)
         save_file(tensors, folder / FILE, metadata={"kangaroo": json.dumps(told)})

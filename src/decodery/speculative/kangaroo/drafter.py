@@ -47,8 +47,8 @@ class KangarooDrafter(Drafter):
     """Drafts token by token: first layers, adapter, head. `score` takes the same rows through the other layers, so that each row
     passes every layer once.
 
-    exit: how many first layers draft. length: tokens drafted per round at most. threshold: drafting ends behind a token at which
-    the likeliest one is less likely than this.
+    exit: how many first layers draft. length: tokens drafted per round at most. threshold: drafting ends behind a token at
+    which the likeliest one is less likely than this.
     """
 
     def __init__(self, request: Request, voice: Voice, exit: int, length: int, threshold: float):
@@ -100,7 +100,9 @@ class KangarooDrafter(Drafter):
             return EMPTY
         self._lower = lower
         made = chain(drafted)
-        return made if request.law.greedy else Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        return (
+            made if request.law.greedy else Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        )
 
     def score(
         self, sequence: CachedSequence, pending: Sequence[int], draft: Draft
