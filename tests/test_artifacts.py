@@ -20,7 +20,7 @@ FILES = [path for path in sorted((ROOT / ARTIFACTS).rglob("*")) if path.is_file(
 
 def test_every_trained_file_is_listed() -> None:
     names = {str(path.relative_to(ROOT / ARTIFACTS)) for path in FILES}
-    trained = {name for name in names if name.endswith((".safetensors", ".npz", ".bin"))}
+    trained = {name for name in names if name.endswith((".safetensors", ".npz", ".bin", ".gguf"))}
     # A file of numbers in no folder is a card of its own, unless it is that of a file beside it.
     trained |= {
         n for n in names if n.endswith(".json") and "/" not in n and f"{n.removesuffix('.json')}.npz" not in names

@@ -244,7 +244,7 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "vocabulary": Pair("shared", "text", DRAFT, "other tokenizer"),
     },
     "SpecDecPlusPlus": {
-        "rule": text("head", "confidence", "draft=other, head='{acceptance}'"),
+        "rule": Pair("confidence", "head", DRAFT, "sampled", refused=True),
         "head": text("{acceptance}", "{another acceptance}", "draft=other, rule=head"),
         "threshold": text(0.2, 0.9, "draft=other, head='{acceptance}'"),
         "confidence": sampled(0.1, 0.9, DRAFT),

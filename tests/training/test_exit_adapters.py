@@ -17,9 +17,9 @@ from decodery.training.exit_adapters import (
     AdapterTrainer,
     HiddenRows,
     frequent_tokens,
-    hidden_rows,
     main,
     make,
+    rows_of_exits,
     written_texts,
 )
 from decodery.training.prompts import ASKS, TOPICS, varied_prompts
@@ -58,39 +58,26 @@ class TestPrompts:
         assert not asked & set(varied_prompts(len(ASKS) * len(TOPICS)))
 
 
-def test_texts_are_kept_and_a_cut_line_is_written_again(lm, tmp_path):
-    texts = written_texts(lm, RECIPE, tmp_path)
-    assert len(texts) == 8
-    assert all(len(output) <= 24 for _, output in texts)
-    path = tmp_path / "texts.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:5]) + lines[5][:20])
-    assert written_texts(lm, RECIPE, tmp_path)[:5] == texts[:5]
-    assert len(path.read_text().splitlines()) == 8
-
-
 def test_hidden_rows_are_those_that_chose_the_output(lm, tmp_path):
     texts = written_texts(lm, RECIPE, tmp_path)
-    rows = hidden_rows(lm, texts, (1, 2))
-    assert len(rows) == sum(len(output) for _, output in texts)
+    assert len(texts) == 8
+    assert all(len(text.output) <= 24 for text in texts)
+    assert written_texts(lm, RECIPE, tmp_path) == texts
+    rows = rows_of_exits(lm, texts, (1, 2))
+    assert len(rows) == sum(len(text.output) for text in texts)
     head = lm.network.model.get_output_embeddings().weight
-    at = 0
-    # Within a batch the greedy texts come first.
-    for place, (_, output) in enumerate(texts):
-        best = (rows.last[at : at + len(output)] @ head.T).argmax(dim=-1).tolist()
-        if place < 4:
-            assert best == output
-        at += len(output)
+    best = (rows.last @ head.T).argmax(dim=-1).tolist()
+    assert best == [token for text in texts for token in text.output], "the first batch is greedy"
 
 
 def test_the_adapters_learn(lm, tmp_path):
     recipe = dataclasses.replace(RECIPE, steps=200)
     texts = written_texts(lm, recipe, tmp_path)
-    rows = hidden_rows(lm, texts, recipe.exits)
+    rows = rows_of_exits(lm, texts, recipe.exits)
     tokens = frequent_tokens(lm, texts, rows, recipe.vocabulary)
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert set(lm.stop_ids) <= set(tokens.tolist())
-    written = {token for _, output in texts for token in output}
+    written = {token for text in texts for token in text.output}
     assert written <= set(tokens.tolist())
     trainer = AdapterTrainer(lm, recipe, rows, tokens)
     head = lm.network.model.get_output_embeddings().weight.detach()
@@ -141,13 +128,13 @@ def test_interrupted_it_goes_on_where_it_was(lm, tmp_path, monkeypatch):
 
 def test_the_artifact_and_its_card(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "decodery.training.exit_adapters.load_questions", lambda: [type("Question", (), {"turns": ("Why?",)})()]
+        "decodery.training.answers.load_questions", lambda: [type("Question", (), {"turns": ("Why?",)})()]
     )
     stages: set[str] = set()
     card = make(
         lm, RECIPE, tmp_path / "work", tmp_path / "exit-adapters-toy", lambda stage, done, total: stages.add(stage)
     )
-    assert stages == {"writing texts", "hidden rows", "training"}
+    assert stages == {"answers", "hidden rows", "training"}
     assert json.loads((tmp_path / "exit-adapters-toy" / "card.json").read_text()) == json.loads(json.dumps(card))
     assert set(card["agreement"]) == {"1", "2"}
     assert card["log"][-1]["step"] == 60

@@ -79,7 +79,7 @@ def trainer(lm: LanguageModel, answers: Path, recipe: KangarooRecipe) -> Any:
     found = [answer for answer in read_answers(answers) if answer.output]
     model: Any = lm.network.model  # type: ignore[attr-defined]
     head = model.get_output_embeddings().weight.detach()
-    vocabulary = kangaroo.Vocabulary(head, found, recipe.vocabulary, recipe.drawn)
+    vocabulary = kangaroo.SampledVocabulary(head, found, recipe.vocabulary, recipe.drawn)
     return kangaroo.KangarooTrainer(model, recipe, read_texts(lm, found, recipe.exit, recipe.longest), vocabulary)
 
 

@@ -28,6 +28,8 @@ TRAINED = {
     "stories-twin/model.safetensors": "stories",
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
+    "smollm2-sibling/layers.gguf": "sibling",
+    "acceptance-head-smollm2-135m/head.safetensors": "acceptance-head",
     "adadec-smollm2-135m.json": "adadec-threshold",
 }
 """Trained files, and their recipes."""

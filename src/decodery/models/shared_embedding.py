@@ -26,7 +26,6 @@ LAYERS = "layers.gguf"
 SHARED = ("token_embd.weight", "output.weight")
 """What GGUF files call embedding and head."""
 ENTRY = "embedding_of"
-Q8_0 = 8
 
 
 def embedding_of(folder: Path) -> str | None:
@@ -70,9 +69,9 @@ def write_layers(weights: Mapping[str, Tensor], config: Mapping[str, Any], base:
     """
     import gguf
     import torch
+    from gguf.quants import quantize
 
     from decodery.models.gguf.names import turned_keys, turned_queries
-    from decodery.models.rounding import in_blocks
 
     whole = pointed_at(base)
     if whole is None or whole.architecture != "llama":
@@ -95,8 +94,8 @@ def write_layers(weights: Mapping[str, Tensor], config: Mapping[str, Any], base:
             turned[order] = rows  # the file's row `order[i]` is row i
             rows = turned
         if rows.dim() == 2:
-            blocks = in_blocks(rows, Q8_0).numpy()
-            writer.add_tensor(stored, blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(stored, quantize(rows.numpy(), kind), raw_dtype=kind)
         else:
             writer.add_tensor(stored, rows.numpy())
     writer.write_header_to_file()

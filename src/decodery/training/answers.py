@@ -75,12 +75,14 @@ class AnswerRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.answers <= len(self.temperatures):
             raise BadInput(f"answers must be between 1 and the number of temperatures, {len(self.temperatures)}.")
+        if self.kinds < 1 or self.topics < 2:
+            raise BadInput("kinds must be at least 1, topics at least 2, since some prompts compare two.")
         if min(self.temperatures) < 0 or min(self.new_tokens, self.batch, self.per_file) < 1 or self.prompts < 0:
             raise BadInput("temperatures and prompts must be at least 0; new-tokens, batch and per-file at least 1.")
 
 
 @dataclass(frozen=True)
-class Answer:
+class OwnAnswer:
     """Token ids of a prompt, as the model was given it, and of what the model wrote; at which temperature."""
 
     prompt: list[int]
@@ -148,7 +150,7 @@ def _asked(entry: dict[str, object]) -> str:
     return told if isinstance(told, str) else ""
 
 
-def write_answers(lm: LanguageModel, recipe: AnswerRecipe, folder: Path, progress: Show = silent) -> list[Answer]:
+def write_answers(lm: LanguageModel, recipe: AnswerRecipe, folder: Path, progress: Show = silent) -> list[OwnAnswer]:
     """Let a model answer the recipe's prompts; all answers, in the order of their batches.
 
     Each batch is a file of `folder`: prompt, output (all ids, one text after the other), prompt_lengths, output_lengths [texts]
@@ -167,7 +169,8 @@ def write_answers(lm: LanguageModel, recipe: AnswerRecipe, folder: Path, progres
         if path.exists():
             continue
         temperature = recipe.temperatures[place % many]
-        group = [question_ids(lm, prompt) for prompt in prompts[start : start + recipe.batch]]
+        asked = [question_ids(lm, prompt) for prompt in prompts[start : start + recipe.batch]]
+        group = [ids for ids in asked if len(ids) + recipe.new_tokens <= lm.network.context]
         replies = lm.generate(
             group,
             "autoregressive",
@@ -191,7 +194,7 @@ def write_answers(lm: LanguageModel, recipe: AnswerRecipe, folder: Path, progres
     return read_answers(folder)
 
 
-def read_answers(folder: Path, temperature: float | None = None) -> list[Answer]:
+def read_answers(folder: Path, temperature: float | None = None) -> list[OwnAnswer]:
     """The answers of a folder that `write_answers` filled, wholly or in part. temperature: only those that were written at it.
     Raises BadInput where there are none."""
     answers = []
@@ -203,7 +206,7 @@ def read_answers(folder: Path, temperature: float | None = None) -> list[Answer]
             if temperature is not None and at != temperature:
                 continue
             pairs = zip(_parts(batch, "prompt"), _parts(batch, "output"), strict=True)
-            answers += [Answer(prompt, output, at) for prompt, output in pairs]
+            answers += [OwnAnswer(prompt, output, at) for prompt, output in pairs]
     if not answers:
         which = "" if temperature is None else f" at temperature {temperature:g}"
         raise BadInput(f"{folder} holds no answers{which}; make them: decodery train answers --folder {folder}")
@@ -223,16 +226,18 @@ def question_ids(lm: LanguageModel, prompt: str) -> list[int]:
     return lm.tokenize(prompt)
 
 
-def held_out_answers(lm: LanguageModel, new_tokens: int, questions: Sequence[Question] | None = None) -> list[Answer]:
+def held_out_answers(
+    lm: LanguageModel, new_tokens: int, questions: Sequence[Question] | None = None
+) -> list[OwnAnswer]:
     """What a model answers, greedily, to questions that no recipe sees: by default decodery's own."""
     asked = load_questions() if questions is None else kept_for_tests(questions)
     prompts = [question_ids(lm, question.turns[0]) for question in asked]
     replies = lm.generate(prompts, "autoregressive", max_new_tokens=new_tokens)
-    return [Answer(list(reply.prompt_token_ids), list(reply.token_ids), 0.0) for reply in replies]
+    return [OwnAnswer(list(reply.prompt_token_ids), list(reply.token_ids), 0.0) for reply in replies]
 
 
 def hidden_rows(
-    lm: LanguageModel, answers: Sequence[Answer], taps: Sequence[int], progress: Show = silent
+    lm: LanguageModel, answers: Sequence[OwnAnswer], taps: Sequence[int], progress: Show = silent
 ) -> dict[int, Tensor]:
     """The hidden rows [n, hidden] of each tap from which the tokens of the outputs were chosen, in the network's dtype: of each
     answer the prompt's last row, and all of the output but its last."""
@@ -251,13 +256,13 @@ def hidden_rows(
     return {tap: torch.cat(rows) for tap, rows in kept.items()}
 
 
-def in_groups(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-    """The answers in order, as many at a time as have `ROWS_AT_ONCE` rows together."""
-    group: list[Answer] = []
+def in_groups(answers: Sequence[OwnAnswer], most: int = ROWS_AT_ONCE) -> Iterator[list[OwnAnswer]]:
+    """The answers in order, as many at a time as have at most so many rows together, or one."""
+    group: list[OwnAnswer] = []
     rows = 0
     for answer in answers:
         count = len(answer.prompt) + len(answer.output)
-        if group and rows + count > ROWS_AT_ONCE:
+        if group and rows + count > most:
             yield group
             group, rows = [], 0
         group.append(answer)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decodery.training.answers import Answer
+from decodery.training.answers import OwnAnswer
 
 CHUNK = 128
 """Rows whose scores are there at once: they stay in the processor's cache."""
@@ -30,13 +30,11 @@ class PartOfVocabulary:
     correction: Tensor
 
 
-class Vocabulary:
-    """A head [vocabulary, hidden] whose steps look at its `frequent` tokens and `drawn` others.
+class SampledVocabulary:
+    """A head [vocabulary, hidden] whose steps look at the `frequent` most written tokens and `drawn` others; at all of it,
+    where both together are as many."""
 
-    Raises nothing: where both together are the vocabulary or more, all of it is looked at.
-    """
-
-    def __init__(self, head: Tensor, answers: Sequence[Answer], frequent: int, drawn: int):
+    def __init__(self, head: Tensor, answers: Sequence[OwnAnswer], frequent: int, drawn: int):
         counts = torch.bincount(
             torch.tensor([token for answer in answers for token in answer.output]), minlength=len(head)
         )
@@ -86,5 +84,5 @@ class _Divergence(torch.autograd.Function):
 
 def divergence(rows: Tensor, target: Tensor, part: PartOfVocabulary) -> Tensor:
     """The mean divergence, in nats, of the laws of `rows` from those of `target`, both [n, hidden] and before the head."""
-    found: Tensor = _Divergence.apply(rows, target, part.weights, part.correction)
+    found: Tensor = _Divergence.apply(rows, target, part.weights, part.correction)  # type: ignore[no-untyped-call]
     return found

@@ -14,7 +14,7 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from decodery.evaluation.questions import load_questions
 from decodery.language_model import LanguageModel
 from decodery.loading import load
-from decodery.models.forward import POST_NORM, Forward, Rows
+from decodery.models.forward import POST_NORM
 from decodery.speculative.del_.exits import ExitAdapters, adapted
+from decodery.training.answers import AnswerRecipe, OwnAnswer, held_out_answers, hidden_rows, write_answers
 from decodery.training.checkpoints import keep, kept
-from decodery.training.options import add_options, progress_bars, read_options, recipe_parser, refusing, silent
-from decodery.training.prompts import varied_prompts
+from decodery.training.options import Show, add_options, progress_bars, read_options, recipe_parser, refusing, silent
 
 BATCH_TEXTS = 32
 CHECKPOINT_STEPS = 100
 COUNTED_ROWS = 8192
 """Rows whose laws are added up to find the frequent tokens: far more tokens are likely than ever occur."""
 CHUNK = 512
-
-Progress = Callable[[str, int, int], None]
-"""(stage, done, of how many)."""
-Text = tuple[list[int], list[int]]
-"""Token ids of a prompt and of what the model wrote after it."""
 
 
 @dataclass(frozen=True)
@@ -77,59 +71,33 @@ class HiddenRows:
         return self.last.shape[0]
 
 
-def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progress: Progress = silent) -> list[Text]:
-    """What the model writes to the recipe's prompts. Kept in `folder`, batch by batch."""
-    prompts = varied_prompts(recipe.texts, recipe.seed, recipe.kinds, recipe.topics)
-    path = folder / "texts.jsonl"
-    texts = [(entry["prompt"], entry["output"]) for entry in _lines(path)][: recipe.texts]
-    with path.open("a") as stream:
-        for start in range(len(texts), recipe.texts, BATCH_TEXTS):
-            places = range(start, min(start + BATCH_TEXTS, recipe.texts))
-            progress("writing texts", start, recipe.texts)
-            for temperature in (0.0, 0.8):
-                chosen = [place for place in places if place % 2 == (temperature > 0)]
-                if not chosen:
-                    continue
-                replies = lm.generate(
-                    [_ids(lm, prompts[place]) for place in chosen],
-                    method="autoregressive",
-                    temperature=temperature,
-                    seed=[recipe.seed + place for place in chosen],
-                    max_new_tokens=recipe.tokens_per_text,
-                )
-                texts += [(list(reply.prompt_token_ids), reply.token_ids) for reply in replies]
-            for prompt, output in texts[start:]:
-                stream.write(json.dumps({"prompt": prompt, "output": output}) + "\n")
-            stream.flush()
-    return texts
+def written_texts(lm: LanguageModel, recipe: AdapterRecipe, folder: Path, progress: Show = silent) -> list[OwnAnswer]:
+    """What the model writes to the recipe's prompts, batch by batch greedily or sampled. Kept in `folder`."""
+    wanted = AnswerRecipe(
+        prompts=recipe.texts,
+        kinds=recipe.kinds,
+        topics=recipe.topics,
+        answers=1,
+        temperatures=(0.0, 0.8),
+        new_tokens=recipe.tokens_per_text,
+        batch=BATCH_TEXTS,
+        seed=recipe.seed,
+    )
+    return [answer for answer in write_answers(lm, wanted, folder / "answers", progress) if answer.output]
 
 
-def held_out_texts(lm: LanguageModel, recipe: AdapterRecipe) -> list[Text]:
-    """What the model answers, greedily, to decodery's own questions, which are not among the training prompts."""
-    prompts = [_ids(lm, question.turns[0]) for question in load_questions()]
-    replies = lm.generate(prompts, method="autoregressive", max_new_tokens=recipe.held_out_tokens)
-    return [(list(reply.prompt_token_ids), reply.token_ids) for reply in replies]
-
-
-def hidden_rows(
-    lm: LanguageModel, texts: Sequence[Text], exits: Sequence[int], progress: Progress = silent
+def rows_of_exits(
+    lm: LanguageModel, texts: Sequence[OwnAnswer], exits: Sequence[int], progress: Show = silent
 ) -> HiddenRows:
-    """The rows that the outputs' tokens were chosen from: the prompt's last row, and all of the output but its last."""
-    network = lm.network
-    kept: dict[int, list[Tensor]] = {tap: [] for tap in (*(exit - 1 for exit in exits), POST_NORM)}
-    for place, (prompt, output) in enumerate(texts):
-        ask = Forward(network.new_sequence(), [*prompt, *output[:-1]], taps=tuple(kept), logits=Rows.NONE)
-        hidden = network.run([ask])[0].hidden
-        for tap, rows in kept.items():
-            rows.append(hidden[tap][len(prompt) - 1 :].clone())
-        progress("hidden rows", place + 1, len(texts))
-    return HiddenRows({exit: torch.cat(kept[exit - 1]) for exit in exits}, torch.cat(kept[POST_NORM]))
+    """The rows that the outputs' tokens were chosen from, see `hidden_rows`."""
+    found = hidden_rows(lm, texts, (*(exit - 1 for exit in exits), POST_NORM), progress)
+    return HiddenRows({exit: found[exit - 1] for exit in exits}, found[POST_NORM])
 
 
-def frequent_tokens(lm: LanguageModel, texts: Sequence[Text], rows: HiddenRows, count: int) -> Tensor:
+def frequent_tokens(lm: LanguageModel, texts: Sequence[OwnAnswer], rows: HiddenRows, count: int) -> Tensor:
     """The tokens [count] int64, ascending, that the model writes most often, by occurrences and by probability."""
     size = lm.network.vocabulary
-    seen = torch.bincount(torch.tensor([token for _, output in texts for token in output]), minlength=size).double()
+    seen = torch.bincount(torch.tensor([token for text in texts for token in text.output]), minlength=size).double()
     weight = _model(lm).get_output_embeddings().weight.detach()
     sample = rows.last[:: max(1, len(rows) // COUNTED_ROWS)]
     mass = torch.zeros(size, dtype=torch.float64)
@@ -186,7 +154,7 @@ class AdapterTrainer:
         self.step += 1
         return losses
 
-    def train(self, folder: Path, progress: Progress = silent) -> None:
+    def train(self, folder: Path, progress: Show = silent) -> None:
         """All steps, from the last checkpoint in `folder` where there is one."""
         identity = json.dumps(asdict(self.recipe))
         if (state := kept(folder, identity)) is not None:
@@ -243,18 +211,18 @@ class AdapterTrainer:
 
 
 def make(
-    lm: LanguageModel, recipe: AdapterRecipe, folder: Path, artifact: Path, progress: Progress = silent
+    lm: LanguageModel, recipe: AdapterRecipe, folder: Path, artifact: Path, progress: Show = silent
 ) -> dict[str, Any]:
     """Run the recipe and write the artifact: the adapters and their card. Returns the card."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     texts = written_texts(lm, recipe, folder, progress)
-    rows = hidden_rows(lm, texts, recipe.exits, progress)
+    rows = rows_of_exits(lm, texts, recipe.exits, progress)
     tokens = frequent_tokens(lm, texts, rows, recipe.vocabulary)
     trainer = AdapterTrainer(lm, recipe, rows, tokens)
     trainer.train(folder, progress)
-    held_out = held_out_texts(lm, recipe)
-    test = hidden_rows(lm, held_out, recipe.exits)
+    held_out = held_out_answers(lm, recipe.held_out_tokens)
+    test = rows_of_exits(lm, held_out, recipe.exits)
     agreement = trainer.agreement(test, _model(lm).get_output_embeddings().weight.detach())
     card: dict[str, Any] = {
         "title": f"Exit adapters for {lm.name}",
@@ -283,25 +251,9 @@ def _model(lm: LanguageModel) -> Any:
     return lm.network.model  # type: ignore[attr-defined]
 
 
-def _ids(lm: LanguageModel, prompt: str) -> list[int]:
-    """A prompt as a user's message where the model knows conversations, else as plain text."""
-    if getattr(lm.tokenizer, "chat_template", None):
-        return lm.tokenize([{"role": "user", "content": prompt}])
-    return lm.tokenize(prompt)
-
-
 def _best(rows: Tensor, head: Tensor) -> Tensor:
     """The likeliest token [n] of each row after the final norm."""
     return torch.cat([F.linear(rows[i : i + CHUNK], head).argmax(dim=-1) for i in range(0, len(rows), CHUNK)])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a file with one JSON object per line, without a last line that was cut off."""
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole), "utf-8")
-    return [json.loads(line) for line in whole]
 
 
 @refusing

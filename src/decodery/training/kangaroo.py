@@ -27,9 +27,9 @@ from torch import Tensor
 
 from decodery.models.forward import POST_NORM, Forward, Rows
 from decodery.speculative.kangaroo.adapter import WEIGHTS, Adapter, empty_adapter, shape_of
-from decodery.training.answers import Answer, held_out_answers, in_groups, read_answers
+from decodery.training.answers import OwnAnswer, held_out_answers, in_groups, read_answers
 from decodery.training.checkpoints import keep, kept
-from decodery.training.distillation import Vocabulary, divergence
+from decodery.training.distillation import SampledVocabulary, divergence
 from decodery.training.options import (
     Show,
     add_options,
@@ -81,7 +81,7 @@ class ReadText:
 
 
 def read_texts(
-    lm: LanguageModel, answers: Sequence[Answer], exit: int, longest: int, progress: Show = silent
+    lm: LanguageModel, answers: Sequence[OwnAnswer], exit: int, longest: int, progress: Show = silent
 ) -> list[ReadText]:
     """What is looked at of each answer, in bfloat16."""
     read: list[ReadText] = []
@@ -104,7 +104,7 @@ def read_texts(
 class KangarooTrainer:
     """head: [vocabulary, hidden] of the model. vocabulary: what a step looks at of it."""
 
-    def __init__(self, model: Any, recipe: KangarooRecipe, texts: Sequence[ReadText], vocabulary: Vocabulary):
+    def __init__(self, model: Any, recipe: KangarooRecipe, texts: Sequence[ReadText], vocabulary: SampledVocabulary):
         self.recipe, self.texts, self.vocabulary = recipe, texts, vocabulary
         torch.manual_seed(recipe.seed)
         self.adapter = empty_adapter(shape_of(model.config))
@@ -204,7 +204,7 @@ def speak(adapter: Any, texts: Sequence[ReadText]) -> list[Tensor]:
     ]
 
 
-def frequent(answers: Sequence[Answer], size: int, vocabulary: int, always: Sequence[int]) -> Tensor:
+def frequent(answers: Sequence[OwnAnswer], size: int, vocabulary: int, always: Sequence[int]) -> Tensor:
     """The `size` tokens that are written most often, ascending; `always` are among them."""
     counts = torch.bincount(
         torch.tensor([token for answer in answers for token in answer.output]), minlength=vocabulary
@@ -227,7 +227,7 @@ def make(
     model = lm.network.model  # type: ignore[attr-defined]
     head = model.get_output_embeddings().weight.detach()
     texts = read_texts(lm, answers, recipe.exit, recipe.longest, progress)
-    vocabulary = Vocabulary(head, answers, recipe.vocabulary, recipe.drawn)
+    vocabulary = SampledVocabulary(head, answers, recipe.vocabulary, recipe.drawn)
     trainer = KangarooTrainer(model, recipe, texts, vocabulary)
     trainer.train(folder, progress)
     tokens = frequent(answers, recipe.vocabulary, lm.network.vocabulary, lm.stop_ids)

@@ -30,9 +30,9 @@ from torch import Tensor
 from decodery.errors import BadInput
 from decodery.models.forward import POST_NORM, Forward
 from decodery.models.shared_embedding import write_layers
-from decodery.training.answers import Answer, held_out_answers, hidden_rows, in_groups, read_answers
+from decodery.training.answers import OwnAnswer, held_out_answers, hidden_rows, in_groups, read_answers
 from decodery.training.checkpoints import keep, kept
-from decodery.training.distillation import Vocabulary, divergence
+from decodery.training.distillation import SampledVocabulary, divergence
 from decodery.training.options import (
     Show,
     add_options,
@@ -112,11 +112,11 @@ class SiblingTrainer:
     the final norm, in bfloat16.
     """
 
-    def __init__(self, model: Any, recipe: SiblingRecipe, answers: Sequence[Answer], rows: Tensor):
+    def __init__(self, model: Any, recipe: SiblingRecipe, answers: Sequence[OwnAnswer], rows: Tensor):
         self.recipe, self.rows = recipe, rows
         self.small = small_copy(model, recipe.layers, recipe.feed_forward)
         head = self.small.get_output_embeddings().weight.detach().bfloat16()
-        self.vocabulary = Vocabulary(head, answers, recipe.frequent, recipe.drawn)
+        self.vocabulary = SampledVocabulary(head, answers, recipe.frequent, recipe.drawn)
         self._head = head
         ends = np.cumsum([len(answer.output) for answer in answers])
         order = sorted(range(len(answers)), key=lambda place: len(answers[place].prompt) + len(answers[place].output))
@@ -135,7 +135,7 @@ class SiblingTrainer:
         self.step = 0
         self.log: list[dict[str, float]] = []
 
-    def batch(self, step: int) -> list[tuple[Answer, int]]:
+    def batch(self, step: int) -> list[tuple[OwnAnswer, int]]:
         """The texts of a step, neighbours in length, with the place where the rows of each end."""
         generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, step]))
         at = int(generator.integers(len(self._texts)))
@@ -172,7 +172,7 @@ class SiblingTrainer:
             if weight.requires_grad:
                 mean.lerp_(weight, 1 - left)
 
-    def train(self, folder: Path, held_out: tuple[Sequence[Answer], Tensor], progress: Show = silent) -> None:
+    def train(self, folder: Path, held_out: tuple[Sequence[OwnAnswer], Tensor], progress: Show = silent) -> None:
         """All steps, from the last checkpoint in `folder` where there is one, even of a run of another length. held_out:
         answers, and the rows of their outputs, on which agreement is logged."""
         identity = json.dumps({key: value for key, value in asdict(self.recipe).items() if key != "steps"})
@@ -208,7 +208,7 @@ class SiblingTrainer:
         }
 
     @torch.no_grad()
-    def agreement(self, answers: Sequence[Answer], rows: Tensor) -> float:
+    def agreement(self, answers: Sequence[OwnAnswer], rows: Tensor) -> float:
         """The share of the outputs' places at which the likeliest token is the model's own, over the whole vocabulary. rows:
         [n, hidden], as for training."""
         own = torch.cat([torch.cat(read_rows(self.averaged, group)) for group in in_groups(answers)])
@@ -220,7 +220,7 @@ def learnt(small: Any) -> dict[str, Tensor]:
     return {name: weight for name, weight in small.state_dict().items() if name not in FROZEN}
 
 
-def read_rows(model: Any, answers: Sequence[Answer]) -> list[Tensor]:
+def read_rows(model: Any, answers: Sequence[OwnAnswer]) -> list[Tensor]:
     """The rows [output, hidden] float32, after the final norm, from which each answer's tokens are chosen, by a model that is
     being trained."""
     read = [torch.tensor([*answer.prompt, *answer.output[:-1]]) for answer in answers]
@@ -234,10 +234,11 @@ def read_rows(model: Any, answers: Sequence[Answer]) -> list[Tensor]:
 
 def likeliest(rows: Tensor, head: Tensor) -> Tensor:
     """The likeliest tokens [n] of rows [n, hidden] after the final norm."""
-    return torch.cat([F.linear(part.to(head.dtype), head).argmax(dim=-1) for part in rows.split(CHUNK)])
+    starts = range(0, len(rows), CHUNK)
+    return torch.cat([F.linear(rows[at : at + CHUNK].to(head.dtype), head).argmax(dim=-1) for at in starts])
 
 
-def rows_of(lm: LanguageModel, answers: Sequence[Answer], folder: Path, progress: Show = silent) -> Tensor:
+def rows_of(lm: LanguageModel, answers: Sequence[OwnAnswer], folder: Path, progress: Show = silent) -> Tensor:
     """The rows of `hidden_rows` after the final norm, in bfloat16. Kept in `folder` by whole pieces of the answers, so that
     answers may be added."""
     found = []
@@ -257,7 +258,7 @@ def rows_of(lm: LanguageModel, answers: Sequence[Answer], folder: Path, progress
     return torch.cat(found)
 
 
-def agreement(lm: LanguageModel, small: LanguageModel, answers: Sequence[Answer]) -> float:
+def agreement(lm: LanguageModel, small: LanguageModel, answers: Sequence[OwnAnswer]) -> float:
     """The share of the places of the outputs at which both models, as they are run here, hold the same token likeliest."""
     same = total = 0
     for group in in_groups(answers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -29,33 +30,44 @@ class Stop(ABC):
     def begin(self) -> None:  # noqa: B027
         """A new chain begins."""
 
+    def observe(self, accepted: int) -> None:  # noqa: B027
+        """The chain was verified: so many of its tokens were accepted."""
+
     @abstractmethod
     def after(self, length: int, law: Tensor) -> Generator[Forward, Scores, bool]:
         """Whether a chain should end with its token number `length`, from 1, which was drawn from `law`."""
 
 
-class ByHead(Stop):
+class HeadStop(Stop):
     """Ends a chain once it is likelier than `threshold` that one of its tokens is rejected. Source: arXiv 2405.19715, section
     3.3: the head reads the row that the drafter computed last, which is that of the token before the newest, so the newest
     token goes unjudged, and no forward of the drafter is made for it."""
 
     def __init__(self, laws: NetworkLaws, head: HeadNetwork, threshold: float):
         self._laws, self._head, self._threshold = laws, head, threshold
-        self._survival = 1.0
+        self._chances: list[float] = []
+        """What the head told of the chain's tokens but the newest."""
+        self._judged: list[tuple[float, bool]] = laws.request.statistics.details.setdefault("judged", [])
+        """Of all tokens that were judged and whose predecessors were accepted: what the head told, and whether it was
+        accepted."""
 
     def begin(self) -> None:
-        self._survival = 1.0
+        self._chances = []
+
+    def observe(self, accepted: int) -> None:
+        self._judged += [(chance, place < accepted) for place, chance in enumerate(self._chances[: accepted + 1])]
+        self._chances = []  # there may be rounds without a chain
 
     def after(self, length: int, law: Tensor) -> Generator[Forward, Scores, bool]:
         if length > 1:  # before that, the row is that of a committed token
             row = self._laws.row
             assert row is not None
             scores = yield Forward(self._head.new_sequence(), row[None].float())
-            self._survival *= float(scores.logits[0].softmax(dim=-1)[1])
-        return 1 - self._survival > self._threshold
+            self._chances.append(float(scores.logits[0].softmax(dim=-1)[1]))
+        return 1 - math.prod(self._chances) > self._threshold
 
 
-class ByConfidence(Stop):
+class ConfidenceStop(Stop):
     """Ends a chain with a token where the drafter's likeliest one has less than a probability. Source: the baseline of arXiv
     2405.19715, and the assisted generation of transformers."""
 
@@ -107,4 +119,5 @@ class StoppingDrafter(Drafter):
         return tree.draft(request.law.greedy, Siblings.WITH_REPLACEMENT)
 
     def observe(self, round: Round) -> None:
+        self._stop.observe(len(round.verdict.path))
         self._laws.observe(round)

@@ -147,17 +147,17 @@ class SpecDecPlusPlus(DraftLawMethod):
             )
 
     def drafter(self, request: Request) -> Drafter:
-        from decodery.speculative.specdec_pp.drafter import Bounds, ByConfidence, ByHead, StoppingDrafter
+        from decodery.speculative.specdec_pp.drafter import Bounds, ConfidenceStop, HeadStop, StoppingDrafter
 
         trained = self._trained(request)
         laws = self.laws(request)
         bounds = Bounds(self.shortest, self.longest)
         if trained is None:
-            return StoppingDrafter(request, laws, ByConfidence(self.confidence, request.law.greedy), bounds)
+            return StoppingDrafter(request, laws, ConfidenceStop(self.confidence, request.law.greedy), bounds)
         assert isinstance(laws, NetworkLaws)
         laws.keep_row()
         threshold = trained.threshold if self.threshold is None else self.threshold
-        return StoppingDrafter(request, laws, ByHead(laws, self._network(request, trained), threshold), bounds)
+        return StoppingDrafter(request, laws, HeadStop(laws, self._network(request, trained), threshold), bounds)
 
     def _network(self, request: Request, trained: TrainedHead) -> HeadNetwork:
         """The head as a scorer that all requests share, so that their rows are packed."""
