@@ -44,8 +44,8 @@ class Voice:
 
 
 class KangarooDrafter(Drafter):
-    """Drafts token by token: first layers, adapter, head. `score` takes the same rows through the other layers, so that each row
-    passes every layer once.
+    """Drafts token by token: first layers, adapter, head. `score` takes the same rows through the other layers, so that each
+    row passes every layer once.
 
     exit: how many first layers draft. length: tokens drafted per round at most. threshold: drafting ends behind a token at
     which the likeliest one is less likely than this.
