@@ -53,6 +53,7 @@ def test_it_learns_and_says_so(lm: LanguageModel, answers: Path, tmp_path: Path)
     told = json.loads((tmp_path / "artifact" / "card.json").read_text())
     assert told == json.loads(json.dumps(card))
     assert card["fingerprint"] == lm.network.fingerprint()
+    assert card["command"].startswith("decodery train kangaroo --exit 2 --longest 160 ")
     assert set(card["metrics"]["agreement"]) == {
         "adapter",
         "adapter, frequent tokens",

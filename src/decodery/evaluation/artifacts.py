@@ -30,6 +30,7 @@ TRAINED = {
     "successors-smollm2-135m.npz": "successors",
     "smollm2-sibling/layers.gguf": "sibling",
     "acceptance-head-smollm2-135m/head.safetensors": "acceptance-head",
+    "kangaroo-smollm2-135m/adapter.safetensors": "kangaroo",
     "adadec-smollm2-135m.json": "adadec-threshold",
 }
 """Trained files, and their recipes."""

@@ -33,6 +33,7 @@ from decodery.training.distillation import SampledVocabulary, divergence
 from decodery.training.options import (
     Show,
     add_options,
+    changed_options,
     progress_bars,
     read_options,
     recipe_parser,
@@ -243,6 +244,7 @@ def make(
         "fingerprint": fingerprint,
         "source": "decodery.training.kangaroo; after Kangaroo, arXiv 2404.18911",
         "recipe": asdict(recipe),
+        "command": " ".join(["decodery train kangaroo", *changed_options(KangarooRecipe(), recipe)]),
         "data": f"{len(texts)} answers of {lm.name}, {sum(len(text.last) for text in texts)} positions",
         "held_out": f"{questions}, {sum(len(text.last) for text in test)} positions",
         "metrics": {"agreement": agreement},
