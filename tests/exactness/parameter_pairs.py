@@ -323,6 +323,13 @@ PAIRS: dict[str, dict[str, Pair]] = {
         "bypass": Pair(True, False, "exits=5", "hard"),
         "clip": deep(True, False, "bypass=False"),
     },
+    "Kangaroo": {
+        "length": network(1, 3, "threshold=0, rest=False"),
+        "threshold": network(0.0, 1.1, "rest=False"),
+        "adapter": network("auto", "{kangaroo}", "threshold=0, rest=False"),
+        "vocabulary": network("frequent", "all", "threshold=0, rest=False"),
+        "rest": Pair(True, False, "threshold=0", "timed network"),
+    },
     "DiffusionMethod": {
         "gen_length": canvas(6, 12),
         "block_length": canvas(3, 12),

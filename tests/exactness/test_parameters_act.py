@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from parameter_pairs import PAIRS, Pair
+from toy_adapters import toy_adapter
 
 from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer
 from decodery.diffusion.sched.margins import Calibration
@@ -170,6 +171,21 @@ def _thresholds() -> SmallLanguageModel:
     return lm
 
 
+def _timed() -> SmallLanguageModel:
+    """A network with a clock of its own, by which every pass takes a second, whatever layers run."""
+    lm, now = toy_language_model(seed=1, layers=4), [0.0]
+    run_pass = lm.network.run_pass
+
+    def timed(forwards: Any) -> Any:
+        now[0] += 1.0
+        return run_pass(forwards)
+
+    lm.network.run_pass = timed  # type: ignore[method-assign]
+    curve = CostCurve((1, 64), (1.0, 1.001), lambda: now[0])
+    lm.cost = lambda network: curve  # type: ignore[method-assign]
+    return lm
+
+
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "seed": 2}
 SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 2}
 ENDS = {"stop_token_ids": [3, 7, 12, 18]}
@@ -186,6 +202,7 @@ SITUATIONS: dict[str, tuple[Callable[[], SmallLanguageModel], dict[str, Any]]] =
     "long": (lambda: _story(layers=7), GREEDY | {"max_new_tokens": 48}),
     "hard": (lambda: _story(7, surprise=6.0), GREEDY),
     "network": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 6, "seed": 2}),
+    "timed network": (_timed, {"max_new_tokens": 48, "seed": 2, "ignore_eos": True}),
     "warm network": (lambda: toy_language_model(seed=1, layers=2), SAMPLED | {"ignore_eos": True}),
     "sets": (lambda: toy_language_model(seed=1, layers=4), {"max_new_tokens": 24, "seed": 2}),
     "other tokenizer": (_other_tokenizer, SAMPLED),
@@ -238,7 +255,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         probe.second.weight.zero_()
         probe.second.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     Router(probe, Policy(preamble="a question: "), network.fingerprint()).write(folder / "probe", {})
+    changed = toy_adapter(network)
+    weights = {name: weight * 2 if "norm" not in name else weight for name, weight in changed.weights.items()}
+    dataclasses.replace(changed, weights=weights).write(folder / "kangaroo")
     return {
+        "kangaroo": str(folder / "kangaroo"),
         "acceptance": str(folder / "acceptance"),
         "another acceptance": str(folder / "another acceptance"),
         "corpus": str(folder / "corpus.txt"),

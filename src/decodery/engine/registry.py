@@ -40,6 +40,7 @@ BUILT_IN = {
     "byte-draft-model": "decodery.speculative.byte_draft_model:ByteDraftModel",
     "swift": "decodery.speculative.swift.method:Swift",
     "del": "decodery.speculative.del_.method:DynamicExit",
+    "kangaroo": "decodery.speculative.kangaroo.method:Kangaroo",
     "contrastive-search": "decodery.search.contrastive_search:ContrastiveSearch",
     "cautious-next-token": "decodery.search.cautious_next_token:CautiousNextToken",
     "adadec": "decodery.search.adadec:AdaptiveDecoding",

@@ -34,6 +34,7 @@ TRAINED = {
     "exit-adapters-smollm2-135m/adapters.safetensors": "exit-adapters",
     "successors-smollm2-135m.npz": "successors",
     "smollm2-sibling/layers.gguf": "sibling",
+    "kangaroo-smollm2-135m/adapter.safetensors": "kangaroo",
     "adadec-smollm2-135m.json": "adadec-threshold",
     "diffadapt-smollm2-135m/probe.safetensors": "diffadapt",
 }

@@ -33,6 +33,11 @@ RECIPES = {
         "a small sibling of a model that drafts for it",
         "--model smollm2-135m --answers answers --folder work --artifact smollm2-sibling",
     ),
+    "kangaroo": RecipeEntry(
+        "decodery.training.kangaroo",
+        "the adapter with which a model's first layers draft, for kangaroo",
+        "--model smollm2-135m --answers answers --folder work --artifact kangaroo-smollm2-135m",
+    ),
     "acceptance-head": RecipeEntry(
         "decodery.training.acceptance_head",
         "the head that tells specdec-pp how far to draft",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from decodery._lazy import torch
-from decodery.models.forward import Forward, Layers, Rows, Scores
+from decodery.models.forward import Forward, Scores
 from decodery.speculative.del_.exit_choice import PLAIN_INTERVAL, ExitPrice, ExitStatistics
 from decodery.speculative.draft import EMPTY, Draft, Siblings, chain
+from decodery.speculative.early_exit import FORBIDDEN, LowerRows, spoken
 from decodery.speculative.loop import Drafter, Round
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from decodery.models.scorer import Head
     from decodery.models.sequence import Sequence as CachedSequence
     from decodery.speculative.del_.exits import ExitAdapters
-
-FORBIDDEN = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -67,54 +66,6 @@ class Options:
     context: int
     bypass: bool
     clip: bool
-
-
-class LowerRows:
-    """The rows of a round that the first `exit` layers have seen, on their way to the others.
-
-    They stand in the cache with the keys and values of these layers alone. The other layers write theirs when they verify,
-    before they read them. exits: those whose rows are looked at later.
-    """
-
-    def __init__(self, sequence: CachedSequence, exit: int, exits: Collection[int]):
-        self._sequence, self.exit = sequence, exit
-        self._rows: dict[int, list[Tensor]] = {
-            tap: [] for tap in sorted({exit - 1, *(e - 1 for e in exits if e <= exit)})
-        }
-        """Tap -> rows of that layer, of every row of the round."""
-
-    def run(self, fed: Sequence[int]) -> Generator[Forward, Scores, None]:
-        """Run the first layers on the newest tokens."""
-        ask = Forward(self._sequence, fed, layers=Layers(0, self.exit), taps=tuple(self._rows), logits=Rows.NONE)
-        scores = yield ask
-        for tap, rows in scores.hidden.items():
-            self._rows[tap].append(rows)
-
-    @property
-    def newest(self) -> Tensor:
-        """The newest row [1, hidden] as it leaves the first layers."""
-        return self._rows[self.exit - 1][-1][-1:]
-
-    def complete(
-        self, count: int, taps: Sequence[int], wanted: range
-    ) -> Generator[Forward, Scores, tuple[Scores, dict[int, Tensor]]]:
-        """Take the round's `count` rows through the other layers: scores of the `wanted` ones, and hidden rows of all."""
-        owner = self._sequence.owner
-        hidden = {tap: torch.cat(rows) for tap, rows in self._rows.items()}
-        entering = hidden[self.exit - 1]
-        if self.exit == owner.layers:  # nothing is left to run but the head
-            return Scores(owner.head()(entering[wanted.start :])), hidden
-        first = self._sequence.length - count
-        scores = yield Forward(
-            self._sequence,
-            entering,
-            positions=self._sequence.positions[first:],  # where parts of the prompt stand side by side, not the slots
-            slots=range(first, first + count),
-            layers=Layers(self.exit),
-            taps=tuple(tap for tap in taps if tap >= self.exit),
-            logits=wanted,
-        )
-        return scores, {**hidden, **scores.hidden}
 
 
 class Watch:
@@ -199,7 +150,7 @@ class ExitDrafter(Drafter):
         while len(drafted) < length:
             yield from lower.run(fed)
             request.statistics.count(f"{request.host.network.name} (exit head)", 1, 0)
-            token, sure = self._choose(self._speech.logits({exit: lower.newest})[0], drafted, q)
+            token, sure = self._choose(self._speech.logits({exit: lower.newest[-1:]})[0], drafted, q)
             if token is None:
                 break
             drafted.append(token)
@@ -211,26 +162,15 @@ class ExitDrafter(Drafter):
             return EMPTY
         self._lower = lower
         made = chain(drafted, [("exit", exit)] * len(drafted))
-        if request.law.greedy:
-            return made
-        return Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        return (
+            made if request.law.greedy else Draft(made.tokens, made.parents, q, Siblings.WITH_REPLACEMENT, made.kinds)
+        )
 
     def _choose(self, row: Tensor, path: Sequence[int], q: dict[int, Tensor]) -> tuple[int | None, float]:
         """The token drafted after `path` and its probability in the exit's raw law; no token where all are forbidden."""
-        request = self._request
         whole = self._speech.whole(row)
-        scores = request.law.drafting.scores(whole, path)
-        if not float(scores.max()) > FORBIDDEN:
-            return None, 0.0
-        if request.law.greedy:
-            token = int(scores.argmax())
-        else:
-            from decodery.sampling.noise import Stage
-
-            law = request.law.drafting.log_probabilities(whole, path).exp()
-            q[len(path) - 1] = law
-            token = request.noise.choose(law, request.position + len(path), Stage.DRAFT)
-        return token, float((whole[token] - row.logsumexp(dim=-1)).exp())
+        token = spoken(self._request, whole, path, q)
+        return token, 0.0 if token is None else float((whole[token] - row.logsumexp(dim=-1)).exp())
 
     def score(
         self, sequence: CachedSequence, pending: Sequence[int], draft: Draft
