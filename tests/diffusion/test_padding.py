@@ -51,6 +51,8 @@ SPECS = (
     "freedave(eager=True, block_length=2)",
     "freecache(block_length=2)",
     "localleap",
+    "dparallel",
+    "approximate-joint-sampling(layer=off, block_length=3)",
     "adablock(delimiters='5')",
     "sched",
     "hex(block_lengths=1x3, seeds=1, temperature=0)",
