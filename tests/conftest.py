@@ -51,3 +51,11 @@ def _own_home(request: pytest.FixtureRequest, _shared_home: Path, monkeypatch: p
     """No test touches the user's cache, but for those of the real model, which read its weights there."""
     if request.node.get_closest_marker("real_model") is None:
         monkeypatch.setenv("DECODERY_HOME", str(_shared_home))
+
+
+@pytest.fixture
+def toy_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network has an adapter of kangaroo."""
+    from toy_adapters import use_toy_adapters
+
+    use_toy_adapters(monkeypatch)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence as Listing
 from typing import Any
 
+import pytest
 import torch
 
+from decodery.engine.request import Request
 from decodery.models.forward import POST_NORM, Forward, Scores
 from decodery.models.scorer import Scorer
 from decodery.models.sequence import NothingKept, Sequence
 from decodery.speculative.kangaroo.adapter import WEIGHTS, Adapter, empty_adapter
+from decodery.speculative.kangaroo.method import Kangaroo
 
 
 def toy_adapter(network: Scorer) -> Adapter:
@@ -45,3 +48,19 @@ class Passing(Scorer):
             answers.append(Scores(torch.empty(0, 1), {POST_NORM: rows}))
             forward.sequence.write(forward.written_slots(), [-1] * forward.count, forward.row_positions())
         return answers
+
+
+def use_toy_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kangaroo find one for every network."""
+    found = Kangaroo._adapter
+
+    def adapter(self: Kangaroo, request: Request) -> Adapter:
+        if self.adapter != "auto":
+            return found(self, request)
+        return request.remember(("toy adapter",), lambda: toy_adapter(request.host.network), everywhere=True)
+
+    network = Adapter.network
+    monkeypatch.setattr(Kangaroo, "_adapter", adapter)
+    monkeypatch.setattr(  # the rows of scorers without a network are numbers of prefixes, which nothing may change
+        Adapter, "network", lambda self, target: network(self, target) if target.timed else Passing(target.hidden)
+    )

@@ -209,7 +209,7 @@ class TestPull:
     def test_unknown(self, command: Any) -> None:
         result = command("pull", "smollm2-135")
         assert (result.code, result.out) == (2, "")
-        assert "did you mean smollm2-135m?" in result.err
+        assert "did you mean smollm2-135m" in result.err
 
 
 def test_closed_pipe_is_quiet() -> None:

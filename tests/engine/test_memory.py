@@ -154,6 +154,7 @@ class Watched:
         monkeypatch.setattr(Sequence, "write", wrote)
 
 
+@pytest.mark.usefixtures("toy_adapters")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("spec", METHODS)
 def test_no_method_needs_more_than_it_says(spec: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import scipy.stats
 import torch
 
 from decodery.engine.method import Exactness
+from decodery.engine.needs import NEXT_TOKENS
 from decodery.engine.registry import find, names
 from decodery.engine.scheduler import Scheduler
 from decodery.engine.settings import Settings
@@ -107,8 +108,14 @@ def test_speculation_without_drawn_drafts_gives_the_same_tokens(source: str, met
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in names() if find(name).exactness is Exactness.IDENTICAL_TO_SAMPLING]
+    "method",
+    [
+        name
+        for name in names()
+        if find(name).exactness is Exactness.IDENTICAL_TO_SAMPLING and NEXT_TOKENS in find(name).needs
+    ],
 )
+@pytest.mark.usefixtures("toy_adapters")
 def test_drawn_drafts_are_refused_where_the_source_serves_the_target_alone(method: str) -> None:
     lm, _ = model()
     for source in ("arithmetic", "keyed", Recording(Arithmetic())):

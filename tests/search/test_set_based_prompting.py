@@ -234,6 +234,7 @@ def test_neither_edit_alone_would_do() -> None:
 ONE_TEXT = [n for n in names() if find(n).exactness.lossless and NEXT_TOKENS in find(n).needs and not find(n).together]
 
 
+@pytest.mark.usefixtures("toy_adapters")
 @pytest.mark.parametrize("name", ONE_TEXT)
 def test_outputs_are_the_same_for_every_order_whatever_decodes(name: str) -> None:
     """And lossless methods give what plain decoding gives after the set."""

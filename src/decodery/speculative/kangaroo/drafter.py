@@ -81,7 +81,8 @@ class KangarooDrafter(Drafter):
         while True:
             yield from lower.run(fed)
             rows = torch.cat([*self.unread, lower.newest])
-            ask = Forward(self._own, rows, taps=(POST_NORM,), logits=Rows.NONE)
+            positions = sequence.positions[sequence.length - len(rows) :]
+            ask = Forward(self._own, rows, positions, taps=(POST_NORM,), logits=Rows.NONE)
             answer = yield ask
             self.unread = []
             scores = voice.scores(answer.hidden[POST_NORM][-1:])
