@@ -162,3 +162,11 @@ def test_the_one_that_is_complete_first_within_a_token() -> None:
         for token in (0, 2, 1):
             stream.push(token)
         assert (stream.text, stream.stopped_by) == (text, by)
+
+
+def test_an_unseen_token_behind_held_back_text_keeps_its_place() -> None:
+    """The text alone could still begin the string; with what stands behind it, it cannot."""
+    stream = TextStream(ByteTokenizer(), ["b<|user|>"])
+    shown = "".join(stream.push(token) for token in (98, 256, 257)) + stream.finish()
+    assert stream.stopped_by is None
+    assert shown == "b"

@@ -98,7 +98,7 @@ class StopStrings:
         self._unseen = [
             (offset - cut, text)
             for place, (offset, text) in enumerate(self._unseen)
-            if offset > size or certain.begins[place] >= first
+            if offset > min(cut, size) or certain.begins[place] >= first
         ]
         self._searched = length - cut
         self._searched_all = self._searched + sum(len(text) for _, text in self._unseen)
