@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
 
-    import decodery
+    from decodery import loading
 
     parser = recipe_parser("answers", __doc__, folder="where the answers go, so that a broken run goes on")
     parser.add_argument("--model", default="smollm2-135m")
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = read_options(AnswerRecipe(), given)
     all_prompts(recipe)  # which refuses files before the model is loaded
     with progress_bars() as show:
-        answers = write_answers(decodery.load(given["model"]), recipe, given["folder"], show)
+        answers = write_answers(loading.load(given["model"]), recipe, given["folder"], show)
     told = {"answers": len(answers), "tokens": sum(len(answer.output) for answer in answers)}
     Console().print_json(data=told)
 

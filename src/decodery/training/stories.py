@@ -90,9 +90,9 @@ def written(corpus: Corpus, seed: int, folder: Path, progress: Any = silent) -> 
     texts = folder / "texts"
     wanted = [texts / f"{number:05d}.jsonl" for number in range(-(-corpus.stories // BATCH))]
     if not all(path.exists() for path in wanted):
-        import decodery
+        from decodery import loading
 
-        write_stories(decodery.load(corpus.model), corpus.stories, seed, texts, progress)
+        write_stories(loading.load(corpus.model), corpus.stories, seed, texts, progress)
     return list(read_stories(wanted))
 
 

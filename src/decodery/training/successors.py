@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     told = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(told)
-    import decodery
+    from decodery import loading
 
-    lm = decodery.load(given.model)
+    lm = loading.load(given.model)
     with progress_bars() as show:
         answers = write_answers(lm, read_options(RECIPE, vars(given)), given.work, show)
         answers += [answer for folder in given.texts_of for answer in read_answers(folder)]
