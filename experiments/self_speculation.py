@@ -113,7 +113,7 @@ def exits(settings: Settings) -> Study:
     )
 
 
-def _methods(settings: Settings, specs: Sequence[str], claims: Sequence[PublishedClaim]) -> Study:
+def methods(settings: Asked, specs: Sequence[str], claims: Sequence[PublishedClaim]) -> Study:
     """Counts of methods on the same prompts, in one session each. Layer rows: rows times layers, per "
     "new token, without heads."""
     lm = loaded(settings.model)
@@ -177,7 +177,7 @@ def early_exits(settings: Settings) -> Study:
         ]
         specs = [*own, *specs]
         claims = [PublishedClaim("early exits make decoding faster", "speed", "del(bypass=False)", 1.0)]
-    return _methods(settings, specs, claims)
+    return methods(settings, specs, claims)
 
 
 def layer_sets(settings: Settings) -> Study:
@@ -186,7 +186,7 @@ def layer_sets(settings: Settings) -> Study:
         PublishedClaim("sublayers that are left out make decoding faster", "speed", "swift(bypass=False)", 1.0),
         PublishedClaim("the search finds sets that are accepted more", "accepted", "swift(bypass=False)", specs[2]),
     ]
-    return _methods(settings, specs, claims)
+    return methods(settings, specs, claims)
 
 
 class Matchness:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -17,7 +17,7 @@ from decodery.errors import BadSetting, DecoderyError, ModelNotReadable, reason
 from decodery.language_model import LanguageModel
 from decodery.models import adapters, masked_diffusion, store
 from decodery.models.checkpoint import has_tokenizer, tokenizer_folder, weight_files
-from decodery.models.gguf.weights import GgufWeights, weight_source
+from decodery.models.gguf.weights import GgufWeights, pointed_at, weight_source
 from decodery.models.insertions import Insertions
 from decodery.models.known import Known
 from decodery.models.native import build
@@ -90,63 +90,60 @@ def load(
             raise BadSetting(f"quantize={quantize!r} is for a CPU, not for {where}; give device='cpu'.")
         dtype = torch.bfloat16
     precision = NATIVE.get(str(fast)) if where.type == "cpu" else None
-    packing = _Packing(precision if quantize is None else None)
-    reading = None
-    if precision is not None and _wants_native(Path(name), dtype):
-        build.prepare()
-        reading = packing.begin
-    try:
+    with _Packing(precision if quantize is None else None) as packing:
+        reading = None
+        if precision is not None and _wants_native(Path(name), dtype):
+            build.prepare()
+            reading = packing.begin
         folder = store.resolve(str(name), progress=progress, reading=reading)
         base = adapters.base_folder(folder, progress) or folder
         kind = _dtype(dtype, where, base)
         label = Path(name).name if Path(name).exists() else str(name)
-    except BaseException:
-        packing.end()
-        raise
-    try:
-        config = masked_diffusion.read_config(base)
-        diffusion = masked_diffusion.MaskedDiffusion.of(config)
-        insertions = Insertions.of(config, base)
-        bidirectional = diffusion is not None or insertions is not None
-        if quantize is not None:
-            check_model(quantize, label, config, bidirectional)
-        foreign = masked_diffusion.is_foreign(config)
+        try:
+            config = masked_diffusion.read_config(base)
+            diffusion = masked_diffusion.MaskedDiffusion.of(config)
+            insertions = Insertions.of(config, base)
+            bidirectional = diffusion is not None or insertions is not None
+            if quantize is not None:
+                check_model(quantize, label, config, bidirectional)
+            foreign = masked_diffusion.is_foreign(config)
 
-        def complete() -> Any:
-            model = (masked_diffusion.load_foreign if foreign else read_model)(base, config, kind)
-            return model if base == folder else adapters.merged(model, folder)
+            def complete() -> Any:
+                model = (masked_diffusion.load_foreign if foreign else read_model)(base, config, kind)
+                return model if base == folder else adapters.merged(model, folder)
 
-        usual = base == folder and not bidirectional and is_usual(folder, config)
-        native = usual and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
-        known = Known(folder)
-        if native and (source := weight_source(folder)) is not None:
-            packing.begin(source.file)
-        tokenizer = _tokenizer(folder, base, foreign, known)
-        # After the tokenizer, whose reading takes memory that is free again then.
-        found = known.network(label, precision, quantize, packing.ahead) if native and precision is not None else None
-        if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
-            kind = found[0].dtype  # what `complete` reads
-            found[0].complete = complete
-            return _combined(*found, tokenizer, folder, None, limits)
-        if quantize is not None and weight_source(base) is not None:
-            why_not = known.why_not or "adapters are added to numbers, and its file has none"
-            raise BadSetting(f"{label} cannot be kept in {quantize}: {why_not}; leave quantize out.")
-        model = complete().to(where)
-        with quiet():  # a first pass may unpack quantised weights
-            network = network_for(model, label, fast, owned=True, bidirectional=bidirectional, quantize=quantize)
-    except DecoderyError:
-        raise
-    except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
-        raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
-    finally:
-        packing.end()
-    if isinstance(network, NativeNetwork):
-        network.complete = complete
-    return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits, insertions)
+            usual = base == folder and not bidirectional and is_usual(folder, config)
+            native = usual and (kind == torch.bfloat16 or _may_be_bfloat16(dtype, base))
+            known = Known(folder)
+            if native and (file := pointed_at(folder)) is not None:
+                packing.begin(file)
+            tokenizer = _tokenizer(folder, base, foreign, known)
+            # After the tokenizer, whose reading takes memory that is free again then.
+            found = (
+                known.network(label, precision, quantize, packing.ahead) if native and precision is not None else None
+            )
+            if found is not None and (fast not in ("integer", "packed") or found[0].path == fast):
+                kind = found[0].dtype  # what `complete` reads
+                found[0].complete = complete
+                return _combined(*found, tokenizer, folder, None, limits)
+            if quantize is not None and weight_source(base) is not None:
+                why_not = known.why_not or "adapters are added to numbers, and its file has none"
+                raise BadSetting(f"{label} cannot be kept in {quantize}: {why_not}; leave quantize out.")
+            model = complete().to(where)
+            with quiet():  # a first pass may unpack quantised weights
+                network = network_for(model, label, fast, owned=True, bidirectional=bidirectional, quantize=quantize)
+        except DecoderyError:
+            raise
+        except Exception as error:  # files can be wrong in more ways than the libraries that read them have errors for
+            raise ModelNotReadable(f"{name} cannot be loaded from {folder}: {reason(error)}.") from error
+        if isinstance(network, NativeNetwork):
+            network.complete = complete
+        return _combined(network, _end_tokens(model, label), tokenizer, folder, diffusion, limits, insertions)
 
 
 class _Packing:
-    """Packs weights of a GGUF file from the moment on at which it is known. precision: how; None: not at all."""
+    """Packs weights of a GGUF file from the moment on at which it is known, until the load is over. precision: how; None: not
+    at all."""
 
     def __init__(self, precision: Precision | None):
         self._precision = precision
@@ -154,12 +151,14 @@ class _Packing:
 
     def begin(self, file: GgufFile) -> None:
         if self._precision is not None and self.ahead is None:
-            with contextlib.suppress(
-                ModelNotReadable, OSError
-            ):  # whoever reads the weights meets the same, and says it
+            # Whoever reads the weights meets the same, and says it.
+            with contextlib.suppress(ModelNotReadable, OSError):
                 self.ahead = Ahead(GgufWeights(file), self._precision)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
         if self.ahead is not None:
             self.ahead.end()
 

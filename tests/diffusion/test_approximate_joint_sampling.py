@@ -16,6 +16,7 @@ from decodery.diffusion.unmasking.base import CanvasStep
 from decodery.engine.registry import method as as_method
 from decodery.engine.settings import Settings
 from decodery.errors import BadParameter, MethodUnavailable
+from decodery.models import catalogue
 from decodery.models.forward import POST_NORM, Attend, Forward
 from decodery.models.llama_blocks import Shape
 from decodery.testing import denoising_language_model, exact_outputs, total_variation, toy_diffusion_model
@@ -260,7 +261,7 @@ def test_it_is_kept_and_read(tmp_path):
 
 
 def test_what_ships_is_found_by_the_model_s_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(layers, "ARTIFACTS", tmp_path)
+    monkeypatch.setattr(catalogue, "ARTIFACTS", tmp_path)
     for name in ("one", "two"):
         (tmp_path / f"sampler-layer-{name}").mkdir()
         (tmp_path / f"sampler-layer-{name}" / "card.json").write_text(f'{{"fingerprint": "{name}"}}')

@@ -13,9 +13,9 @@ import torch
 
 from decodery.engine.settings import Settings
 from decodery.errors import BadInput, BadParameter, MethodUnavailable, Refused
+from decodery.models import catalogue
 from decodery.models.forward import POST_NORM, Forward, Rows, Scores
 from decodery.models.heads import HeadNetwork
-from decodery.routing.diffadapt import strategies
 from decodery.routing.diffadapt.method import DiffAdapt
 from decodery.routing.diffadapt.strategies import CLASSES, Policy, Probe, Router, Strategy, choose, mean_entropy
 from decodery.testing import toy_language_model, watched
@@ -231,7 +231,7 @@ def test_what_ships_is_found_by_the_model(
     lm: Any, folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Router(probe_for(lm, [0, 0, 9.0]), POLICY, lm.network.fingerprint()).write(tmp_path / "diffadapt-toy", {})
-    monkeypatch.setattr(strategies, "ARTIFACTS", tmp_path)
+    monkeypatch.setattr(catalogue, "ARTIFACTS", tmp_path)
     own = toy_language_model()
     assert own.generate(QUESTION, "diffadapt", max_new_tokens=2).stats.details["strategy"] == "hard"
 

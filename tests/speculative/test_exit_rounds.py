@@ -237,7 +237,7 @@ class TestAdapters:
     def test_those_that_ship_are_found_by_the_network_they_are_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("decodery.speculative.del_.exits.ARTIFACTS", tmp_path)
+        monkeypatch.setattr("decodery.models.catalogue.ARTIFACTS", tmp_path)
         (tmp_path / "exit-adapters-a").mkdir()
         self._trained(tmp_path / "exit-adapters-b", "another")
         mine = self._trained(tmp_path / "exit-adapters-c", "mine")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from decodery.errors import BadInput, MethodUnavailable
-from decodery.speculative.del_ import exits
+from decodery.models import catalogue
 from decodery.speculative.del_.exits import ExitAdapters, shipped
 from decodery.testing import toy_language_model
 from decodery.training.exit_adapters import (
@@ -141,7 +141,7 @@ def test_the_artifact_and_its_card(lm, tmp_path, monkeypatch):
     adapters = ExitAdapters.read(tmp_path / "exit-adapters-toy")
     assert adapters.exits == (1, 2)
     assert len(adapters.tokens) == 100
-    monkeypatch.setattr(exits, "ARTIFACTS", tmp_path)
+    monkeypatch.setattr(catalogue, "ARTIFACTS", tmp_path)
     assert shipped(lm.network.fingerprint()) == tmp_path / "exit-adapters-toy"
     assert shipped("another") is None
     # The method finds them by the model's fingerprint, and its output stays that of plain decoding.
@@ -165,7 +165,7 @@ class TestShipped:
     """What comes with decodery for smollm2-135m."""
 
     def test_they_are_small_and_their_card_is_whole(self):
-        folders = sorted(exits.ARTIFACTS.glob("exit-adapters-*"))
+        folders = sorted(catalogue.ARTIFACTS.glob("exit-adapters-*"))
         assert folders, "no adapters are shipped"
         for folder in folders:
             assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000

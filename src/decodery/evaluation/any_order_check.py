@@ -15,8 +15,8 @@ import numpy as np
 
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of, undecided
-from decodery.evaluation.diffusion_check import LEAVES, ROUNDING, TEMPERATURES, canvases, random_prompts
+from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of, random_prompts, undecided
+from decodery.evaluation.diffusion_check import LEAVES, PROMPT_TOKENS, ROUNDING, TEMPERATURES, canvases
 from decodery.language_model import LanguageModel
 from decodery.testing.any_order import TabularOrders, any_order_language_model
 from decodery.testing.goodness import total_variation
@@ -37,7 +37,9 @@ def any_order_parts(
     lm: LanguageModel, method: Method, prompts: int | Sequence[str], seed: int, tell: Progress
 ) -> list[CheckPart]:
     """All experiments, on an any-order model and on tabular ones."""
-    ids = random_prompts(lm, prompts, seed)
+    model = lm.network.masked
+    assert model is not None
+    ids = random_prompts(lm, prompts, seed, PROMPT_TOKENS, model.reserved)
     parts = [
         canvases(lm, method, ids, temperature, seed, f"canvas at temperature {temperature:g}", tell)
         for temperature in TEMPERATURES

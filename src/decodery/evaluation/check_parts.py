@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from decodery.engine.method import Exactness
-from decodery.errors import BadInput, BadParameter, BadPrompt, MethodUnavailable, Refused, UnknownModel
+from decodery.errors import BadInput, BadParameter, BadPrompt, BadSetting, MethodUnavailable, Refused, UnknownModel
 from decodery.language_model import LanguageModel
 
 Progress = Callable[[str, int, int], None]
@@ -47,3 +49,18 @@ def undecided(exactness: Exactness, part: CheckPart) -> CheckPart:
 def dtype_of(lm: LanguageModel) -> str:
     """The type in which its network computes, such as "float32"."""
     return str(lm.network.dtype).removeprefix("torch.")
+
+
+def random_prompts(
+    lm: LanguageModel, prompts: int | Sequence[str], seed: int, length: int, reserved: Collection[int]
+) -> list[list[int]]:
+    """Token ids of own prompts, or prompts of `length` random tokens without `reserved` ones: a small model's vocabulary knows
+    few texts."""
+    if not isinstance(prompts, int):
+        return [lm.tokenize(text) for text in prompts]
+    if prompts < 1:
+        raise BadSetting(f"prompts must be at least 1, not {prompts}.")
+    hidden = {*reserved, *lm.stop_ids}
+    known = [token for token in range(lm.network.vocabulary) if token not in hidden]
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    return [[known[i] for i in generator.integers(len(known), size=length)] for _ in range(prompts)]

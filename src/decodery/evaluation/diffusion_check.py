@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from decodery.diffusion.base import Claim, DiffusionMethod
 from decodery.engine.events import Unmasked
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.errors import BadSetting
-from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of
+from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of, random_prompts
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
 from decodery.sampling.structured.constraint import constraint_of
@@ -42,7 +39,9 @@ def canvas_parts(
     lm: LanguageModel, method: Method, prompts: int | Sequence[str], seed: int, tell: Progress
 ) -> list[CheckPart]:
     """All experiments on a masked-diffusion model and on tabular denoisers."""
-    ids = random_prompts(lm, prompts, seed)
+    model = lm.network.masked
+    assert model is not None
+    ids = random_prompts(lm, prompts, seed, PROMPT_TOKENS, model.reserved)
     parts = []
     for temperature in TEMPERATURES:
         label = f"canvas at temperature {temperature:g}"
@@ -61,20 +60,6 @@ def canvas_parts(
     parts.append(attempt("constraint by enumeration", partial(_held, method), "here"))
     parts.append(attempt("law by enumeration", partial(_enumerated, method, promised), "here"))
     return parts
-
-
-def random_prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list[list[int]]:
-    """Token ids of own prompts, or prompts of random tokens: a small model's vocabulary knows few texts."""
-    if not isinstance(prompts, int):
-        return [lm.tokenize(text) for text in prompts]
-    if prompts < 1:
-        raise BadSetting(f"prompts must be at least 1, not {prompts}.")
-    model = lm.network.masked
-    assert model is not None
-    hidden = {*model.reserved, *lm.stop_ids}
-    known = [token for token in range(lm.network.vocabulary) if token not in hidden]
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    return [[known[i] for i in generator.integers(len(known), size=PROMPT_TOKENS)] for _ in range(prompts)]
 
 
 def canvases(

@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from decodery.engine.events import Inserted
 from decodery.engine.method import Method
 from decodery.engine.settings import Settings
-from decodery.errors import BadSetting
-from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of
+from decodery.evaluation.check_parts import CheckPart, Progress, attempt, dtype_of, random_prompts
 from decodery.insertion.insertion_language_models import InsertionLanguageModels
 from decodery.language_model import LanguageModel
 from decodery.replies import Reply
@@ -44,7 +41,9 @@ def insertion_parts(
     lm: LanguageModel, method: Method, prompts: int | Sequence[str], seed: int, tell: Progress
 ) -> list[CheckPart]:
     """All experiments on an insertion language model and on tiny ones."""
-    given = _prompts(lm, prompts, seed)
+    model = lm.network.insertions
+    assert model is not None
+    given = random_prompts(lm, prompts, seed, PROMPT_TOKENS, model.never_inserted)
     parts = []
     for name, ids in (("text", given), ("filled holes", [_with_holes(lm, prompt) for prompt in given])):
         for temperature in TEMPERATURES:
@@ -62,20 +61,6 @@ def insertion_parts(
         whole = method.gaps == "free" and method.gap_top_k is None
     parts.append(attempt("law of final texts by enumeration", partial(_enumerated, method, whole), "here"))
     return parts
-
-
-def _prompts(lm: LanguageModel, prompts: int | Sequence[str], seed: int) -> list[list[int]]:
-    """Token ids of own prompts, or prompts of random tokens: a small model's vocabulary knows few texts."""
-    if not isinstance(prompts, int):
-        return [lm.tokenize(text) for text in prompts]
-    if prompts < 1:
-        raise BadSetting(f"prompts must be at least 1, not {prompts}.")
-    model = lm.network.insertions
-    assert model is not None
-    hidden = {*model.never_inserted, *lm.stop_ids}
-    known = [token for token in range(lm.network.vocabulary) if token not in hidden]
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    return [[known[i] for i in generator.integers(len(known), size=PROMPT_TOKENS)] for _ in range(prompts)]
 
 
 def _with_holes(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:

@@ -128,3 +128,13 @@ def shipped(artifacts: Path | None = None) -> dict[str, ShippedModel]:
             folder,
         )
     return found
+
+
+def made_for(folders: str, **facts: object) -> Path | None:
+    """The folder of a trained thing that comes with the package and whose card tells these facts; None where there is none.
+    folders: the pattern of their names."""
+    for card in sorted(ARTIFACTS.glob(f"{folders}/card.json")):
+        told = json.loads(card.read_text(encoding="utf-8"))
+        if all(told.get(name) == fact for name, fact in facts.items()):
+            return card.parent
+    return None

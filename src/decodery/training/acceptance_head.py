@@ -30,7 +30,7 @@ from decodery.errors import BadInput
 from decodery.models.forward import ALL_LAYERS, POST_NORM, Forward, Layers, Rows
 from decodery.speculative.specdec_pp.acceptance import AcceptanceHead, TrainedHead, corrected
 from decodery.training.answers import OwnAnswer, in_groups, read_answers
-from decodery.training.checkpoints import keep, kept, same_recipe
+from decodery.training.checkpoints import keep, kept, once, same_recipe
 from decodery.training.options import (
     Show,
     add_options,
@@ -189,11 +189,11 @@ def all_examples(
     for first in range(0, len(answers), PIECE):
         progress("rows and labels", first, len(answers))
         path = folder / f"examples-{first:06d}.pt"
-        if not path.exists():
-            part = examples_of(lm, drafting, answers[first : first + PIECE], first, recipe)
-            torch.save(vars(part), scratch := path.with_suffix(".tmp"))
-            scratch.rename(path)
-        found.append(Examples(**torch.load(path, weights_only=True)))
+
+        def made(first: int = first) -> dict[str, Any]:
+            return vars(examples_of(lm, drafting, answers[first : first + PIECE], first, recipe))
+
+        found.append(Examples(**once(path, made)))
     progress("rows and labels", len(answers), len(answers))
     return _joined(found)
 
@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
 
-    import decodery
+    from decodery import loading
 
     parser = recipe_parser(
         "acceptance-head",
@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     places = given["answers"], given["folder"], given["artifact"]
     command = f"decodery train acceptance-head {shlex.join(told)}"
     with progress_bars() as show:
-        card = make(decodery.load(given["model"]), given["draft"], recipe, *places, show, command)
+        card = make(loading.load(given["model"]), given["draft"], recipe, *places, show, command)
     Console().print_json(data={"threshold": card["threshold"], **card["metrics"]["measuring"]})
 
 

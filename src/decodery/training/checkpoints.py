@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,16 @@ def kept(folder: Path, identity: str, device: str | None = None) -> dict[str, An
     if state.get("identity") != identity:
         raise BadInput(f"the work folder {folder} holds the checkpoint of another recipe; give another folder.")
     return state
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What a part of a recipe's work gave: read where it was kept, else made and kept whole."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    made = make()
+    torch.save(made, draft := path.with_suffix(".tmp"))
+    os.replace(draft, path)
+    return made
 
 
 def same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:

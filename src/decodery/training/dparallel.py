@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from decodery.models.checkpoint import tokenizer_folder
 from decodery.models.masked_diffusion import read_config
-from decodery.training.checkpoints import keep, kept
 from decodery.training.denoisers import Denoiser, prompts_for
 from decodery.training.masked_diffusion import machine
 from decodery.training.masking import Batch, Row, collate, fill, rows_for
@@ -37,6 +35,7 @@ from decodery.training.options import (
     refusing,
     silent,
 )
+from decodery.training.stepwise import StepTrainer
 
 CHECKPOINT_STEPS = 25
 TOGETHER = 128
@@ -158,15 +157,15 @@ def own_answers(
     return found[: len(prompts)]
 
 
-class DistillationTrainer:
+class DistillationTrainer(StepTrainer):
     """Trains all weights of a model on its own answers."""
 
     def __init__(self, model: Denoiser, recipe: DistillationRecipe, data: Sequence[Row]):
         self.model, self.recipe, self.data = model, recipe, data
         self.weights = list(model.network.parameters())
-        self.optimizer = torch.optim.AdamW(self.weights, lr=recipe.rate, weight_decay=recipe.weight_decay)
-        self.step, self.seconds = 0, 0.0
-        self.log: list[dict[str, float]] = []
+        super().__init__(
+            model.network, torch.optim.AdamW(self.weights, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        )
 
     def advance(self) -> float:
         """One step; its loss."""
@@ -183,23 +182,7 @@ class DistillationTrainer:
 
     def train(self, folder: Path, identity: str, show: Show = silent) -> None:
         """All steps, from the last checkpoint in `folder` where there is one."""
-        if (state := kept(folder, identity)) is not None:
-            self.model.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        total, since, started = 0.0, 0, time.process_time()
-        while self.step < self.recipe.steps:
-            total += self.advance()
-            since += 1
-            show("training", self.step, self.recipe.steps, f"loss {total / since:.4f}")
-            if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
-                self.seconds += time.process_time() - started
-                started = time.process_time()
-                entry = {"step": self.step, "loss": round(total / since, 5), "seconds": round(self.seconds, 1)}
-                self.log.append(entry)
-                total, since = 0.0, 0
-                state = {"network": self.model.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-                keep(folder, identity, {**state, "step": self.step, "seconds": self.seconds, "log": self.log})
+        self.go_on(self.recipe.steps, CHECKPOINT_STEPS, folder, identity, show)
 
 
 def list_metrics(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from decodery.errors import BadInput
@@ -28,7 +29,7 @@ from decodery.models.insertions import ENTRY
 from decodery.training.insertion_network import InsertionLlama
 from decodery.training.insertions import COMPLETE, MISSING, drop, grow, insertion_loss, joint_costs
 from decodery.training.masked_diffusion import Recipe, Trainer, machine
-from decodery.training.masking import Row, Source, collate, fill
+from decodery.training.masking import Batch, Row, Source, collate, fill
 from decodery.training.networks import Shape, SmallLlama
 from decodery.training.options import add_options, changed_options, read_options, recipe_parser, refusing
 
@@ -201,6 +202,13 @@ def new_network(sizes: PlanningSizes, vocabulary_size: int, seed: int = 0) -> Sm
     return InsertionLlama(shape, seed) if sizes.kind == INSERTIONS else SmallLlama(shape, seed)
 
 
+class InsertionTrainer(Trainer):
+    """Minimises the costs of what was dropped, and of the stop head."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return insertion_loss(self.network, batch, generator)
+
+
 def make(
     recipe: Recipe,
     sizes: PlanningSizes,
@@ -230,7 +238,7 @@ def make(
         return {f"exact {size}": share for size, share in accuracy(watched, kind, data, watch_samples).items()}
 
     told = {} if progress is None else {"progress": progress}
-    trainer = Trainer(
+    trainer = (InsertionTrainer if kind == INSERTIONS else Trainer)(
         network,
         rows(data, kind, recipe.seed),
         recipe,
@@ -238,7 +246,6 @@ def make(
         folder,
         watch=watch,
         about={"sizes": asdict(sizes), "data": asdict(data)},
-        objective=insertion_loss if kind == INSERTIONS else None,
         checkpoint_steps=50,
         **told,
     )

@@ -13,7 +13,6 @@ Source: Kangaroo, arXiv 2404.18911, section 3.1; there the adapter begins at ran
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from decodery.speculative.kangaroo.adapter import WEIGHTS, Adapter, empty_adapte
 from decodery.training.answers import OwnAnswer, held_out_answers, in_groups, read_answers
 from decodery.training.checkpoints import keep, kept
 from decodery.training.distillation import SampledVocabulary, divergence
+from decodery.training.masked_diffusion import rise_and_fall
 from decodery.training.options import (
     Show,
     add_options,
@@ -131,10 +131,7 @@ class KangarooTrainer:
     def rate(self) -> float:
         """Of the next step."""
         recipe = self.recipe
-        if self.step < recipe.warmup:
-            return recipe.rate * (self.step + 1) / recipe.warmup
-        done = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return recipe.least_rate + (recipe.rate - recipe.least_rate) * (1 + math.cos(math.pi * done)) / 2
+        return recipe.rate * rise_and_fall(self.step, recipe.steps, recipe.warmup, recipe.least_rate / recipe.rate)
 
     def advance(self) -> float:
         """One step; the divergence in nats."""
@@ -263,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     from rich.console import Console
 
-    import decodery
+    from decodery import loading
 
     parser = recipe_parser(
         "kangaroo",
@@ -277,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     recipe = read_options(KangarooRecipe(), given)
     with progress_bars() as show:
-        lm = decodery.load(given["model"])
+        lm = loading.load(given["model"])
         card = make(lm, recipe, given["answers"], given["folder"], given["artifact"], show)
     Console().print_json(data=card["metrics"])
 

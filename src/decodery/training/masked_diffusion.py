@@ -36,8 +36,6 @@ __all__ = [
 ]  # fmt: skip
 Watch = Callable[[Any, int], dict[str, float]]
 """(network, step) -> numbers for the log."""
-Objective = Callable[[Any, Batch, torch.Generator], torch.Tensor]
-"""(network, batch, generator) -> the loss of the batch in nats, a scalar in float32."""
 Progress = Callable[[int, int, dict[str, float]], None]
 """(step, of how many, the newest entry of the log)."""
 
@@ -84,10 +82,16 @@ class Recipe:
             place, length = step - self.first_steps, self.steps - self.first_steps
         else:
             place, length = step, self.first_steps or self.steps
-        if place < self.warmup:
-            return self.rate * (place + 1) / self.warmup
-        share = (place - self.warmup) / max(1, length - self.warmup)
-        return self.rate * (self.last_rate + (1 - self.last_rate) * (1 + math.cos(math.pi * share)) / 2)
+        return self.rate * rise_and_fall(place, length, self.warmup, self.last_rate)
+
+
+def rise_and_fall(step: int, steps: int, warmup: int, last: float) -> float:
+    """The rate of a step, counted from 0, as a share of the highest: a line over `warmup` steps, then along a cosine to
+    `last`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass
@@ -104,8 +108,6 @@ class Trainer:
     watch: Watch | None = None
     watch_steps: int = 500
     progress: Progress = silent
-    objective: Objective | None = None
-    """In place of the loss that the recipe's masks name."""
     about: dict[str, Any] = field(default_factory=dict)
     """What else must be the same for a checkpoint to be continued: the data's settings, for example."""
 
@@ -177,8 +179,6 @@ class Trainer:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """What the present step makes smaller: a scalar in float32."""
-        if self.objective is not None:
-            return self.objective(self.network, batch, generator)
         return loss(self.network, batch, self.recipe.masks, self.mask_token, generator)
 
     def finished(self) -> Any:

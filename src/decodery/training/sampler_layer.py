@@ -11,7 +11,6 @@ on where it was. After arXiv 2509.22738.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from decodery.diffusion.approximate_joint_sampling.layer import SamplerLayer, TrainedLayer
-from decodery.training.checkpoints import keep, kept
 from decodery.training.denoisers import Denoiser, prompts_for
 from decodery.training.masked_diffusion import machine
 from decodery.training.masking import Batch, collate, rows_for
@@ -35,6 +33,7 @@ from decodery.training.options import (
     refusing,
     silent,
 )
+from decodery.training.stepwise import StepTrainer
 
 CHECKPOINT_STEPS = 50
 TOGETHER = 128
@@ -168,7 +167,7 @@ def depth_weights(depth: int) -> Tensor:
     return (0.5 ** torch.arange(depth)).softmax(0)
 
 
-class LayerTrainer:
+class LayerTrainer(StepTrainer):
     """Trains a sampler layer on trajectories of a frozen model."""
 
     def __init__(self, base: Denoiser, recipe: LayerRecipe, data: Sequence[Trajectory]):
@@ -176,9 +175,7 @@ class LayerTrainer:
         base.network.requires_grad_(False)
         self.layer = SamplerLayer(base.network.shape)
         self.layer.block.load_state_dict(base.network.model.layers[-1].state_dict())
-        self.optimizer = torch.optim.AdamW(self.layer.parameters(), lr=recipe.rate, weight_decay=0.0)
-        self.step, self.seconds = 0, 0.0
-        self.log: list[dict[str, float]] = []
+        super().__init__(self.layer, torch.optim.AdamW(self.layer.parameters(), lr=recipe.rate, weight_decay=0.0))
 
     def advance(self) -> float:
         """One step; its loss, in nats."""
@@ -200,22 +197,7 @@ class LayerTrainer:
 
     def train(self, folder: Path, identity: str, show: Show = silent) -> None:
         """All steps, from the last checkpoint in `folder` where there is one."""
-        if (state := kept(folder, identity)) is not None:
-            self.layer.load_state_dict(state["layer"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        total, since, started = 0.0, 0, time.process_time()
-        while self.step < self.recipe.steps:
-            total += self.advance()
-            since += 1
-            show("training", self.step, self.recipe.steps, f"loss {total / since:.4f}")
-            if self.step % CHECKPOINT_STEPS == 0 or self.step == self.recipe.steps:
-                self.seconds += time.process_time() - started
-                started = time.process_time()
-                self.log.append({"step": self.step, "loss": round(total / since, 5), "seconds": round(self.seconds, 1)})
-                total, since = 0.0, 0
-                state = {"layer": self.layer.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-                keep(folder, identity, {**state, "seconds": self.seconds, "log": self.log})
+        self.go_on(self.recipe.steps, CHECKPOINT_STEPS, folder, identity, show)
 
 
 @torch.no_grad()

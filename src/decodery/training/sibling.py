@@ -31,7 +31,7 @@ from decodery.errors import BadInput
 from decodery.models.forward import POST_NORM, Forward
 from decodery.models.shared_embedding import write_layers
 from decodery.training.answers import OwnAnswer, held_out_answers, hidden_rows, in_groups, read_answers
-from decodery.training.checkpoints import keep, kept
+from decodery.training.checkpoints import keep, kept, once
 from decodery.training.distillation import SampledVocabulary, divergence
 from decodery.training.options import (
     Show,
@@ -245,15 +245,11 @@ def rows_of(lm: LanguageModel, answers: Sequence[OwnAnswer], folder: Path, progr
     for start in range(0, len(answers), PIECE):
         progress("the model's rows", start, len(answers))
         piece = answers[start : start + PIECE]
-        path = folder / f"rows-{start:06d}.pt"
-        if path.exists():
-            found.append(torch.load(path, weights_only=True))
-            continue
-        rows = hidden_rows(lm, piece, (POST_NORM,))[POST_NORM].bfloat16()
-        if len(piece) == PIECE:
-            torch.save(rows, scratch := path.with_suffix(".tmp"))
-            scratch.rename(path)
-        found.append(rows)
+
+        def read(piece: Sequence[OwnAnswer] = piece) -> Tensor:
+            return hidden_rows(lm, piece, (POST_NORM,))[POST_NORM].bfloat16()
+
+        found.append(once(folder / f"rows-{start:06d}.pt", read) if len(piece) == PIECE else read())
     progress("the model's rows", len(answers), len(answers))
     return torch.cat(found)
 
@@ -330,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from rich.console import Console
 
-    import decodery
+    from decodery import loading
 
     parser = recipe_parser(
         "sibling",
@@ -346,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = read_options(SiblingRecipe(), given)
     command = f"decodery train sibling {shlex.join(told)}"
     with progress_bars() as show:
-        lm = decodery.load(given["model"])
+        lm = loading.load(given["model"])
         card = make(lm, recipe, given["answers"], given["folder"], given["artifact"], show, command)
     Console().print_json(data={"agreement": card["metrics"]["agreement"]})
 

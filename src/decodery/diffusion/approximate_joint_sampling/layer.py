@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decodery.errors import MethodUnavailable
-from decodery.models.catalogue import ARTIFACTS
+from decodery.models import catalogue
 from decodery.models.forward import POST_NORM, Forward, Scores
 from decodery.models.heads import HeadNetwork
 from decodery.models.llama_blocks import Layer, Norm, Shape, rotations
@@ -98,11 +98,7 @@ class TrainedLayer:
 
 def shipped(fingerprint: str) -> Path | None:
     """The folder of the layer that ships with decodery for the network of this fingerprint, if there is one."""
-    for path in sorted(ARTIFACTS.glob("sampler-layer-*")):
-        card = path / "card.json"
-        if card.exists() and json.loads(card.read_text("utf-8")).get("fingerprint") == fingerprint:
-            return path
-    return None
+    return catalogue.made_for("sampler-layer-*", fingerprint=fingerprint)
 
 
 class SamplerNetwork(HeadNetwork):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decodery.errors import BadInput
-from decodery.models.catalogue import ARTIFACTS
+from decodery.models import catalogue
 
 FILE, CARD = "probe.safetensors", "card.json"
 CLASSES = ("easy", "normal", "hard")
@@ -172,7 +172,4 @@ class Router:
 
 def shipped(fingerprint: str) -> Path | None:
     """The folder of the probe that ships for the network of this fingerprint, if there is one."""
-    for path in sorted(ARTIFACTS.glob("diffadapt-*")):
-        if json.loads((path / CARD).read_text("utf-8")).get("fingerprint") == fingerprint:
-            return path
-    return None
+    return catalogue.made_for("diffadapt-*", fingerprint=fingerprint)

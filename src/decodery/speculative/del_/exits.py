@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from decodery.errors import MethodUnavailable
-from decodery.models.catalogue import ARTIFACTS
+from decodery.models import catalogue
 
 FILE = "adapters.safetensors"
 
@@ -93,8 +93,4 @@ class ExitAdapters:
 
 def shipped(fingerprint: str) -> Path | None:
     """The folder of the adapters that ship with decodery for the network of this fingerprint, if there are any."""
-    for path in sorted(ARTIFACTS.glob("exit-adapters-*")):
-        card = path / "card.json"
-        if card.exists() and json.loads(card.read_text("utf-8")).get("fingerprint") == fingerprint:
-            return path
-    return None
+    return catalogue.made_for("exit-adapters-*", fingerprint=fingerprint)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from decodery.errors import MethodUnavailable
-from decodery.models.catalogue import ARTIFACTS
+from decodery.models import catalogue
 
 if TYPE_CHECKING:
     from decodery.models.scorer import Network, Scorer
@@ -134,7 +134,4 @@ class Adapter:
 
 def shipped(fingerprint: str) -> Path | None:
     """The folder of the adapter that ships with decodery for the network of this fingerprint, if there is one."""
-    for card in sorted(ARTIFACTS.glob("kangaroo-*/card.json")):
-        if json.loads(card.read_text("utf-8")).get("fingerprint") == fingerprint:
-            return card.parent
-    return None
+    return catalogue.made_for("kangaroo-*", fingerprint=fingerprint)

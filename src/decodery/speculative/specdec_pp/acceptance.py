@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from decodery.errors import MethodUnavailable
-from decodery.models.catalogue import ARTIFACTS
+from decodery.models import catalogue
 
 FILE = "head.safetensors"
 
@@ -111,8 +111,4 @@ class TrainedHead:
 
 def shipped(target: str, draft: str, layers: int) -> Path | None:
     """The folder of the head that ships with decodery for these networks, if there is one."""
-    for card in sorted(ARTIFACTS.glob("acceptance-head-*/card.json")):
-        told = json.loads(card.read_text("utf-8"))
-        if (told["target"], told["draft"], told["layers"]) == (target, draft, layers):
-            return card.parent
-    return None
+    return catalogue.made_for("acceptance-head-*", target=target, draft=draft, layers=layers)
